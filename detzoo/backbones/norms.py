@@ -1,0 +1,71 @@
+"""The normalisation layers among which every network chooses, by one name."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+NORMS = ('batch_norm', 'frozen_batch_norm', 'group_norm')
+
+
+class FrozenBatchNorm(nn.Module):
+    """Batch normalisation with four constant vectors, which live in the collection 'frozen' and are never trained.
+
+    The convention of fine-tuned detectors: statistics of a few large images a device are worse than those of ImageNet.
+    """
+
+    epsilon: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises [..., C]."""
+        shape = x.shape[-1:]
+        scale, bias, mean, var = (
+            self.variable('frozen', name, init, shape).value
+            for name, init in (('scale', jnp.ones), ('bias', jnp.zeros), ('mean', jnp.zeros), ('var', jnp.ones))
+        )
+        factor = scale * jax.lax.rsqrt(var + self.epsilon)
+        return x * factor.astype(self.dtype) + (bias - mean * factor).astype(self.dtype)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation (1803.08494) in 32 groups, in fewer where the channels are not a multiple of 32."""
+
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises [..., C]."""
+        groups = next(groups for groups in (32, 16, 8, 4, 2, 1) if x.shape[-1] % groups == 0)
+        return nn.GroupNorm(num_groups=groups, epsilon=self.epsilon, dtype=self.dtype, name='norm')(x)
+
+
+def make_norm(name: str, *, train: bool, axis_name: str | None, dtype: Any, epsilon: float = 1e-5) -> Callable[..., nn.Module]:
+    """Binds a normalisation layer to how a network is run.
+
+    Args:
+        name: one of NORMS.
+        train: whether batch statistics are taken from the batch and updated.
+        axis_name: the mapped axis over which batch statistics are synchronised, or None.
+        dtype: of the computation; statistics are float32 always.
+        epsilon: added to the variance.
+
+    Returns:
+        A constructor that takes `name`.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if name == 'batch_norm':
+        return functools.partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=epsilon, dtype=dtype,
+                                 axis_name=axis_name if train else None)
+    if name == 'frozen_batch_norm':
+        return functools.partial(FrozenBatchNorm, epsilon=epsilon, dtype=dtype)
+    if name == 'group_norm':
+        return functools.partial(GroupNorm, epsilon=epsilon, dtype=dtype)
+    raise ValueError(f'unknown norm {name!r}: use one of {", ".join(NORMS)}')

@@ -1,0 +1,117 @@
+"""ResNet (Deep Residual Learning, arXiv 1512.03385): images [B, H, W, 3] to C2..C5 of stride 4..32.
+
+    stem 7x7/2, max pooling 3x3/2 -> 4 stages of residual blocks; a stage's first block halves the size (not the first's)
+
+Padding is torchvision's (explicit, symmetric), and so is the place of the stride: the 3x3 convolution of a bottleneck
+block ("v1.5"), not its first 1x1 as in the paper.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from detzoo.backbones.norms import make_norm
+
+he_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+
+
+def conv(features: int, kernel: int, stride: int, dtype: Any, name: str) -> nn.Conv:
+    """Makes a convolution without bias that keeps ceil(size / stride) cells."""
+    return nn.Conv(features, (kernel, kernel), (stride, stride), padding=kernel // 2, use_bias=False, dtype=dtype,
+                   kernel_init=he_normal, name=name)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut."""
+
+    features: int
+    stride: int
+    norm: Callable[..., nn.Module]
+    dtype: Any
+    expansion = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [B, h, w, C] to [B, h / stride, w / stride, features]."""
+        y = conv(self.features, 3, self.stride, self.dtype, 'conv1')(x)
+        y = nn.relu(self.norm(name='norm1')(y))
+        y = conv(self.features, 3, 1, self.dtype, 'conv2')(y)
+        y = self.norm(name='norm2')(y)
+        return nn.relu(y + _shortcut(self, x, y))
+
+
+class BottleneckBlock(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions and a shortcut; the output has four times the inner channels."""
+
+    features: int
+    stride: int
+    norm: Callable[..., nn.Module]
+    dtype: Any
+    expansion = 4
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [B, h, w, C] to [B, h / stride, w / stride, 4 * features]."""
+        y = conv(self.features, 1, 1, self.dtype, 'conv1')(x)
+        y = nn.relu(self.norm(name='norm1')(y))
+        y = conv(self.features, 3, self.stride, self.dtype, 'conv2')(y)
+        y = nn.relu(self.norm(name='norm2')(y))
+        y = conv(self.features * self.expansion, 1, 1, self.dtype, 'conv3')(y)
+        y = self.norm(name='norm3')(y)
+        return nn.relu(y + _shortcut(self, x, y))
+
+
+def _shortcut(block: nn.Module, x: jax.Array, y: jax.Array) -> jax.Array:
+    """The identity where shapes allow, else a projection; called inside a block's compact method."""
+    if x.shape == y.shape:
+        return x
+    x = conv(y.shape[-1], 1, block.stride, block.dtype, 'shortcut_conv')(x)
+    return block.norm(name='shortcut_norm')(x)
+
+
+DEPTHS = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (BottleneckBlock, (3, 4, 6, 3)),
+    101: (BottleneckBlock, (3, 4, 23, 3)),
+}
+
+
+class ResNet(nn.Module):
+    """The four stages of a ResNet.
+
+    depth: 18, 34, 50 or 101.
+    width: factor on all channels; 1 is the paper's 64 in the first stage.
+    norm: a name of `norms.NORMS`; norm_epsilon: added to variances.
+    axis_name: the axis over which batch statistics are synchronised.
+    dtype: of the computation.
+    """
+
+    depth: int = 50
+    width: float = 1.0
+    norm: str = 'batch_norm'
+    norm_epsilon: float = 1e-5
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> Sequence[jax.Array]:
+        """Maps [B, H, W, 3] to (C2, C3, C4, C5), each [B, H / stride, W / stride, C] with stride 4, 8, 16, 32."""
+        if self.depth not in DEPTHS:
+            raise ValueError(f'no ResNet of depth {self.depth}: use one of {", ".join(map(str, DEPTHS))}')
+        block, block_counts = DEPTHS[self.depth]
+        norm = make_norm(self.norm, train=train, axis_name=self.axis_name, dtype=self.dtype, epsilon=self.norm_epsilon)
+        features = round(64 * self.width)
+        x = conv(features, 7, 2, self.dtype, 'stem_conv')(x.astype(self.dtype))
+        x = nn.relu(norm(name='stem_norm')(x))
+        x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        stages = []
+        for stage, count in enumerate(block_counts):
+            for index in range(count):
+                stride = 2 if stage > 0 and index == 0 else 1
+                x = block(features * 2**stage, stride, norm, self.dtype, name=f'stage{stage + 1}_block{index + 1}')(x)
+            stages.append(x)
+        return tuple(stages)

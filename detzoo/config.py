@@ -1,0 +1,145 @@
+"""The keys of a config: which there are, what they mean, and what an omitted one is.
+
+A config file sets what its experiment is about and calls `complete`, so that every config that is stored or printed is
+whole: two of them can be compared key by key, and each key can be set on the command line.
+"""
+
+import difflib
+import inspect
+import json
+from collections.abc import Callable
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from detzoo.detectors import DETECTORS
+
+FILLED_IN = ('num_classes', 'axis_name')  # of a detector's arguments: known from the data and the devices
+MUTABLE = ('data.data_dir', 'training.steps', 'training.checkpoint_every', 'training.evaluate_every')
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used; the message names the key and what to do."""
+
+
+def defaults() -> ml_collections.ConfigDict:
+    """Makes a config with every key but the detector's, at its default."""
+    c = ml_collections.ConfigDict()
+    c.seed = 0  # of initialisation, data order, augmentation and sampling
+
+    c.data = ml_collections.ConfigDict()
+    c.data.name = 'shapes'  # a data set: 'shapes', 'histology', or a name given to scripts/prepare_data.py
+    c.data.data_dir = config_dict.placeholder(str)  # where data sets lie; default: ~/tensorflow_datasets
+    c.data.train_split = 'train'  # TFDS notation: 'train[:10%]' is its first tenth
+    c.data.validation_split = 'validation'
+    c.data.canvases = ((128, 128),)  # (height, width) each; a step draws one; one compilation each
+    c.data.max_boxes = 32  # rows of ground truth an image; what finds no row is counted (gt_dropped)
+    c.data.threads = 8  # that decode and augment
+
+    c.data.recipe = ml_collections.ConfigDict()
+    c.data.recipe.shorter_side = config_dict.placeholder(int)  # limits of a resized image, pixels; default: none,
+    c.data.recipe.longer_side = config_dict.placeholder(int)  # the image fills the canvas
+    c.data.recipe.flip = 0.5  # probability of a horizontal flip
+    c.data.recipe.rotate90 = False  # turn by a random multiple of 90 degrees
+    c.data.recipe.scale_range = (1.0, 1.0)  # factors of the scale, drawn log-uniformly; what hangs over is cropped
+    c.data.recipe.color_jitter = 0.0  # strength of changes of brightness, contrast and saturation, 0..1
+
+    c.model = ml_collections.ConfigDict()
+    c.model.name = config_dict.placeholder(str)  # a key of detzoo.detectors.DETECTORS; the other keys are the arguments of its make
+
+    c.training = ml_collections.ConfigDict()
+    c.training.steps = 1000  # of the whole run
+    c.training.batch_size = 16  # images an update, of all devices together
+    c.training.accumulate = 1  # micro-batches an update: their losses, each with its own normaliser, are averaged
+    c.training.checkpoint_every = 500  # steps
+    c.training.evaluate_every = 500  # steps; 0: at the end only
+
+    c.optimizer = ml_collections.ConfigDict()
+    c.optimizer.name = 'adamw'  # 'adamw' or 'sgd'
+    c.optimizer.learning_rate = 1e-3
+    c.optimizer.schedule = 'cosine'  # 'cosine', 'steps' or 'constant'
+    c.optimizer.decay_at = (0.67, 0.89)  # with 'steps': shares of the run at which the rate falls to a tenth
+    c.optimizer.warmup_steps = 100
+    c.optimizer.weight_decay = 1e-4  # not on biases and normalisation
+    c.optimizer.momentum = 0.9  # of 'sgd'
+    c.optimizer.clip_norm = 0.0  # limit on the gradient's global norm; 0: none
+    c.optimizer.ema_decay = 0.0  # of the moving average of parameters with which is evaluated; 0: none
+    c.optimizer.frozen = ''  # regular expression on parameter paths like 'backbone/stem_conv/kernel'
+
+    c.initialize_backbone = config_dict.placeholder(str)  # a .safetensors file in torchvision's names
+
+    c.evaluation = ml_collections.ConfigDict()
+    c.evaluation.batch_size = 16  # images at once, of all devices together
+    return c
+
+
+def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Fills in what a config omits: `defaults`, and the default arguments of its detector.
+
+    Args:
+        config: with `model.name` at least.
+
+    Returns:
+        a config with every key.
+
+    Raises:
+        ConfigError: for a key that does not exist; names the nearest that does.
+    """
+    name = config.get('model', {}).get('name')
+    if name not in DETECTORS:
+        raise ConfigError(f'model.name is {name!r}: {", ".join(DETECTORS)} are known')
+    whole = defaults()
+    whole.model.update(model_defaults(DETECTORS[name]))
+    known = dict(flatten(whole))
+    for key, value in flatten(config):
+        if key not in known:
+            nearest = difflib.get_close_matches(key, known, 1, cutoff=0)[0]
+            raise ConfigError(f'there is no config key {key!r}: the nearest is {nearest!r}')
+        whole.update_from_flattened_dict({key: value})
+    return whole
+
+
+def model_defaults(make: Callable[..., Any]) -> dict[str, Any]:
+    """Returns the arguments of a detector's `make` with their defaults; an absent one is None, of the annotated type."""
+    types = {'str | None': str, 'int | None': int, 'float | None': float}
+    arguments = {}
+    for key, parameter in inspect.signature(make).parameters.items():
+        if key in FILLED_IN:
+            continue
+        absent = parameter.default is None
+        arguments[key] = config_dict.placeholder(types[str(parameter.annotation)]) if absent else parameter.default
+    return arguments
+
+
+def flatten(config: ml_collections.ConfigDict, prefix: str = '') -> list[tuple[str, Any]]:
+    """Lists (dotted key, value) of all leaves."""
+    leaves = []
+    for key in config:
+        nested = isinstance(config[key], ml_collections.ConfigDict)
+        leaves += flatten(config[key], f'{prefix}{key}.') if nested else [(prefix + key, config[key])]
+    return leaves
+
+
+def to_json(config: ml_collections.ConfigDict) -> str:
+    """Writes a config as indented JSON."""
+    return json.dumps(config.to_dict(), indent=2) + '\n'
+
+
+def from_json(text: str) -> ml_collections.ConfigDict:
+    """Reads what `to_json` wrote; lists come back as tuples."""
+
+    def tuples(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: tuples(item) for key, item in value.items()}
+        return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+    return complete(ml_collections.ConfigDict(tuples(json.loads(text))))
+
+
+def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """Lists the keys that differ, with both values; an absent key is None."""
+    old_leaves, new_leaves = (json.loads(json.dumps(dict(flatten(config)))) for config in (old, new))
+    keys = sorted(old_leaves.keys() | new_leaves.keys())
+    pairs = {key: (old_leaves.get(key), new_leaves.get(key)) for key in keys}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}

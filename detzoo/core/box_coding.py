@@ -1,0 +1,51 @@
+"""Box coding: what a head regresses, relative to an anchor, and back."""
+
+import math
+from collections.abc import Sequence
+
+import chex
+import jax.numpy as jnp
+
+from detzoo.core import boxes as box_ops
+from detzoo.types import Array
+
+MAX_LOG_SCALE = math.log(1000 / 16)  # a box may grow 62.5 times at most: keeps exp finite (Faster R-CNN's own code)
+
+
+def encode(boxes: Array, anchors: Array, *, weights: Sequence[float] = (1, 1, 1, 1)) -> Array:
+    """Expresses boxes relative to anchors (R-CNN, 1311.2524, appendix C).
+
+    tx = (x - xa) / wa, ty = (y - ya) / ha, tw = log(w / wa), th = log(h / ha), each times its weight.
+
+    Args:
+        boxes: [A, 4] float xyxy, with width and height > 0.
+        anchors: [A, 4] float xyxy, with width and height > 0.
+        weights: factors of the four deltas.
+
+    Returns:
+        [A, 4] float: deltas of centre x, centre y, width, height.
+    """
+    chex.assert_equal_shape([boxes, anchors])
+    target, anchor = box_ops.xyxy_to_cxcywh(boxes), box_ops.xyxy_to_cxcywh(anchors)
+    shift = (target[..., :2] - anchor[..., :2]) / anchor[..., 2:]
+    scale = jnp.log(target[..., 2:] / anchor[..., 2:])
+    return jnp.concatenate([shift, scale], axis=-1) * jnp.asarray(weights, boxes.dtype)
+
+
+def decode(deltas: Array, anchors: Array, *, weights: Sequence[float] = (1, 1, 1, 1)) -> Array:
+    """Applies deltas to anchors: the inverse of `encode` up to the limit on growth.
+
+    Args:
+        deltas: [A, 4] float, as `encode` returns them.
+        anchors: [A, 4] float xyxy.
+        weights: factors of the four deltas, those of `encode`.
+
+    Returns:
+        [A, 4] float xyxy, with width and height > 0.
+    """
+    chex.assert_equal_shape([deltas, anchors])
+    anchor = box_ops.xyxy_to_cxcywh(anchors)
+    deltas = deltas / jnp.asarray(weights, deltas.dtype)
+    center = deltas[..., :2] * anchor[..., 2:] + anchor[..., :2]
+    size = jnp.exp(jnp.minimum(deltas[..., 2:], MAX_LOG_SCALE)) * anchor[..., 2:]
+    return box_ops.cxcywh_to_xyxy(jnp.concatenate([center, size], axis=-1))

@@ -1,0 +1,111 @@
+"""Geometry of axis-aligned boxes: formats, areas, overlaps, clipping.
+
+Boxes are xyxy in continuous pixels, so a box's width is x2 - x1. Every function takes any number of leading axes except
+the pairwise ones, which take the boxes of one image.
+"""
+
+import chex
+import jax.numpy as jnp
+
+from detzoo.types import Array
+
+
+def xyxy_to_cxcywh(boxes: Array) -> Array:
+    """Converts corners to centres and sizes.
+
+    Args:
+        boxes: [..., 4] float, xyxy.
+
+    Returns:
+        [..., 4] float: centre x, centre y, width, height.
+    """
+    corner_min, corner_max = jnp.split(boxes, 2, axis=-1)
+    return jnp.concatenate([(corner_min + corner_max) / 2, corner_max - corner_min], axis=-1)
+
+
+def cxcywh_to_xyxy(boxes: Array) -> Array:
+    """Converts centres and sizes to corners: the inverse of `xyxy_to_cxcywh`.
+
+    Args:
+        boxes: [..., 4] float: centre x, centre y, width, height.
+
+    Returns:
+        [..., 4] float, xyxy.
+    """
+    center, size = jnp.split(boxes, 2, axis=-1)
+    return jnp.concatenate([center - size / 2, center + size / 2], axis=-1)
+
+
+def area(boxes: Array) -> Array:
+    """Computes areas; a box whose corners are in the wrong order has none.
+
+    Args:
+        boxes: [..., 4] float, xyxy.
+
+    Returns:
+        [...] float, square pixels, >= 0.
+    """
+    size = jnp.maximum(boxes[..., 2:] - boxes[..., :2], 0)
+    return size[..., 0] * size[..., 1]
+
+
+def pairwise_intersection(boxes1: Array, boxes2: Array) -> Array:
+    """Computes the area that each box of one list shares with each of the other.
+
+    Args:
+        boxes1: [M, 4] float, xyxy.
+        boxes2: [A, 4] float, xyxy.
+
+    Returns:
+        [M, A] float, square pixels, >= 0.
+    """
+    chex.assert_shape([boxes1, boxes2], (None, 4))
+    corner_min = jnp.maximum(boxes1[:, None, :2], boxes2[None, :, :2])
+    corner_max = jnp.minimum(boxes1[:, None, 2:], boxes2[None, :, 2:])
+    size = jnp.maximum(corner_max - corner_min, 0)  # [M, A, 2]
+    return size[..., 0] * size[..., 1]
+
+
+def pairwise_iou(boxes1: Array, boxes2: Array) -> Array:
+    """Computes the intersection over union of each box of one list with each of the other.
+
+    Args:
+        boxes1: [M, 4] float, xyxy.
+        boxes2: [A, 4] float, xyxy.
+
+    Returns:
+        [M, A] float in 0..1; 0 where both boxes are empty.
+    """
+    intersection = pairwise_intersection(boxes1, boxes2)
+    union = area(boxes1)[:, None] + area(boxes2)[None, :] - intersection
+    return jnp.where(union > 0, intersection / jnp.where(union > 0, union, 1), 0)
+
+
+def pairwise_coverage(boxes1: Array, boxes2: Array) -> Array:
+    """Computes which share of each box of the second list lies inside each of the first.
+
+    COCO's rule for crowds: the overlap is measured against the own area, since a crowd's extent says nothing of its members.
+
+    Args:
+        boxes1: [M, 4] float, xyxy: the regions, for example crowds.
+        boxes2: [A, 4] float, xyxy.
+
+    Returns:
+        [M, A] float in 0..1; 0 where the second box is empty.
+    """
+    own = area(boxes2)[None, :]
+    return jnp.where(own > 0, pairwise_intersection(boxes1, boxes2) / jnp.where(own > 0, own, 1), 0)
+
+
+def clip(boxes: Array, window: Array) -> Array:
+    """Moves corners that lie outside a window onto its border.
+
+    Args:
+        boxes: [..., 4] float, xyxy.
+        window: [4] float, xyxy.
+
+    Returns:
+        [..., 4] float; a box that lies outside altogether ends with no area.
+    """
+    chex.assert_shape(window, (4,))
+    return jnp.clip(boxes, jnp.tile(window[:2], 2), jnp.tile(window[2:], 2))

@@ -1,0 +1,32 @@
+"""Images: from pixels to what a network reads."""
+
+from collections.abc import Sequence
+
+import chex
+import jax.numpy as jnp
+
+from detzoo.types import Array
+
+
+def normalize(image: Array, window: Array, *, mean: Sequence[float], std: Sequence[float], bgr: bool = False) -> Array:
+    """Subtracts the mean, divides by the deviation, and zeroes what lies outside the window.
+
+    Zeros after normalising, not before: a padded canvas then looks to the first convolution like its own zero padding.
+
+    Args:
+        image: [H, W, 3] uint8 or float32, RGB in 0..255.
+        window: [4] float xyxy, where the image lies on the canvas.
+        mean: of the channels in the order the network reads them, in 0..255.
+        std: of the channels, likewise.
+        bgr: whether the network reads BGR.
+
+    Returns:
+        [H, W, 3] float32.
+    """
+    chex.assert_shape(image, (None, None, 3))
+    height, width, _ = image.shape
+    image = image.astype(jnp.float32)[..., ::-1] if bgr else image.astype(jnp.float32)
+    image = (image - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+    y, x = jnp.arange(height) + 0.5, jnp.arange(width) + 0.5
+    inside = ((y > window[1]) & (y < window[3]))[:, None] & ((x > window[0]) & (x < window[2]))[None, :]
+    return jnp.where(inside[..., None], image, 0)

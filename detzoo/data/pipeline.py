@@ -1,0 +1,165 @@
+"""From records to padded batches, through Grain; the data position is the step.
+
+    training:   range(N) -> shuffle, repeat -> [position] decode, augment, pad -> every n-th for process n -> batch
+    evaluation: each record once, on the canvas where it is largest, the last batch filled up with invalid rows
+
+Element i of the training stream is a function of (seed, i) alone: any number of processes makes the same global
+stream, resuming is slicing, and there is no iterator state to save.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import cv2
+import grain
+import jax
+import numpy as np
+
+from detzoo.data.augment import augment, choose_canvas, place
+from detzoo.data.records import Dataset, decode_image
+from detzoo.types import Batch, GroundTruth, Inputs
+
+cv2.setNumThreads(1)  # Grain's threads each take an image; OpenCV's own would only get in their way
+
+
+def train_batches(
+    dataset: Dataset,
+    *,
+    canvases: Sequence[tuple[int, int]],
+    max_boxes: int,
+    recipe: Mapping[str, Any],
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    process: int = 0,
+    processes: int = 1,
+    threads: int = 16,
+) -> Iterator[Batch]:
+    """Iterates over this process's share of the endless training stream, prefetched by threads.
+
+    Args:
+        dataset: the training split.
+        canvases: (H, W) each; all images of a step share the canvas `canvas_of_step` draws.
+        max_boxes: M. The largest objects of an image get the rows; how many found none is in `gt.dropped`.
+        recipe: of `augment`.
+        batch_size: of all processes together.
+        seed: of shuffling, augmentation and canvases.
+        start_step: the first step to make.
+        process, processes: this process makes the elements process, process + processes, ... of each batch.
+        threads: that decode and augment.
+
+    Returns:
+        an iterator of Batch with leading axis batch_size / processes, numpy.
+    """
+    if batch_size % processes:
+        raise ValueError(f'batch_size {batch_size} is not a multiple of the {processes} processes')
+
+    def load(position: int, index: int) -> Batch:
+        """The example at a position of the stream."""
+        canvas = canvas_of_step(position // batch_size, canvases, seed)
+        return load_augmented(dataset, index, canvas, max_boxes, recipe, np.random.RandomState([seed, position]))
+
+    stream = grain.MapDataset.range(len(dataset.records)).seed(seed).shuffle().repeat().map_with_index(load)
+    batches = stream[process::processes].batch(batch_size // processes)[start_step:]
+    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=8)))
+
+
+def canvas_of_step(step: int, canvases: Sequence[tuple[int, int]], seed: int) -> tuple[int, int]:
+    """Draws the canvas that all processes use at a step."""
+    return tuple(canvases[np.random.RandomState([seed, step, 1]).randint(len(canvases))])
+
+
+def evaluation_batches(
+    dataset: Dataset,
+    sizes: Sequence[tuple[int, int]],
+    *,
+    canvases: Sequence[tuple[int, int]],
+    max_boxes: int,
+    recipe: Mapping[str, Any],
+    batch_size: int,
+    process: int = 0,
+    processes: int = 1,
+    threads: int = 16,
+) -> Iterator[Batch]:
+    """Iterates once over this process's share of a split, every image on the canvas where it is largest.
+
+    Args:
+        sizes: (height, width) of each record's image.
+        recipe: of it, 'shorter_side' and 'longer_side' are used: nothing is drawn.
+        dataset, canvases, max_boxes, batch_size, process, processes, threads: see `train_batches`.
+
+    Returns:
+        an iterator of Batch with leading axis batch_size / processes, numpy, the same number of batches for each
+        process. `valid` is False on what fills up the last batch of each canvas.
+    """
+    if batch_size % processes:
+        raise ValueError(f'batch_size {batch_size} is not a multiple of the {processes} processes')
+    limits = dict(shorter_side=recipe['shorter_side'], longer_side=recipe['longer_side'])
+    chosen = [choose_canvas(size, canvases, **limits) for size in sizes]
+    plan = []  # (record, canvas, valid) of each row of each batch
+    for canvas in sorted(set(chosen)):
+        rows = [(index, canvas, True) for index, other in enumerate(chosen) if other == canvas]
+        plan += rows + [(rows[-1][0], canvas, False)] * (-len(rows) % batch_size)
+
+    def load(row: tuple[int, tuple[int, int], bool]) -> Batch:
+        index, canvas, valid = row
+        record = dataset.records[index]
+        image, where = place(decode_image(record['image'], name=record['file_name']), canvas, **limits)
+        boxes = where.to_canvas(xywh_to_xyxy(record['boxes']))
+        gt = pad_ground_truth(boxes, record['labels'], record['is_crowd'], max_boxes, cropped=0)
+        return Batch(Inputs(image, where.window), gt, np.int32(index), np.bool_(valid))
+
+    batches = grain.MapDataset.source(plan).map(load)[process::processes].batch(batch_size // processes)
+    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=8)))
+
+
+def load_augmented(
+    dataset: Dataset,
+    index: int,
+    canvas: tuple[int, int],
+    max_boxes: int,
+    recipe: Mapping[str, Any],
+    rng: np.random.RandomState,
+) -> Batch:
+    """Decodes, augments and pads a record: a Batch without the leading axis."""
+    record = dataset.records[index]
+    image = decode_image(record['image'], name=record['file_name'])
+    result = augment(image, xywh_to_xyxy(record['boxes']), record['is_crowd'], canvas, recipe, rng)
+    cropped = len(record['boxes']) - len(result.kept)
+    gt = pad_ground_truth(result.boxes, record['labels'][result.kept], result.crowd, max_boxes, cropped=cropped)
+    return Batch(Inputs(result.image, result.window), gt, np.int32(index), np.bool_(True))
+
+
+def pad_ground_truth(
+    boxes: np.ndarray, labels: np.ndarray, crowd: np.ndarray, max_boxes: int, *, cropped: int
+) -> GroundTruth:
+    """Pads the objects of an image to M rows; where they are more, crowds go first, then the smallest.
+
+    Args:
+        boxes: [N, 4] float xyxy.
+        labels: [N] int.
+        crowd: [N] bool.
+        max_boxes: M.
+        cropped: how many objects were left out before.
+
+    Returns:
+        GroundTruth of one image, numpy.
+    """
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    rows = np.sort(np.lexsort((-area, crowd))[:max_boxes])  # in the order of the record
+    padded = [np.zeros((max_boxes, *x.shape[1:]), dtype) for x, dtype in ((boxes, np.float32), (labels, np.int32), (crowd, bool))]
+    for target, values in zip(padded, (boxes, labels, crowd)):
+        target[: len(rows)] = values[rows]
+    valid = np.arange(max_boxes) < len(rows)
+    dropped = np.int32(len(boxes) - len(rows))
+    return GroundTruth(padded[0], padded[1], valid, padded[2], dropped=dropped, cropped=np.int32(cropped))
+
+
+def xywh_to_xyxy(boxes: np.ndarray) -> np.ndarray:
+    """Converts the records' [N, 4] boxes (x, y, width, height) to corners."""
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+
+
+def shard(batch: Batch, devices: int) -> Batch:
+    """Splits the leading axis of a batch over devices: [n, ...] to [devices, n / devices, ...]."""
+    return jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), batch)

@@ -1,0 +1,325 @@
+"""One record for every data set, and the only door through which the project opens data.
+
+    a builder (shapes, histology, coco)  ->  `write_dataset`: a TFDS data set on disk, all of it or nothing
+                                             (`dataset_info`, `features`, `mask_object`: what builders share)
+    `open_dataset(name, split)`          ->  Dataset: class names, category ids, and records with random access
+    dataset.records[i]                   ->  a dict of numpy, the image still encoded
+    `decode_image(record['image'])`      ->  [h, w, 3] uint8 RGB
+    `ground_truth(dataset)`              ->  the COCO dict which the evaluation scores against
+
+Boxes stay as in COCO's JSON: xywh, absolute pixels of the decoded image, float64; so an AP measured here equals the AP
+against the original file to the last bit. The pipeline turns them into xyxy.
+"""
+
+import contextlib
+import io
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import PIL.Image
+import pycocotools.mask
+import tensorflow_datasets as tfds
+
+MAX_PIXELS = 2**27  # 134 Mpx, 400 MB when decoded: larger images are refused unless the caller allows them
+
+
+class DataError(ValueError):
+    """Data that can't be used; the message names the file or record and says what to do."""
+
+
+def dataset_info(
+    builder: tfds.core.DatasetBuilder,
+    *,
+    class_names: Sequence[str],
+    category_ids: Sequence[int],
+    description: str,
+    **kwargs: Any,
+) -> tfds.core.DatasetInfo:
+    """Makes the TFDS description which all data sets share: features, classes and order.
+
+    Args:
+        builder: the builder it describes.
+        class_names: [K] names, in the order of the labels.
+        category_ids: [K] the data's own ids of the classes.
+        description: what the data are.
+        **kwargs: `homepage`, `citation` or `license`.
+
+    Returns:
+        The info, with `category_ids` as its metadata. Records keep the order in which they are generated.
+    """
+    return tfds.core.DatasetInfo(
+        builder=builder,
+        description=description,
+        features=features(class_names),
+        metadata=tfds.core.MetadataDict(category_ids=list(category_ids)),
+        disable_shuffling=True,
+        **kwargs,
+    )
+
+
+def features(class_names: Sequence[str]) -> tfds.features.FeaturesDict:
+    """Makes the TFDS features of a record.
+
+    Floats are stored as raw bytes: TFDS would otherwise round float64 to float32 on its way to the disk.
+
+    Args:
+        class_names: [K] names, in the order of the labels.
+    """
+    return tfds.features.FeaturesDict(
+        {
+            'image': tfds.features.Image(),  # the bytes of the source file
+            'image_id': np.int64,
+            'file_name': tfds.features.Text(),
+            'height': np.int32,
+            'width': np.int32,
+            'objects': tfds.features.Sequence(
+                {
+                    'id': np.int64,
+                    'bbox': tfds.features.Tensor(shape=(4,), dtype=np.float64, encoding='bytes'),
+                    'area': tfds.features.Tensor(shape=(), dtype=np.float64, encoding='bytes'),
+                    'label': tfds.features.ClassLabel(names=class_names),
+                    'is_crowd': np.bool_,
+                    'segmentation': tfds.features.Text(),  # counts of COCO's compressed RLE of the whole image, or ''
+                }
+            ),
+        }
+    )
+
+
+def mask_object(object_id: int, label: int, mask: np.ndarray, is_crowd: bool) -> dict[str, Any]:
+    """Describes a mask [h, w] bool of the whole image as an object of `features`, its box tight around it."""
+    rle = pycocotools.mask.encode(np.asfortranarray(mask))
+    return {
+        'id': object_id,
+        'bbox': pycocotools.mask.toBbox(rle),
+        'area': pycocotools.mask.area(rle),
+        'label': label,
+        'is_crowd': is_crowd,
+        'segmentation': rle['counts'],
+    }
+
+
+class Records(Sequence):
+    """The records of a split: random access, safe from many threads, picklable; a source for `grain.MapDataset`.
+
+    Record i is a dict:
+        image: bytes of the encoded file.
+        image_id: int, the data's own id.
+        file_name: str.
+        height, width: int, pixels of the decoded image.
+        boxes: [N, 4] float64 xywh pixels.
+        labels: [N] int64 in 0..K-1.
+        is_crowd: [N] bool.
+        areas: [N] float64 square pixels: of the mask where there is one.
+        annotation_ids: [N] int64, the data's own ids.
+        segmentations: list of N str, counts of COCO's compressed RLE, '' where there is no mask.
+    """
+
+    def __init__(self, source: Sequence):
+        """Wraps a TFDS data source whose images are served undecoded."""
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(f'record {index} of {len(self)}')
+        example = self._source[index]
+        objects = example['objects']
+        return {
+            'image': example['image'],
+            'image_id': int(example['image_id']),
+            'file_name': example['file_name'].decode(),
+            'height': int(example['height']),
+            'width': int(example['width']),
+            'boxes': np.asarray(objects['bbox'], np.float64).reshape(-1, 4),
+            'labels': np.asarray(objects['label'], np.int64),
+            'is_crowd': np.asarray(objects['is_crowd'], bool),
+            'areas': np.asarray(objects['area'], np.float64),
+            'annotation_ids': np.asarray(objects['id'], np.int64),
+            'segmentations': [counts.decode() for counts in objects['segmentation']],
+        }
+
+
+class Dataset(NamedTuple):
+    """One split of a data set.
+
+    name: of the data set.
+    split: with TFDS slicing, e.g. 'train[:10%]'.
+    class_names: [K], in the order of the labels.
+    category_ids: [K], the data's own id of each label.
+    records: random access to its records.
+    """
+
+    name: str
+    split: str
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    records: Records
+
+
+def open_dataset(name: str, split: str, data_dir: str | os.PathLike | None = None) -> Dataset:
+    """Opens a split of a data set; those which detzoo makes itself are prepared on first use.
+
+    Args:
+        name: 'shapes', 'histology', or a name given to `scripts/prepare_data.py`.
+        split: 'train' or 'validation', or a slice of them in TFDS's notation ('train[:10%]').
+        data_dir: where data sets lie; None is TFDS's default (~/tensorflow_datasets, or $TFDS_DATA_DIR).
+
+    Raises:
+        DataError: there is no such data set or split, or it was not prepared by detzoo.
+    """
+    data_dir = data_root(data_dir)
+    make_builder = builders().get(name)
+    folder = _prepared_on_first_use(make_builder, data_dir) if make_builder else _newest_version(name, data_dir)
+    builder = tfds.builder_from_directory(folder)
+    if 'category_ids' not in (builder.info.metadata or {}):
+        raise DataError(f'{folder} was not prepared by detzoo; prepare it under another name: {_remedy("NEW_NAME")}')
+    try:
+        source = builder.as_data_source(split, decoders={'image': tfds.decode.SkipDecoding()})
+    except ValueError as error:
+        raise DataError(f'data set {name!r} has no records for split {split!r}: {error}') from error
+    return Dataset(
+        name=name,
+        split=split,
+        class_names=tuple(builder.info.features['objects']['label'].names),
+        category_ids=tuple(builder.info.metadata['category_ids']),
+        records=Records(source),
+    )
+
+
+def write_dataset(
+    make_builder: Callable[..., tfds.core.DatasetBuilder], data_dir: pathlib.Path, *, overwrite: bool = False
+) -> pathlib.Path:
+    """Prepares a data set in a hidden folder beside its place, then moves it there: all of it appears, or nothing.
+
+    Args:
+        make_builder: called with `data_dir`.
+        data_dir: where data sets lie; made if missing.
+        overwrite: replace what is in its place.
+
+    Returns:
+        The folder of the data set, `data_dir/name/version`.
+
+    Raises:
+        OSError: it exists already.
+    """
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix='.incomplete-', dir=data_dir) as scratch:
+        builder = make_builder(data_dir=scratch)
+        tfds.disable_progress_bar()  # builders show one bar of their own
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare(
+                file_format='array_record',
+                download_dir=f'{scratch}/downloads',
+                download_config=tfds.download.DownloadConfig(manual_dir=manual_dir(data_dir)),
+            )
+        folder = data_dir / builder.name / str(builder.version)
+        folder.parent.mkdir(exist_ok=True)
+        if overwrite and folder.exists():
+            folder.rename(f'{scratch}/replaced')
+        pathlib.Path(builder.data_dir).rename(folder)
+    return folder
+
+
+def data_root(data_dir: str | os.PathLike | None) -> pathlib.Path:
+    """Returns the folder in which data sets lie: the given one, or TFDS's default."""
+    return pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+
+
+def manual_dir(data_dir: pathlib.Path) -> pathlib.Path:
+    """Returns the folder in which builders look for files which the user has put there: TFDS's usual one."""
+    return data_dir / 'downloads' / 'manual'
+
+
+def decode_image(data: bytes, *, name: str, max_pixels: int = MAX_PIXELS, strict: bool = False) -> np.ndarray:
+    """Decodes an image of any kind to 8-bit RGB, turned as its EXIF orientation says; alpha is dropped.
+
+    Args:
+        data: the encoded file.
+        name: how to call the file in errors.
+        max_pixels: a larger image is refused from its header, before any memory is taken for it.
+        strict: also refuse an image whose data end early. Costs a second decoding: OpenCV fills what a JPEG lacks with
+            gray and says nothing, so that it is Pillow which finds out.
+
+    Returns:
+        [h, w, 3] uint8.
+
+    Raises:
+        DataError: not an image, cut short (always noticed if strict), or larger than `max_pixels`.
+    """
+    try:
+        with PIL.Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+            if strict and width * height <= max_pixels:
+                image.load()
+    except Exception as error:  # what Pillow's readers raise on broken bytes is not documented, and varies
+        raise DataError(f'{name}: not a whole image ({error}); replace the file or remove it from the data') from error
+    if width * height > max_pixels:
+        raise DataError(f'{name}: {width} x {height} pixels are over max_pixels={max_pixels}; downscale it')
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    if pixels is None:
+        raise DataError(f'{name}: OpenCV cannot decode this image; convert it to PNG or JPEG')
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+
+def ground_truth(dataset: Dataset) -> dict[str, list[dict[str, Any]]]:
+    """Collects the annotations of a split in the form of COCO's JSON, with the data's own ids; decodes no image."""
+    images, annotations = [], []
+    for record in dataset.records:
+        image = {key: record[key] for key in ('file_name', 'height', 'width')}
+        images.append({'id': record['image_id']} | image)
+        for i, counts in enumerate(record['segmentations']):
+            annotation = {
+                'id': int(record['annotation_ids'][i]),
+                'image_id': record['image_id'],
+                'category_id': dataset.category_ids[record['labels'][i]],
+                'bbox': record['boxes'][i].tolist(),
+                'area': float(record['areas'][i]),
+                'iscrowd': int(record['is_crowd'][i]),
+            }
+            if counts:
+                annotation['segmentation'] = {'size': [record['height'], record['width']], 'counts': counts}
+            annotations.append(annotation)
+    categories = [{'id': i, 'name': name} for i, name in zip(dataset.category_ids, dataset.class_names, strict=True)]
+    return {'images': images, 'annotations': annotations, 'categories': categories}
+
+
+def builders() -> dict[str, type[tfds.core.DatasetBuilder]]:
+    """Returns the builders which need nothing from the user."""
+    from detzoo.data import histology, shapes  # not at the top: they describe their records with this module
+
+    return {'shapes': shapes.Shapes, 'histology': histology.Histology}
+
+
+def _prepared_on_first_use(make_builder: type[tfds.core.DatasetBuilder], data_dir: pathlib.Path) -> pathlib.Path:
+    folder = data_dir / make_builder.name / str(make_builder.VERSION)
+    if not folder.exists():
+        try:
+            write_dataset(make_builder, data_dir)
+        except OSError:
+            if not folder.exists():  # else another process was quicker, with the same records
+                raise
+    return folder
+
+
+def _newest_version(name: str, data_dir: pathlib.Path) -> pathlib.Path:
+    versions = [path.parent for path in data_dir.glob('[!.]*/*/dataset_info.json')]
+    folders = [folder for folder in versions if folder.parent.name == name]
+    if not folders:
+        names = sorted({folder.parent.name for folder in versions} | set(builders()))
+        raise DataError(f'no data set {name!r} in {data_dir}; there: {", ".join(names)}. To add it: {_remedy(name)}')
+    return max(folders, key=lambda folder: tfds.core.Version(folder.name))
+
+
+def _remedy(name: str) -> str:
+    return (
+        f'python scripts/prepare_data.py --format=coco --name={name} --train_annotations=A.json --train_images=DIR '
+        '--validation_annotations=B.json --validation_images=DIR'
+    )

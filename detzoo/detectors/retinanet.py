@@ -1,0 +1,270 @@
+"""RetinaNet with focal loss: *Focal Loss for Dense Object Detection* (arXiv 1708.02002).
+
+    images [B, H, W, 3] -> normalise -> ResNet C3..C5 -> FPN P3..P7 (strides 8..128)
+      -> on every level, by shared weights: 4 convs -> class logits, 4 convs -> box deltas
+      -> cls_logits [B, A, K], box_deltas [B, A, 4], A = 9 anchors a cell over all levels
+    loss:    anchors x ground truth -> IoU -> match -> focal loss on all but ignored, L1 on positives, both / positives
+    predict: sigmoid -> top-k per level -> decode -> clip -> class-aware NMS
+
+Differences from the paper:
+- Each object keeps the anchors that overlap it most, even below the threshold (`match_best_anchors`), as in the released
+  code of the authors and in torchvision and detectron2; the paper's text has the threshold alone.
+- Residual blocks stride in their 3x3 convolution (torchvision), not in the first 1x1.
+- The regression loss is smooth L1 with `box_loss_beta`, by default 0: plain L1, as in torchvision.
+- The heads may be normalised (`head_norm`), which training from scratch needs; the paper's are not.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from detzoo.backbones.fpn import FPN
+from detzoo.backbones.norms import make_norm
+from detzoo.backbones.resnet import ResNet
+from detzoo.core import anchors as anchor_ops
+from detzoo.core import box_coding, images, losses, matching
+from detzoo.core.postprocess import postprocess
+from detzoo.types import Array, Assignment, Batch, Detections, Detector, GroundTruth, Inputs
+
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
+
+def octave_sizes(base: float = 4, strides: Sequence[int] = (8, 16, 32, 64, 128), octaves: int = 3) -> list[list[float]]:
+    """Lists the paper's anchor sizes: for each stride, `base` strides times 2^(0/3), 2^(1/3), 2^(2/3) (section 4).
+
+    Args:
+        base: the smallest size of a level, in strides.
+        strides: of the levels, pixels.
+        octaves: sizes a level.
+
+    Returns:
+        one list of sizes in pixels for each level.
+    """
+    return [[base * stride * 2 ** (i / octaves) for i in range(octaves)] for stride in strides]
+
+
+class Head(nn.Module):
+    """A tower of 3x3 convolutions and an output convolution, applied to every pyramid level by the same weights.
+
+    outputs: values an anchor; anchors_per_cell: anchors a cell; depth: convolutions of the tower; norm: between them, or
+    None; output_bias: the initial bias of the output.
+    """
+
+    outputs: int
+    anchors_per_cell: int
+    depth: int
+    norm: str | None
+    output_bias: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, levels: Sequence[Array], *, train: bool) -> Array:
+        """Maps levels [B, h, w, C] to [B, A, outputs] float32, levels in order, cells row by row."""
+        init = nn.initializers.normal(0.01)
+        tower = []
+        for i in range(self.depth):
+            tower.append(nn.Conv(levels[0].shape[-1], (3, 3), padding=1, use_bias=self.norm is None, kernel_init=init,
+                                 dtype=self.dtype, name=f'conv{i + 1}'))
+            if self.norm is not None:
+                tower.append(make_norm(self.norm, train=train, axis_name=None, dtype=self.dtype)(name=f'norm{i + 1}'))
+            tower.append(nn.relu)
+        tower.append(nn.Conv(self.anchors_per_cell * self.outputs, (3, 3), padding=1, kernel_init=init, dtype=self.dtype,
+                             bias_init=nn.initializers.constant(self.output_bias), name='output'))
+        flat = []
+        for x in levels:
+            for layer in tower:
+                x = layer(x)
+            flat.append(x.reshape(x.shape[0], -1, self.outputs).astype(jnp.float32))  # [B, h * w * anchors, outputs]
+        return jnp.concatenate(flat, axis=1)
+
+
+class RetinaNet(nn.Module):
+    """The network: normalised images to class logits and box deltas of all anchors."""
+
+    num_classes: int
+    backbone: dict[str, Any]
+    fpn: dict[str, Any]
+    head: dict[str, Any]
+    prior_probability: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> tuple[Array, Array, list[tuple[int, int]]]:
+        """Maps [B, H, W, 3] to cls_logits [B, A, K], box_deltas [B, A, 4] and each level's (height, width)."""
+        with jax.named_scope('backbone'):
+            stages = ResNet(**self.backbone, dtype=self.dtype, name='backbone')(x, train=train)
+        with jax.named_scope('neck'):
+            levels = FPN(**self.fpn, dtype=self.dtype, name='fpn')(stages[1:])
+        with jax.named_scope('heads'):
+            prior = -np.log((1 - self.prior_probability) / self.prior_probability)
+            head = partial(Head, **self.head, dtype=self.dtype)
+            cls_logits = head(self.num_classes, output_bias=prior, name='cls_head')(levels, train=train)
+            box_deltas = head(4, output_bias=0.0, name='box_head')(levels, train=train)
+        return cls_logits, box_deltas, [level.shape[1:3] for level in levels]
+
+
+def make(
+    *,
+    num_classes: int,
+    depth: int = 50,
+    width: float = 1.0,
+    norm: str = 'frozen_batch_norm',
+    norm_epsilon: float = 1e-5,
+    fpn_features: int = 256,
+    extra_levels_from: str = 'p5',
+    head_depth: int = 4,
+    head_norm: str | None = None,
+    prior_probability: float = 0.01,
+    anchor_sizes: Sequence[Sequence[float]] = tuple(map(tuple, octave_sizes())),
+    aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
+    round_anchors: bool = False,
+    anchor_strides: str = 'power_of_two',
+    positive_iou: float = 0.5,
+    negative_iou: float = 0.4,
+    match_best_anchors: bool = True,
+    focal_gamma: float = 2.0,
+    focal_alpha: float | None = 0.25,
+    box_loss_beta: float = 0.0,
+    box_loss_weight: float = 1.0,
+    pre_nms_topk: int = 1000,
+    score_threshold: float = 0.05,
+    iou_threshold: float = 0.5,
+    max_detections: int = 100,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    bgr: bool = False,
+    dtype: str = 'float32',
+    axis_name: str | None = None,
+) -> Detector:
+    """Makes a RetinaNet.
+
+    Args:
+        num_classes: K.
+        depth: of the ResNet: 18, 34, 50 or 101.
+        width: factor on the backbone's channels.
+        norm: of the backbone: 'batch_norm' (synchronised over devices), 'frozen_batch_norm' or 'group_norm'.
+        norm_epsilon: added to the backbone's variances.
+        fpn_features: channels of the pyramid and of the heads.
+        extra_levels_from: 'p5' (torchvision v1) or 'c5' (the paper, detectron2, torchvision v2).
+        head_depth: convolutions of each head before its output.
+        head_norm: None, or 'group_norm'.
+        prior_probability: of an object at an anchor before training (section 4.1).
+        anchor_sizes: for each of the 5 levels its anchors' sizes, pixels.
+        aspect_ratios: height / width.
+        round_anchors: whether the anchors of a cell have whole coordinates (torchvision).
+        anchor_strides: 'power_of_two', or 'canvas_over_grid': canvas // cells (torchvision), which differs at the top
+            levels of canvases that are not a multiple of 128.
+        positive_iou, negative_iou: an anchor is positive from the one, negative below the other, ignored between.
+        match_best_anchors: whether each object also gets the anchors that overlap it most.
+        focal_gamma, focal_alpha: of the focal loss; gamma 0 and alpha None is cross-entropy.
+        box_loss_beta: of the smooth L1 loss; 0 is L1.
+        box_loss_weight: of the regression loss.
+        pre_nms_topk: candidates a level.
+        score_threshold: candidates must exceed it.
+        iou_threshold: of the NMS.
+        max_detections: D.
+        mean, std: of the pixels (0..255) in the network's channel order.
+        bgr: whether the network reads BGR.
+        dtype: of the network's computation, 'float32' or 'bfloat16'; parameters, logits and losses are float32.
+        axis_name: the mapped axis of the devices, or None.
+
+    Returns:
+        a Detector. The metrics of its loss are 'cls_loss', 'box_loss', and 'positives' and 'ignored' anchors an image.
+    """
+    if anchor_strides not in ('power_of_two', 'canvas_over_grid'):
+        raise ValueError(f"anchor_strides is {anchor_strides!r}: use 'power_of_two' or 'canvas_over_grid'")
+    if head_norm not in (None, 'group_norm'):
+        raise ValueError(f"head_norm is {head_norm!r}: use None or 'group_norm' (one head serves levels of unlike statistics)")
+    if len({len(sizes) for sizes in anchor_sizes}) != 1:
+        raise ValueError(f'anchor_sizes must have equally many sizes at each level, since they share one head: {anchor_sizes}')
+    network = RetinaNet(
+        num_classes=num_classes,
+        backbone=dict(depth=depth, width=width, norm=norm, norm_epsilon=norm_epsilon, axis_name=axis_name),
+        fpn=dict(features=fpn_features, extra_from=extra_levels_from),
+        head=dict(anchors_per_cell=len(anchor_sizes[0]) * len(aspect_ratios), depth=head_depth, norm=head_norm),
+        prior_probability=prior_probability,
+        dtype=jnp.dtype(dtype),
+    )
+    base_anchors = [anchor_ops.base_anchors(sizes, aspect_ratios, rounded=round_anchors) for sizes in anchor_sizes]
+
+    def make_anchors(canvas: tuple[int, int], grids: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+        """The anchors of each level, each [h * w * n, 4]."""
+        if len(grids) != len(base_anchors):
+            raise ValueError(f'anchor_sizes has {len(base_anchors)} levels, the pyramid {len(grids)}')
+        strides = [(8 * 2**level,) * 2 for level in range(len(grids))]
+        if anchor_strides == 'canvas_over_grid':
+            strides = [(canvas[0] // height, canvas[1] // width) for height, width in grids]
+        return [anchor_ops.grid_anchors(*level) for level in zip(grids, strides, base_anchors)]
+
+    def apply(variables: Any, inputs: Inputs, *, train: bool) -> tuple[tuple[Array, Array, list[np.ndarray]], Any]:
+        """Normalises and runs the network: ((cls_logits, box_deltas, anchors of each level), model_state)."""
+        x = jax.vmap(partial(images.normalize, mean=mean, std=std, bgr=bgr))(inputs.images, inputs.window)
+        outputs, model_state = network.apply(variables, x, train=train, mutable=['batch_stats', 'frozen'])
+        cls_logits, box_deltas, grids = outputs
+        return (cls_logits, box_deltas, make_anchors(inputs.images.shape[1:3], grids)), model_state
+
+    match = partial(matching.match_by_threshold, positive_iou=positive_iou, negative_iou=negative_iou,
+                    match_best_anchors=match_best_anchors)
+
+    def init(rng: Array, canvas: tuple[int, int]) -> tuple[Any, Any]:
+        variables = dict(network.lazy_init(rng, jax.ShapeDtypeStruct((1, *canvas, 3), jnp.float32), train=False))
+        return variables.pop('params'), variables
+
+    def image_loss(cls_logits: Array, box_deltas: Array, anchors: Array, gt: GroundTruth) -> dict[str, Array]:
+        """Sums over the anchors of one image."""
+        matched = match(anchors, gt)
+        positive = matched >= 0
+        row = jnp.maximum(matched, 0)
+        labels = jnp.where(positive, gt.labels[row], num_classes)
+        targets = labels[:, None] == jnp.arange(num_classes)  # [A, K]
+        cls_loss = losses.sigmoid_focal(cls_logits, targets, gamma=focal_gamma, alpha=focal_alpha)
+        # Unmatched anchors get themselves as a target, so that no logarithm of a padding row's box is taken.
+        target_boxes = jnp.where(positive[:, None], gt.boxes[row], anchors)
+        box_loss = losses.smooth_l1(box_deltas, box_coding.encode(target_boxes, anchors), beta=box_loss_beta)
+        return dict(
+            cls_loss=jnp.where((matched != matching.IGNORE)[:, None], cls_loss, 0).sum(),
+            box_loss=jnp.where(positive[:, None], box_loss, 0).sum(),
+            positives=positive.sum(),
+            ignored=(matched == matching.IGNORE).sum(),
+        )
+
+    def loss(params: Any, model_state: Any, batch: Batch, rng: Array) -> tuple[Array, tuple[Any, dict[str, Array]]]:
+        del rng  # nothing is drawn: all anchors are used
+        (cls_logits, box_deltas, anchors), model_state = apply({'params': params, **model_state}, batch.inputs, train=True)
+        with jax.named_scope('loss'):
+            per_image = partial(image_loss, anchors=np.concatenate(anchors))
+            sums = jax.vmap(lambda c, b, gt: per_image(c, b, gt=gt))(cls_logits, box_deltas, batch.gt)
+            normalizer = losses.normalizer(sums['positives'].sum(), axis_name)
+            cls_loss = sums['cls_loss'].sum() / normalizer
+            box_loss = box_loss_weight * sums['box_loss'].sum() / normalizer
+        metrics = dict(cls_loss=cls_loss, box_loss=box_loss, positives=sums['positives'].mean(), ignored=sums['ignored'].mean())
+        return cls_loss + box_loss, (model_state, metrics)
+
+    def predict(params: Any, model_state: Any, inputs: Inputs) -> Detections:
+        (cls_logits, box_deltas, anchors), _ = apply({'params': params, **model_state}, inputs, train=False)
+        with jax.named_scope('post'):
+            select = partial(
+                postprocess,
+                anchors=np.concatenate(anchors),
+                level_sizes=[len(level) for level in anchors],
+                decode=box_coding.decode,
+                pre_nms_topk=pre_nms_topk,
+                score_threshold=score_threshold,
+                iou_threshold=iou_threshold,
+                max_detections=max_detections,
+            )
+            return jax.vmap(lambda s, d, w: select(s, d, window=w))(jax.nn.sigmoid(cls_logits), box_deltas, inputs.window)
+
+    def assign(params: Any, model_state: Any, batch: Batch, rng: Array) -> dict[str, Assignment]:
+        (_, _, anchors), _ = apply({'params': params, **model_state}, batch.inputs, train=False)
+        anchors = np.concatenate(anchors)
+        matched = jax.vmap(partial(match, anchors))(batch.gt)
+        return {'anchors': Assignment(jnp.broadcast_to(anchors, (*matched.shape, 4)), matched)}
+
+    return Detector(init, loss, predict, assign)

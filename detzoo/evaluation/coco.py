@@ -1,0 +1,262 @@
+"""COCO evaluation: average precision and recall of boxes and masks, for all classes and for each (arXiv:1405.0312).
+
+    ground truth (a COCO dict), detections (a COCO results list)
+      -> checked, since an unknown id would only make the numbers lower
+      -> precision [T, R, K, A, M] and recall [T, K, A, M] by the evaluator
+      -> `coco_metrics`: the twelve numbers and AP per class    -> `format_table`
+      -> `pr_curves`: precision over recall                     -> `detzoo.visualize.plot_pr_curves`
+
+    T  IoU thresholds .50, .55, ... .95        A  areas: all, small < 32^2, medium < 96^2 <= large, square pixels
+    R  recall points 0, .01, ... 1             M  detections a class and image: 1, 10, 100
+    K  categories in the order of their ids
+
+The images listed in the ground truth are those evaluated; annotations of other images are ignored. So
+`{**ground_truth, 'images': some}` evaluates a part. `None` stands for a number that has no meaning (pycocotools: -1),
+for example the AP of a class without annotations (crowds do not count).
+
+Differences from pycocotools: an annotation whose id is 0 can be matched (there it counts as a false positive as well as a
+miss), an empty list of detections is an AP of 0 (there an error), and masks are always small, medium or large by
+their own area (there by the area of the box where a detection carries both).
+"""
+
+import gzip
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hotcoco
+import numpy as np
+
+_SECTIONS = {'bbox': 'boxes', 'segm': 'masks'}
+_THRESHOLDS = {'0.50:0.95': slice(None), '0.50': 0, '0.75': 5}  # axis T
+_AREAS = ('all', 'small', 'medium', 'large')  # axis A
+_COUNTS = (1, 10, 100)  # axis M
+_TWELVE = {
+    'AP': ('Precision', '0.50:0.95', 'all', 100),
+    'AP50': ('Precision', '0.50', 'all', 100),
+    'AP75': ('Precision', '0.75', 'all', 100),
+    'APs': ('Precision', '0.50:0.95', 'small', 100),
+    'APm': ('Precision', '0.50:0.95', 'medium', 100),
+    'APl': ('Precision', '0.50:0.95', 'large', 100),
+    'AR1': ('Recall', '0.50:0.95', 'all', 1),
+    'AR10': ('Recall', '0.50:0.95', 'all', 10),
+    'AR100': ('Recall', '0.50:0.95', 'all', 100),
+    'ARs': ('Recall', '0.50:0.95', 'small', 100),
+    'ARm': ('Recall', '0.50:0.95', 'medium', 100),
+    'ARl': ('Recall', '0.50:0.95', 'large', 100),
+}
+
+
+def coco_metrics(
+    ground_truth: dict[str, Any], detections: list[dict[str, Any]], kinds: Sequence[str] = ('bbox',)
+) -> dict[str, Any]:
+    """Evaluates detections as COCO does; no input is changed and nothing is printed.
+
+    Args:
+      ground_truth: a COCO dict: `images` (id), `categories` (id, name) and `annotations` (id, image_id, category_id,
+        bbox as xywh in pixels, area in square pixels, iscrowd, and for masks segmentation).
+      detections: COCO results: image_id, category_id, bbox as xywh in pixels, score, and for masks segmentation (RLE).
+        Scores and boxes are best float64: rounding them moves ties. Of equal scores the earlier one comes first.
+      kinds: 'bbox' for boxes, 'segm' for masks, or both.
+
+    Returns:
+      `{'images': count, 'boxes': {...}, 'masks': {...}, 'per_class': {name: {...}}}` with AP, AP50, AP75, APs, APm, APl,
+      AR1, AR10, AR100, ARs, ARm and ARl for boxes and masks, each in 0..1 or None; per class AP and AP50 of boxes,
+      mask_AP and mask_AP50 of masks. Only the kinds asked for are there.
+
+    Raises:
+      ValueError: a kind, image_id or category_id is unknown, a score or box is not finite, an id or name is used
+        twice, or an area or a mask is missing.
+    """
+    if not kinds or not set(kinds) <= set(_SECTIONS):
+        raise ValueError(f"kinds must be some of 'bbox' and 'segm', not {kinds!r}")
+    names = _class_names(ground_truth)
+    metrics = {'images': len(ground_truth['images'])}
+    per_class = {name: {} for name in names}
+    for kind in kinds:
+        precision, recall = _precision_recall(ground_truth, detections, kind)
+        metrics[_SECTIONS[kind]] = _summary(precision, recall)
+        prefix = 'mask_' if kind == 'segm' else ''
+        for name, class_precision in zip(names, _per_class(precision), strict=True):
+            per_class[name][f'{prefix}AP'] = _mean(class_precision)
+            per_class[name][f'{prefix}AP50'] = _mean(class_precision[_THRESHOLDS['0.50']])
+    return {**metrics, 'per_class': per_class}
+
+
+def class_agnostic(
+    ground_truth: dict[str, Any], detections: list[dict[str, Any]]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Maps all categories to one, 'object': its metrics say how well objects are found, whatever they are called.
+
+    The same numbers as pycocotools with `useCats = 0`. Nothing is suppressed: an object detected once under each of two
+    classes is one hit and one false positive, and the 100 detections that count are those of the image, not of a class.
+
+    Raises:
+      ValueError: as `coco_metrics`.
+    """
+    _check_ground_truth(ground_truth)
+    _check_detections(ground_truth, detections)
+
+    def one_category(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        # Equal scores, and equal IoUs, are resolved by order, and pycocotools concatenates the categories.
+        return [{**row, 'category_id': 1} for row in sorted(rows, key=lambda row: row['category_id'])]
+
+    annotations = one_category(ground_truth['annotations'])
+    categories = [{'id': 1, 'name': 'object'}]
+    return {**ground_truth, 'categories': categories, 'annotations': annotations}, one_category(detections)
+
+
+def pr_curves(
+    ground_truth: dict[str, Any], detections: list[dict[str, Any]]
+) -> dict[str, dict[str, np.ndarray] | None]:
+    """Gives precision over recall of the boxes of each class, at IoU 0.5 and 0.75.
+
+    Returns:
+      name: {'recall': [101] 0, .01, ... 1, 'precision@50': [101], 'precision@75': [101]}, float64 in 0..1, where precision
+      is the best at this recall or a higher one and 0 beyond the last; None for a class without annotations.
+
+    Raises:
+      ValueError: as `coco_metrics`.
+    """
+    names = _class_names(ground_truth)
+    precision, _ = _precision_recall(ground_truth, detections, 'bbox')
+    recall = np.linspace(0, 1, precision.shape[1])
+    curves = {}
+    for name, class_precision in zip(names, _per_class(precision), strict=True):
+        at50, at75 = class_precision[_THRESHOLDS['0.50']], class_precision[_THRESHOLDS['0.75']]
+        absent = at50[0] < 0
+        curves[name] = None if absent else {'recall': recall, 'precision@50': at50, 'precision@75': at75}
+    return curves
+
+
+def format_table(metrics: dict[str, Any]) -> str:
+    """Writes the metrics of `coco_metrics` as COCO's twelve lines and a table of classes, the best AP first."""
+    blocks = []
+    for section in (name for name in _SECTIONS.values() if name in metrics):
+        lines = [f'{section}, {metrics["images"]} images']
+        for name, (what, iou, area, count) in _TWELVE.items():
+            title = f'{"Average " + what:<18} (A{what[0]})'
+            value = _show(metrics[section][name])
+            lines.append(f' {title} @[ IoU={iou:<9} | area={area:>6} | maxDets={count:>3} ] = {value}')
+        blocks.append('\n'.join(lines))
+    if metrics['per_class']:
+        blocks.append(_class_table(metrics['per_class']))
+    return '\n\n'.join(blocks)
+
+
+def write_detections(path: str | os.PathLike, detections: list[dict[str, Any]]) -> None:
+    """Writes COCO results as gzipped JSON: complete or not at all, and the same bytes for the same detections.
+
+    Raises:
+      ValueError: a number is not finite.
+    """
+    path = Path(path)
+    text = json.dumps(detections, allow_nan=False, separators=(',', ':'))
+    temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+    temporary.write_bytes(gzip.compress(text.encode(), compresslevel=6, mtime=0))
+    os.replace(temporary, path)
+
+
+def read_detections(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """Reads what `write_detections` wrote."""
+    return json.loads(gzip.decompress(Path(path).read_bytes()))
+
+
+def _precision_recall(
+    ground_truth: dict[str, Any], detections: list[dict[str, Any]], kind: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Runs the evaluator: precision [T, R, K, A, M] and recall [T, K, A, M], float64 in 0..1 or -1 where absent."""
+    _check_ground_truth(ground_truth)
+    _check_detections(ground_truth, detections)
+    if kind == 'segm':
+        _check_masks(ground_truth, detections)
+        # The evaluator takes the area of a result from its box, if it has one, even when it compares masks.
+        detections = [{key: value for key, value in row.items() if key != 'bbox'} for row in detections]
+    truth = hotcoco.COCO(ground_truth)
+    evaluator = hotcoco.COCOeval(truth, truth.load_res(detections), kind)
+    evaluator.evaluate()
+    evaluator.accumulate()
+    return evaluator.eval['precision'], evaluator.eval['recall']
+
+
+def _summary(precision: np.ndarray, recall: np.ndarray) -> dict[str, float | None]:
+    """Averages precision [T, R, K, A, M] and recall [T, K, A, M] to COCO's twelve numbers."""
+    values = {'Precision': precision, 'Recall': recall}
+    return {
+        name: _mean(values[what][_THRESHOLDS[iou], ..., _AREAS.index(area), _COUNTS.index(count)])
+        for name, (what, iou, area, count) in _TWELVE.items()
+    }
+
+
+def _per_class(precision: np.ndarray) -> np.ndarray:
+    """Takes out of precision [T, R, K, A, M] that of all areas and 100 detections: [K, T, R]."""
+    return np.moveaxis(precision[..., _AREAS.index('all'), _COUNTS.index(100)], 2, 0)
+
+
+def _mean(values: np.ndarray) -> float | None:
+    """Averages what is not absent (-1); None if everything is."""
+    present = values[values > -1]
+    return float(present.mean()) if present.size else None
+
+
+def _class_names(ground_truth: dict[str, Any]) -> list[str]:
+    """Lists the names along axis K."""
+    return [category['name'] for category in sorted(ground_truth['categories'], key=lambda category: category['id'])]
+
+
+def _check_ground_truth(ground_truth: dict[str, Any]) -> None:
+    """Refuses what would be counted twice, skipped or put into the wrong range of areas."""
+    for table, key in (('images', 'id'), ('categories', 'id'), ('categories', 'name'), ('annotations', 'id')):
+        for value, count in Counter(row[key] for row in ground_truth[table]).most_common(1):
+            if count > 1:
+                raise ValueError(f'ground truth: {count} {table} have the {key} {value!r}')
+    categories = {category['id'] for category in ground_truth['categories']}
+    for row in ground_truth['annotations']:
+        if row['category_id'] not in categories:
+            raise ValueError(f'annotation {row["id"]}: category_id {row["category_id"]!r} is not in the categories')
+        if 'area' not in row:
+            raise ValueError(f"annotation {row['id']}: it has no 'area'")
+
+
+def _check_detections(ground_truth: dict[str, Any], detections: list[dict[str, Any]]) -> None:
+    """Refuses detections that could match nothing, or that have no rank."""
+    images = {image['id'] for image in ground_truth['images']}
+    categories = {category['id'] for category in ground_truth['categories']}
+    for index, row in enumerate(detections):
+        if row['image_id'] not in images:
+            raise ValueError(f'detection {index}: image_id {row["image_id"]!r} is not in the ground truth')
+        if row['category_id'] not in categories:
+            raise ValueError(f'detection {index}: category_id {row["category_id"]!r} is not in the ground truth')
+        if not all(map(math.isfinite, (row['score'], *row['bbox']))):
+            raise ValueError(f'detection {index}: score {row["score"]} and box {row["bbox"]} must be finite')
+
+
+def _check_masks(ground_truth: dict[str, Any], detections: list[dict[str, Any]]) -> None:
+    """Refuses rows without a mask, which would quietly match nothing."""
+    for what, rows in (('annotation', ground_truth['annotations']), ('detection', detections)):
+        for index, row in enumerate(rows):
+            if not row.get('segmentation'):
+                raise ValueError(f"{what} {row.get('id', index)}: masks are evaluated, but it has no 'segmentation'")
+
+
+def _class_table(per_class: dict[str, dict[str, float | None]]) -> str:
+    """Aligns the metrics of classes in columns, the best first and absent ones last."""
+    columns = list(next(iter(per_class.values())))
+    width = max(len('class'), *map(len, per_class))
+
+    def rank(name: str) -> float:
+        value = per_class[name][columns[0]]
+        return math.inf if value is None else -value
+
+    lines = ['  '.join([f'{"class":<{width}}', *(f'{column:>9}' for column in columns)])]
+    for name in sorted(per_class, key=rank):
+        lines.append('  '.join([f'{name:<{width}}', *(f'{_show(per_class[name][column]):>9}' for column in columns)]))
+    return '\n'.join(lines)
+
+
+def _show(value: float | None) -> str:
+    return '-' if value is None else f'{value:.3f}'

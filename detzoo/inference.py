@@ -1,0 +1,344 @@
+"""From trained parameters to detections in an image's own pixels and the data's own category ids.
+
+    load(workdir) -> Predictor: any image in, detections out
+    predict_files(predictor, paths): pictures and detections.json
+    predict_dataset: a split through all devices, each image once -> COCO results
+    evaluate_workdir: a checkpoint -> the COCO metrics
+
+The one place that maps from the canvas back to images; prediction, evaluation and notebooks use it.
+"""
+
+import glob
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+from tqdm.auto import tqdm
+
+from detzoo.config import from_json
+from detzoo.data.augment import Placement, choose_canvas, place, placement, resize_scale
+from detzoo.data.pipeline import evaluation_batches, shard
+from detzoo.data.records import MAX_PIXELS, DataError, Dataset, decode_image, ground_truth, open_dataset
+from detzoo.detectors import make_detector
+from detzoo.evaluation import coco_metrics, write_detections
+from detzoo.training import parallel
+from detzoo.training.checkpoint import Checkpoints
+from detzoo.training.workdir import write_text
+from detzoo.types import Batch, Detections, Detector, Inputs
+from detzoo.visualize import draw_boxes, write_png
+
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff')
+
+
+class ImageDetections(NamedTuple):
+    """What was found in one image, best score first.
+
+    boxes: [N, 4] float64 xyxy, pixels of the image.
+    scores: [N] float64 in 0..1.
+    labels: [N] int in 0..K-1.
+    category_ids: [N] int, the data's own ids.
+    class_names: N names.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    category_ids: np.ndarray
+    class_names: tuple[str, ...]
+
+    def at_least(self, score: float) -> 'ImageDetections':
+        """Leaves out lower scores."""
+        count = int((self.scores >= score).sum())  # they are sorted
+        return ImageDetections(*(field[:count] for field in self))
+
+
+class Classes(NamedTuple):
+    """The classes a detector was trained on.
+
+    class_names: [K], in the order of the labels.
+    category_ids: [K], the data's own ids.
+    """
+
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+
+
+class Predictor:
+    """A detector with its parameters: call it with an image."""
+
+    def __init__(self, config: ml_collections.ConfigDict, classes: Classes, step: int, params: Any, model_state: Any):
+        """Binds parameters; `load` makes them from a workdir."""
+        self.config, self.classes, self.step = config, classes, step
+        self.params, self.model_state = params, model_state
+        self.detector = detector_of(config, len(classes.class_names))
+        self._predict = jax.jit(self.detector.predict)
+
+    def __call__(self, image: np.ndarray) -> ImageDetections:
+        """Detects the objects of an image.
+
+        The image goes onto the config's canvas on which it is largest; a program is compiled for each canvas once.
+
+        Args:
+            image: [h, w, 3] uint8, RGB, of any size.
+
+        Returns:
+            ImageDetections.
+
+        Raises:
+            ValueError: it is not such an array.
+        """
+        if not (isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8):
+            shape = f'{getattr(image, "dtype", type(image).__name__)}{list(np.shape(image))}'
+            raise ValueError(f'an image is [h, w, 3] uint8 RGB, not {shape}')
+        limits = resize_limits(self.config)
+        canvas = choose_canvas(image.shape[:2], self.config.data.canvases, **limits)
+        pixels, where = place(image, canvas, **limits)
+        detections = self._predict(self.params, self.model_state, Inputs(pixels[None], where.window[None]))
+        return to_image(jax.tree.map(lambda x: np.asarray(x)[0], detections), where, self.classes)
+
+
+def load(workdir: str | os.PathLike, step: int | None = None) -> Predictor:
+    """Loads a trained detector, with the averaged parameters where the run has them.
+
+    Args:
+        workdir: of a run of `train_and_evaluate`.
+        step: of the checkpoint, the newest by default.
+
+    Raises:
+        FileNotFoundError: it is no workdir, or has no such checkpoint.
+    """
+    workdir = pathlib.Path(workdir)
+    if not (workdir / 'config.json').exists():
+        raise FileNotFoundError(f'{workdir} is not the workdir of a run: it has no config.json; train one with scripts/train.py')
+    config = from_json((workdir / 'config.json').read_text())
+    classes = Classes(*map(tuple, json.loads((workdir / 'classes.json').read_text()).values()))
+    checkpoints = Checkpoints(workdir)
+    step, variables = checkpoints.restore_variables(step)
+    checkpoints.close()
+    return Predictor(config, classes, step, variables.get('ema_params', variables['params']), variables['model_state'])
+
+
+def detector_of(config: ml_collections.ConfigDict, num_classes: int, axis_name: str | None = None) -> Detector:
+    """Makes the detector a config describes."""
+    return make_detector(**config.model, num_classes=num_classes, axis_name=axis_name)
+
+
+def resize_limits(config: ml_collections.ConfigDict) -> dict[str, int | None]:
+    """The limits of `augment.resize_scale` that a config sets."""
+    return dict(shorter_side=config.data.recipe.shorter_side, longer_side=config.data.recipe.longer_side)
+
+
+def to_image(detections: Detections, where: Placement, classes: Classes) -> ImageDetections:
+    """Maps the detections of one image, as numpy, from its canvas to its own pixels."""
+    rows = np.flatnonzero(detections.valid)
+    labels = detections.labels[rows]
+    return ImageDetections(
+        boxes=where.to_image(detections.boxes[rows].astype(np.float64)),
+        scores=detections.scores[rows].astype(np.float64),
+        labels=labels,
+        category_ids=np.asarray(classes.category_ids)[labels],
+        class_names=tuple(classes.class_names[label] for label in labels),
+    )
+
+
+def to_coco(detections: ImageDetections, image_id: int) -> list[dict[str, Any]]:
+    """Writes the detections of an image in COCO's results format: boxes are xywh."""
+    boxes = detections.boxes.copy()
+    boxes[:, 2:] -= boxes[:, :2]
+    return [
+        {'image_id': int(image_id), 'category_id': int(category), 'bbox': box.tolist(), 'score': float(score)}
+        for category, box, score in zip(detections.category_ids, boxes, detections.scores)
+    ]
+
+
+def make_predict_step(detector: Detector, canvases: Sequence[Any], devices: Any = None) -> Callable[..., Any]:
+    """Maps `predict` over devices: (params, model_state, batch) -> all devices' (detections, image ids, valid)."""
+
+    def predict_step(params: Any, model_state: Any, batch: Batch) -> tuple[Detections, jax.Array, jax.Array]:
+        result = detector.predict(params, model_state, batch.inputs), batch.image_id, batch.valid
+        return jax.tree.map(lambda x: jax.lax.all_gather(x, parallel.AXIS, tiled=True), result)
+
+    return parallel.parallel(predict_step, name='the predict step', traces=len(canvases), devices=devices)
+
+
+def predict_dataset(
+    predict_step: Callable[..., Any],
+    params: Any,
+    model_state: Any,
+    dataset: Dataset,
+    truth: dict[str, Any],
+    config: ml_collections.ConfigDict,
+    *,
+    on_batch: Callable[[Batch], None] = lambda batch: None,
+) -> list[dict[str, Any]]:
+    """Detects the objects of a split on all devices, each image once.
+
+    Args:
+        predict_step: of `make_predict_step`.
+        params, model_state: replicated over devices.
+        dataset: the split.
+        truth: its `records.ground_truth`.
+        config: of the run.
+        on_batch: is called with each sharded batch, for what else is to be computed from it.
+
+    Returns:
+        COCO results of the whole split, on every process.
+    """
+    sizes = [(image['height'], image['width']) for image in truth['images']]
+    limits, classes = resize_limits(config), Classes(dataset.class_names, dataset.category_ids)
+    batches = evaluation_batches(
+        dataset,
+        sizes,
+        canvases=config.data.canvases,
+        max_boxes=config.data.max_boxes,
+        recipe=config.data.recipe,
+        batch_size=config.evaluation.batch_size,
+        process=jax.process_index(),
+        processes=jax.process_count(),
+        threads=config.data.threads,
+    )
+    results: dict[int, list[dict[str, Any]]] = {}
+
+    def collect(gathered: Any) -> None:
+        detections, indices, valid = parallel.first_replica(gathered)
+        for row in np.flatnonzero(valid):
+            index = int(indices[row])
+            canvas = choose_canvas(sizes[index], config.data.canvases, **limits)
+            where = placement(sizes[index], resize_scale(sizes[index], canvas, **limits))
+            found = to_image(jax.tree.map(lambda x: x[row], detections), where, classes)
+            results[index] = to_coco(found, truth['images'][index]['id'])
+
+    pending = None
+    with tqdm(total=len(sizes), desc='evaluate', unit='image', disable=jax.process_index() > 0, leave=False) as bar:
+        for batch in batches:
+            sharded = parallel.put(shard(batch, jax.local_device_count()))
+            gathered = predict_step(params, model_state, sharded)
+            on_batch(sharded)
+            if pending is not None:  # while the devices work on this batch
+                collect(pending)
+            pending = gathered
+            bar.update(len(results) - bar.n)
+        if pending is not None:
+            collect(pending)
+    return [result for index in sorted(results) for result in results[index]]
+
+
+def evaluate_workdir(
+    workdir: str | os.PathLike, step: int | None = None, data_dir: str | None = None
+) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
+    """Evaluates a checkpoint on all devices; writes `evaluation.json` and `detections.json.gz` into the workdir.
+
+    Args:
+        workdir: of a run.
+        step: of the checkpoint, the newest by default.
+        data_dir: where data sets lie, as in training by default.
+
+    Returns:
+        the metrics with their 'step', the ground truth, and the detections as COCO results.
+
+    Raises:
+        DataError: the data set is not there, or its classes are not those of the run.
+        FileNotFoundError: there is no such run or checkpoint.
+    """
+    predictor = load(workdir, step)
+    config = predictor.config
+    dataset = open_dataset(config.data.name, config.data.validation_split, data_dir or config.data.data_dir)
+    if predictor.classes != (dataset.class_names, dataset.category_ids):
+        raise DataError(
+            f'data set {dataset.name!r} has the classes {dataset.class_names} now, the run in {workdir} was trained on '
+            f'{predictor.classes.class_names}: evaluate with the data it was trained on'
+        )
+    devices = jax.local_device_count() * jax.process_count()
+    config = config.copy_and_resolve_references()
+    config.evaluation.batch_size = -(-config.evaluation.batch_size // devices) * devices  # any machine may evaluate
+    truth = ground_truth(dataset)
+    predict_step = make_predict_step(predictor.detector, config.data.canvases)
+    params, model_state = parallel.replicate((predictor.params, predictor.model_state))
+    results = predict_dataset(predict_step, params, model_state, dataset, truth, config)
+    metrics = {'step': predictor.step, **coco_metrics(truth, results)}
+    if jax.process_index() == 0:
+        write_detections(pathlib.Path(workdir) / 'detections.json.gz', results)
+        write_text(pathlib.Path(workdir) / 'evaluation.json', json.dumps(metrics, indent=2) + '\n')
+    return metrics, truth, results
+
+
+def predict_files(
+    predictor: Predictor,
+    patterns: Sequence[str],
+    output: str | os.PathLike,
+    *,
+    score_threshold: float = 0.5,
+    on_bad_record: str = 'error',
+    max_pixels: int = MAX_PIXELS,
+) -> tuple[int, list[str]]:
+    """Draws the detections of image files, and lists them in `detections.json`; everything appears at the end or nothing.
+
+    An entry is COCO's (image_id, category_id, bbox xywh in the image's pixels, score) with 'image', the path relative to
+    the files' common folder, and 'category', the name. image_id counts the files in their order.
+
+    Args:
+        predictor: see `load`.
+        patterns: paths, folders or globs.
+        output: a folder, made if missing.
+        score_threshold: lower scores are left out.
+        on_bad_record: 'error', or 'skip' files that cannot be read.
+        max_pixels: larger images are bad.
+
+    Returns:
+        how many images were written, and the messages about those skipped.
+
+    Raises:
+        DataError: no image is found, or one cannot be read.
+    """
+    paths = find_images(patterns)
+    output = pathlib.Path(output)
+    common = pathlib.Path(os.path.commonpath([path.parent for path in paths]))
+    results, skipped = [], []
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix='.incomplete-', dir=output.parent) as scratch:
+        for image_id, path in enumerate(tqdm(paths, desc='predict', unit='image')):
+            try:
+                image = decode_image(path.read_bytes(), name=str(path), max_pixels=max_pixels, strict=True)
+            except DataError as error:
+                if on_bad_record == 'error':
+                    raise
+                skipped.append(str(error))
+                continue
+            found = predictor(image).at_least(score_threshold)
+            results += [
+                {**entry, 'image': str(path.relative_to(common)), 'category': name}
+                for entry, name in zip(to_coco(found, image_id), found.class_names)
+            ]
+            picture = pathlib.Path(scratch, path.relative_to(common)).with_suffix('.png')
+            if picture.exists():  # a.jpg beside a.png
+                picture = picture.with_name(f'{path.name}.png')
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            write_png(picture, draw_boxes(image, found.boxes, found.labels, found.scores, predictor.classes.class_names))
+        write_text(pathlib.Path(scratch) / 'detections.json', json.dumps(results, indent=1) + '\n')
+        shutil.copytree(scratch, output, dirs_exist_ok=True)
+    return len(paths) - len(skipped), skipped
+
+
+def find_images(patterns: Sequence[str]) -> list[pathlib.Path]:
+    """Lists the files that paths, folders (their images) and globs name, each once, in order.
+
+    Raises:
+        DataError: a pattern names nothing.
+    """
+    paths: dict[pathlib.Path, None] = {}
+    for pattern in patterns:
+        found = [pathlib.Path(path) for path in sorted(glob.glob(pattern, recursive=True))]
+        folders = [path for path in found if path.is_dir()]
+        found = [path for path in found if path.is_file()]
+        found += [path for folder in folders for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES]
+        if not found:
+            raise DataError(f'no image matches {pattern!r}: give files, folders with images, or globs in quotes')
+        paths.update((path.resolve(), None) for path in found)
+    return list(paths)

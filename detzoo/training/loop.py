@@ -1,0 +1,289 @@
+"""The training loop: one function from a config to a trained detector in a workdir.
+
+    config -> data, detector -> workdir (config.json, classes.json, environment.json) -> newest checkpoint or a new state
+    each step: batch of the step -> pmap(gradients of detector.loss, averaged; update) -> metrics, one step later
+    now and then: evaluation, checkpoint
+
+A run that was cut goes on with the same command and ends with the same bits: its state is the checkpoint, its data a
+function of seed and step, its random numbers fold_in(key(seed), step).
+"""
+
+import collections
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from tqdm.auto import tqdm
+
+from detzoo import inference, visualize
+from detzoo.config import ConfigError, complete
+from detzoo.data.pipeline import shard, train_batches
+from detzoo.data.records import Dataset, decode_image, ground_truth, open_dataset
+from detzoo.evaluation.coco import coco_metrics
+from detzoo.training import parallel
+from detzoo.training.checkpoint import Checkpoints, TrainState
+from detzoo.training.metrics import MetricsLog
+from detzoo.training.optimizer import make_optimizer, make_schedule
+from detzoo.training.progress import Profiler, Progress
+from detzoo.training.workdir import prepare_workdir
+from detzoo.types import Array, Batch, Detector
+from detzoo.weights.torchvision import load_backbone
+
+PICTURES = 4  # of the validation split, drawn at every evaluation
+
+
+def train_and_evaluate(
+    config: ml_collections.ConfigDict, workdir: str | os.PathLike, *, profile_steps: int = 0
+) -> dict[str, Any]:
+    """Trains the detector of a config on all devices, and evaluates it.
+
+    Args:
+        config: see `detzoo.config`.
+        workdir: where everything goes; one that exists goes on where it was.
+        profile_steps: how many steps to record with JAX's profiler, into the workdir's TensorBoard.
+
+    Returns:
+        the COCO metrics at the end (see `evaluation.coco.coco_metrics`).
+
+    Raises:
+        ConfigError: an unknown key, or a workdir of another config.
+        DataError: the data cannot be used.
+        FloatingPointError: the loss is not finite any more.
+        RecompilationError: a step was to be compiled once more than there are canvases.
+    """
+    config = complete(config)
+    data = open_dataset(config.data.name, config.data.train_split, config.data.data_dir)
+    validation = open_dataset(config.data.name, config.data.validation_split, config.data.data_dir)
+    detector = inference.detector_of(config, len(data.class_names), parallel.AXIS)
+    check_batch_sizes(config)
+    state = jax.eval_shape(lambda: initial_state(config, detector))
+
+    workdir = pathlib.Path(workdir)
+    checkpoints = prepare_workdir(workdir, config, data)
+    start = checkpoints.latest_step() or 0
+    state = checkpoints.restore(state) if start else initial_state(config, detector)
+    log = MetricsLog(workdir, step=start, active=jax.process_index() == 0)
+    announce(config, state, start)
+
+    train_step = make_train_step(config, detector, state)
+    evaluate = make_evaluation(config, detector, validation)
+    state = parallel.replicate(state)
+    evaluation = None
+    with Progress(config, start) as progress, Profiler(workdir, start, profile_steps) as profiler:
+        pending: collections.deque = collections.deque()
+
+        def settle(keep: int) -> None:
+            """Logs the metrics of steps that are done, and stops where one is not finite."""
+            while len(pending) > keep:
+                step, image_ids, metrics = pending.popleft()
+                metrics = {name: float(value) for name, value in parallel.first_replica(metrics).items()}
+                if not np.isfinite([metrics['loss'], metrics['grad_norm']]).all():
+                    raise FloatingPointError(diverged(step, metrics, image_ids, data, checkpoints))
+                log.write(step, metrics)
+                log.write_scalars(step, progress.update(step, metrics))
+
+        batches = make_batches(config, data, start)
+        try:
+            for step in range(start + 1, config.training.steps + 1):
+                profiler.at(step)
+                with progress.waiting():
+                    batch = next(batches)
+                state, metrics = train_step(state, parallel.put(shard(batch, jax.local_device_count())))
+                pending.append((step, batch.image_id, metrics))
+                settle(keep=1)  # one step behind, so that the devices never wait for the log
+                last = step == config.training.steps
+                if last or (config.training.evaluate_every and step % config.training.evaluate_every == 0):
+                    settle(keep=0)
+                    with progress.paused():
+                        evaluation = evaluate(state)
+                        log_evaluation(log, step, evaluation)
+                if last or step % config.training.checkpoint_every == 0:
+                    settle(keep=0)
+                    log.flush()  # before the checkpoint, which may be what the log is cut back to
+                    checkpoints.save(parallel.first_replica(state))
+        finally:
+            checkpoints.close()
+            log.close()
+    return (evaluation or evaluate(state))['metrics']  # a run that was finished already has made no step
+
+
+def initial_state(config: ml_collections.ConfigDict, detector: Detector) -> TrainState:
+    """Makes the state of step 0."""
+    params, model_state = jax.jit(detector.init, static_argnums=1)(jax.random.key(config.seed), config.data.canvases[0])
+    if config.initialize_backbone:
+        params, model_state = load_backbone(config.initialize_backbone, params, model_state)
+    opt_state = make_optimizer(config.optimizer, config.training.steps, params).init(params)
+    ema_params = jax.tree.map(jnp.copy, params) if config.optimizer.ema_decay else None
+    return TrainState(jnp.zeros((), jnp.int32), params, model_state, opt_state, ema_params)
+
+
+def make_train_step(
+    config: ml_collections.ConfigDict, detector: Detector, state: TrainState, devices: Any = None
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
+    """Maps one update over devices: (replicated state, sharded batch) -> (state, metrics); the state is donated.
+
+    Args:
+        config: of the run.
+        detector: made with axis_name = parallel.AXIS.
+        state: for the names of its parameters.
+        devices: what to map over, all by default.
+    """
+    optimizer = make_optimizer(config.optimizer, config.training.steps, state.params)
+    schedule = make_schedule(config.optimizer, config.training.steps)
+    accumulate = config.training.accumulate
+
+    def gradients(state: TrainState, batch: Batch) -> tuple[Any, Any, dict[str, Array]]:
+        """Averages over micro-batches and devices: (gradients, model_state, metrics)."""
+        rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
+
+        def accumulate_one(carry: tuple[Any, Any], micro_batch: Batch) -> tuple[tuple[Any, Any], dict[str, Array]]:
+            total, model_state = carry
+            loss_and_gradient = jax.value_and_grad(detector.loss, has_aux=True)
+            (loss, (model_state, metrics)), grads = loss_and_gradient(state.params, model_state, micro_batch, rng)
+            return (jax.tree.map(jnp.add, total, grads), model_state), {'loss': loss, **metrics}
+
+        carry = jax.tree.map(jnp.zeros_like, state.params), state.model_state
+        if accumulate == 1:  # no loop: XLA's CPU compiler does not thread the convolutions of a loop's body
+            (total, model_state), metrics = accumulate_one(carry, batch)
+        else:
+            micro_batches = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
+            (total, model_state), metrics = jax.lax.scan(accumulate_one, carry, micro_batches)
+        grads = jax.lax.pmean(jax.tree.map(lambda x: x / accumulate, total), parallel.AXIS)
+        return grads, model_state, jax.lax.pmean(jax.tree.map(jnp.mean, metrics), parallel.AXIS)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        grads, model_state, metrics = gradients(state, batch)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = metrics | dict(
+            grad_norm=optax.global_norm(grads),
+            learning_rate=schedule(state.step),
+            gt_dropped=jax.lax.psum(batch.gt.dropped.sum(), parallel.AXIS),
+            gt_cropped=jax.lax.psum(batch.gt.cropped.sum(), parallel.AXIS),
+        )
+        ema_params = state.ema_params
+        if ema_params is not None:
+            # Rises from 0.1, so that the average forgets the initial values within the first steps.
+            decay = jnp.minimum(config.optimizer.ema_decay, (1 + state.step) / (10 + state.step))
+            ema_params = jax.tree.map(lambda ema, new: ema + (1 - decay) * (new - ema), ema_params, params)
+        return TrainState(state.step + 1, params, model_state, opt_state, ema_params), metrics
+
+    traces = len(config.data.canvases)
+    return parallel.parallel(train_step, name='the train step', traces=traces, donate_argnums=(0,), devices=devices)
+
+
+def make_evaluation(
+    config: ml_collections.ConfigDict, detector: Detector, dataset: Dataset
+) -> Callable[[TrainState], dict[str, Any]]:
+    """Makes a function from a replicated state to the validation metrics, loss and detections.
+
+    The loss is that of training (batch statistics and all) on the batches that need no filler.
+    """
+    canvases = config.data.canvases
+    predict_step = inference.make_predict_step(detector, canvases)
+
+    def loss_step(params: Any, model_state: Any, batch: Batch) -> tuple[Array, Array]:
+        loss, _ = detector.loss(params, model_state, batch, jax.random.key(config.seed))
+        return jax.lax.pmean(loss, parallel.AXIS), jax.lax.pmin(batch.valid.all().astype(jnp.int32), parallel.AXIS)
+
+    loss_step = parallel.parallel(loss_step, name='the validation loss', traces=len(canvases))
+    truth = ground_truth(dataset)
+
+    def evaluate(state: TrainState) -> dict[str, Any]:
+        params = state.params if state.ema_params is None else state.ema_params
+        losses = []
+        results = inference.predict_dataset(
+            predict_step, params, state.model_state, dataset, truth, config,
+            on_batch=lambda batch: losses.append(loss_step(params, state.model_state, batch)),
+        )  # fmt: skip
+        losses = np.array([parallel.first_replica(pair) for pair in losses], np.float64)  # [batches, (loss, whole)]
+        whole = losses[:, 1] > 0
+        return dict(
+            metrics=coco_metrics(truth, results),
+            loss=float(losses[whole if whole.any() else slice(None), 0].mean()),
+            pictures=draw_pictures(dataset, results),
+        )
+
+    return evaluate
+
+
+def draw_pictures(dataset: Dataset, results: list[dict[str, Any]], score_threshold: float = 0.3) -> dict[str, np.ndarray]:
+    """Draws the detections of the first images of a split."""
+    pictures = {}
+    for index in range(min(PICTURES, len(dataset.records))):
+        record = dataset.records[index]
+        found = [r for r in results if r['image_id'] == record['image_id'] and r['score'] > score_threshold]
+        boxes = np.array([r['bbox'] for r in found]).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        labels = np.array([dataset.category_ids.index(r['category_id']) for r in found], int)
+        image = decode_image(record['image'], name=record['file_name'])
+        scores = np.array([r['score'] for r in found])
+        pictures[f'validation/{record["image_id"]}'] = visualize.draw_boxes(image, boxes, labels, scores, dataset.class_names)
+    return pictures
+
+
+def log_evaluation(log: MetricsLog, step: int, evaluation: dict[str, Any]) -> None:
+    """Writes the loss and the 12 numbers, and the pictures."""
+    boxes = {f'validation/{name}': value for name, value in evaluation['metrics']['boxes'].items()}
+    log.write(step, {'validation/loss': evaluation['loss'], **boxes})
+    log.write_images(step, evaluation['pictures'])
+
+
+def make_batches(config: ml_collections.ConfigDict, data: Dataset, start: int) -> Any:
+    """This process's share of the training stream from a step on."""
+    return train_batches(
+        data,
+        canvases=config.data.canvases,
+        max_boxes=config.data.max_boxes,
+        recipe=config.data.recipe.to_dict(),
+        batch_size=config.training.batch_size,
+        seed=config.seed,
+        start_step=start,
+        process=jax.process_index(),
+        processes=jax.process_count(),
+        threads=config.data.threads,
+    )
+
+
+def check_batch_sizes(config: ml_collections.ConfigDict) -> None:
+    """Raises ConfigError where a batch cannot be split over devices and micro-batches."""
+    devices = jax.device_count()
+    for key, size, parts in (
+        ('training.batch_size', config.training.batch_size, devices * config.training.accumulate),
+        ('evaluation.batch_size', config.evaluation.batch_size, devices),
+    ):
+        if size % parts:
+            raise ConfigError(
+                f'{key} is {size}, not a multiple of {parts} (devices, times training.accumulate for training): '
+                f'set it to {max(1, round(size / parts)) * parts}, for example'
+            )
+
+
+def announce(config: ml_collections.ConfigDict, state: TrainState, start: int) -> None:
+    """Says what will run and what will be compiled."""
+    if jax.process_index() == 0:
+        count = sum(x.size for x in jax.tree.leaves(state.params))
+        canvases = ', '.join(f'{height}x{width}' for height, width in config.data.canvases)
+        tqdm.write(
+            f'{config.model.name}, {count:,} parameters, on {jax.device_count()} x {jax.devices()[0].device_kind}: '
+            f'steps {start} to {config.training.steps}; compiles once for each canvas: {canvases}',
+            file=sys.stderr,
+        )
+
+
+def diverged(step: int, metrics: dict[str, float], indices: np.ndarray, data: Dataset, checkpoints: Checkpoints) -> str:
+    """The message about a step that is not finite."""
+    image_ids = [data.records[int(index)]['image_id'] for index in indices]
+    return (
+        f'step {step}: the loss is {metrics["loss"]}, the norm of its gradient {metrics["grad_norm"]}. '
+        f'Images of the batch (on this process): {image_ids}. The last good checkpoint is that of step '
+        f'{checkpoints.latest_step()} in {checkpoints.folder}. A lower optimizer.learning_rate, a longer warm-up or '
+        'optimizer.clip_norm may help'
+    )

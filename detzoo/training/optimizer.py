@@ -1,0 +1,85 @@
+"""Optimisers and their learning rates, from the `optimizer` section of a config."""
+
+import re
+from typing import Any
+
+import jax
+import ml_collections
+import optax
+
+from detzoo.types import Params
+
+
+def make_schedule(config: ml_collections.ConfigDict, steps: int) -> optax.Schedule:
+    """Makes the learning rate as a function of the step: a linear warm-up, then cosine or steps.
+
+    Args:
+        config: the `optimizer` section. `schedule` is 'cosine' (to 0 at the end), 'constant', or 'steps', which
+            multiplies by 0.1 at each share of the run in `decay_at`.
+        steps: of the whole run.
+
+    Returns:
+        step -> learning rate.
+
+    Raises:
+        ValueError: for an unknown schedule.
+    """
+    after = max(1, steps - config.warmup_steps)
+    if config.schedule == 'cosine':
+        decay = optax.cosine_decay_schedule(config.learning_rate, after)
+    elif config.schedule == 'steps':
+        boundaries = {round(share * steps) - config.warmup_steps: 0.1 for share in config.decay_at}
+        decay = optax.piecewise_constant_schedule(config.learning_rate, boundaries)
+    elif config.schedule == 'constant':
+        decay = optax.constant_schedule(config.learning_rate)
+    else:
+        raise ValueError(f"optimizer.schedule is {config.schedule!r}: use 'cosine', 'steps' or 'constant'")
+    warmup = optax.linear_schedule(config.learning_rate / max(1, config.warmup_steps), config.learning_rate, config.warmup_steps)
+    return optax.join_schedules([warmup, decay], [config.warmup_steps])
+
+
+def make_optimizer(config: ml_collections.ConfigDict, steps: int, params: Params) -> optax.GradientTransformation:
+    """Makes the optimiser: clip by global norm, AdamW or SGD with momentum, weight decay, frozen parameters.
+
+    Weight decay leaves out every vector, that is biases and the scales and offsets of normalisation.
+
+    Args:
+        config: the `optimizer` section.
+        steps: of the whole run.
+        params: their names decide what `frozen` freezes.
+
+    Returns:
+        an optax transformation.
+
+    Raises:
+        ValueError: for an unknown optimiser, or where `frozen` matches no parameter.
+    """
+    schedule = make_schedule(config, steps)
+
+    def is_matrix(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x.ndim > 1, tree)
+
+    if config.name == 'adamw':
+        update = optax.adamw(schedule, weight_decay=config.weight_decay, mask=is_matrix)
+    elif config.name == 'sgd':
+        # As in torch: the decay is part of the gradient that the momentum accumulates.
+        decay = optax.add_decayed_weights(config.weight_decay, mask=is_matrix)
+        update = optax.chain(decay, optax.sgd(schedule, momentum=config.momentum or None))
+    else:
+        raise ValueError(f"optimizer.name is {config.name!r}: use 'adamw' or 'sgd'")
+    if config.clip_norm:
+        update = optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+    if not config.frozen:
+        return update
+    labels = jax.tree_util.tree_map_with_path(
+        lambda path, _: 'frozen' if re.search(config.frozen, parameter_path(path)) else 'trained', params
+    )
+    if 'frozen' not in jax.tree.leaves(labels):
+        names = [parameter_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        raise ValueError(f'optimizer.frozen={config.frozen!r} matches no parameter; they are called like {names[0]!r}')
+    return optax.multi_transform({'trained': update, 'frozen': optax.set_to_zero()}, labels)
+
+
+def parameter_path(path: tuple[Any, ...]) -> str:
+    """Names a parameter, e.g. 'backbone/stem_conv/kernel'."""
+    return '/'.join(key.key for key in path)

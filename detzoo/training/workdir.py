@@ -1,0 +1,60 @@
+"""The folder of a run: which run it is of, and where it stands.
+
+    config.json classes.json environment.json   what the run is
+    checkpoints/                                where it stands
+    metrics.jsonl tensorboard/                  how it went
+"""
+
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import sys
+
+import jax
+import ml_collections
+
+import detzoo
+from detzoo.config import MUTABLE, ConfigError, differences, from_json, to_json
+from detzoo.data.records import Dataset
+from detzoo.training.checkpoint import Checkpoints
+
+
+def prepare_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict, data: Dataset) -> Checkpoints:
+    """Stores what a run is in a new workdir, or checks that an existing one is of the same run."""
+    path = workdir / 'config.json'
+    if path.exists():
+        stored = from_json(path.read_text())
+        changed = differences(stored, config)
+        refused = {key: pair for key, pair in changed.items() if key not in MUTABLE}
+        if refused:
+            keys = '; '.join(f'{key} was {old!r}, is {new!r}' for key, (old, new) in refused.items())
+            raise ConfigError(f'{workdir} is of a run with another config ({keys}): take a new --workdir')
+    checkpoints = Checkpoints(workdir)
+    if jax.process_index() == 0:
+        environment = dict(
+            python=platform.python_version(),
+            platform=platform.platform(),
+            device=jax.devices()[0].device_kind,
+            devices=jax.device_count(),
+            processes=jax.process_count(),
+            command=sys.argv,
+            versions={name: importlib.metadata.version(name) for name in ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'grain')}
+            | {'detzoo': detzoo.__version__},
+        )
+        classes = dict(class_names=data.class_names, category_ids=data.category_ids)
+        for name, text in (
+            ('classes.json', json.dumps(classes, indent=2) + '\n'),
+            ('environment.json', json.dumps(environment, indent=2) + '\n'),
+            ('config.json', to_json(config)),  # last: it makes the folder a workdir
+        ):
+            write_text(workdir / name, text)
+    return checkpoints
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a text file: complete or not at all."""
+    scratch = path.with_name(f'{path.name}.tmp')
+    scratch.write_text(text)
+    os.replace(scratch, path)

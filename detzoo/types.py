@@ -1,0 +1,119 @@
+"""What travels between the parts of detzoo: inputs, ground truth, detections, and the contract of a detector.
+
+Everything here is a NamedTuple, hence a pytree: it passes through `jit`, `vmap`, `pmap` and `jax.tree.map` as it is.
+
+Shape letters, used in every docstring of the project:
+
+    B     images on a device             P    proposals
+    H, W  padded canvas, pixels          R    sampled RoIs
+    L     pyramid levels                 T    candidates before NMS
+    A     anchors of all levels          D    detections (padded)
+    M     max ground-truth boxes         S    side of a ground-truth mask in its box's frame
+    K     foreground classes
+
+Boxes are xyxy, float32, absolute pixels of the canvas, x1 < x2 and y1 < y2, in continuous coordinates (the first pixel
+spans 0..1; no "+1"). Labels are 0..K-1. Padding is marked by a `valid` array, never by a value.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+Array = jax.Array
+Params = Any  # a nested dict of arrays: what gradients train
+ModelState = Any  # a nested dict of arrays: what learns without gradients (batch statistics, frozen batch norm)
+
+
+class Inputs(NamedTuple):
+    """What a detector sees of a batch of images.
+
+    images: [B, H, W, 3] uint8 or float32, RGB in 0..255. The detector normalises.
+    window: [B, 4] float32 xyxy, where the image lies on its canvas. The detector zeroes what is outside.
+    proposals: [B, P, 4] float32 boxes from outside (Fast R-CNN), or None.
+    proposals_valid: [B, P] bool, or None.
+    """
+
+    images: Array
+    window: Array
+    proposals: Array | None = None
+    proposals_valid: Array | None = None
+
+
+class GroundTruth(NamedTuple):
+    """The annotated objects of images, padded to M rows.
+
+    boxes: [..., M, 4] float32 xyxy.
+    labels: [..., M] int32 in 0..K-1.
+    valid: [..., M] bool, False on padding rows.
+    crowd: [..., M] bool, True where a box stands for a group: never a positive; what lies in it is ignored.
+    dropped: [...] int32, how many objects of the image found no row because it has more than M.
+    cropped: [...] int32, how many objects of the image lie outside of the crop that was taken.
+    masks: [..., M, S, S] float32 in 0..1 in the frame of each box, or None.
+    """
+
+    boxes: Array
+    labels: Array
+    valid: Array
+    crowd: Array
+    dropped: Array
+    cropped: Array
+    masks: Array | None = None
+
+
+class Batch(NamedTuple):
+    """Images with their ground truth.
+
+    inputs: Inputs.
+    gt: GroundTruth with leading axis B.
+    image_id: [B] int32, the dense index of the record in its split (the data's own ids stay on the host).
+    valid: [B] bool, False on the filler of a last short batch.
+    """
+
+    inputs: Inputs
+    gt: GroundTruth
+    image_id: Array
+    valid: Array
+
+
+class Detections(NamedTuple):
+    """What a detector found, best score first, padded to D rows.
+
+    boxes: [..., D, 4] float32 xyxy pixels of the canvas, inside the window.
+    scores: [..., D] float32 in 0..1.
+    labels: [..., D] int32 in 0..K-1.
+    valid: [..., D] bool.
+    masks: [..., D, m, m] float32 probabilities in the frame of each box, or None.
+    """
+
+    boxes: Array
+    scores: Array
+    labels: Array
+    valid: Array
+    masks: Array | None = None
+
+
+class Assignment(NamedTuple):
+    """Which of the detector's boxes the loss trains towards which object.
+
+    boxes: [B, A, 4] float32 xyxy, what was matched (anchors, cells or proposals).
+    matched: [B, A] int32: the row of the ground truth, or NEGATIVE = -1, or IGNORE = -2.
+    """
+
+    boxes: Array
+    matched: Array
+
+
+class Detector(NamedTuple):
+    """A detector: pure functions that share explicit arguments bound by its `make`.
+
+    init(rng, canvas): (params, model_state) for a key and a canvas (H, W).
+    loss(params, model_state, batch, rng): (loss [], (model_state, metrics)), metrics a flat dict of scalars.
+    predict(params, model_state, inputs): Detections with leading axis B.
+    assign(params, model_state, batch, rng): {stage: Assignment}, exactly what `loss` trains on.
+    """
+
+    init: Callable[[Array, tuple[int, int]], tuple[Params, ModelState]]
+    loss: Callable[[Params, ModelState, Batch, Array], tuple[Array, tuple[ModelState, dict[str, Array]]]]
+    predict: Callable[[Params, ModelState, Inputs], Detections]
+    assign: Callable[[Params, ModelState, Batch, Array], dict[str, Assignment]]

@@ -1,0 +1,284 @@
+"""Pictures of detections: boxes on images, contact sheets and precision-recall curves, as uint8 arrays.
+
+    draw_boxes -> [h', w', 3]      the image enlarged till it is readable, the boxes, and names or a legend
+    plot_pr_curves -> [h', w', 3]
+    grid -> [h', w', 3]            any of these side by side: ground truth beside predictions, or a contact sheet
+    write_png                      to a file
+
+Everything is drawn with Pillow, its own font included, so that a picture is the same on every machine; only the curves
+need matplotlib.
+"""
+
+import io
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+# Saturated, far apart for neighbouring labels, and readable on photographs as on pink-violet tissue.
+_PALETTE = (
+    (0, 200, 83),
+    (255, 145, 0),
+    (0, 229, 255),
+    (255, 23, 68),
+    (255, 234, 0),
+    (41, 121, 255),
+    (213, 0, 249),
+    (118, 255, 3),
+    (255, 128, 171),
+    (0, 137, 123),
+    (141, 110, 99),
+    (124, 77, 255),
+)
+_READABLE = 480  # pixels: images whose shorter side is less are enlarged
+_CROWDED = 0.15  # names that would cover more than this share of the picture give way to a legend
+
+Rectangle = tuple[int, int, int, int]  # x1, y1, x2, y2 pixels, the second corner exclusive
+
+
+def class_color(label: int) -> tuple[int, int, int]:
+    """Gives the RGB colour of a label, the same in every picture; twelve of them, then again from the first."""
+    return _PALETTE[label % len(_PALETTE)]
+
+
+def draw_boxes(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    scores: np.ndarray | None,
+    class_names: Sequence[str],
+    *,
+    crowd: np.ndarray | None = None,
+    scale: float | None = None,
+) -> np.ndarray:
+    """Draws boxes on an enlarged copy of an image, in the colours of their classes, the best score on top.
+
+    A box's line lies inside the box, its outer edge on the box's, and is thinner where boxes are small. Each box is named,
+    with its score; where the names would cover too much of the picture, a legend below counts the classes instead.
+
+    Args:
+      image: [h, w, 3] uint8, RGB.
+      boxes: [N, 4] xyxy, pixels of the image. What lies outside of it is cut off.
+      labels: [N] int in 0..K-1.
+      scores: [N] in 0..1, or None.
+      class_names: [K].
+      crowd: [N] bool, True for boxes to be dashed; or None.
+      scale: factor of enlargement; None for the least whole number that makes the shorter side 480 pixels or more.
+
+    Returns:
+      [round(h * scale) + legend, round(w * scale), 3] uint8.
+
+    Raises:
+      ValueError: image is not [h, w, 3] uint8.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f'image must be [h, w, 3] uint8, not {list(image.shape)} {image.dtype}')
+    if scale is None:
+        scale = max(1, math.ceil(_READABLE / min(image.shape[:2])))
+    size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
+    picture = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
+    labels = [int(label) for label in labels]
+    texts = [class_names[label] for label in labels]
+    if scores is not None:
+        texts = [f'{text} {score:.2f}' for text, score in zip(texts, scores, strict=True)]
+    rectangles = [_to_pixels(box, scale, size) for box in boxes]
+    dashed = [False] * len(labels) if crowd is None else crowd
+    best_first = list(range(len(labels)) if scores is None else np.argsort(-np.asarray(scores), kind='stable'))
+    font = ImageFont.load_default(max(14, min(size) // 50))
+    crowded = sum(math.prod(_text_size(text, font)) for text in texts) > _CROWDED * math.prod(size)
+
+    draw = ImageDraw.Draw(picture)
+    width = _line_width(rectangles, size)
+    for index in reversed(best_first):
+        _draw_rectangle(draw, rectangles[index], class_color(labels[index]), width, dashed[index])
+    if crowded:
+        return np.vstack([picture, _legend(labels, class_names, size[0], font)])
+    taken = []
+    for index in best_first:
+        taken.append(_place(rectangles[index], _text_size(texts[index], font), size, taken))
+        _draw_text(draw, taken[-1], texts[index], class_color(labels[index]), font)
+    return np.array(picture)
+
+
+def grid(
+    images: Sequence[np.ndarray], columns: int, titles: Sequence[str] | None = None, padding: int = 12
+) -> np.ndarray:
+    """Lays pictures out in rows on white, each under its title.
+
+    Args:
+      images: at least one [h, w, 3] uint8; they may differ in size and are not resized.
+      columns: pictures in a row.
+      titles: a text for each picture, or None.
+      padding: pixels between the pictures and around them.
+
+    Returns:
+      [h', w', 3] uint8.
+
+    Raises:
+      ValueError: there are no images, or not as many titles.
+    """
+    if len(images) == 0 or (titles is not None and len(titles) != len(images)):
+        raise ValueError(f'{len(images)} images and {titles if titles is None else len(titles)} titles')
+    font = ImageFont.load_default(18)
+    title_sizes = [(0, 0)] if titles is None else [_text_size(title, font) for title in titles]
+    title_height = max(height for _, height in title_sizes)
+    cell_width = padding + max([image.shape[1] for image in images] + [width for width, _ in title_sizes])
+    cell_height = padding + title_height + max(image.shape[0] for image in images)
+    columns = min(columns, len(images))
+    rows = math.ceil(len(images) / columns)
+    sheet = Image.new('RGB', (columns * cell_width + padding, rows * cell_height + padding), 'white')
+    draw = ImageDraw.Draw(sheet)
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
+        x, y = column * cell_width + padding, row * cell_height + padding
+        sheet.paste(Image.fromarray(image), (x, y + title_height))
+        if titles is not None:
+            draw.text((x, y + title_height / 2), titles[index], 'black', font, anchor='lm')
+    return np.array(sheet)
+
+
+def plot_pr_curves(curves: dict[str, dict[str, np.ndarray] | None]) -> np.ndarray:
+    """Plots precision over recall of each class and their mean, IoU 0.5 solid and 0.75 dashed; needs matplotlib.
+
+    With more than twelve classes theirs are thin unnamed lines at IoU 0.5, and only the mean is named.
+
+    Args:
+      curves: from `detzoo.evaluation.pr_curves`, in the order of the labels: a class has the colour of its boxes.
+
+    Returns:
+      [600, 800, 3] uint8.
+    """
+    # Here, for nothing else needs it; and not pyplot, which would keep the figure and choose a window system.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 6), dpi=100, layout='constrained')
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot(xlabel='recall', ylabel='precision', xlim=(0, 1), ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+    axes.spines[['top', 'right']].set_visible(False)
+
+    def plot(name: str, curve: dict[str, np.ndarray], **style: Any) -> None:
+        at50, at75 = curve['precision@50'], curve['precision@75']
+        axes.plot(curve['recall'], at50, label=f'{name}: {at50.mean():.3f}, {at75.mean():.3f}', **style)
+        axes.plot(curve['recall'], at75, linestyle='--', **style)
+
+    present = [curve for curve in curves.values() if curve is not None]
+    for label, (name, curve) in enumerate(curves.items()):
+        if curve is None:
+            continue
+        color = np.array(class_color(label)) / 255
+        if len(present) <= len(_PALETTE):
+            plot(name, curve, color=color)
+        else:
+            axes.plot(curve['recall'], curve['precision@50'], color=color, alpha=0.4, linewidth=0.8)
+    if len(present) > 1:
+        mean = {key: np.mean([curve[key] for curve in present], axis=0) for key in present[0]}
+        plot(f'mean of {len(present)}', mean, color='black')
+    if present:
+        figure.legend(loc='outside upper center', title='AP at IoU 0.5 (solid), 0.75 (dashed)', frameon=False, ncols=3)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
+    """Writes an [h, w, 3] uint8 RGB image as a PNG file: complete or not at all."""
+    path = Path(path)
+    encoded = io.BytesIO()
+    Image.fromarray(image).save(encoded, 'PNG')
+    temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+    temporary.write_bytes(encoded.getvalue())
+    os.replace(temporary, path)
+
+
+def _to_pixels(box: np.ndarray, scale: float, size: tuple[int, int]) -> Rectangle:
+    """Scales an xyxy box to whole pixels inside a picture of (width, height), at least one pixel wide and high."""
+    x1, y1, x2, y2 = (round(float(value) * scale) for value in box)
+    x1, y1 = min(max(x1, 0), size[0] - 1), min(max(y1, 0), size[1] - 1)
+    return x1, y1, min(max(x2, x1 + 1), size[0]), min(max(y2, y1 + 1), size[1])
+
+
+def _line_width(rectangles: list[Rectangle], size: tuple[int, int]) -> int:
+    """Chooses the pixels of a line: by the picture's (width, height), or less for the sake of small boxes."""
+    if not rectangles:
+        return 1
+    shorter_sides = [min(x2 - x1, y2 - y1) for x1, y1, x2, y2 in rectangles]
+    return max(1, min(min(size) // 200, round(np.median(shorter_sides) / 16)))
+
+
+def _draw_rectangle(
+    draw: ImageDraw.ImageDraw, rectangle: Rectangle, color: tuple[int, int, int], width: int, dashed: bool
+) -> None:
+    """Draws a line of at most `width` pixels along the inside of a rectangle (Pillow's outline leaves narrow ones)."""
+    x1, y1, x2, y2 = rectangle
+    width = min(width, x2 - x1, y2 - y1)
+    dash = 5 * width if dashed else max(x2 - x1, y2 - y1)
+    for x in range(x1, x2, 2 * dash):
+        end = min(x + dash, x2) - 1
+        draw.rectangle((x, y1, end, y1 + width - 1), fill=color)
+        draw.rectangle((x, y2 - width, end, y2 - 1), fill=color)
+    for y in range(y1, y2, 2 * dash):
+        end = min(y + dash, y2) - 1
+        draw.rectangle((x1, y, x1 + width - 1, end), fill=color)
+        draw.rectangle((x2 - width, y, x2 - 1, end), fill=color)
+
+
+def _place(box: Rectangle, text_size: tuple[int, int], size: tuple[int, int], taken: list[Rectangle]) -> Rectangle:
+    """Finds the place at a box, inside the picture, where its name hides least of the names already there."""
+    x1, y1, x2, y2 = box
+    width, height = text_size
+    corners = [
+        (x1, y1 - height),  # above
+        (x1, y1),  # inside, at the top
+        (x1, y2),  # below
+        (x2 - width, y1 - height),
+        (x2 - width, y2),
+        (x1, y2 - height),  # inside, at the bottom
+    ]
+    places = []
+    for x, y in corners:
+        x, y = max(0, min(x, size[0] - width)), max(0, min(y, size[1] - height))
+        places.append((x, y, x + width, y + height))
+    return min(places, key=lambda place: sum(_shared(place, other) for other in taken))
+
+
+def _shared(a: Rectangle, b: Rectangle) -> int:
+    """Counts the pixels that two rectangles share."""
+    return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
+
+
+def _text_size(text: str, font: ImageFont.FreeTypeFont) -> tuple[int, int]:
+    """Gives the (width, height) of a line of text with its margins, in pixels."""
+    return math.ceil(font.getlength(text) + 0.6 * font.size), round(1.35 * font.size)
+
+
+def _draw_text(
+    draw: ImageDraw.ImageDraw, place: Rectangle, text: str, color: tuple[int, int, int], font: ImageFont.FreeTypeFont
+) -> None:
+    """Writes a text in the middle of a filled rectangle, in black or white, whichever contrasts."""
+    x1, y1, x2, y2 = place
+    draw.rectangle((x1, y1, x2 - 1, y2 - 1), fill=color)
+    luminance = np.dot(color, (0.299, 0.587, 0.114))
+    draw.text(((x1 + x2) / 2, (y1 + y2) / 2), text, 'black' if luminance > 120 else 'white', font, anchor='mm')
+
+
+def _legend(labels: list[int], class_names: Sequence[str], width: int, font: ImageFont.FreeTypeFont) -> np.ndarray:
+    """Names the colours in a picture and counts their boxes, in as many rows as the width needs: [h', width, 3] uint8."""
+    places, texts, x, y = [], [], 0, 0
+    for label in sorted(set(labels)):
+        text = f'{class_names[label]}: {labels.count(label)}'
+        text_width, height = _text_size(text, font)
+        if x and x + text_width > width:
+            x, y = 0, y + height
+        places.append((x, y, x + text_width, y + height))
+        texts.append((text, class_color(label)))
+        x += text_width
+    strip = Image.new('RGB', (width, places[-1][3]), 'white')
+    draw = ImageDraw.Draw(strip)
+    for place, (text, color) in zip(places, texts, strict=True):
+        _draw_text(draw, place, text, color, font)
+    return np.asarray(strip)

@@ -1,0 +1,39 @@
+"""Evaluates a checkpoint on the validation split.
+
+    python scripts/evaluate.py --workdir=runs/shapes
+
+Prints the COCO table; writes evaluation.json (step, images, the 12 numbers, AP per class; an absent number is null) and
+detections.json.gz (COCO's results format) into the workdir. Every image counts once, on all devices; the averaged
+parameters are used where the run keeps an average.
+"""
+
+import sys
+
+from absl import app, flags, logging
+
+WORKDIR = flags.DEFINE_string('workdir', None, 'The workdir of a run.', required=True)
+CHECKPOINT = flags.DEFINE_integer('checkpoint', None, 'The step of the checkpoint; the newest by default.')
+DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where data sets lie; as in training by default.')
+CLASS_AGNOSTIC = flags.DEFINE_bool('class_agnostic', False, 'Also print the table in which all classes count as one.')
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f'what is {argv[1]!r}? Flags begin with --')
+    logging.set_verbosity(logging.WARNING)
+    from detzoo.data.records import DataError
+    from detzoo.evaluation import class_agnostic, coco_metrics, format_table
+    from detzoo.inference import evaluate_workdir
+
+    try:
+        metrics, truth, results = evaluate_workdir(WORKDIR.value, CHECKPOINT.value, DATA_DIR.value)
+    except (DataError, FileNotFoundError) as error:
+        sys.exit(f'error: {error}')
+    print(format_table(metrics))
+    if CLASS_AGNOSTIC.value:
+        print('\nall classes as one')
+        print(format_table(coco_metrics(*class_agnostic(truth, results))))
+
+
+if __name__ == '__main__':
+    app.run(main)

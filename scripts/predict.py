@@ -1,0 +1,46 @@
+"""Detects the objects in images of any size.
+
+    python scripts/predict.py --workdir=runs/shapes --images='photos/*.jpg' --output=predictions
+
+Writes for each image a PNG with the boxes drawn, and for all together detections.json: COCO's results format, with the
+category's name and the image's path added. All of it appears at the end, or nothing.
+"""
+
+import sys
+
+from absl import app, flags, logging
+
+WORKDIR = flags.DEFINE_string('workdir', None, 'The workdir of a run.', required=True)
+IMAGES = flags.DEFINE_list('images', None, 'Paths, folders or globs, separated by commas.', required=True)
+OUTPUT = flags.DEFINE_string('output', None, 'A folder for the results.', required=True)
+SCORE_THRESHOLD = flags.DEFINE_float('score_threshold', 0.5, 'Lower scores are left out.', 0, 1)
+CHECKPOINT = flags.DEFINE_integer('checkpoint', None, 'The step of the checkpoint; the newest by default.')
+ON_BAD_RECORD = flags.DEFINE_enum('on_bad_record', 'error', ['error', 'skip'], 'What an unreadable image leads to.')
+MAX_PIXELS = flags.DEFINE_integer('max_pixels', 2**27, 'Larger images are refused before they are decoded.')
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f'what is {argv[1]!r}? Flags begin with --; quote globs, or separate paths by commas')
+    logging.set_verbosity(logging.WARNING)
+    from detzoo.data.records import DataError
+    from detzoo.inference import load, predict_files
+
+    try:
+        count, skipped = predict_files(
+            load(WORKDIR.value, CHECKPOINT.value),
+            IMAGES.value,
+            OUTPUT.value,
+            score_threshold=SCORE_THRESHOLD.value,
+            on_bad_record=ON_BAD_RECORD.value,
+            max_pixels=MAX_PIXELS.value,
+        )
+    except (DataError, FileNotFoundError) as error:
+        sys.exit(f'error: {error}')
+    for message in skipped:
+        print(f'skipped: {message}', file=sys.stderr)
+    print(f'{count} images -> {OUTPUT.value}' + (f' ({len(skipped)} skipped)' if skipped else ''))
+
+
+if __name__ == '__main__':
+    app.run(main)

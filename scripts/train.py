@@ -1,0 +1,47 @@
+"""Trains and evaluates the detector of a config.
+
+    python scripts/train.py --config=configs/retinanet_shapes.py --workdir=runs/shapes
+
+Each key of the config can be set: --config.training.steps=500 --config.data.name=NAME. The same command on the same
+workdir goes on where the run was. On a pod, start it on every host.
+"""
+
+import os
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+CONFIG = config_flags.DEFINE_config_file('config', None, 'The experiment: a file of configs/, with an argument after a colon.')
+WORKDIR = flags.DEFINE_string('workdir', None, 'Where checkpoints, metrics and the config go.')
+PROFILE = flags.DEFINE_integer('profile', 0, 'How many steps to record with the profiler, for TensorBoard.', lower_bound=0)
+MULTIHOST = flags.DEFINE_bool('multihost', False, 'Whether this is one of several processes of a run (TPU pod, SLURM).')
+flags.mark_flags_as_required(['config', 'workdir'])
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f'what is {argv[1]!r}? Flags begin with --')
+    logging.set_verbosity(logging.WARNING)  # libraries tell every step of a checkpoint otherwise
+    # Compiled programs survive the process: a run that goes on starts in seconds.
+    os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.expanduser('~/.cache/detzoo/xla'))
+    import jax
+
+    if MULTIHOST.value:
+        jax.distributed.initialize()
+    from detzoo.config import ConfigError
+    from detzoo.data.records import DataError
+    from detzoo.evaluation.coco import format_table
+    from detzoo.training.loop import train_and_evaluate
+    from detzoo.training.parallel import RecompilationError
+
+    try:
+        metrics = train_and_evaluate(CONFIG.value, WORKDIR.value, profile_steps=PROFILE.value)
+    except (ConfigError, DataError, FloatingPointError, RecompilationError) as error:
+        sys.exit(f'error: {error}')
+    if jax.process_index() == 0:
+        print(format_table(metrics))
+
+
+if __name__ == '__main__':
+    app.run(main)

@@ -1,0 +1,172 @@
+"""Losses: values by hand, float64 loops, gradients against finite differences, and the normaliser on eight devices."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from detzoo.core import losses
+
+DEVICES = 8
+GAMMAS = [0.0, 0.5, 2.0]
+ALPHAS = [None, 0.25]
+focal = jax.jit(losses.sigmoid_focal, static_argnames='alpha')
+smooth_l1 = jax.jit(losses.smooth_l1, static_argnames='beta')
+
+
+@functools.partial(jax.jit, static_argnames='alpha')
+def focal_gradient(logits, targets, gamma, alpha):
+    return jax.grad(lambda logits: losses.sigmoid_focal(logits, targets, gamma=gamma, alpha=alpha).sum())(logits)
+
+
+def focal_oracle(logit, target, gamma, alpha):
+    """Equation 5 of the paper as it stands, in float64."""
+    p = 1 / (1 + math.exp(-logit))
+    p_t, alpha_t = (p, alpha) if target else (1 - p, None if alpha is None else 1 - alpha)
+    return -(1 if alpha is None else alpha_t) * (1 - p_t) ** gamma * math.log(p_t)
+
+
+def random_logits(seed=0, count=40):
+    rng = np.random.RandomState(seed)
+    return rng.uniform(-6, 6, count).astype(np.float32), rng.uniform(size=count) < 0.5
+
+
+def test_sigmoid_focal_by_hand():
+    # p = .5: (1 - p_t)^2 = 1/4 and -log(p_t) = log 2 for both answers, weighed with 1/4 and 3/4.
+    # p = .9 (logit log 9), a positive: .1^2 * -log(.9), a hundredth of the cross-entropy, as in the paper's introduction.
+    logits, targets = np.float32([0, 0, math.log(9)]), np.array([True, False, True])
+    expected = np.array([0.25 / 4 * math.log(2), 0.75 / 4 * math.log(2), 0.25 * 0.01 * -math.log(0.9)])
+    np.testing.assert_allclose(focal(logits, targets, gamma=2.0, alpha=0.25), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('alpha', ALPHAS)
+@pytest.mark.parametrize('gamma', GAMMAS)
+def test_sigmoid_focal_equals_loops(gamma, alpha):
+    logits, targets = random_logits()
+    expected = [focal_oracle(*pair, gamma, alpha) for pair in zip(logits.tolist(), targets)]
+    np.testing.assert_allclose(focal(logits, targets, gamma=gamma, alpha=alpha), expected, rtol=2e-5)
+
+
+def test_sigmoid_focal_with_gamma_zero_and_no_alpha_is_cross_entropy():
+    logits, targets = random_logits()
+    z = logits.astype(np.float64)
+    expected = np.maximum(z, 0) - z * targets + np.log1p(np.exp(-np.abs(z)))
+    np.testing.assert_allclose(focal(logits, targets, gamma=0.0, alpha=None), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('alpha', ALPHAS)
+@pytest.mark.parametrize('gamma', GAMMAS)
+def test_sigmoid_focal_gradient_equals_finite_differences(gamma, alpha):
+    logits, targets = random_logits()
+    step = 1e-5
+    expected = [
+        (focal_oracle(z + step, t, gamma, alpha) - focal_oracle(z - step, t, gamma, alpha)) / (2 * step)
+        for z, t in zip(logits.tolist(), targets)
+    ]
+    np.testing.assert_allclose(focal_gradient(logits, targets, gamma, alpha), expected, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize('gamma', GAMMAS)
+def test_sigmoid_focal_is_finite_at_extreme_logits(gamma):
+    # Certain and wrong: (1 - p_t)^gamma = 1, the loss is the logit and its slope 1, away from the truth. Certain and right:
+    # both are 0.
+    logits, targets = np.float32([1e4, -1e4, 1e4, -1e4]), np.array([False, True, True, False])
+    np.testing.assert_allclose(focal(logits, targets, gamma=gamma, alpha=None), [1e4, 1e4, 0, 0])
+    np.testing.assert_allclose(focal_gradient(logits, targets, gamma, None), [1, -1, 0, 0])
+
+
+def test_sigmoid_focal_takes_any_kind_of_targets():
+    logits, targets = random_logits()
+    expected = focal(logits, targets, gamma=2.0, alpha=0.25)
+    for kind in (np.int32, np.float32):
+        np.testing.assert_array_equal(focal(logits, targets.astype(kind), gamma=2.0, alpha=0.25), expected)
+
+
+def test_smooth_l1_by_hand():
+    # beta = 2. |d| = 1: .5 * 1 / 2. |d| = 2, where the pieces meet: 2 - 1. |d| = 5: 5 - 1. Either sign.
+    predictions, targets = np.float32([1, 0, 3, -2, 0]), np.float32([0, 1, 1, 3, 0])
+    np.testing.assert_allclose(smooth_l1(predictions, targets, beta=2.0), [0.25, 0.25, 1, 4, 0])
+
+
+def test_smooth_l1_with_beta_zero_is_l1():
+    predictions, targets = (random_logits(seed)[0] for seed in (1, 2))
+    np.testing.assert_allclose(smooth_l1(predictions, targets, beta=0), np.abs(predictions - targets))
+    np.testing.assert_allclose(smooth_l1(predictions, targets, beta=1e-6), np.abs(predictions - targets), atol=1e-6)
+
+
+@pytest.mark.parametrize('beta', [1 / 9, 1.0])
+def test_smooth_l1_equals_loops(beta):
+    predictions, targets = (random_logits(seed)[0] for seed in (1, 2))
+    predictions[:20] = targets[:20] + np.linspace(-1.5, 1.5, 20).astype(np.float32) * np.float32(beta)  # both pieces
+    expected = []
+    for difference in np.abs(predictions.astype(np.float64) - targets):
+        expected.append(difference**2 / (2 * beta) if difference < beta else difference - beta / 2)
+    np.testing.assert_allclose(smooth_l1(predictions, targets, beta=beta), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize('beta', [0, 1 / 9])
+def test_smooth_l1_gradient_is_bounded(beta):
+    # The slope is the sign beyond beta, and 0 where prediction and target are equal.
+    predictions = np.float32([-1e4, -1, 0, 1, 1e4])
+    gradient = jax.jit(jax.grad(lambda x: losses.smooth_l1(x, jnp.zeros(5), beta=beta).sum()))(predictions)
+    np.testing.assert_array_equal(gradient, [-1, -1, 0, 1, 1])
+
+
+@pytest.mark.parametrize('function', [
+    functools.partial(losses.sigmoid_focal, gamma=2.0, alpha=0.25), functools.partial(losses.smooth_l1, beta=0.5),
+])
+def test_losses_of_nothing_without_jit_and_of_unequal_shapes(function):
+    assert function(jnp.zeros((0, 4)), jnp.zeros((0, 4))).shape == (0, 4)
+    logits, targets = random_logits()
+    targets = targets.astype(np.float32)
+    np.testing.assert_allclose(function(logits, targets), jax.jit(function)(logits, targets), rtol=1e-5, atol=1e-7)
+    with pytest.raises(AssertionError):
+        function(jnp.zeros((3, 4)), jnp.zeros(4))  # would broadcast in silence
+
+
+def test_normalizer_of_one_device_by_hand():
+    assert [float(losses.normalizer(np.int32(count), None)) for count in (0, 1, 7)] == [1, 1, 7]
+
+
+def test_normalizer_refuses_an_array():
+    with pytest.raises(AssertionError):
+        losses.normalizer(jnp.ones(3), None)
+
+
+def loss_and_gradient(weight, values, positive, axis_name=None):
+    """A sum over positives divided by the normaliser, and its gradient, averaged over devices as the training step does."""
+
+    def loss(weight):
+        return jnp.where(positive, weight * values, 0).sum() / losses.normalizer(positive.sum(), axis_name)
+
+    result = jax.value_and_grad(loss)(weight)
+    return result if axis_name is None else jax.lax.pmean(result, axis_name)
+
+
+on_devices = jax.pmap(functools.partial(loss_and_gradient, axis_name='batch'), axis_name='batch', in_axes=(None, 0, 0))
+on_one = jax.jit(loss_and_gradient)
+
+
+@pytest.mark.parametrize('share', [0.5, 0.05, 0.0], ids=['many', 'few', 'none'])
+def test_normalizer_mean_over_devices_equals_one_big_batch(share):
+    # Very unequal counts: with a local mean a positive would weigh by the device it is on. 'few' leaves devices without
+    # positives, 'none' all of them.
+    rng = np.random.RandomState(0)
+    values = rng.normal(size=(DEVICES, 6)).astype(np.float32)
+    positive = rng.uniform(size=(DEVICES, 6)) < share * 2 * np.arange(DEVICES)[:, None] / DEVICES
+    loss, gradient = on_devices(np.float32(3), values, positive)
+    expected_loss, expected_gradient = on_one(np.float32(3), values.reshape(-1), positive.reshape(-1))
+    # By the definition: the sum over all positives by their number, at least 1.
+    np.testing.assert_allclose(expected_gradient, values[positive].sum() / max(positive.sum(), 1), rtol=1e-5)
+    np.testing.assert_allclose(loss, np.full(DEVICES, expected_loss), rtol=1e-5)
+    np.testing.assert_allclose(gradient, np.full(DEVICES, expected_gradient), rtol=1e-5)
+
+
+def test_normalizer_by_hand_on_devices():
+    # Counts 0..7: their sum 28 by 8 devices is 3.5 on each, also where there is none. All 0: max(1, 0) / 8.
+    normalizer = jax.pmap(lambda count: losses.normalizer(count, 'batch'), axis_name='batch')
+    np.testing.assert_array_equal(normalizer(np.arange(DEVICES)), np.full(DEVICES, 3.5))
+    np.testing.assert_array_equal(normalizer(np.zeros(DEVICES, int)), np.full(DEVICES, 1 / 8))

@@ -1,0 +1,180 @@
+"""Postprocessing: against a loop over all pairs of anchor and class, and rule by rule."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from detzoo.core import postprocess as module
+
+LEVELS = (20, 8, 2)
+CLASSES = 3
+WINDOW = np.float32([0, 0, 24, 20])
+TOPK = [1, 6, 1000]  # fewer than anchors; fewer than pairs of the first level only; more than there are
+
+
+def add(deltas, anchors):
+    """Decodes whole numbers to whole numbers, so that the loop's IoUs are exactly ours."""
+    return anchors + deltas
+
+
+@functools.partial(jax.jit, static_argnames=('level_sizes', 'pre_nms_topk', 'max_detections'))
+def postprocess(scores, deltas, anchors, window, *, level_sizes=LEVELS, pre_nms_topk=6, score_threshold=0.05,
+                iou_threshold=0.5, max_detections=12):
+    return module.postprocess(
+        scores, deltas, anchors, window, level_sizes=level_sizes, decode=add, pre_nms_topk=pre_nms_topk,
+        score_threshold=score_threshold, iou_threshold=iou_threshold, max_detections=max_detections,
+    )
+
+
+def random_case(seed):
+    """Scores in sixteenths (exact, many ties) and whole boxes, some of them outside of the window."""
+    rng = np.random.RandomState(seed)
+    count = sum(LEVELS)
+    corner = rng.randint(-6, 24, (count, 2))
+    anchors = np.concatenate([corner, corner + rng.randint(1, 9, (count, 2))], axis=1).astype(np.float32)
+    scores = (rng.randint(0, 17, (count, CLASSES)) / 16).astype(np.float32)
+    return scores, rng.randint(0, 2, (count, 4)).astype(np.float32), anchors
+
+
+def oracle(scores, deltas, anchors, window, pre_nms_topk, score_threshold, iou_threshold, max_detections):
+    """The list of (box, score, label), best first: every pair is sorted, no two-stage top-k."""
+    candidates, start = [], 0
+    for size in LEVELS:
+        pairs = [(a, k) for a in range(start, start + size) for k in range(CLASSES)]
+        pairs.sort(key=lambda pair: -scores[pair])  # stable: ties stay in order
+        for a, k in pairs[:pre_nms_topk]:
+            box = [float(v) for v in anchors[a] + deltas[a]]
+            box = [min(max(v, window[i % 2]), window[2 + i % 2]) for i, v in enumerate(box)]
+            candidates.append((box, scores[a, k], k))
+        start += size
+
+    def area(box):
+        return max(box[2] - box[0], 0) * max(box[3] - box[1], 0)
+
+    def iou(first, second):
+        shared = area([*np.maximum(first[:2], second[:2]), *np.minimum(first[2:], second[2:])])
+        return shared / (area(first) + area(second) - shared)
+
+    kept = []
+    candidates = [c for c in candidates if c[1] > score_threshold and area(c[0]) > 0]
+    for box, score, label in sorted(candidates, key=lambda c: -c[1]):
+        if all(label != k or iou(box, other) <= iou_threshold for other, _, k in kept):
+            kept.append((box, score, label))
+    return kept[:max_detections]
+
+
+def listed(detections):
+    """The valid rows as a list like the oracle's; the others must be zeros at the end."""
+    count = int(detections.valid.sum())
+    assert detections.valid[:count].all()
+    assert not any(np.any(x[count:]) for x in (detections.boxes, detections.scores, detections.labels))
+    return list(zip(*(np.asarray(x)[:count].tolist() for x in detections[:3])))
+
+
+@pytest.mark.parametrize('pre_nms_topk', TOPK)
+def test_postprocess_equals_loops(pre_nms_topk):
+    for seed in range(8):
+        case = random_case(seed)
+        for score_threshold, iou_threshold in ((0.0, 0.3), (0.5, 0.5)):
+            ours = postprocess(*case, WINDOW, pre_nms_topk=pre_nms_topk, score_threshold=score_threshold,
+                               iou_threshold=iou_threshold)
+            expected = oracle(*case, WINDOW, pre_nms_topk, score_threshold, iou_threshold, 12)
+            assert listed(ours) == expected, f'seed {seed}'
+    assert ours.boxes.shape == (12, 4) and ours.labels.dtype == np.int32 and ours.masks is None
+
+
+@pytest.mark.parametrize('count', [1, 4, 7, 30, 10_000])
+def test_top_candidates_equal_one_top_k_over_all_pairs(count):
+    top = jax.jit(functools.partial(module._top_candidates, count=count))
+    for seed in range(12):
+        rng = np.random.RandomState(seed)
+        scores = (rng.randint(0, 2 + seed, (20, 5)) / 16).astype(np.float32)  # from two values, mostly ties, to many
+        expected, pair = jax.lax.top_k(scores.reshape(-1), min(count, 100))
+        score, label, row = top(scores)
+        np.testing.assert_array_equal(score, expected)
+        np.testing.assert_array_equal(label, pair % 5)
+        np.testing.assert_array_equal(row, pair // 5)
+
+
+def one_level(rows, **kwargs):
+    """Runs postprocess on rows of (box, [score of each class]); the other anchors and classes score 0."""
+    boxes, scores = np.zeros((4, 4), np.float32), np.zeros((4, CLASSES), np.float32)
+    for i, (box, score) in enumerate(rows):
+        boxes[i], scores[i, : len(score)] = box, score
+    window = np.float32(kwargs.pop('window', [0, 0, 100, 100]))
+    return listed(postprocess(scores, np.zeros_like(boxes), boxes, window, level_sizes=(4,), **kwargs))
+
+
+def test_postprocess_score_threshold_is_exclusive():
+    rows = [([0, 0, 8, 8], [0.25]), ([20, 0, 28, 8], [0.5]), ([40, 0, 48, 8], [0.75])]
+    assert [score for _, score, _ in one_level(rows, score_threshold=0.5)] == [0.75]
+
+
+def test_postprocess_clips_before_nms():
+    # On the canvas IoU is 64 / (80 + 144 - 64) = .4; inside either window one box is most of the other, or the same.
+    rows = [([0, 0, 10, 8], [0.75]), ([-10, 0, 8, 8], [0.5])]
+    assert len(one_level(rows, window=[-50, 0, 50, 50])) == 2
+    assert one_level(rows) == [([0, 0, 10, 8], 0.75, 0)]
+    assert one_level(rows, window=[0, 0, 4, 6]) == [([0, 0, 4, 6], 0.75, 0)]
+
+
+def test_postprocess_drops_what_lies_outside_of_the_window():
+    rows = [([60, 0, 70, 10], [0.75]), ([0, 0, 10, 10], [0.5]), ([50, 0, 60, 10], [0.25])]
+    assert one_level(rows, window=[0, 0, 50, 50]) == [([0, 0, 10, 10], 0.5, 0)]  # the last one only touches it
+
+
+def test_postprocess_lets_an_anchor_have_several_classes():
+    rows = [([0, 0, 8, 8], [0.25, 0.75, 0.5]), ([0, 0, 8, 8], [0.125, 0.5, 0.625])]
+    # Of class 1 the first anchor's is better, of class 2 the second's; the two boxes are one place.
+    expected = [([0, 0, 8, 8], 0.75, 1), ([0, 0, 8, 8], 0.625, 2), ([0, 0, 8, 8], 0.25, 0)]
+    assert one_level(rows) == expected
+
+
+def test_postprocess_keeps_candidates_of_each_level():
+    # With two a level, the second level's scores don't have to stand against the first's; its rows find their own boxes.
+    boxes = np.float32([[10 * i, 0, 10 * i + 8, 8] for i in range(6)])
+    scores = np.float32([[0.9], [0.8], [0.7], [0.1], [0.3], [0.2]])
+    window = np.float32([0, 0, 100, 100])
+    found = postprocess(scores, np.zeros_like(boxes), boxes, window, level_sizes=(3, 3), pre_nms_topk=2)
+    assert [box[0] for box, _, _ in listed(found)] == [0, 10, 40, 50]
+
+
+def test_postprocess_of_nothing():
+    _, deltas, anchors = random_case(0)
+    found = postprocess(np.zeros((30, CLASSES), np.float32), deltas, anchors, WINDOW, score_threshold=0.0)
+    assert listed(found) == []
+
+
+def test_postprocess_in_an_empty_window():
+    assert listed(postprocess(*random_case(0), np.zeros(4, np.float32))) == []
+
+
+def test_postprocess_drops_what_is_not_finite():
+    scores, deltas, anchors = random_case(0)
+    scores[:] = 0.5
+    assert listed(postprocess(scores, deltas, anchors, WINDOW)) != []
+    assert listed(postprocess(scores, np.full_like(deltas, np.nan), anchors, WINDOW)) == []
+    assert listed(postprocess(np.full_like(scores, np.nan), deltas, anchors, WINDOW)) == []
+
+
+def test_postprocess_with_more_detections_only_pads():
+    case = random_case(1)
+    fewer, more = (listed(postprocess(*case, WINDOW, max_detections=count)) for count in (4, 12))
+    assert len(more) > 4 and fewer == more[:4]
+
+
+def test_postprocess_is_the_same_with_anchors_that_score_nothing():
+    scores, deltas, anchors = random_case(2)
+    expected = listed(postprocess(scores, deltas, anchors, WINDOW, level_sizes=LEVELS, pre_nms_topk=1000))
+    padded = [np.concatenate([x, np.zeros((5, x.shape[1]), np.float32)]) for x in (scores, deltas, anchors)]
+    assert listed(postprocess(*padded, WINDOW, level_sizes=(*LEVELS[:2], 7), pre_nms_topk=1000)) == expected
+
+
+def test_postprocess_without_jit():
+    scores, deltas, anchors = (jnp.asarray(x[:4]) for x in random_case(3))
+    arguments = {'pre_nms_topk': 6, 'score_threshold': 0.05, 'iou_threshold': 0.5, 'max_detections': 12}
+    ours = module.postprocess(scores, deltas, anchors, jnp.asarray(WINDOW), level_sizes=(4,), decode=add, **arguments)
+    assert listed(ours) == listed(postprocess(scores, deltas, anchors, WINDOW, level_sizes=(4,))) != []
