@@ -12,7 +12,7 @@ def get_config(arg=None):
     c.model = dict(
         name='retinanet', depth=18, width=0.25, norm='batch_norm',
         fpn_features=48, head_depth=2, head_norm='group_norm',
-        anchor_sizes=tuple((2.0 * s, 2.0 * s * 2 ** 0.5) for s in (4, 8, 16, 32, 64)),
+        anchor_sizes=tuple((1.5 * s, 1.5 * s * 2 ** 0.5) for s in (8, 16, 32, 64, 128)),
     )
     c.training = dict(steps=1500, batch_size=16, checkpoint_every=500, evaluate_every=500)
     c.optimizer = dict(name='adamw', learning_rate=2e-3, warmup_steps=100, weight_decay=1e-4, ema_decay=0.998)

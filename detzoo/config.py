@@ -71,6 +71,7 @@ def defaults() -> ml_collections.ConfigDict:
 
     c.evaluation = ml_collections.ConfigDict()
     c.evaluation.batch_size = 16  # images at once, of all devices together
+    c.evaluation.canvases = ()  # as data.canvases, for evaluation and prediction; empty: those
     return c
 
 

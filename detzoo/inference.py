@@ -10,6 +10,7 @@ The one place that maps from the canvas back to images; prediction, evaluation a
 
 import glob
 import json
+import operator
 import os
 import pathlib
 import shutil
@@ -98,7 +99,7 @@ class Predictor:
             shape = f'{getattr(image, "dtype", type(image).__name__)}{list(np.shape(image))}'
             raise ValueError(f'an image is [h, w, 3] uint8 RGB, not {shape}')
         limits = resize_limits(self.config)
-        canvas = choose_canvas(image.shape[:2], self.config.data.canvases, **limits)
+        canvas = choose_canvas(image.shape[:2], evaluation_canvases(self.config), **limits)
         pixels, where = place(image, canvas, **limits)
         detections = self._predict(self.params, self.model_state, Inputs(pixels[None], where.window[None]))
         return to_image(jax.tree.map(lambda x: np.asarray(x)[0], detections), where, self.classes)
@@ -133,6 +134,11 @@ def detector_of(config: ml_collections.ConfigDict, num_classes: int, axis_name: 
 def resize_limits(config: ml_collections.ConfigDict) -> dict[str, int | None]:
     """The limits of `augment.resize_scale` that a config sets."""
     return dict(shorter_side=config.data.recipe.shorter_side, longer_side=config.data.recipe.longer_side)
+
+
+def evaluation_canvases(config: ml_collections.ConfigDict) -> Sequence[tuple[int, int]]:
+    """The canvases on which images are put for prediction; an image takes the one on which it is largest."""
+    return config.evaluation.canvases or config.data.canvases
 
 
 def to_image(detections: Detections, where: Placement, classes: Classes) -> ImageDetections:
@@ -192,11 +198,12 @@ def predict_dataset(
         COCO results of the whole split, on every process.
     """
     sizes = [(image['height'], image['width']) for image in truth['images']]
-    limits, classes = resize_limits(config), Classes(dataset.class_names, dataset.category_ids)
+    limits, canvases = resize_limits(config), evaluation_canvases(config)
+    classes = Classes(dataset.class_names, dataset.category_ids)
     batches = evaluation_batches(
         dataset,
         sizes,
-        canvases=config.data.canvases,
+        canvases=canvases,
         max_boxes=config.data.max_boxes,
         recipe=config.data.recipe,
         batch_size=config.evaluation.batch_size,
@@ -210,9 +217,9 @@ def predict_dataset(
         detections, indices, valid = parallel.first_replica(gathered)
         for row in np.flatnonzero(valid):
             index = int(indices[row])
-            canvas = choose_canvas(sizes[index], config.data.canvases, **limits)
+            canvas = choose_canvas(sizes[index], canvases, **limits)
             where = placement(sizes[index], resize_scale(sizes[index], canvas, **limits))
-            found = to_image(jax.tree.map(lambda x: x[row], detections), where, classes)
+            found = to_image(jax.tree.map(operator.itemgetter(row), detections), where, classes)
             results[index] = to_coco(found, truth['images'][index]['id'])
 
     pending = None
@@ -259,7 +266,7 @@ def evaluate_workdir(
     config = config.copy_and_resolve_references()
     config.evaluation.batch_size = -(-config.evaluation.batch_size // devices) * devices  # any machine may evaluate
     truth = ground_truth(dataset)
-    predict_step = make_predict_step(predictor.detector, config.data.canvases)
+    predict_step = make_predict_step(predictor.detector, evaluation_canvases(config))
     params, model_state = parallel.replicate((predictor.params, predictor.model_state))
     results = predict_dataset(predict_step, params, model_state, dataset, truth, config)
     metrics = {'step': predictor.step, **coco_metrics(truth, results)}

@@ -24,7 +24,9 @@ def main(argv: list[str]) -> None:
     from detzoo.data.records import DataError
     from detzoo.evaluation import class_agnostic, coco_metrics, format_table
     from detzoo.inference import evaluate_workdir
+    from detzoo.training.parallel import keep_compilations
 
+    keep_compilations()
     try:
         metrics, truth, results = evaluate_workdir(WORKDIR.value, CHECKPOINT.value, DATA_DIR.value)
     except (DataError, FileNotFoundError) as error:

@@ -25,7 +25,9 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     from detzoo.data.records import DataError
     from detzoo.inference import load, predict_files
+    from detzoo.training.parallel import keep_compilations
 
+    keep_compilations()
     try:
         count, skipped = predict_files(
             load(WORKDIR.value, CHECKPOINT.value),

@@ -6,7 +6,6 @@ Each key of the config can be set: --config.training.steps=500 --config.data.nam
 workdir goes on where the run was. On a pod, start it on every host.
 """
 
-import os
 import sys
 
 from absl import app, flags, logging
@@ -23,8 +22,6 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'what is {argv[1]!r}? Flags begin with --')
     logging.set_verbosity(logging.WARNING)  # libraries tell every step of a checkpoint otherwise
-    # Compiled programs survive the process: a run that goes on starts in seconds.
-    os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.expanduser('~/.cache/detzoo/xla'))
     import jax
 
     if MULTIHOST.value:
@@ -33,8 +30,9 @@ def main(argv: list[str]) -> None:
     from detzoo.data.records import DataError
     from detzoo.evaluation.coco import format_table
     from detzoo.training.loop import train_and_evaluate
-    from detzoo.training.parallel import RecompilationError
+    from detzoo.training.parallel import RecompilationError, keep_compilations
 
+    keep_compilations()
     try:
         metrics = train_and_evaluate(CONFIG.value, WORKDIR.value, profile_steps=PROFILE.value)
     except (ConfigError, DataError, FloatingPointError, RecompilationError) as error:

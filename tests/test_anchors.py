@@ -25,9 +25,15 @@ def test_base_anchors_rounded_equal_torchvision():
     # torchvision 0.29.1: AnchorGenerator(((32, 40, 50),), ((0.5, 1.0, 2.0),)).cell_anchors[0], the first level of its
     # RetinaNet, whose sizes are int(32 * 2^(k / 3)). -22.63 goes to -23, -17.5 (half of 50 / sqrt(2) = 17.68) to -18.
     expected = [
-        [-23, -11, 23, 11], [-28, -14, 28, 14], [-35, -18, 35, 18],
-        [-16, -16, 16, 16], [-20, -20, 20, 20], [-25, -25, 25, 25],
-        [-11, -23, 11, 23], [-14, -28, 14, 28], [-18, -35, 18, 35],
+        [-23, -11, 23, 11],
+        [-28, -14, 28, 14],
+        [-35, -18, 35, 18],
+        [-16, -16, 16, 16],
+        [-20, -20, 20, 20],
+        [-25, -25, 25, 25],
+        [-11, -23, 11, 23],
+        [-14, -28, 14, 28],
+        [-18, -35, 18, 35],
     ]
     sizes = [int(32 * 2 ** (k / 3)) for k in range(3)]
     np.testing.assert_array_equal(anchors.base_anchors(sizes, (0.5, 1.0, 2.0), rounded=True), expected)
@@ -40,8 +46,8 @@ def test_base_anchors_not_rounded_keep_their_area():
 
 
 def test_grid_anchors_equal_torchvision():
-    # torchvision 0.29.1: AnchorGenerator(((32,), (64,)), ((0.5, 1.0, 2.0),) * 2) called with an ImageList of one 72 x 100
-    # image and feature maps of 9 x 13 and 5 x 7 gives 456 anchors; some of its rows. Strides are its image // grid:
+    # torchvision 0.29.1: AnchorGenerator(((32,), (64,)), ((0.5, 1.0, 2.0),) * 2) called with an ImageList of one 72 x
+    # 100 image and feature maps of 9 x 13 and 5 x 7 gives 456 anchors; some of its rows. Strides are its image // grid:
     # 72 // 9, 100 // 13 = 8, 7 and 72 // 5, 100 // 7 = 14, 14.
     golden = {
         0: [-23, -11, 23, 11],
@@ -57,7 +63,9 @@ def test_grid_anchors_equal_torchvision():
         455: [61, 11, 107, 101],
     }
     levels = [
-        anchors.grid_anchors(grid, (72 // grid[0], 100 // grid[1]), anchors.base_anchors([size], (0.5, 1, 2), rounded=True))
+        anchors.grid_anchors(
+            grid, (72 // grid[0], 100 // grid[1]), anchors.base_anchors([size], (0.5, 1, 2), rounded=True)
+        )
         for grid, size in (((9, 13), 32), ((5, 7), 64))
     ]
     ours = np.concatenate(levels)

@@ -62,7 +62,8 @@ def test_encode_of_the_anchors_is_zero():
 
 
 def test_encode_on_padding_leaves_loss_and_gradient_finite():
-    # The idiom of the detectors: what is matched to nothing gets itself as a target, not a padding row, whose width is 0.
+    # The idiom of the detectors: what is matched to nothing gets itself as a target, not a padding row, whose width is
+    # 0.
     anchors, deltas = np.float32([[0, 0, 8, 8], [4, 4, 12, 20]]), np.full((2, 4), 0.5, np.float32)
     positive, boxes = np.array([True, False]), np.float32([[0, 0, 8, 8], [0, 0, 0, 0]])
 
@@ -97,7 +98,9 @@ def test_decode_limits_growth():
     deltas = np.float32([[0, 0, 4, 0], [0, 0, 5, 0], [0, 0, 0, 1e4]])
     decoded = decode(deltas, anchors)
     half = 8 * math.exp(4)
-    np.testing.assert_allclose(decoded, [[8 - half, 0, 8 + half, 16], [-492, 0, 508, 16], [0, -492, 16, 508]], rtol=1e-5)
+    np.testing.assert_allclose(
+        decoded, [[8 - half, 0, 8 + half, 16], [-492, 0, 508, 16], [0, -492, 16, 508]], rtol=1e-5
+    )
 
 
 def test_decode_limits_growth_after_the_weights():
@@ -109,7 +112,9 @@ def test_decode_limits_growth_after_the_weights():
 @pytest.mark.parametrize('value', [-1e4, 0.0, 1e4])
 def test_decode_gradient_is_finite(value):
     anchors = np.float32([[0, 0, 16, 16]])
-    gradient = jax.jit(jax.grad(lambda deltas: box_coding.decode(deltas, anchors).sum()))(np.full((1, 4), value, np.float32))
+    gradient = jax.jit(jax.grad(lambda deltas: box_coding.decode(deltas, anchors).sum()))(
+        np.full((1, 4), value, np.float32)
+    )
     assert np.isfinite(gradient).all()
 
 

@@ -83,7 +83,8 @@ def test_pairwise_iou_of_empty_boxes_is_zero_with_finite_gradient():
 
 def test_pairwise_coverage_by_hand():
     region = np.float32([[0.0, 0, 10, 10]])
-    # Half in: 50 / 100, whatever the region's size. All in: 1. The other way round (a box around the region): 100 / 400.
+    # Half in: 50 / 100, whatever the region's size. All in: 1. The other way round (a box around the region): 100 /
+    # 400.
     others = np.float32([[5.0, 0, 15, 10], [2, 2, 3, 3], [-5, -5, 15, 15], [4, 4, 4, 9]])  # the last is empty
     np.testing.assert_allclose(compiled['coverage'](region, others), [[0.5, 1, 0.25, 0]], rtol=1e-6)
 
@@ -122,7 +123,9 @@ def test_clip_by_hand():
 
 def test_clip_leaves_no_area_outside_of_the_window():
     window = np.float32([10.0, 20, 30, 60])
-    outside = np.float32([[0.0, 30, 9, 40], [31, 30, 40, 40], [15, 0, 20, 20], [15, 60, 20, 90]])  # left, right, above, below
+    outside = np.float32(
+        [[0.0, 30, 9, 40], [31, 30, 40, 40], [15, 0, 20, 20], [15, 60, 20, 90]]
+    )  # left, right, above, below
     np.testing.assert_array_equal(area(clip(outside, window)), np.zeros(4))
 
 

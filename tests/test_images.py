@@ -34,8 +34,8 @@ def test_normalize_by_hand():
 
 
 def test_normalize_zeros_what_is_outside_of_the_window():
-    # The image lies on columns 2..5 and rows 1..3. Outside it is zero after normalising, whatever the canvas held there:
-    # a black canvas would be -mean / std.
+    # The image lies on columns 2..5 and rows 1..3. Outside it is zero after normalising, whatever the canvas held
+    # there: a black canvas would be -mean / std.
     black = normalize(np.zeros((6, 8, 3), np.uint8), np.float32([2, 1, 6, 4]))
     inside = np.zeros((6, 8), bool)
     inside[1:4, 2:6] = True

@@ -35,8 +35,8 @@ def random_logits(seed=0, count=40):
 
 
 def test_sigmoid_focal_by_hand():
-    # p = .5: (1 - p_t)^2 = 1/4 and -log(p_t) = log 2 for both answers, weighed with 1/4 and 3/4.
-    # p = .9 (logit log 9), a positive: .1^2 * -log(.9), a hundredth of the cross-entropy, as in the paper's introduction.
+    # p = .5: (1 - p_t)^2 = 1/4 and -log(p_t) = log 2 for both answers, weighed with 1/4 and 3/4. p = .9 (logit log 9),
+    # a positive: .1^2 * -log(.9), a hundredth of the cross-entropy, as in the paper's introduction.
     logits, targets = np.float32([0, 0, math.log(9)]), np.array([True, False, True])
     expected = np.array([0.25 / 4 * math.log(2), 0.75 / 4 * math.log(2), 0.25 * 0.01 * -math.log(0.9)])
     np.testing.assert_allclose(focal(logits, targets, gamma=2.0, alpha=0.25), expected, rtol=1e-5)
@@ -71,8 +71,8 @@ def test_sigmoid_focal_gradient_equals_finite_differences(gamma, alpha):
 
 @pytest.mark.parametrize('gamma', GAMMAS)
 def test_sigmoid_focal_is_finite_at_extreme_logits(gamma):
-    # Certain and wrong: (1 - p_t)^gamma = 1, the loss is the logit and its slope 1, away from the truth. Certain and right:
-    # both are 0.
+    # Certain and wrong: (1 - p_t)^gamma = 1, the loss is the logit and its slope 1, away from the truth. Certain and
+    # right: both are 0.
     logits, targets = np.float32([1e4, -1e4, 1e4, -1e4]), np.array([False, True, True, False])
     np.testing.assert_allclose(focal(logits, targets, gamma=gamma, alpha=None), [1e4, 1e4, 0, 0])
     np.testing.assert_allclose(focal_gradient(logits, targets, gamma, None), [1, -1, 0, 0])
@@ -115,9 +115,13 @@ def test_smooth_l1_gradient_is_bounded(beta):
     np.testing.assert_array_equal(gradient, [-1, -1, 0, 1, 1])
 
 
-@pytest.mark.parametrize('function', [
-    functools.partial(losses.sigmoid_focal, gamma=2.0, alpha=0.25), functools.partial(losses.smooth_l1, beta=0.5),
-])
+@pytest.mark.parametrize(
+    'function',
+    [
+        functools.partial(losses.sigmoid_focal, gamma=2.0, alpha=0.25),
+        functools.partial(losses.smooth_l1, beta=0.5),
+    ],
+)
 def test_losses_of_nothing_without_jit_and_of_unequal_shapes(function):
     assert function(jnp.zeros((0, 4)), jnp.zeros((0, 4))).shape == (0, 4)
     logits, targets = random_logits()
@@ -137,7 +141,7 @@ def test_normalizer_refuses_an_array():
 
 
 def loss_and_gradient(weight, values, positive, axis_name=None):
-    """A sum over positives divided by the normaliser, and its gradient, averaged over devices as the training step does."""
+    """A sum over positives by the normaliser, and its gradient, averaged over devices as the training step does."""
 
     def loss(weight):
         return jnp.where(positive, weight * values, 0).sum() / losses.normalizer(positive.sum(), axis_name)

@@ -83,7 +83,8 @@ def random_case(make_ground_truth, seed, rows=ROWS):
 
 
 def test_match_by_threshold_by_hand(make_ground_truth):
-    # Anchors inside a 10 x 10 box, full width: IoU is height / 10. The positive threshold is inclusive, the negative not.
+    # Anchors inside a 10 x 10 box, full width: IoU is height / 10. The positive threshold is inclusive, the negative
+    # not.
     anchors = boxes_of([0, 0, 10, 5], [0, 0, 10, 4.5], [0, 0, 10, 4], [0, 0, 10, 3.5], [20, 20, 30, 30])
     gt = make_ground_truth([[0, 0, 10, 10]], rows=3)
     assert match_all(anchors, gt).tolist() == [0, IGNORE, IGNORE, NEGATIVE, NEGATIVE]
@@ -96,12 +97,14 @@ def test_match_by_threshold_takes_the_best_box_and_the_lower_row_of_equals(make_
 
 
 def test_match_best_anchors_makes_all_that_tie_positive_for_their_own_best_box(make_ground_truth):
-    # Box 1 overlaps anchor 0 and, mirrored at x = 11, anchor 1: IoU 4 / (80 + 16 - 4) with both, its best. Both become
-    # positive, but anchor 0 stays with box 0 (IoU .8): box 1 doesn't take it away. Anchor 2 touches nothing.
+    # The small box overlaps anchor 0 and, mirrored at x = 11, anchor 1: IoU 4 / (80 + 16 - 4) with both, its best. Both
+    # become positive, but anchor 0 stays with the large box (IoU .8): the small one doesn't take it away, whether it
+    # comes first or last. Anchor 2 touches nothing.
     anchors = boxes_of([0, 0, 10, 8], [12, 0, 22, 8], [40, 40, 50, 50])
-    gt = make_ground_truth([[0, 0, 10, 10], [9, 0, 13, 4]], rows=4)
-    assert match_best(anchors, gt).tolist() == [0, 1, NEGATIVE]
-    assert match_all(anchors, gt).tolist() == [0, NEGATIVE, NEGATIVE]
+    large, small = [0, 0, 10, 10], [9, 0, 13, 4]
+    assert match_best(anchors, make_ground_truth([large, small])).tolist() == [0, 1, NEGATIVE]
+    assert match_best(anchors, make_ground_truth([small, large])).tolist() == [1, 0, NEGATIVE]
+    assert match_all(anchors, make_ground_truth([large, small])).tolist() == [0, NEGATIVE, NEGATIVE]
 
 
 def test_match_best_anchors_can_leave_a_box_without_an_anchor(make_ground_truth):
@@ -182,8 +185,9 @@ def test_match_by_threshold_equals_loops(make_ground_truth, match_best_anchors):
 
 def test_match_by_threshold_is_the_same_with_more_padding(make_ground_truth):
     for seed in range(10):
-        (anchors, gt), (_, padded) = (random_case(make_ground_truth, seed, rows=rows) for rows in (5, 12))
-        padded.boxes[gt.valid.sum():] = anchors[:12 - gt.valid.sum()]  # what a row that isn't valid holds doesn't matter
+        (anchors, gt), (_, padded) = (random_case(make_ground_truth, seed, rows=rows) for rows in (ROWS, 12))
+        count = gt.valid.sum()
+        padded.boxes[count:] = anchors[: 12 - count]  # what a row that isn't valid holds doesn't matter
         padded.crowd[-2:] = True
         for function in (compiled_best, inside_crowd):
             np.testing.assert_array_equal(function(anchors, gt), function(anchors, padded))

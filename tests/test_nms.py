@@ -34,7 +34,10 @@ def oracle(boxes, scores, labels, valid, iou_threshold, max_detections):
     """Greedy NMS by its definition: a box is dropped if one that was kept, of its class, overlaps it too much."""
 
     def iou(first, second):
-        width, height = min(first[2], second[2]) - max(first[0], second[0]), min(first[3], second[3]) - max(first[1], second[1])
+        width, height = (
+            min(first[2], second[2]) - max(first[0], second[0]),
+            min(first[3], second[3]) - max(first[1], second[1]),
+        )
         shared = width * height if width > 0 and height > 0 else 0.0
         union = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)) - shared
         return shared / union if union > 0 else 0.0
@@ -52,14 +55,17 @@ def random_case(seed, count=48):
     """Clusters of boxes with whole coordinates (exact, tying IoUs), few score values, and all that is odd."""
     rng = np.random.RandomState(seed)
     center = rng.randint(0, 30, (6, 2))[rng.randint(0, 6, count)] + rng.randint(-2, 3, (count, 2))
-    boxes = np.concatenate([center, center + rng.randint(0, 9, (count, 2))], axis=1).astype(np.float32)  # some are empty
+    boxes = np.concatenate([center, center + rng.randint(0, 9, (count, 2))], axis=1).astype(
+        np.float32
+    )  # some are empty
     boxes[5] = boxes[6]
     scores = (rng.randint(1, 12, count) / np.float32(12)).astype(np.float32)
     scores[rng.uniform(size=count) < 0.1] = np.nan
     return boxes, scores, rng.randint(0, 2, count).astype(np.int32), rng.uniform(size=count) < 0.9
 
 
-# Three boxes of 10 x 10, each shifted by 4 from the one before: A and B share 60 of 140, B and C too, A and C 20 of 180.
+# Three boxes of 10 x 10, each shifted by 4 from the one before: A and B share 60 of 140, B and C too, A and C 20 of
+# 180.
 CHAIN = [[0, 0, 10, 10], [4, 0, 14, 10], [8, 0, 18, 10]]
 
 

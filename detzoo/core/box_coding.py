@@ -41,7 +41,7 @@ def decode(deltas: Array, anchors: Array, *, weights: Sequence[float] = (1, 1, 1
         weights: factors of the four deltas, those of `encode`.
 
     Returns:
-        [A, 4] float xyxy, with width and height > 0.
+        [A, 4] float xyxy; the width or height of an extreme delta may round to 0.
     """
     chex.assert_equal_shape([deltas, anchors])
     anchor = box_ops.xyxy_to_cxcywh(anchors)

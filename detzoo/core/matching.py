@@ -11,7 +11,7 @@ from detzoo.types import Array, GroundTruth
 
 NEGATIVE = -1
 IGNORE = -2
-TIE = 1e-6  # IoUs this close are one value: compiled programs may round the same expression twice, differently
+TIE = 1e-6  # IoUs relatively this close are one value: a compiled program may round one expression in two ways
 CROWD_COVERAGE = 0.5  # what lies at least half inside a crowd is neither an object nor background
 
 
@@ -42,7 +42,7 @@ def match_by_threshold(
     positive = best_iou >= positive_iou
     if match_best_anchors:
         best_of_box = iou.max(axis=1, initial=-1, keepdims=True)  # [M, 1]
-        positive |= ((iou >= best_of_box - TIE) & (best_of_box > 0)).any(axis=0)
+        positive |= ((iou >= best_of_box * (1 - TIE)) & (best_of_box > 0)).any(axis=0)
     unmatched = jnp.where(best_iou < negative_iou, NEGATIVE, IGNORE)
     unmatched = jnp.where(inside_crowd(anchors, gt), IGNORE, unmatched)
     return jnp.where(positive, iou.argmax(axis=0), unmatched).astype(jnp.int32)

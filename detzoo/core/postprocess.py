@@ -42,6 +42,7 @@ def postprocess(
         Detections of one image.
     """
     chex.assert_shape([deltas, anchors], (scores.shape[0], 4))
+    chex.assert_equal(sum(level_sizes), scores.shape[0])
     anchors = jnp.asarray(anchors)
     picked, start = [], 0
     for size in level_sizes:

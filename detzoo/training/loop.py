@@ -109,6 +109,7 @@ def train_and_evaluate(
                     log.flush()  # before the checkpoint, which may be what the log is cut back to
                     checkpoints.save(parallel.first_replica(state))
         finally:
+            batches.close()
             checkpoints.close()
             log.close()
     return (evaluation or evaluate(state))['metrics']  # a run that was finished already has made no step
@@ -186,7 +187,7 @@ def make_evaluation(
 
     The loss is that of training (batch statistics and all) on the batches that need no filler.
     """
-    canvases = config.data.canvases
+    canvases = inference.evaluation_canvases(config)
     predict_step = inference.make_predict_step(detector, canvases)
 
     def loss_step(params: Any, model_state: Any, batch: Batch) -> tuple[Array, Array]:

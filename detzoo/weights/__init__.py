@@ -16,14 +16,15 @@ import numpy as np
 from detzoo.core import boxes as box_ops
 from detzoo.types import Detections, Detector, Inputs
 
-# The deviation of what a convolution puts out, for inputs of deviation 1 before their ReLU; 1.7 where none is named.
+# The deviation of a convolution's output, for inputs that had deviation 1 before a ReLU; 1.7 where none is named.
 _GAINS = {'extra_blocks': 1.2, 'fpn.': 0.6, 'bbox_reg': 0.15, 'cls_logits': 0.8}
 
 
 def drawn_entries(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     """Draws weights for a network of torch's layout, each entry from a stream of its own that its name seeds.
 
-    They keep activations of like size through all layers, let scores spread over 0..1, and leave boxes on the image.
+    They keep activations of like size through bottleneck blocks, let scores spread over 0..1, and leave boxes on the
+    image.
 
     Args:
         shapes: of the entries by their names; convolutions are OIHW.

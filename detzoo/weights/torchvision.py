@@ -125,8 +125,8 @@ def _fill(
     problems = {'missing': missing, 'of another shape': misshapen, 'unused': unused}
     if any(problems.values()):
         listed = '; '.join(f'{kind}: {_listed(names)}' for kind, names in problems.items() if names)
-        raise ValueError(f'{source}: not the weights of this model: {listed}. Set depth, width, norm and num_classes of the '
-                         'model to those of the file, or give a file of that model')
+        raise ValueError(f'{source}: not the weights of this model: {listed}. Set depth, width, norm and num_classes '
+                         'of the model to those of the file, or give a file of that model')
     return variables.pop('params'), variables
 
 
@@ -311,7 +311,7 @@ def run_detector(
 
 
 def _anchors(detector: Detector, params: Params, model_state: ModelState, inputs: Inputs) -> jax.Array:
-    """The anchors of a canvas, [A, 4]: what `assign` matches. XLA leaves out the network, on which they do not depend."""
+    """The anchors of a canvas, [A, 4]: what `assign` matches. The compiler drops the network: they need it not."""
     row = np.zeros((1, 1), bool)
     counts = np.zeros(1, np.int32)
     gt = GroundTruth(np.zeros((1, 1, 4), np.float32), row.astype(np.int32), row, row, counts, counts)

@@ -1,0 +1,84 @@
+"""RetinaNet R50-FPN on COCO: the recipe of *Focal Loss for Dense Object Detection* (arXiv 1708.02002, sections 4.1 and 5).
+
+    python scripts/prepare_data.py --name=coco \\
+        --train_annotations=annotations/instances_train2017.json --train_images=train2017 \\
+        --validation_annotations=annotations/instances_val2017.json --validation_images=val2017
+    python scripts/train.py --config=configs/retinanet_r50_fpn_coco.py --workdir=runs/retinanet_coco \\
+        --config.initialize_backbone=resnet50.safetensors
+    python scripts/train.py --config=configs/retinanet_r50_fpn_coco.py:scratch --workdir=runs/retinanet_coco_scratch
+
+The first needs torchvision's ImageNet ResNet-50, since frozen batch norm without its statistics does not train;
+`:scratch` needs no weights: synchronised batch norm, group norm in the heads, three times the steps.
+
+Meant for 8 TPU cores (v5e-8 or v4-16, 2 images each), or as many as divide 16. It was not trained here. Published: 35.7
+AP on test-dev (table 1e: ResNet-50, 800 pixels; val2017 is about the paper's minival), after 10 to 35 hours on 8 GPUs
+(section 4.1, the range of the table's models). Of `:scratch` no result is published. What a step costs on a TPU,
+without having one:
+
+    python scripts/benchmark.py --config=configs/retinanet_r50_fpn_coco.py --tpu=v5e:2x4
+
+One canvas of 1344 x 1344 takes every image as the paper resizes it, at the price of padding: a picture of 640 x 480
+becomes 1067 x 800 and fills 47 % of it. Evaluation has one canvas for each orientation, 60 % of the pixels; training
+cannot without another recipe, since all images of a step share one, and those of the other orientation would shrink.
+
+Where the paper is silent, its authors' code (github.com/facebookresearch/Detectron) decides: warm-up, the longer side,
+frozen first layers, best anchors matched, the beta of smooth L1. Other than there, biases learn at the same rate as
+weights (there at twice), the warm-up starts at 1/500 of the rate (there at 1/3), blocks stride in their 3x3 convolution
+and pixels are RGB, as torchvision's weights want it.
+"""
+
+import ml_collections
+
+from detzoo.config import ConfigError, complete
+
+CANVAS = 1344  # the longer side, rounded up to a multiple of the backbone's stride of 32
+
+
+def get_config(arg=None):
+    if arg not in (None, '', 'scratch'):
+        raise ConfigError(f"retinanet_r50_fpn_coco has the variant 'scratch', not {arg!r}")
+    scratch = arg == 'scratch'
+    c = ml_collections.ConfigDict()
+
+    c.data = ml_collections.ConfigDict()
+    c.data.name = 'coco'
+    c.data.canvases = ((CANVAS, CANVAS),)
+    c.data.max_boxes = 100  # at most 93 objects an image in train2017
+    c.data.threads = 32  # of a TPU host's 100 or more
+    c.data.recipe = dict(flip=0.5, shorter_side=800, longer_side=1333)  # horizontal flips only (section 4.1)
+
+    c.model = ml_collections.ConfigDict()
+    c.model.name = 'retinanet'
+    c.model.depth = 50
+    c.model.norm = 'batch_norm' if scratch else 'frozen_batch_norm'  # batch norm is synchronised over all devices
+    if scratch:
+        c.model.head_norm = 'group_norm'
+    c.model.extra_levels_from = 'c5'  # P6 (section 4, footnote 2)
+    c.model.prior_probability = 0.01  # pi (section 4.1)
+    c.model.focal_gamma = 2.0  # table 1b
+    c.model.focal_alpha = 0.25  # table 1b
+    # The text says "the standard smooth L1" of Fast R-CNN, which has a beta of 1; Detectron's BBOX_REG_BETA is this.
+    c.model.box_loss_beta = 0.11
+    c.model.match_best_anchors = True  # as in Detectron; the text has the threshold alone
+    c.model.max_detections = 100
+    c.model.dtype = 'bfloat16'
+
+    c.training = ml_collections.ConfigDict()
+    c.training.batch_size = 16  # 2 a core
+    c.training.steps = 270_000 if scratch else 90_000
+    c.training.checkpoint_every = 5000
+    c.training.evaluate_every = 10_000
+
+    c.optimizer = ml_collections.ConfigDict()
+    c.optimizer.name = 'sgd'
+    c.optimizer.learning_rate = 0.01
+    c.optimizer.schedule = 'steps'
+    # 60k and 80k of 90k (section 4.1); with three times the steps the low rates stay short.
+    c.optimizer.decay_at = (210 / 270, 250 / 270) if scratch else (60 / 90, 80 / 90)
+    c.optimizer.warmup_steps = 1000 if scratch else 500
+    c.optimizer.momentum = 0.9
+    c.optimizer.weight_decay = 1e-4
+    c.optimizer.frozen = '' if scratch else r'backbone/(stem|stage1)'  # as in Detectron
+
+    c.evaluation = dict(batch_size=16, canvases=((800, CANVAS), (CANVAS, 800)))  # each image has the one it fits
+    return complete(c)

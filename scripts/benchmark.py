@@ -1,0 +1,168 @@
+"""Measures what a config's detector costs on this machine, or estimates it for TPUs that need not be there.
+
+    python scripts/benchmark.py --config=configs/retinanet_shapes.py --num_classes=3
+    python scripts/benchmark.py --config=configs/retinanet_r50_fpn_coco.py --tpu=v5e:2x4,v4:2x2x1
+
+The first prints parameters, FLOPs and memory of prediction (each of --batch_sizes) and of the training step, as the
+compiler counts them, and measured times: medians and 90 % quantiles after a warm-up, compiling apart. Weights and
+images are drawn, so no data set is needed; the score threshold is 0, so that the NMS has as much to do as it ever has.
+
+The second compiles the same programs for each topology (minutes; needs libtpu: pip install 'detzoo[tpu]') and prints
+memory and FLOPs of a chip, and the compiler's estimate of the time by stage. Nothing is run, no parameter is made.
+"""
+
+import json
+import os
+import sys
+import time
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+CONFIG = config_flags.DEFINE_config_file('config', None, 'The experiment: a file of configs/, with an argument after a colon.')
+NUM_CLASSES = flags.DEFINE_integer('num_classes', 80, 'Classes of the data set, which is not opened.', lower_bound=1)
+BATCH_SIZES = flags.DEFINE_list('batch_sizes', ['1', '8'], 'Images at once of the measured predictions.')
+REPEATS = flags.DEFINE_integer('repeats', 50, 'Timed runs at most.', lower_bound=3)
+BUDGET = flags.DEFINE_float('budget', 30, 'Seconds for the timed runs of each program; there are 3 at least.')
+TPU = flags.DEFINE_list('tpu', [], 'Topologies to compile for instead, for example v5e:2x4,v4:2x2x1.')
+OUTPUT = flags.DEFINE_string('output', None, 'A JSON file for the numbers, in bytes, FLOPs and seconds.')
+flags.mark_flag_as_required('config')
+
+START = time.perf_counter()
+
+
+def progress(message: str) -> None:
+    """Prints to stderr, with the seconds since the start."""
+    print(f'[{time.perf_counter() - START:5.0f} s] {message}', file=sys.stderr, flush=True)
+
+
+def compiled(name: str, lower):
+    """Lowers and compiles a program: (compiled, its row of results)."""
+    from detzoo.comparison import cost
+
+    progress(f'{name}: compiling')
+    start = time.perf_counter()
+    program = lower().compile()
+    seconds = time.perf_counter() - start
+    progress(f'{name}: compiled in {seconds:.0f} s')
+    return program, {'program': name, 'compile_seconds': seconds, **cost.compiled_cost(program)._asdict()}
+
+
+def estimate(config, num_classes: int, topology: str):
+    """Compiles for a topology: yields a row for the training step and for prediction."""
+    from detzoo.comparison import cost
+
+    devices = cost.topology_devices(topology)
+    for name, lower, count in (
+        ('train step', cost.train_program, config.training.batch_size),
+        ('predict', cost.predict_program, config.evaluation.batch_size),
+    ):
+        name = f'{topology}, {name}, {count} images on {len(devices)} chips'
+        program, row = compiled(name, lambda lower=lower: lower(config, num_classes, devices))
+        estimated = cost.estimated_time(program, topology)
+        yield {'topology': topology, **row, **estimated._asdict(), 'total_seconds': estimated.total}
+
+
+def print_estimate(row) -> None:
+    from detzoo.comparison.cost import chip_of
+
+    chip = chip_of(row['topology'])
+    gigabytes = {key: row[f'{key}_bytes'] / 1e9 for key in ('argument', 'temporary', 'peak')}
+    stages = ', '.join(f'{stage} {1e3 * seconds:.2f}' for stage, seconds in row['seconds'].items())
+    missing = ', '.join(f'{count} {kind}' for kind, count in sorted(row['not_counted'].items())) or 'none'
+    print(f'{row["program"]} (compiled in {row["compile_seconds"]:.0f} s)')
+    print(f'  HBM a chip, GB: {gigabytes["argument"]:.3f} arguments, {gigabytes["temporary"]:.3f} temporary, '
+          f'{gigabytes["peak"]:.3f} peak of {chip.memory / 1e9:.1f}')
+    print(f'  a chip: {row["flops"] / 1e9:.1f} GFLOP, {row["bytes_accessed"] / 1e9:.2f} GB accessed')
+    print(f"  compiler's estimate, ms at {chip.clock / 1e9:g} GHz: {1e3 * row['total_seconds']:.2f} = {stages}")
+    print(f'    loops taken at their bound: {row["bounded_loops"]}, counted once: {row["loops_counted_once"]}; '
+          f'operations without a figure: {missing}')
+    print(f'    {100 * row["flops"] / row["total_seconds"] / chip.peak:.0f} % of the peak of {chip.peak / 1e12:.0f} TFLOP/s',
+          flush=True)
+
+
+def measure(config, num_classes: int):
+    """Compiles for this machine and runs: yields a row for each prediction and for the training step."""
+    import jax
+    import numpy as np
+
+    from detzoo import inference
+    from detzoo.comparison import cost
+    from detzoo.data.pipeline import shard
+    from detzoo.training import loop, parallel
+
+    def timed(row, step):
+        seconds = cost.latency(step, repeats=REPEATS.value, budget=BUDGET.value)
+        return row | dict(zip(('p50_seconds', 'p90_seconds'), np.quantile(seconds, (0.5, 0.9)).tolist()), runs=len(seconds))
+
+    config.model.score_threshold = 0.0
+    progress('making weights')
+    state = loop.initial_state(config, inference.detector_of(config, num_classes, parallel.AXIS))
+    predict = jax.jit(inference.detector_of(config, num_classes).predict)
+    canvas = inference.evaluation_canvases(config)[0]
+    for count in map(int, BATCH_SIZES.value):
+        arguments = jax.device_put((state.params, state.model_state, cost.random_batch(config, canvas, count, num_classes).inputs))
+        program, row = compiled(f'predict, {count} images', lambda arguments=arguments: predict.lower(*arguments))
+        yield timed(row, lambda program=program, arguments=arguments: program(*arguments))
+
+    devices, count = jax.local_devices(), config.training.batch_size
+    program, row = compiled(f'train step, {count} images', lambda: cost.train_program(config, num_classes, devices))
+    batch = parallel.put(shard(cost.random_batch(config, config.data.canvases[0], count, num_classes), len(devices)))
+    state = parallel.replicate(state)
+
+    def train():
+        nonlocal state
+        state, metrics = program(state, batch)
+        return metrics
+
+    yield timed(row, train)
+
+
+def print_measured(row) -> None:
+    print(f'{row["program"]:<24}{row["flops"] / 1e9:>10.2f}{row["argument_bytes"] / 1e6:>11.1f}'
+          f'{row["temporary_bytes"] / 1e6:>11.1f}{row["peak_bytes"] / 1e6:>10.1f}{row["compile_seconds"]:>11.1f}'
+          f'{1e3 * row["p50_seconds"]:>10.1f}{1e3 * row["p90_seconds"]:>10.1f}{row["runs"]:>6}', flush=True)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f'what is {argv[1]!r}? Flags begin with --')
+    logging.set_verbosity(logging.WARNING)
+    import jax
+
+    from detzoo.comparison import cost
+    from detzoo.config import complete
+    from detzoo.inference import evaluation_canvases
+
+    CONFIG.value.initialize_backbone = ''  # may be required, but no weights are read here
+    config, num_classes = complete(CONFIG.value), NUM_CLASSES.value
+    canvases = config.data.canvases[0], evaluation_canvases(config)[0]
+    sizes = ' and '.join(f'{height}x{width}' for height, width in dict.fromkeys(canvases))
+    parameters = cost.parameter_count(cost.state_shapes(config, num_classes).params)
+    print(f'{config.model.name}, {parameters:,} parameters, {num_classes} classes, canvas {sizes}, JAX {jax.__version__}')
+    if TPU.value:
+        rows = (row for topology in TPU.value for row in estimate(config, num_classes, topology))
+        show = print_estimate
+    else:
+        print(f'{jax.local_device_count()} x {jax.local_devices()[0].device_kind}; FLOPs and memory are of one device')
+        print(f'{"program":<24}{"GFLOP":>10}{"args MB":>11}{"temp. MB":>11}{"peak MB":>10}{"compile s":>11}'
+              f'{"p50 ms":>10}{"p90 ms":>10}{"runs":>6}')
+        rows, show = measure(config, num_classes), print_measured
+    results = {'config': config.to_dict(), 'parameters': parameters, 'jax': jax.__version__, 'rows': []}
+    try:
+        for row in rows:
+            show(row)
+            results['rows'].append(row)
+    except (ImportError, ValueError) as error:
+        sys.exit(f'error: {error}')
+    if OUTPUT.value:
+        with open(OUTPUT.value, 'w') as file:
+            json.dump(results, file, indent=1)
+
+
+if __name__ == '__main__':
+    if any(argument.startswith(('--tpu', '-tpu')) for argument in sys.argv):  # before the config imports jax
+        from detzoo.comparison import TPU_ENVIRONMENT
+
+        os.environ.update(TPU_ENVIRONMENT)
+    app.run(main)

@@ -1,0 +1,67 @@
+"""The package. Exact versions that were tested together are in constraints.txt."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(r"^__version__ = '(.+)'$", (ROOT / 'detzoo' / '__init__.py').read_text('utf-8'), re.M).group(1)
+README = ROOT / 'README.md'
+
+PLOTS = ['matplotlib>=3.9']
+
+setup(
+    name='detzoo',
+    version=VERSION,
+    description='Object detectors in JAX and Flax, side by side under controlled variables.',
+    long_description=README.read_text('utf-8') if README.exists() else '',
+    long_description_content_type='text/markdown',
+    author='The detzoo authors',
+    license='Apache-2.0',
+    license_files=['LICENSE'],
+    python_requires='>=3.11',
+    packages=find_packages(include=['detzoo', 'detzoo.*']),
+    install_requires=[
+        'absl-py',
+        'array_record',  # the file format of prepared data
+        'chex',
+        'flax>=0.12',
+        'grain>=0.2.18',
+        'hotcoco>=1.3,<2',  # COCO's metric; kept behind one import, and tested against pycocotools
+        'importlib_resources',  # of TFDS, which doesn't ask for it
+        'jax>=0.10',
+        'ml_collections',
+        'numpy>=2',
+        'opencv-python-headless>=4.10,<5',  # 5 has no reader of darknet's files
+        'optax',
+        'orbax-checkpoint>=0.12',
+        'pillow>=10.1',
+        'pycocotools>=2.0.8',  # masks as run lengths; the oracle of the metric's tests
+        'safetensors',
+        'tensorboardX>=2.6',  # writes TensorBoard's files without TensorFlow
+        'tensorflow-datasets>=4.9.10',  # works without TensorFlow
+        'tqdm',
+    ],
+    extras_require={
+        # Precision-recall curves. Run by the tests.
+        'plots': PLOTS,
+        # The tests, on CPU; scripts/test.sh installs this and `tpu`. Run on Python 3.11 and 3.12.
+        'test': ['pytest>=8', 'ruff', *PLOTS],
+        # For working on the code: the hooks of .pre-commit-config.yaml. Run on Python 3.11.
+        'dev': ['pre-commit', 'pytest>=8', 'ruff', *PLOTS],
+        # To train on TPU, and to compile for one without having one. Compiled for TPU, not run on one.
+        'tpu': ['jax[tpu]'],
+        # To train on NVIDIA GPUs. Not run yet.
+        'cuda': ['jax[cuda12]'],
+        # To run the notebooks. Not run yet.
+        'notebooks': ['jupyterlab', 'nbclient', 'ipykernel', *PLOTS],
+        # scripts/check_parity.py and make_parity_fixtures.py: the same weights in torchvision.
+        'parity': ['torch', 'torchvision'],
+    },
+    classifiers=[
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+    ],
+)

@@ -1,0 +1,187 @@
+"""Configs: whole, comparable, and each key within reach of the command line."""
+
+import pathlib
+import runpy
+import sys
+
+import ml_collections
+import pytest
+from absl import flags
+from ml_collections import config_dict, config_flags
+
+from detzoo import config as configs
+from detzoo.config import ConfigError, complete, differences, from_json, to_json
+from detzoo.detectors import DETECTORS, make_detector
+
+FILES = sorted(pathlib.Path(__file__).parents[1].glob('configs/*.py'))
+FILE = """
+import ml_collections
+from detzoo.config import complete
+
+def get_config(arg=None):
+    c = ml_collections.ConfigDict()
+    c.model = dict(name='retinanet')
+    return complete(c)
+"""
+
+
+def minimal(**model):
+    return ml_collections.ConfigDict(dict(model=dict(name='retinanet', **model)))
+
+
+@pytest.fixture
+def from_command_line(tmp_path, monkeypatch):
+    """A function: arguments -> the config which a script gets from a config file that sets next to nothing."""
+    path = tmp_path / 'minimal.py'
+    path.write_text(FILE)
+
+    def parse(*arguments):
+        values = flags.FlagValues()
+        config_flags.DEFINE_config_file('config', flag_values=values)
+        argv = ['train.py', f'--config={path}', *arguments]
+        monkeypatch.setattr(sys, 'argv', argv)
+        values(argv)
+        return values.config
+
+    return parse
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
+def test_config_files_are_whole(path):
+    config = runpy.run_path(str(path))['get_config']()
+    try:
+        dict(configs.flatten(config))
+    except config_dict.RequiredValueError:  # the command line must give it
+        config.initialize_backbone = 'resnet50.safetensors'
+    assert set(dict(configs.flatten(config))) >= set(dict(configs.flatten(complete(minimal()))))
+    assert differences(config, complete(config)) == {}
+    assert differences(config, from_json(to_json(config))) == {}
+
+
+def test_complete_fills_in_all_defaults():
+    whole = complete(minimal(depth=18))
+    assert whole.model.depth == 18 and whole.model.width == 1.0 and whole.model.head_norm is None
+    assert whole.training.to_dict() == configs.defaults().training.to_dict()
+    assert not set(whole.model) & {'num_classes', 'axis_name'}
+
+
+def test_complete_leaves_its_argument_alone():
+    config = minimal()
+    complete(config).training.steps = 7
+    assert config.to_dict() == {'model': {'name': 'retinanet'}}
+
+
+def test_complete_knows_the_arguments_of_each_detector():
+    for name in DETECTORS:
+        whole = complete(ml_collections.ConfigDict(dict(model=dict(name=name))))
+        make_detector(**whole.model, num_classes=3)
+
+
+@pytest.mark.parametrize('section, key, nearest', [
+    ('training', 'step', 'training.steps'),
+    ('model', 'widht', 'model.width'),
+    ('optimizer', 'learningrate', 'optimizer.learning_rate'),
+    ('data', 'canvas', 'data.canvases'),
+])
+def test_complete_names_the_key_nearest_to_an_unknown_one(section, key, nearest):
+    config = minimal()
+    config.update({section: {key: 3}})
+    with pytest.raises(ConfigError) as raised:
+        complete(config)
+    assert f"'{section}.{key}'" in str(raised.value) and f"'{nearest}'" in str(raised.value)
+
+
+@pytest.mark.parametrize('config', [{}, {'model': {}}, {'model': {'name': 'yolo9000'}}])
+def test_complete_wants_a_detector(config):
+    with pytest.raises(ConfigError, match='model.name is .*retinanet'):
+        complete(ml_collections.ConfigDict(config))
+
+
+def test_complete_names_what_the_command_line_must_give():
+    config = minimal()
+    config.initialize_backbone = config_dict.required_placeholder(str)
+    with pytest.raises(ConfigError, match='initialize_backbone'):
+        complete(config)
+
+
+def test_complete_takes_none_for_what_may_be_none():
+    # gamma 0 and alpha None are cross-entropy, says the docstring of RetinaNet.
+    whole = complete(minimal(focal_gamma=0.0, focal_alpha=None))
+    assert whole.model.focal_alpha is None
+    assert from_json(to_json(whole)).model.focal_alpha is None
+
+
+def test_complete_takes_whole_numbers_for_real_ones():
+    config = minimal(width=1)
+    config.optimizer = dict(learning_rate=1)
+    assert complete(config).optimizer.learning_rate == 1.0
+
+
+def test_from_json_brings_tuples_back():
+    config = minimal(anchor_sizes=((8.0,),) * 5)
+    config.data = dict(canvases=((64, 96), (96, 64)))
+    back = from_json(to_json(complete(config)))
+    assert back.data.canvases == ((64, 96), (96, 64))
+    assert back.model.anchor_sizes == ((8.0,),) * 5
+
+
+def test_differences_name_the_keys_with_both_values():
+    first, second = complete(minimal()), complete(minimal(head_norm='group_norm'))
+    assert differences(first, first.copy_and_resolve_references()) == {}
+    second.data.canvases = [[128, 128]]  # as it comes back from JSON: no difference
+    second.optimizer.learning_rate = 0.5
+    assert differences(first, second) == {
+        'model.head_norm': (None, 'group_norm'), 'optimizer.learning_rate': (1e-3, 0.5),
+    }
+    assert differences(ml_collections.ConfigDict(), ml_collections.ConfigDict({'a': {'b': 1}})) == {'a.b': (None, 1)}
+
+
+def test_mutable_keys_exist():
+    assert set(configs.MUTABLE) < set(dict(configs.flatten(configs.defaults())))
+
+
+@pytest.mark.parametrize('argument, value', [
+    ('model.head_norm=group_norm', 'group_norm'),  # these four are None by default
+    ('data.recipe.shorter_side=50', 50),
+    ('data.data_dir=/data', '/data'),
+    ('initialize_backbone=r50.safetensors', 'r50.safetensors'),
+    ('model.width=0.5', 0.5),
+    ('model.anchor_sizes=((8.0,),(16.0,),(32.0,),(64.0,),(99.0,))', ((8.0,), (16.0,), (32.0,), (64.0,), (99.0,))),
+    ('model.focal_alpha=none', None),
+    ('model.match_best_anchors=false', False),
+    ('data.canvases=((64,96),)', ((64, 96),)),
+    ('data.recipe.scale_range=(0.5,2.0)', (0.5, 2.0)),
+    ('optimizer.learning_rate=1e-4', 1e-4),
+    ('training.steps=7', 7),
+])
+def test_command_line_sets_any_key(from_command_line, argument, value):
+    config = complete(from_command_line(f'--config.{argument}'))
+    changed = argument.partition('=')[0]
+    assert dict(configs.flatten(config))[changed] == value
+    assert set(differences(complete(minimal()), config)) == {changed}
+
+
+def test_command_line_refuses_unknown_keys(from_command_line):
+    with pytest.raises(Exception, match='widht'):
+        from_command_line('--config.model.widht=0.5')
+
+
+def test_make_detector_names_the_nearest_argument():
+    with pytest.raises(TypeError) as raised:
+        make_detector('retinanet', num_classes=3, head_dept=2)
+    assert "retinanet takes no argument 'head_dept': the nearest is 'head_depth'" in str(raised.value)
+
+
+def test_make_detector_names_the_known_ones():
+    with pytest.raises(ValueError, match="unknown detector 'retina': .*retinanet"):
+        make_detector('retina', num_classes=3)
+
+
+@pytest.mark.parametrize('changes, words', [
+    (dict(anchor_strides='canvas'), 'anchor_strides'),
+    (dict(head_norm='batch_norm'), 'head_norm'),
+    (dict(anchor_sizes=((8.0,), (8.0, 9.0), (8.0,), (8.0,), (8.0,))), 'anchor_sizes'),
+])
+def test_make_detector_refuses_values_it_cannot_use(changes, words):
+    with pytest.raises(ValueError, match=words):
+        make_detector('retinanet', num_classes=3, **changes)

@@ -1,0 +1,413 @@
+"""The contract of a detector, for all of them: what every loss, prediction and assignment promises, whatever is inside.
+
+A detector joins with an entry in VARIANTS: a tiny variant of it, and which metrics of its loss count what `assign` says.
+Everything is compiled once a variant, for 8 images of 64 x 64 with 4 rows of ground truth.
+"""
+
+import collections
+import functools
+import types
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import CATEGORY_IDS, TINY_RETINANET, draw_blocks
+
+from detzoo.core import box_coding
+from detzoo.core.matching import IGNORE, NEGATIVE, match_by_threshold
+from detzoo.detectors import make_detector
+from detzoo.evaluation import coco_metrics
+from detzoo.inference import ImageDetections, to_coco
+from detzoo.training.parallel import AXIS, parallel, replicate
+from detzoo.types import Assignment, Batch, Detections, GroundTruth, Inputs
+
+BATCH, CANVAS, ROWS, CLASSES = 8, (64, 64), 4, 3
+
+
+class Variant(collections.namedtuple('Variant', 'arguments, counts')):
+    """arguments: of make_detector. counts: {stage of assign: {metric of the loss: function of matched [B, A]}}."""
+
+
+VARIANTS = {
+    'retinanet': Variant(
+        TINY_RETINANET,
+        {'anchors': {'positives': lambda matched: matched >= 0, 'ignored': lambda matched: matched == IGNORE}},
+    ),
+}
+
+
+def make_batch(rows=ROWS):
+    """Images of blocks on canvases which they do not fill; the third without objects, the fourth with a crowd."""
+    images = np.zeros((BATCH, *CANVAS, 3), np.uint8)
+    gt = GroundTruth(
+        boxes=np.zeros((BATCH, rows, 4), np.float32),
+        labels=np.zeros((BATCH, rows), np.int32),
+        valid=np.zeros((BATCH, rows), bool),
+        crowd=np.zeros((BATCH, rows), bool),
+        dropped=np.zeros(BATCH, np.int32),
+        cropped=np.zeros(BATCH, np.int32),
+    )
+    window = np.zeros((BATCH, 4), np.float32)
+    for i in range(BATCH):
+        height, width = 64 - 3 * i, 50 + 2 * i
+        images[i, :height, :width], boxes, labels = draw_blocks(50 + i, height, width, 0 if i == 2 else 3)
+        count = len(boxes)
+        gt.boxes[i, :count] = boxes + np.pad(boxes[:, :2], ((0, 0), (2, 0)))
+        gt.labels[i, :count], gt.valid[i, :count] = labels, True
+        window[i, 2:] = width, height
+    gt.crowd[3, 0] = True
+    return Batch(Inputs(images, window), gt, np.arange(BATCH, dtype=np.int32), np.ones(BATCH, bool))
+
+
+BLOCKS = make_batch()
+NOTHING = BLOCKS._replace(gt=BLOCKS.gt._replace(valid=np.zeros_like(BLOCKS.gt.valid)))
+
+
+@pytest.fixture(scope='module', params=VARIANTS)
+def tiny(request):
+    """A variant's detector, its parameters, and its functions compiled; `traces` counts their traces."""
+    variant = VARIANTS[request.param]
+    detector = make_detector(num_classes=CLASSES, **variant.arguments)
+    traces = collections.Counter()
+
+    def compiled(name, function):
+        def counted(*args):
+            traces[name] += 1
+            return function(*args)
+
+        return jax.jit(counted)
+
+    params, model_state = jax.jit(detector.init, static_argnums=1)(jax.random.key(0), CANVAS)
+    step = compiled('loss', jax.value_and_grad(detector.loss, has_aux=True))
+    return types.SimpleNamespace(
+        variant=variant,
+        detector=detector,
+        params=params,
+        model_state=model_state,
+        traces=traces,
+        value_and_grad=step,
+        gradient=lambda batch, seed=0: step(params, model_state, batch, jax.random.key(seed)),
+        predict=compiled('predict', detector.predict),
+        assign=compiled('assign', detector.assign),
+    )
+
+
+def assert_same(first, second):
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def assert_close(first, second, tolerance=1e-5):
+    """Compares trees leaf by leaf, each to a tolerance relative to its largest value."""
+    def check(path, a, b):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        scale = np.abs(b).max(initial=1e-3)
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * scale, err_msg=jax.tree_util.keystr(path))
+
+    jax.tree_util.tree_map_with_path(check, first, second)
+
+
+def garble(batch, rows=True, pixels=True):
+    """Garbage in the padding rows of the ground truth, and outside of the windows."""
+    rng = np.random.RandomState(3)
+    images, boxes, labels = batch.inputs.images.copy(), batch.gt.boxes.copy(), batch.gt.labels.copy()
+    crowd = batch.gt.crowd | ~batch.gt.valid
+    if pixels:
+        for image, (_, _, width, height) in zip(images, batch.inputs.window.astype(int)):
+            outside = np.ones(CANVAS, bool)
+            outside[:height, :width] = False
+            image[outside] = rng.randint(0, 256, (outside.sum(), 3))
+        batch = batch._replace(inputs=batch.inputs._replace(images=images))
+    if rows:
+        padding = ~batch.gt.valid
+        garbage = [[-50, np.nan, 1e9, 3], [0, 0, 64, 64], [9, 9, 9, 9], [30, 30, 10, np.inf]]
+        boxes[padding] = np.array(garbage)[rng.randint(4, size=padding.sum())]
+        labels[padding] = rng.randint(-5, 1000, padding.sum())
+        batch = batch._replace(gt=batch.gt._replace(boxes=boxes, labels=labels, crowd=crowd))
+    return batch
+
+
+def test_init_makes_finite_parameters_from_the_key(tiny):
+    leaves = jax.tree.leaves((tiny.params, tiny.model_state))
+    assert all(leaf.dtype == np.float32 and np.isfinite(leaf).all() for leaf in leaves)
+    template = jax.eval_shape(lambda key: tiny.detector.init(key, CANVAS), jax.random.key(0))
+    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), template)
+    assert shapes == jax.tree.map(lambda x: (x.shape, x.dtype), (tiny.params, tiny.model_state))
+    # The canvas is no part of the parameters.
+    other = jax.eval_shape(lambda key: tiny.detector.init(key, (96, 160)), jax.random.key(0))
+    assert shapes == jax.tree.map(lambda x: (x.shape, x.dtype), other)
+
+
+def test_loss_gives_scalars_and_the_same_state(tiny):
+    (loss, (model_state, metrics)), grads = tiny.gradient(BLOCKS)
+    assert loss.shape == () and loss.dtype == np.float32 and np.isfinite(loss) and loss > 0
+    assert all(value.shape == () and np.isfinite(value) for value in metrics.values())
+    shapes = functools.partial(jax.tree.map, lambda x: (x.shape, x.dtype))
+    assert shapes(model_state) == shapes(tiny.model_state)
+    assert shapes(grads) == shapes(tiny.params)
+    leaves = jax.tree_util.tree_leaves_with_path(grads)
+    assert not [jax.tree_util.keystr(path) for path, leaf in leaves if not leaf.any()]  # every parameter is trained
+
+
+def test_loss_is_traced_once_for_all_batches(tiny):
+    before = tiny.gradient(BLOCKS)[0][0]
+    others = [tiny.gradient(batch, seed)[0][0] for seed, batch in enumerate((NOTHING, garble(BLOCKS), BLOCKS))]
+    assert tiny.traces['loss'] == 1
+    assert others[0] != before and others[2] == before
+
+
+def test_predict_gives_valid_detections(tiny):
+    found = tiny.predict(tiny.params, tiny.model_state, BLOCKS.inputs)
+    assert isinstance(found, Detections)
+    count = found.valid.shape[1]
+    assert found.boxes.shape == (BATCH, count, 4) and found.boxes.dtype == np.float32
+    assert found.scores.shape == found.labels.shape == (BATCH, count)
+    assert found.scores.dtype == np.float32 and found.labels.dtype == np.int32 and found.valid.dtype == bool
+    assert found.valid.any()
+    for boxes, scores, labels, valid, window in zip(*map(np.asarray, found[:4]), BLOCKS.inputs.window):
+        assert (valid[:-1] >= valid[1:]).all()  # the padding is at the end
+        boxes, scores, labels = boxes[valid], scores[valid], labels[valid]
+        assert (np.diff(scores) <= 0).all() and (scores > 0).all() and (scores <= 1).all()
+        assert (labels >= 0).all() and (labels < CLASSES).all()
+        assert (boxes[:, :2] >= window[:2]).all() and (boxes[:, 2:] <= window[2:]).all()
+        assert (boxes[:, 2:] > boxes[:, :2]).all()
+
+
+def test_predict_treats_each_image_alone(tiny):
+    # The other images of the batch are reversed: the same detections in reverse.
+    found = tiny.predict(tiny.params, tiny.model_state, BLOCKS.inputs)
+    reverse = tiny.predict(tiny.params, tiny.model_state, jax.tree.map(lambda x: x[::-1], BLOCKS.inputs))
+    assert tiny.traces['predict'] == 1
+    assert_close(jax.tree.map(lambda x: x[::-1], reverse), found, 1e-4)
+
+
+def test_assign_names_objects_by_their_row(tiny):
+    stages = tiny.assign(tiny.params, tiny.model_state, BLOCKS, jax.random.key(0))
+    assert stages
+    for assignment in stages.values():
+        assert isinstance(assignment, Assignment)
+        boxes, matched = map(np.asarray, assignment)
+        assert boxes.shape == (*matched.shape, 4) and boxes.dtype == np.float32
+        assert len(matched) == BATCH and matched.dtype == np.int32
+        assert set(np.unique(matched)) <= {IGNORE, NEGATIVE, *range(ROWS)}
+        for image in range(BATCH):
+            rows = set(matched[image][matched[image] >= 0])
+            assert rows <= set(np.flatnonzero(BLOCKS.gt.valid[image] & ~BLOCKS.gt.crowd[image]))
+        assert (matched[2] == NEGATIVE).all()  # no object, no crowd
+
+
+def test_assign_counts_what_the_loss_counts(tiny):
+    for batch in (BLOCKS, NOTHING):
+        _, (_, metrics) = tiny.gradient(batch)[0]
+        stages = tiny.assign(tiny.params, tiny.model_state, batch, jax.random.key(0))
+        assert set(tiny.variant.counts) == set(stages)
+        for stage, counts in tiny.variant.counts.items():
+            for metric, select in counts.items():
+                expected = select(np.asarray(stages[stage].matched)).sum(axis=1).mean()
+                assert metrics[metric] == pytest.approx(expected), (stage, metric)
+                assert batch is NOTHING or expected > 0
+
+
+def test_loss_ignores_what_padding_rows_hold(tiny):
+    assert_same(tiny.gradient(garble(BLOCKS, pixels=False)), tiny.gradient(BLOCKS))
+    assert_same(tiny.gradient(garble(NOTHING, pixels=False)), tiny.gradient(NOTHING))
+
+
+def test_assign_ignores_what_padding_rows_hold(tiny):
+    arguments = tiny.params, tiny.model_state
+    garbled = tiny.assign(*arguments, garble(BLOCKS, pixels=False), jax.random.key(0))
+    assert_same(garbled, tiny.assign(*arguments, BLOCKS, jax.random.key(0)))
+
+
+def test_loss_does_not_depend_on_the_number_of_rows(tiny):
+    more = jax.jit(tiny.detector.loss)(tiny.params, tiny.model_state, make_batch(rows=11), jax.random.key(0))
+    assert_close(more, tiny.gradient(BLOCKS)[0], 1e-6)
+
+
+def test_pixels_outside_of_the_window_change_nothing(tiny):
+    garbled = garble(BLOCKS, rows=False)
+    assert (garbled.inputs.images != BLOCKS.inputs.images).mean() > 0.1
+    assert_same(tiny.gradient(garbled), tiny.gradient(BLOCKS))
+    assert_same(*(tiny.predict(tiny.params, tiny.model_state, batch.inputs) for batch in (garbled, BLOCKS)))
+
+
+def test_loss_without_objects_is_finite(tiny):
+    # Neither a division by no positives nor the logarithm of a padding row's box.
+    for batch in (NOTHING, garble(NOTHING)):
+        (loss, (_, metrics)), grads = tiny.gradient(batch)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((loss, metrics, grads)))
+        assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads))  # background is learnt from
+
+
+def test_predict_on_an_empty_window_finds_nothing(tiny):
+    inputs = BLOCKS.inputs._replace(window=np.zeros((BATCH, 4), np.float32))
+    assert not tiny.predict(tiny.params, tiny.model_state, inputs).valid.any()
+
+
+def test_crowds_are_never_positive_and_nothing_in_them_is_negative(tiny):
+    # One crowd covers the image of each object: no anchor that lies in it may be positive or negative.
+    crowd = BLOCKS.gt.crowd.copy()
+    crowd[:, 0] = BLOCKS.gt.valid[:, 0]
+    boxes = BLOCKS.gt.boxes.copy()
+    boxes[:, 0] = BLOCKS.inputs.window
+    batch = BLOCKS._replace(gt=BLOCKS.gt._replace(boxes=boxes, crowd=crowd))
+    stages = tiny.assign(tiny.params, tiny.model_state, batch, jax.random.key(0))
+    for assigned, matched in stages.values():
+        assigned, matched = np.asarray(assigned, np.float64), np.asarray(matched)
+        shared = np.minimum(assigned[..., 2:], batch.inputs.window[:, None, 2:]) - np.maximum(assigned[..., :2], 0)
+        own = np.prod(assigned[..., 2:] - assigned[..., :2], axis=-1)
+        inside = (np.prod(shared.clip(0), axis=-1) > 0.501 * own) & batch.gt.valid[:, :1]
+        assert inside.any() and (matched[inside] != NEGATIVE).all()
+        assert not ((matched == 0) & crowd[:, :1]).any()
+
+
+def test_loss_on_8_devices_equals_that_on_one(tiny):
+    detector = make_detector(num_classes=CLASSES, **tiny.variant.arguments, axis_name=AXIS)
+
+    def step(params, model_state, batch):
+        (loss, (model_state, _)), grads = jax.value_and_grad(detector.loss, has_aux=True)(
+            params, model_state, batch, jax.random.key(0)
+        )
+        return jax.lax.pmean((loss, grads), AXIS), model_state
+
+    step = parallel(step, name='the step', traces=1)
+    params, model_state = replicate((tiny.params, tiny.model_state))
+    for batch in (BLOCKS, NOTHING):  # a device has one image each: with objects, without, with a crowd
+        (mean, grads), states = step(params, model_state, jax.tree.map(lambda x: x[:, None], batch))
+        (expected, (expected_state, _)), expected_grads = tiny.gradient(batch)
+        for device in (0, 7):
+            result = jax.tree.map(lambda x: np.asarray(x)[device], (mean, grads, states))  # noqa: B023
+            assert_close(result, (expected, expected_grads, expected_state), 2e-5)
+
+
+def test_detector_learns_a_batch_by_heart(tiny):
+    optimizer = optax.adam(optax.linear_schedule(8e-3, 1e-3, 200))
+    params, model_state, key = tiny.params, tiny.model_state, jax.random.key(0)
+    opt_state = optimizer.init(params)
+
+    @jax.jit
+    def update(grads, opt_state, params):
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    for _ in range(250):
+        (_, (model_state, _)), grads = tiny.value_and_grad(params, model_state, BLOCKS, key)
+        params, opt_state = update(grads, opt_state, params)
+    found = jax.tree.map(np.asarray, tiny.predict(params, model_state, BLOCKS.inputs))
+    results = []
+    for i in range(BATCH):
+        rows = found.valid[i]
+        fields = found.boxes[i][rows], found.scores[i][rows], found.labels[i][rows], np.take(CATEGORY_IDS, found.labels[i][rows])
+        results += to_coco(ImageDetections(*fields, ()), i)
+    assert coco_metrics(truth_of(BLOCKS), results)['boxes']['AP'] > 0.95
+
+
+def truth_of(batch):
+    """The ground truth of a batch as a COCO dict."""
+    annotations = []
+    for number, (i, j) in enumerate(zip(*np.nonzero(batch.gt.valid)), 1):
+        x1, y1, x2, y2 = batch.gt.boxes[i, j].tolist()
+        where = dict(image_id=i, bbox=[x1, y1, x2 - x1, y2 - y1], area=(x2 - x1) * (y2 - y1))
+        what = dict(category_id=CATEGORY_IDS[batch.gt.labels[i, j]], iscrowd=int(batch.gt.crowd[i, j]))
+        annotations.append(dict(id=number) | where | what)
+    categories = [dict(id=i, name=str(i)) for i in CATEGORY_IDS]
+    return dict(images=[dict(id=i) for i in range(BATCH)], annotations=annotations, categories=categories)
+
+
+# RetinaNet
+
+
+def shapes_of(detector, canvas=CANVAS):
+    return jax.eval_shape(lambda key: detector.init(key, canvas), jax.random.key(0))
+
+
+def test_retinanet_has_as_many_parameters_as_torchvision():
+    # retinanet_resnet50_fpn of torchvision: 34,014,999 with frozen batch norm, for 91 classes.
+    params, _ = shapes_of(make_detector('retinanet', num_classes=91))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 34_014_999
+
+
+@pytest.mark.parametrize('changes', [
+    dict(depth=34, norm='frozen_batch_norm', head_norm=None, extra_levels_from='c5'),
+    dict(depth=50, norm='group_norm', head_depth=4, aspect_ratios=(0.5, 1.0)),
+    dict(depth=101, norm='batch_norm', dtype='bfloat16'),
+])
+def test_retinanet_variants_take_a_step(changes):
+    detector = make_detector(num_classes=CLASSES, **TINY_RETINANET | changes)
+    variables = shapes_of(detector)
+    (loss, (model_state, _)), grads = jax.eval_shape(
+        jax.value_and_grad(detector.loss, has_aux=True), *variables, BLOCKS, jax.random.key(0)
+    )
+    assert (loss.shape, loss.dtype) == ((), np.float32)
+    shapes = functools.partial(jax.tree.map, lambda x: (x.shape, x.dtype))
+    assert shapes((grads, model_state)) == shapes(variables)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype('float32')}
+
+
+def test_retinanet_in_bfloat16_is_near_float32():
+    float32 = make_detector(num_classes=CLASSES, **TINY_RETINANET)
+    bfloat16 = make_detector(num_classes=CLASSES, **TINY_RETINANET | dict(dtype='bfloat16'))
+    params, model_state = jax.jit(float32.init, static_argnums=1)(jax.random.key(0), CANVAS)
+    step = jax.jit(jax.value_and_grad(bfloat16.loss, has_aux=True))
+    (loss, (_, metrics)), grads = step(params, model_state, BLOCKS, jax.random.key(0))
+    _, (_, expected) = jax.jit(float32.loss)(params, model_state, make_batch(), jax.random.key(0))
+    assert loss.dtype == np.float32
+    assert metrics['positives'] == expected['positives'] and metrics['ignored'] == expected['ignored']
+    assert metrics['cls_loss'] == pytest.approx(float(expected['cls_loss']), rel=0.02)
+    assert metrics['box_loss'] == pytest.approx(float(expected['box_loss']), rel=0.05)
+    assert metrics['cls_loss'] != expected['cls_loss']  # it was computed otherwise
+    assert all(leaf.dtype == np.float32 and np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+
+
+def test_retinanet_trains_what_assign_says():
+    """Takes hold of the heads' outputs: their gradients and the box loss at its minimum show the matches of the loss."""
+    anchors_of = make_detector(num_classes=CLASSES, **TINY_RETINANET)
+    params, model_state = jax.jit(anchors_of.init, static_argnums=1)(jax.random.key(0), CANVAS)
+    boxes, matched = jax.jit(anchors_of.assign)(params, model_state, BLOCKS, jax.random.key(0))['anchors']
+    anchors, matched = np.asarray(boxes), np.asarray(matched)
+    rows = np.maximum(matched, 0)
+    targets = np.take_along_axis(BLOCKS.gt.boxes, rows[..., None], axis=1)
+    targets = np.where(matched[..., None] >= 0, targets, anchors)
+    labels = np.take_along_axis(BLOCKS.gt.labels, rows, axis=1)
+    deltas = np.asarray(box_coding.encode(targets, anchors))  # what the box head should say
+
+    def loss(cls_shift, box_outputs):
+        def replace(next_function, args, kwargs, context):
+            outputs = next_function(*args, **kwargs)
+            if context.module.name == 'cls_head' and context.method_name == '__call__':
+                return outputs + cls_shift
+            if context.module.name == 'box_head' and context.method_name == '__call__':
+                return box_outputs
+            return outputs
+
+        with nn.intercept_methods(replace):
+            value, (_, metrics) = anchors_of.loss(params, model_state, BLOCKS, jax.random.key(0))
+        return value, metrics
+
+    differentiate = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+    zeros = np.zeros((*matched.shape, CLASSES), np.float32)
+    (cls_gradient, _), metrics = differentiate(zeros, deltas)
+    assert metrics['box_loss'] < 1e-5  # every positive is drawn to the box assign names
+
+    (_, box_gradient), metrics = differentiate(zeros, deltas + 0.5)
+    # L1, at 4 * 0.5 a positive anchor: its gradient is 1 / positives there, and nothing elsewhere.
+    assert metrics['box_loss'] == pytest.approx(2, rel=1e-5)
+    expected = np.where(matched[..., None] >= 0, 1 / (matched >= 0).sum(), 0)
+    np.testing.assert_allclose(box_gradient, np.broadcast_to(expected, box_gradient.shape), rtol=1e-4)
+
+    wanted = (matched >= 0)[..., None] & (labels[..., None] == np.arange(CLASSES))
+    sign = np.where(wanted, -1, np.where((matched == IGNORE)[..., None], 0, 1))
+    np.testing.assert_array_equal(np.sign(cls_gradient), sign)
+    assert (matched == IGNORE).any() and wanted.any()
+
+
+def test_retinanet_matches_as_core_matches(make_ground_truth):
+    # The defaults are the paper's: positive from 0.5, negative below 0.4, best anchors matched (section 4).
+    detector = make_detector(num_classes=CLASSES, **TINY_RETINANET)
+    variables = shapes_of(detector)
+    empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), variables)
+    boxes, matched = jax.jit(detector.assign)(*empty, BLOCKS, jax.random.key(0))['anchors']
+    match = functools.partial(match_by_threshold, positive_iou=0.5, negative_iou=0.4, match_best_anchors=True)
+    np.testing.assert_array_equal(matched, jax.jit(jax.vmap(match))(boxes, BLOCKS.gt))

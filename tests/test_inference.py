@@ -1,0 +1,277 @@
+"""Prediction: any image in, boxes in its own pixels and the data's own ids out."""
+
+import json
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+from pycocotools.coco import COCO
+
+from detzoo import inference
+from detzoo.config import defaults
+from detzoo.data.augment import place, placement
+from detzoo.data.records import DataError, decode_image, ground_truth, open_dataset
+from detzoo.evaluation import coco_metrics, read_detections
+from detzoo.inference import Classes, ImageDetections
+from detzoo.types import Detections
+
+CLASSES = Classes(('red', 'green', 'blue'), (3, 8, 9))
+
+
+@pytest.fixture(scope='module')
+def predictor(tiny_run):
+    return inference.load(tiny_run)
+
+
+@pytest.fixture(scope='module')
+def evaluated(tiny_run):
+    return inference.evaluate_workdir(tiny_run)
+
+
+def test_to_image_maps_boxes_and_labels_back():
+    # A picture of 100 x 30 on a canvas at half its size; the second of three detections is padding.
+    where = placement((30, 100), 0.5)
+    found = Detections(
+        boxes=np.float32([[10, 5, 20, 10], [1, 1, 2, 2], [0, 0, 50, 15]]),
+        scores=np.float32([0.75, 0, 0.5]),
+        labels=np.int32([2, 0, 0]),
+        valid=np.array([True, False, True]),
+    )
+    result = inference.to_image(found, where, CLASSES)
+    np.testing.assert_array_equal(result.boxes, [[20, 10, 40, 20], [0, 0, 100, 30]])
+    assert result.scores.tolist() == [0.75, 0.5] and result.labels.tolist() == [2, 0]
+    assert result.category_ids.tolist() == [9, 3] and result.class_names == ('blue', 'red')
+    assert inference.to_coco(result, 7)[0] == {'image_id': 7, 'category_id': 9, 'bbox': [20, 10, 20, 10], 'score': 0.75}
+    json.dumps(inference.to_coco(result, np.int64(7)))
+
+
+def test_to_image_of_nothing():
+    nothing = Detections(np.zeros((3, 4), np.float32), np.zeros(3, np.float32), np.zeros(3, int), np.zeros(3, bool))
+    result = inference.to_image(nothing, placement((30, 100), 0.5), CLASSES)
+    assert result.boxes.shape == (0, 4) and result.class_names == () and inference.to_coco(result, 1) == []
+
+
+def test_at_least_leaves_out_lower_scores():
+    scores = np.array([0.9, 0.5, 0.4])
+    found = ImageDetections(np.arange(12.0).reshape(3, 4), scores, np.arange(3), np.arange(3), ('a', 'b', 'c'))
+    for threshold, count in ((0.95, 0), (0.5, 2), (0.0, 3)):
+        kept = found.at_least(threshold)
+        assert len(kept.scores) == len(kept.boxes) == len(kept.class_names) == count
+        np.testing.assert_array_equal(kept.scores, scores[:count])
+
+
+@pytest.mark.parametrize('size', [(1, 1), (3, 200), (64, 64), (150, 90)])
+def test_predictor_finds_boxes_inside_of_any_image(predictor, size):
+    image = np.random.RandomState(0).randint(0, 256, (*size, 3)).astype(np.uint8)
+    found = predictor(image)
+    assert len(found.scores) > 0 and (np.diff(found.scores) <= 0).all()
+    assert (found.boxes >= -1e-4).all() and (found.boxes <= np.array([*size[::-1], *size[::-1]]) + 1e-4).all()
+    assert (found.boxes[:, 2:] > found.boxes[:, :2]).all()
+    assert found.category_ids.tolist() == [CLASSES.category_ids[label] for label in found.labels]
+
+
+def test_predictor_finds_the_same_at_twice_the_size(predictor, toy):
+    # Enlarged by repeating pixels and shrunk again by averaging, it is the same canvas: all boxes are twice as large.
+    image = decode_image(toy(1, 33).records[0]['image'], name='')
+    image = np.pad(image, ((0, 64 - image.shape[0]), (0, 64 - image.shape[1]), (0, 0)), mode='edge')[:64, :64]
+    small, large = predictor(image), predictor(image.repeat(2, axis=0).repeat(2, axis=1))
+    np.testing.assert_allclose(large.boxes, 2 * small.boxes, rtol=1e-5)
+    np.testing.assert_array_equal(large.scores, small.scores)
+
+
+def test_predictor_uses_the_averaged_parameters(predictor, tiny_run):
+    from detzoo.training.checkpoint import Checkpoints
+
+    checkpoints = Checkpoints(tiny_run)
+    step, variables = checkpoints.restore_variables()
+    checkpoints.close()
+    assert predictor.step == step == 16
+    jax.tree.map(np.testing.assert_array_equal, predictor.params, variables['ema_params'])
+    assert inference.load(tiny_run, 10).step == 10
+
+
+@pytest.mark.parametrize('image', [
+    [[0]],
+    np.zeros((8, 8), np.uint8),
+    np.zeros((8, 8, 4), np.uint8),
+    np.zeros((1, 8, 8, 3), np.uint8),
+    np.zeros((8, 8, 3), np.float32),
+])
+def test_predictor_refuses_what_is_no_image(predictor, image):
+    with pytest.raises(ValueError, match=r'an image is \[h, w, 3\] uint8 RGB, not '):
+        predictor(image)
+
+
+def test_evaluate_workdir_finds_in_each_image_what_the_predictor_finds(predictor, evaluated, data_dir):
+    # One goes through the batches of all devices, the other through one image at a time.
+    _, truth, results = evaluated
+    dataset = open_dataset('toy', 'validation', data_dir)
+    assert [image['id'] for image in truth['images']] == list(range(130, 140))
+    for record in dataset.records:
+        found = predictor(decode_image(record['image'], name=''))
+        rows = [row for row in results if row['image_id'] == record['image_id']]
+        assert len(rows) == len(found.scores) > 0
+        np.testing.assert_allclose([row['score'] for row in rows], found.scores, rtol=1e-4)
+        expected = inference.to_coco(found, record['image_id'])
+        np.testing.assert_allclose([row['bbox'] for row in rows], [row['bbox'] for row in expected], atol=0.01)
+        assert [row['category_id'] for row in rows] == found.category_ids.tolist()
+
+
+def test_evaluate_workdir_writes_what_it_returns(evaluated, tiny_run, data_dir):
+    metrics, truth, results = evaluated
+    assert metrics['step'] == 16 and metrics['images'] == 10
+    assert json.loads((tiny_run / 'evaluation.json').read_text()) == metrics
+    assert read_detections(tiny_run / 'detections.json.gz') == results
+    assert truth == ground_truth(open_dataset('toy', 'validation', data_dir))
+    assert metrics == {'step': 16, **coco_metrics(truth, results)}
+
+
+def test_evaluate_workdir_refuses_data_of_other_classes(tiny_run, monkeypatch):
+    real = inference.open_dataset
+    monkeypatch.setattr(inference, 'open_dataset', lambda *args: real(*args)._replace(class_names=('a', 'b', 'c')))
+    with pytest.raises(DataError, match=r"'toy' has the classes \('a', 'b', 'c'\) now"):
+        inference.evaluate_workdir(tiny_run)
+
+
+def test_predict_dataset_puts_images_on_the_canvases_of_evaluation(data_dir, tiny_config):
+    # A step that finds the window itself: mapped back, it is the whole image, whatever the canvas.
+    import itertools
+
+    from detzoo.training import parallel
+    from detzoo.types import Detector
+
+    def predict(params, model_state, inputs):
+        boxes = inputs.window[:, None]
+        ones = boxes[..., 0] * 0 + 1
+        return Detections(boxes, ones, ones.astype('int32'), ones > 0)
+
+    config = tiny_config(evaluation__canvases=((32, 64), (64, 32)))
+    detector = Detector(*itertools.repeat(None, 2), predict, None)
+    step = inference.make_predict_step(detector, inference.evaluation_canvases(config))
+    dataset = open_dataset('toy', 'validation', data_dir)
+    truth = ground_truth(dataset)
+    results = inference.predict_dataset(step, *parallel.replicate(({}, {})), dataset, truth, config)
+    assert [row['image_id'] for row in results] == [image['id'] for image in truth['images']]
+    sizes = [[0, 0, image['width'], image['height']] for image in truth['images']]
+    np.testing.assert_allclose([row['bbox'] for row in results], sizes, rtol=1e-6)
+
+
+# Files
+
+
+class Corners:
+    """Finds in each image its upper left quarter, surely, and the whole, hardly."""
+
+    classes = CLASSES
+
+    def __call__(self, image):
+        height, width = image.shape[:2]
+        boxes = np.array([[0, 0, width / 2, height / 2], [0, 0, width, height]])
+        return ImageDetections(boxes, np.array([0.9, 0.2]), np.array([1, 2]), np.array([8, 9]), ('green', 'blue'))
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder with pictures: a.png of 40 x 20, a.jpg of 30 x 50, sub/b.png of 8 x 6, and a text."""
+    folder = tmp_path / 'pictures'
+    (folder / 'sub').mkdir(parents=True)
+    for name, size in (('a.png', (40, 20)), ('a.jpg', (30, 50)), ('sub/b.png', (8, 6))):
+        PIL.Image.new('RGB', size, (90, 90, 90)).save(folder / name)
+    (folder / 'notes.txt').write_text('no picture')
+    return folder
+
+
+def test_predict_files_lists_detections_that_pycocotools_reads(pictures, tmp_path):
+    output = tmp_path / 'new' / 'output'
+    assert inference.predict_files(Corners(), [str(pictures), str(pictures / 'sub/*.png')], output) == (3, [])
+    results = json.loads((output / 'detections.json').read_text())
+    assert [row['image'] for row in results] == ['a.jpg', 'a.png', 'sub/b.png']
+    named = dict(image='a.png', category='green')
+    assert results[1] == dict(image_id=1, category_id=8, bbox=[0, 0, 20, 10], score=0.9) | named
+
+    truth = COCO()
+    truth.dataset = dict(images=[dict(id=i) for i in range(3)], annotations=[],
+                         categories=[dict(id=i) for i in CLASSES.category_ids])
+    truth.createIndex()
+    read = truth.loadRes(str(output / 'detections.json'))
+    assert [read.anns[i]['area'] for i in sorted(read.anns)] == [15 * 25, 20 * 10, 4 * 3]
+
+
+def test_predict_files_draws_each_image_in_its_size(pictures, tmp_path):
+    inference.predict_files(Corners(), [str(pictures), str(pictures / 'sub')], tmp_path / 'output')
+    sizes = {}
+    for path in (tmp_path / 'output').rglob('*.png'):
+        with PIL.Image.open(path) as image:
+            sizes[str(path.relative_to(tmp_path / 'output'))] = image.size
+            assert (np.asarray(image) != 90).any()  # something is drawn
+    assert sizes == {'a.png': (30, 50), 'a.png.png': (40, 20), 'sub/b.png': (8, 6)}
+
+
+def test_predict_files_leaves_out_low_scores(pictures, tmp_path):
+    for threshold, count in ((0.95, 0), (0.5, 1), (0.1, 2)):
+        inference.predict_files(Corners(), [str(pictures / 'a.png')], tmp_path / 'output', score_threshold=threshold)
+        assert len(json.loads((tmp_path / 'output/detections.json').read_text())) == count
+
+
+@pytest.mark.parametrize('content', [b'', b'<html>', 'truncated'])
+def test_predict_files_writes_nothing_where_an_image_is_bad(pictures, tmp_path, content):
+    data = (pictures / 'a.png').read_bytes()
+    (pictures / 'z.png').write_bytes(data[: len(data) // 2] if content == 'truncated' else content)
+    with pytest.raises(DataError, match=r'z\.png: not a whole image'):
+        inference.predict_files(Corners(), [str(pictures)], tmp_path / 'output')
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['pictures']
+    written, skipped = inference.predict_files(Corners(), [str(pictures)], tmp_path / 'output', on_bad_record='skip')
+    assert written == 2 and len(skipped) == 1 and 'z.png' in skipped[0]
+    results = json.loads((tmp_path / 'output/detections.json').read_text())
+    assert [(row['image_id'], row['image']) for row in results] == [(0, 'a.jpg'), (1, 'a.png')]
+
+
+def test_predict_files_refuses_large_images(pictures, tmp_path):
+    with pytest.raises(DataError, match=r'a\.jpg: 30 x 50 pixels are over max_pixels=1000'):
+        inference.predict_files(Corners(), [str(pictures)], tmp_path / 'output', max_pixels=1000)
+
+
+def test_predict_files_gives_the_output_the_usual_permissions(pictures, tmp_path):
+    (tmp_path / 'usual').mkdir()
+    inference.predict_files(Corners(), [str(pictures)], tmp_path / 'output')
+    assert (tmp_path / 'output').stat().st_mode == (tmp_path / 'usual').stat().st_mode
+
+
+def test_find_images_takes_files_folders_and_globs(pictures):
+    def names(*patterns):
+        found = inference.find_images([str(pictures / pattern) for pattern in patterns])
+        return [str(path.relative_to(pictures.resolve())) for path in found]
+
+    assert names('') == ['a.jpg', 'a.png']
+    assert names('**/*.png') == ['a.png', 'sub/b.png']
+    assert names('sub', 'a.png', '*.png') == ['sub/b.png', 'a.png']  # each once, in order
+    with pytest.raises(DataError, match="no image matches '.*c.png'"):
+        names('a.png', 'c.png')
+
+
+def test_find_images_takes_a_file_whose_name_looks_like_a_glob(pictures):
+    (pictures / 'scan[1].png').write_bytes((pictures / 'a.png').read_bytes())
+    path = pictures / 'scan[1].png'
+    assert inference.find_images([str(path)]) == [path.resolve()]
+
+
+def test_load_refuses_what_is_no_workdir(tmp_path):
+    with pytest.raises(FileNotFoundError, match='is not the workdir of a run'):
+        inference.load(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_place_is_what_training_shows_the_detector(toy):
+    # One geometry for all: an image placed for prediction is the one an augmentation without changes makes.
+    from detzoo.data.augment import augment
+
+    record = toy(1, 33).records[0]
+    image = decode_image(record['image'], name='')
+    recipe = defaults().data.recipe.to_dict() | dict(flip=0.0)
+    boxes = record['boxes']
+    shown = augment(image, boxes, record['is_crowd'], (96, 64), recipe, np.random.RandomState(0))
+    placed, where = place(image, (96, 64))
+    np.testing.assert_array_equal(shown.image, placed)
+    np.testing.assert_array_equal(shown.window, where.window)
+    np.testing.assert_allclose(shown.boxes, where.to_canvas(boxes)[shown.kept])

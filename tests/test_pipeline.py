@@ -1,0 +1,208 @@
+"""The streams of batches: the same for any number of processes, every record once, nothing lost uncounted."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from detzoo.data import pipeline
+from detzoo.data.augment import choose_canvas
+from detzoo.types import GroundTruth
+
+RECIPE = dict(
+    flip=0.5, rotate90=True, scale_range=(0.7, 1.4), shorter_side=None, longer_side=None, color_jitter=0.0
+)
+CANVASES = ((48, 64), (64, 48))
+COMMON = dict(canvases=CANVASES, max_boxes=3, recipe=RECIPE, batch_size=4, threads=2)
+COLORS = np.array([(230, 40, 40), (40, 230, 40), (40, 40, 230)])  # of the toy data's classes
+
+
+def train(dataset, steps, **changes):
+    stream = pipeline.train_batches(dataset, **COMMON | dict(seed=7) | changes)
+    batches = list(itertools.islice(stream, steps))
+    stream.close()
+    return batches
+
+
+def evaluation(dataset, **changes):
+    sizes = [(record['height'], record['width']) for record in dataset.records]
+    return list(pipeline.evaluation_batches(dataset, sizes, **COMMON | changes))
+
+
+def assert_same(first, second):
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def interleave(shares):
+    """The batch of all processes from the share of each: its first row is the first process's."""
+    return jax.tree.map(lambda *parts: np.stack(parts, axis=1).reshape(-1, *parts[0].shape[1:]), *shares)
+
+
+@pytest.mark.parametrize('processes', [2, 4])
+def test_train_batches_are_the_same_for_any_number_of_processes(toy, processes):
+    alone = train(toy(), 6)
+    shares = [train(toy(), 6, process=i, processes=processes) for i in range(processes)]
+    assert {len(batch.valid) for share in shares for batch in share} == {4 // processes}
+    for expected, *parts in zip(alone, *shares, strict=True):
+        assert_same(interleave(parts), expected)
+
+
+@pytest.mark.parametrize('processes', [1, 2])
+def test_train_batches_start_anywhere(toy, processes):
+    share = dict(process=processes - 1, processes=processes)
+    whole = train(toy(), 8, **share)
+    for start in (1, 5):  # 5: in the third epoch
+        for expected, batch in zip(whole[start:], train(toy(), 8 - start, start_step=start, **share), strict=True):
+            assert_same(batch, expected)
+
+
+def test_train_batches_hold_each_record_once_in_an_epoch(toy):
+    batches = train(toy(), 15)  # 60 images: six epochs of 10 records, whose ends lie in the midst of batches
+    epochs = np.concatenate([batch.image_id for batch in batches]).reshape(6, 10)
+    np.testing.assert_array_equal(np.sort(epochs, axis=1), np.broadcast_to(np.arange(10), (6, 10)))
+    assert len({tuple(epoch) for epoch in epochs}) == 6  # each in an order of its own
+    assert all(batch.valid.all() for batch in batches)
+
+
+def test_train_batches_augment_a_record_anew_in_each_epoch(toy):
+    batches = train(toy(), 15, canvases=((64, 64),))
+    for index in range(10):
+        images = [image.tobytes() for batch in batches for image in batch.inputs.images[batch.image_id == index]]
+        assert len(images) == len(set(images)) == 6
+
+
+def test_train_batches_depend_on_the_seed(toy):
+    first, again, other = (train(toy(), 3, seed=seed) for seed in (7, 7, 8))
+    assert_same(first, again)
+    assert [batch.image_id.tolist() for batch in first] != [batch.image_id.tolist() for batch in other]
+
+
+def test_train_batches_use_the_canvas_of_the_step(toy):
+    drawn = [pipeline.canvas_of_step(step, CANVASES, 7) for step in range(12)]
+    assert set(drawn) == set(CANVASES)
+    for process in (0, 1):
+        batches = train(toy(), 12, process=process, processes=2)
+        assert [batch.inputs.images.shape[1:3] for batch in batches] == drawn
+    assert drawn != [pipeline.canvas_of_step(step, CANVASES, 8) for step in range(12)]
+
+
+def test_train_batches_put_boxes_around_their_objects(toy):
+    # Decoding, augmentation and padding together: in the middle of a box is the colour of its label.
+    checked = 0
+    for batch in train(toy(), 10, max_boxes=8):
+        assert batch.inputs.images.dtype == np.uint8
+        gt = batch.gt
+        for row, thing in zip(*np.nonzero(gt.valid & ~gt.crowd)):
+            x, y = ((gt.boxes[row, thing, :2] + gt.boxes[row, thing, 2:]) / 2).astype(int)
+            assert np.abs(batch.inputs.images[row, y, x].astype(int) - COLORS[gt.labels[row, thing]]).max() < 40
+            checked += 1
+    assert checked > 50
+
+
+def test_train_batches_count_what_is_left_out(toy):
+    # Record 2 has more objects than rows; at four times the canvas's size most are not in the crop.
+    objects = [len(record['boxes']) for record in toy().records]
+    assert objects[2] > 3
+    for scale, cropping in (((1.0, 1.0), False), ((4.0, 4.0), True)):
+        batches = train(toy(), 5, recipe=RECIPE | dict(scale_range=scale))
+        for batch in batches:
+            total = batch.gt.valid.sum(axis=1) + batch.gt.dropped + batch.gt.cropped
+            np.testing.assert_array_equal(total, [objects[index] for index in batch.image_id])
+        assert any(batch.gt.dropped.any() for batch in batches) != cropping
+        assert any(batch.gt.cropped.any() for batch in batches) == cropping
+
+
+def test_batches_refuse_a_size_that_processes_cannot_share(toy):
+    with pytest.raises(ValueError, match='batch_size 4 is not a multiple of the 3 processes'):
+        train(toy(), 1, processes=3)
+    with pytest.raises(ValueError, match='batch_size 4 is not a multiple of the 3 processes'):
+        evaluation(toy(), processes=3)
+
+
+def test_load_augmented_of_a_single_pixel_and_of_an_empty_image(toy):
+    import cv2
+
+    dataset = toy()
+    pixel = dataset.records[1] | dict(
+        image=cv2.imencode('.png', np.full((1, 1, 3), 9, np.uint8))[1].tobytes(), height=1, width=1,
+        boxes=np.array([[0.0, 0, 1, 1]]), labels=np.array([2]), is_crowd=np.array([False]),
+    )
+    dataset = dataset._replace(records=[dataset.records[0], pixel])
+    recipe, rng = RECIPE | dict(scale_range=(1, 1)), np.random.RandomState(0)
+    example = pipeline.load_augmented(dataset, 1, (32, 32), 2, recipe, rng)
+    np.testing.assert_allclose(example.gt.boxes, [[0, 0, 32, 32], [0, 0, 0, 0]], atol=1e-5)
+    assert example.gt.valid.tolist() == [True, False] and example.gt.labels[0] == 2
+    empty = pipeline.load_augmented(dataset, 0, (32, 32), 2, recipe, rng)
+    assert not empty.gt.valid.any() and empty.gt.dropped == 0 and empty.gt.cropped == 0
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), empty) == jax.tree.map(lambda x: (x.shape, x.dtype), example)
+
+
+def test_pad_ground_truth_drops_crowds_first_then_the_smallest():
+    sides = np.array([4.0, 9.0, 2.0, 7.0, 5.0])
+    boxes = np.stack([0 * sides, 0 * sides, sides, sides], axis=1)
+    crowd = np.array([False, True, False, False, False])  # the largest
+    labels = np.arange(5)
+
+    def kept(rows):
+        gt = pipeline.pad_ground_truth(boxes, labels, crowd, rows, cropped=6)
+        assert gt.valid.sum() + gt.dropped == 5 and gt.cropped == 6
+        assert gt.boxes.shape == (rows, 4) and gt.labels.shape == gt.valid.shape == gt.crowd.shape == (rows,)
+        np.testing.assert_array_equal(gt.boxes[gt.valid], boxes[gt.labels[gt.valid]])
+        np.testing.assert_array_equal(gt.crowd[gt.valid], crowd[gt.labels[gt.valid]])
+        return gt.labels[gt.valid].tolist()
+
+    assert kept(7) == kept(5) == [0, 1, 2, 3, 4]
+    assert kept(4) == [0, 2, 3, 4]  # in the order of the record
+    assert kept(3) == [0, 3, 4]
+    assert kept(1) == [3]
+
+
+def test_pad_ground_truth_has_the_types_of_ground_truth():
+    gt = pipeline.pad_ground_truth(np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0, bool), 2, cropped=0)
+    assert not gt.valid.any() and gt.masks is None
+    types = {name: value.dtype for name, value in gt._asdict().items() if name != 'masks'}
+    int32, float32 = np.dtype('int32'), np.dtype('float32')
+    assert types == dict(boxes=float32, labels=int32, valid=bool, crowd=bool, dropped=int32, cropped=int32)
+    assert set(types) | {'masks'} == set(GroundTruth._fields)
+
+
+@pytest.mark.parametrize('processes', [1, 2, 4])
+def test_evaluation_batches_hold_each_record_once(toy, processes):
+    dataset = toy()
+    shares = [evaluation(dataset, process=i, processes=processes) for i in range(processes)]
+    assert len({len(share) for share in shares}) == 1
+    for parts in zip(*shares):
+        assert len({part.inputs.images.shape for part in parts}) == 1  # one program on all
+        assert parts[0].inputs.images.shape[0] == 4 // processes
+    valid = [index for share in shares for batch in share for index in batch.image_id[batch.valid]]
+    assert sorted(valid) == list(range(10))
+
+
+def test_evaluation_batches_put_each_image_on_the_canvas_where_it_is_largest(toy):
+    dataset, used = toy(), set()
+    for batch in evaluation(dataset, max_boxes=20):
+        canvas = batch.inputs.images.shape[1:3]
+        used.add(canvas)
+        for row in np.flatnonzero(batch.valid):
+            record = dataset.records[batch.image_id[row]]
+            height, width = record['height'], record['width']
+            assert canvas == choose_canvas((height, width), CANVASES)
+            window = batch.inputs.window[row]
+            assert (window[2:] == canvas[::-1]).any() and (window[2:] <= canvas[::-1]).all()
+            expected = pipeline.xywh_to_xyxy(record['boxes']) * np.tile(window[2:] / [width, height], 2)
+            np.testing.assert_allclose(batch.gt.boxes[row][batch.gt.valid[row]], expected, rtol=1e-5)
+            assert batch.gt.dropped[row] == 0
+    assert used == set(CANVASES)
+
+
+def test_evaluation_batches_keep_to_the_limits_on_sides(toy):
+    for batch in evaluation(toy(), recipe=RECIPE | dict(longer_side=30)):
+        assert (batch.inputs.window[:, 2:].max(axis=1) == 30).all()
+
+
+def test_shard_splits_the_leading_axis_in_order(toy):
+    batch = train(toy(), 1)[0]
+    sharded = pipeline.shard(batch, 2)
+    assert sharded.inputs.images.shape == (2, 2, *batch.inputs.images.shape[1:])
+    assert_same(jax.tree.map(lambda x: np.concatenate(x), sharded), batch)

@@ -1,0 +1,168 @@
+"""Command lines: what they write, and one line that says what is wrong where something is."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from detzoo.config import to_json
+from detzoo.evaluation import read_detections
+
+ROOT = pathlib.Path(__file__).parents[1]
+SHAPES = f'--config={ROOT}/configs/retinanet_shapes.py'
+
+
+def is_one_error(finished, *words):
+    """Exit code 1, and one line on stderr with all the words; progress bars may come before."""
+    lines = [line for line in finished.stderr.splitlines() if line.startswith('error: ')]
+    return finished.code == 1 and len(lines) == 1 and all(word in lines[0] for word in words)
+
+
+@pytest.fixture
+def picture(tmp_path):
+    image = np.random.RandomState(0).randint(0, 256, (50, 70, 3)).astype(np.uint8)
+    path = tmp_path / 'pictures' / 'a.png'
+    path.parent.mkdir()
+    PIL.Image.fromarray(image).save(path)
+    return path
+
+
+# train.py: that it trains is shown in test_training.py, by processes that are killed.
+
+
+def test_train_names_the_data_sets_there_are(run_script, tmp_path):
+    workdir = tmp_path / 'run'
+    data = ['--config.data.name=birds', f'--config.data.data_dir={tmp_path}']
+    finished = run_script('train', SHAPES, f'--workdir={workdir}', *data)
+    assert is_one_error(finished, "no data set 'birds'", 'histology, shapes', 'scripts/prepare_data.py')
+    assert not workdir.exists()
+
+
+def test_train_refuses_another_config_on_a_workdir(run_script, tiny_run, tiny_config, tmp_path):
+    file = tmp_path / 'config.py'
+    text = to_json(tiny_config())
+    file.write_text(f'from detzoo.config import from_json\n\n\ndef get_config():\n    return from_json({text!r})\n')
+    finished = run_script('train', f'--config={file}', f'--workdir={tiny_run}', '--config.seed=5')
+    assert is_one_error(finished, 'seed was 0, is 5', '--workdir')
+
+
+def test_train_names_an_unknown_key(run_script, tmp_path):
+    finished = run_script('train', SHAPES, f'--workdir={tmp_path}/run', '--config.model.widht=0.5')
+    assert finished.code == 1 and 'widht' in finished.stderr and 'Traceback' not in finished.stderr
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('argument, words', [
+    ('--config.optimizer.schedule=linear', ['optimizer.schedule']),
+    ('--config.optimizer.frozen=stem_cell', ['optimizer.frozen']),
+    ('--config.model.norm=batchnorm', ['batchnorm', 'batch_norm']),
+    ('--config.training.batch_size=12', ['training.batch_size is 12']),
+    ('--config.model.name=yolo9000', ['model.name', 'retinanet']),
+])
+def test_train_names_a_value_it_cannot_use(run_script, data_dir, tmp_path, argument, words):
+    data = ['--config.data.name=toy', f'--config.data.data_dir={data_dir}']
+    finished = run_script('train', SHAPES, *data, f'--workdir={tmp_path}/run', argument)
+    assert is_one_error(finished, *words)
+    assert not (tmp_path / 'run').exists()
+
+
+def test_train_names_what_the_command_line_must_give(run_script, tmp_path):
+    config = f'--config={ROOT}/configs/retinanet_r50_fpn_coco.py'
+    assert is_one_error(run_script('train', config, f'--workdir={tmp_path}/run'), 'initialize_backbone')
+
+
+@pytest.mark.parametrize('name', ['train', 'evaluate', 'predict', 'export_images', 'prepare_data'])
+def test_scripts_explain_themselves(run_script, name):
+    finished = run_script(name, '--help')
+    assert f'python scripts/{name}.py' in finished.stdout and finished.code in (0, 1)
+
+
+@pytest.mark.parametrize('name', ['evaluate', 'predict'])
+def test_scripts_name_what_is_missing(run_script, tmp_path, picture, tiny_run, name):
+    others = [f'--images={picture}', f'--output={tmp_path}/output'] if name == 'predict' else []
+    finished = run_script(name, f'--workdir={tmp_path}/nothing', *others)
+    assert is_one_error(finished, f'{tmp_path}/nothing is not the workdir of a run', 'scripts/train.py')
+    finished = run_script(name, f'--workdir={tiny_run}', '--checkpoint=7', *others)
+    assert is_one_error(finished, 'no checkpoint of step 7', '16')
+    assert run_script(name, *others).code == 1  # no --workdir
+    assert run_script(name, f'--workdir={tiny_run}', *others, 'a.png').code == 1
+    assert not (tmp_path / 'output').exists() and not (tmp_path / 'nothing').exists()
+
+
+def test_evaluate_names_a_missing_data_set(run_script, tiny_run, tmp_path):
+    assert is_one_error(run_script('evaluate', f'--workdir={tiny_run}', f'--data_dir={tmp_path}'), "no data set 'toy'")
+
+
+def test_evaluate_prints_tables_and_writes_files(run_script, tiny_run):
+    finished = run_script('evaluate', f'--workdir={tiny_run}', '--class_agnostic')
+    assert finished.code == 0, finished.stderr
+    assert finished.stdout.count('Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all') == 2
+    assert 'all classes as one' in finished.stdout and 'green' in finished.stdout
+    metrics = json.loads((tiny_run / 'evaluation.json').read_text())
+    assert set(metrics) == {'step', 'images', 'boxes', 'per_class'} and metrics['step'] == 16
+    assert set(metrics['boxes']) == set('AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl'.split())
+    assert metrics['boxes']['APl'] is None  # no block is that large
+    assert set(metrics['per_class']) == {'red', 'green', 'blue'}
+    detections = read_detections(tiny_run / 'detections.json.gz')
+    assert set(detections[0]) == {'image_id', 'category_id', 'bbox', 'score'}
+
+
+def test_evaluate_takes_an_older_checkpoint(run_script, tiny_run):
+    before = (tiny_run / 'evaluation.json').read_bytes() if (tiny_run / 'evaluation.json').exists() else None
+    assert run_script('evaluate', f'--workdir={tiny_run}', '--checkpoint=10').code == 0
+    assert json.loads((tiny_run / 'evaluation.json').read_text())['step'] == 10
+    if before is not None:
+        (tiny_run / 'evaluation.json').write_bytes(before)
+
+
+def test_predict_writes_pictures_and_detections(run_script, tiny_run, picture, tmp_path):
+    output = tmp_path / 'output'
+    arguments = [f'--workdir={tiny_run}', f'--images={picture}', f'--output={output}']
+    finished = run_script('predict', *arguments, '--score_threshold=0.001')
+    assert finished.code == 0 and finished.stdout == f'1 images -> {output}\n', finished.stderr
+    assert sorted(path.name for path in output.iterdir()) == ['a.png', 'detections.json']
+    results = json.loads((output / 'detections.json').read_text())
+    assert results and {row['image'] for row in results} == {'a.png'}
+    for row in results:
+        x, y, width, height = row['bbox']
+        assert -0.01 <= x <= x + width <= 70.01 and -0.01 <= y <= y + height <= 50.01
+        assert (row['category_id'], row['category']) in [(3, 'red'), (8, 'green'), (9, 'blue')]
+
+
+def test_predict_names_a_bad_image_and_writes_nothing(run_script, tiny_run, picture, tmp_path):
+    data = picture.read_bytes()
+    (picture.parent / 'b.png').write_bytes(data[: len(data) // 2])
+    arguments = ['predict', f'--workdir={tiny_run}', f'--images={picture.parent}', f'--output={tmp_path}/output']
+    assert is_one_error(run_script(*arguments), 'b.png: not a whole image')
+    assert not (tmp_path / 'output').exists()
+    finished = run_script(*arguments, '--on_bad_record=skip')
+    assert finished.code == 0 and finished.stdout.endswith('(1 skipped)\n')
+    assert 'skipped: ' in finished.stderr and 'b.png: not a whole image' in finished.stderr
+    assert is_one_error(run_script(*arguments[:2], f'--images={tmp_path}/none/*.png', arguments[3]), 'no image matches')
+
+
+def test_predict_runs_as_a_process(tiny_run, tmp_path):
+    (tmp_path / 'b.png').write_bytes(b'not a picture')
+    arguments = [f'--workdir={tiny_run}', f'--images={tmp_path}', f'--output={tmp_path}/o']
+    command = [sys.executable, ROOT / 'scripts' / 'predict.py', *arguments]
+    environment = os.environ | {'PYTHONPATH': str(ROOT)}
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert finished.returncode == 1 and finished.stdout == ''
+    assert finished.stderr.splitlines()[-1].startswith(f'error: {tmp_path}/b.png: not a whole image')
+    assert 'Traceback' not in finished.stderr and not (tmp_path / 'o').exists()
+
+
+def test_export_images_writes_the_files_of_a_split(run_script, data_dir, tmp_path):
+    from detzoo.data.records import open_dataset
+
+    arguments = ['--split=validation[:3]', f'--data_dir={data_dir}', f'--output={tmp_path}/o']
+    finished = run_script('export_images', '--name=toy', *arguments)
+    assert finished.code == 0 and finished.stdout == f'3 images -> {tmp_path}/o\n'
+    for record in open_dataset('toy', 'validation[:3]', data_dir).records:
+        assert (tmp_path / 'o' / record['file_name']).read_bytes() == record['image']
+    assert is_one_error(run_script('export_images', '--name=birds', *arguments), "no data set 'birds'")
