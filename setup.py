@@ -46,9 +46,9 @@ setup(
     extras_require={
         # Precision-recall curves. Run by the tests.
         'plots': PLOTS,
-        # The tests, on CPU; scripts/test.sh installs this and `tpu`. Run on Python 3.11 and 3.12.
+        # The tests, on CPU; scripts/test.sh installs this and `tpu`. Installed and run on Python 3.11 and 3.12.
         'test': ['pytest>=8', 'ruff', *PLOTS],
-        # For working on the code: the hooks of .pre-commit-config.yaml. Run on Python 3.11.
+        # For working on the code: the hooks of .pre-commit-config.yaml. Installed on Python 3.12; the hooks were not run.
         'dev': ['pre-commit', 'pytest>=8', 'ruff', *PLOTS],
         # To train on TPU, and to compile for one without having one. Compiled for TPU, not run on one.
         'tpu': ['jax[tpu]'],

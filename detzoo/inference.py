@@ -310,6 +310,8 @@ def predict_files(
     results, skipped = [], []
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='.incomplete-', dir=output.parent) as scratch:
+        written = pathlib.Path(scratch, 'written')  # with the user's permissions; those of `scratch` are stricter
+        written.mkdir()
         for image_id, path in enumerate(tqdm(paths, desc='predict', unit='image')):
             try:
                 image = decode_image(path.read_bytes(), name=str(path), max_pixels=max_pixels, strict=True)
@@ -323,13 +325,13 @@ def predict_files(
                 {**entry, 'image': str(path.relative_to(common)), 'category': name}
                 for entry, name in zip(to_coco(found, image_id), found.class_names)
             ]
-            picture = pathlib.Path(scratch, path.relative_to(common)).with_suffix('.png')
+            picture = (written / path.relative_to(common)).with_suffix('.png')
             if picture.exists():  # a.jpg beside a.png
                 picture = picture.with_name(f'{path.name}.png')
             picture.parent.mkdir(parents=True, exist_ok=True)
             write_png(picture, draw_boxes(image, found.boxes, found.labels, found.scores, predictor.classes.class_names))
-        write_text(pathlib.Path(scratch) / 'detections.json', json.dumps(results, indent=1) + '\n')
-        shutil.copytree(scratch, output, dirs_exist_ok=True)
+        write_text(written / 'detections.json', json.dumps(results, indent=1) + '\n')
+        shutil.copytree(written, output, dirs_exist_ok=True)
     return len(paths) - len(skipped), skipped
 
 

@@ -124,6 +124,18 @@ def print_measured(row) -> None:
           f'{1e3 * row["p50_seconds"]:>10.1f}{1e3 * row["p90_seconds"]:>10.1f}{row["runs"]:>6}', flush=True)
 
 
+def device_name() -> str:
+    """Names JAX's first device; a CPU by its model and cores."""
+    import jax
+
+    name = jax.local_devices()[0].device_kind
+    if name != 'cpu' or not os.path.exists('/proc/cpuinfo'):
+        return name
+    with open('/proc/cpuinfo') as file:
+        models = [line.partition(':')[2].strip() for line in file if line.startswith('model name')]
+    return f'cpu ({models[0] if models else "unknown model"}, {os.cpu_count()} cores)'
+
+
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'what is {argv[1]!r}? Flags begin with --')
@@ -144,7 +156,7 @@ def main(argv: list[str]) -> None:
         rows = (row for topology in TPU.value for row in estimate(config, num_classes, topology))
         show = print_estimate
     else:
-        print(f'{jax.local_device_count()} x {jax.local_devices()[0].device_kind}; FLOPs and memory are of one device')
+        print(f'{jax.local_device_count()} x {device_name()}; FLOPs and memory are of one device')
         print(f'{"program":<24}{"GFLOP":>10}{"args MB":>11}{"temp. MB":>11}{"peak MB":>10}{"compile s":>11}'
               f'{"p50 ms":>10}{"p90 ms":>10}{"runs":>6}')
         rows, show = measure(config, num_classes), print_measured

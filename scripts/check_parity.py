@@ -19,8 +19,15 @@ from absl import app, flags
 from PIL import Image
 
 from detzoo.detectors import make_detector
-from detzoo.weights import drawn_entries, drawn_image, match_detections
-from detzoo.weights.torchvision import PEERS, build_peer, run_detector, run_peer
+from detzoo.weights.parity import (
+    build_peer,
+    drawn_entries,
+    drawn_image,
+    match_detections,
+    run_detector,
+    run_peer,
+)
+from detzoo.weights.torchvision import PEERS
 
 _MODEL = flags.DEFINE_enum('model', 'retinanet_resnet50_fpn', list(PEERS), "A model, by torchvision's name.")
 _IMAGES = flags.DEFINE_list('images', [], 'Image files; by default five drawn pictures of different sizes.')

@@ -13,8 +13,8 @@ import pathlib
 import numpy as np
 from absl import app
 
-from detzoo.weights import drawn_entries, drawn_image
-from detzoo.weights.torchvision import PEERS, build_peer, run_peer
+from detzoo.weights.parity import build_peer, drawn_entries, drawn_image, run_peer
+from detzoo.weights.torchvision import PEERS
 
 FOLDER = pathlib.Path(__file__).parents[1] / 'tests' / 'fixtures'
 SIDES = 96, 118  # of the image: not resized by limits of 96 and 128, but padded to 96 x 128

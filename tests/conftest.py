@@ -7,6 +7,7 @@ import pathlib
 import runpy
 import sys
 import tempfile
+import traceback
 
 # Read when jax is imported, hence before it.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
@@ -144,7 +145,7 @@ def data_dir(tmp_path_factory):
 
 # The one network all tests of RetinaNet, of training and of prediction compile: 64 x 64, 8 images of at most 4 objects.
 TINY_RETINANET = dict(
-    name='retinanet', depth=18, width=0.125, norm='batch_norm', fpn_features=16, head_depth=1, head_norm='group_norm',
+    name='retinanet', depth=18, width=0.125, norm='batch_norm', fpn_features=24, head_depth=1, head_norm='group_norm',
     anchor_sizes=((12.0,), (20.0,), (32.0,), (48.0,), (64.0,)), score_threshold=0.001, max_detections=10,
 )
 
@@ -190,7 +191,9 @@ class Finished(tuple):
 @pytest.fixture
 def run_script(monkeypatch):
     """A function: a script of scripts/ and its arguments -> Finished. It runs in this process: imports cost seconds."""
-    from absl import flags
+    from absl import app, flags
+
+    app.define_help_flags()  # once, or the first script's would be the last
 
     def run(name, *arguments):
         before = set(flags.FLAGS)
@@ -205,6 +208,9 @@ def run_script(monkeypatch):
             if isinstance(end.code, str):  # as the interpreter does
                 stderr.write(end.code + '\n')
             code = {None: 0}.get(end.code, end.code if isinstance(end.code, int) else 1)
+        except Exception:
+            stderr.write(traceback.format_exc())
+            code = 1
         finally:
             for flag in set(flags.FLAGS) - before:
                 delattr(flags.FLAGS, flag)

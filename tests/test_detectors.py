@@ -10,7 +10,6 @@ import types
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -346,13 +345,15 @@ def test_retinanet_variants_take_a_step(changes):
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype('float32')}
 
 
-def test_retinanet_in_bfloat16_is_near_float32():
-    float32 = make_detector(num_classes=CLASSES, **TINY_RETINANET)
-    bfloat16 = make_detector(num_classes=CLASSES, **TINY_RETINANET | dict(dtype='bfloat16'))
-    params, model_state = jax.jit(float32.init, static_argnums=1)(jax.random.key(0), CANVAS)
-    step = jax.jit(jax.value_and_grad(bfloat16.loss, has_aux=True))
-    (loss, (_, metrics)), grads = step(params, model_state, BLOCKS, jax.random.key(0))
-    _, (_, expected) = jax.jit(float32.loss)(params, model_state, make_batch(), jax.random.key(0))
+retinanet = pytest.mark.parametrize('tiny', ['retinanet'], indirect=True)
+
+
+@retinanet
+def test_retinanet_in_bfloat16_is_near_float32(tiny):
+    detector = make_detector(num_classes=CLASSES, **TINY_RETINANET | dict(dtype='bfloat16'))
+    step = jax.jit(jax.value_and_grad(detector.loss, has_aux=True))
+    (loss, (_, metrics)), grads = step(tiny.params, tiny.model_state, BLOCKS, jax.random.key(0))
+    (_, (_, expected)), _ = tiny.gradient(BLOCKS)
     assert loss.dtype == np.float32
     assert metrics['positives'] == expected['positives'] and metrics['ignored'] == expected['ignored']
     assert metrics['cls_loss'] == pytest.approx(float(expected['cls_loss']), rel=0.02)
@@ -361,38 +362,34 @@ def test_retinanet_in_bfloat16_is_near_float32():
     assert all(leaf.dtype == np.float32 and np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
 
 
-def test_retinanet_trains_what_assign_says():
-    """Takes hold of the heads' outputs: their gradients and the box loss at its minimum show the matches of the loss."""
-    anchors_of = make_detector(num_classes=CLASSES, **TINY_RETINANET)
-    params, model_state = jax.jit(anchors_of.init, static_argnums=1)(jax.random.key(0), CANVAS)
-    boxes, matched = jax.jit(anchors_of.assign)(params, model_state, BLOCKS, jax.random.key(0))['anchors']
-    anchors, matched = np.asarray(boxes), np.asarray(matched)
+@retinanet
+def test_retinanet_trains_what_assign_says(tiny):
+    """Takes hold of the heads' outputs: their gradients, and the box loss at its minimum, show what the loss matches."""
+    anchors, matched = tiny.assign(tiny.params, tiny.model_state, BLOCKS, jax.random.key(0))['anchors']
+    anchors, matched = np.asarray(anchors), np.asarray(matched)
     rows = np.maximum(matched, 0)
     targets = np.take_along_axis(BLOCKS.gt.boxes, rows[..., None], axis=1)
     targets = np.where(matched[..., None] >= 0, targets, anchors)
     labels = np.take_along_axis(BLOCKS.gt.labels, rows, axis=1)
     deltas = np.asarray(box_coding.encode(targets, anchors))  # what the box head should say
 
-    def loss(cls_shift, box_outputs):
+    def loss(cls_shift, box_outputs, params, model_state):
         def replace(next_function, args, kwargs, context):
             outputs = next_function(*args, **kwargs)
-            if context.module.name == 'cls_head' and context.method_name == '__call__':
-                return outputs + cls_shift
-            if context.module.name == 'box_head' and context.method_name == '__call__':
-                return box_outputs
-            return outputs
+            name = context.module.name if context.method_name == '__call__' else None
+            return outputs + cls_shift if name == 'cls_head' else box_outputs if name == 'box_head' else outputs
 
         with nn.intercept_methods(replace):
-            value, (_, metrics) = anchors_of.loss(params, model_state, BLOCKS, jax.random.key(0))
+            value, (_, metrics) = tiny.detector.loss(params, model_state, BLOCKS, jax.random.key(0))
         return value, metrics
 
     differentiate = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
     zeros = np.zeros((*matched.shape, CLASSES), np.float32)
-    (cls_gradient, _), metrics = differentiate(zeros, deltas)
+    (cls_gradient, _), metrics = differentiate(zeros, deltas, tiny.params, tiny.model_state)
     assert metrics['box_loss'] < 1e-5  # every positive is drawn to the box assign names
 
-    (_, box_gradient), metrics = differentiate(zeros, deltas + 0.5)
-    # L1, at 4 * 0.5 a positive anchor: its gradient is 1 / positives there, and nothing elsewhere.
+    (_, box_gradient), metrics = differentiate(zeros, deltas + 0.5, tiny.params, tiny.model_state)
+    # L1 at 4 * 0.5 a positive anchor: its gradient is 1 / positives there, and nothing elsewhere.
     assert metrics['box_loss'] == pytest.approx(2, rel=1e-5)
     expected = np.where(matched[..., None] >= 0, 1 / (matched >= 0).sum(), 0)
     np.testing.assert_allclose(box_gradient, np.broadcast_to(expected, box_gradient.shape), rtol=1e-4)
@@ -403,11 +400,9 @@ def test_retinanet_trains_what_assign_says():
     assert (matched == IGNORE).any() and wanted.any()
 
 
-def test_retinanet_matches_as_core_matches(make_ground_truth):
-    # The defaults are the paper's: positive from 0.5, negative below 0.4, best anchors matched (section 4).
-    detector = make_detector(num_classes=CLASSES, **TINY_RETINANET)
-    variables = shapes_of(detector)
-    empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), variables)
-    boxes, matched = jax.jit(detector.assign)(*empty, BLOCKS, jax.random.key(0))['anchors']
+@retinanet
+def test_retinanet_matches_by_the_thresholds_of_the_paper(tiny):
+    # Positive from 0.5, negative below 0.4, best anchors matched (section 4).
+    boxes, matched = tiny.assign(tiny.params, tiny.model_state, BLOCKS, jax.random.key(0))['anchors']
     match = functools.partial(match_by_threshold, positive_iou=0.5, negative_iou=0.4, match_best_anchors=True)
     np.testing.assert_array_equal(matched, jax.jit(jax.vmap(match))(boxes, BLOCKS.gt))

@@ -11,8 +11,8 @@ import safetensors.numpy
 
 from detzoo.backbones.resnet import ResNet
 from detzoo.detectors import make_detector
-from detzoo.weights import drawn_entries, match_detections
-from detzoo.weights.torchvision import PEERS, load_backbone, resnet_variables, retinanet_variables, run_detector
+from detzoo.weights.parity import drawn_entries, match_detections, run_detector
+from detzoo.weights.torchvision import PEERS, load_backbone, resnet_variables, retinanet_variables
 
 FIXTURES = pathlib.Path(__file__).parent / 'fixtures'
 NAME = 'retinanet_resnet50_fpn'

@@ -53,7 +53,8 @@ def test_train_refuses_another_config_on_a_workdir(run_script, tiny_run, tiny_co
 
 def test_train_names_an_unknown_key(run_script, tmp_path):
     finished = run_script('train', SHAPES, f'--workdir={tmp_path}/run', '--config.model.widht=0.5')
-    assert finished.code == 1 and 'widht' in finished.stderr and 'Traceback' not in finished.stderr
+    last = finished.stderr.splitlines()[-1]
+    assert finished.code == 1 and 'Did you mean "width" instead of "widht"?' in last
     assert not (tmp_path / 'run').exists()
 
 
@@ -69,11 +70,6 @@ def test_train_names_a_value_it_cannot_use(run_script, data_dir, tmp_path, argum
     finished = run_script('train', SHAPES, *data, f'--workdir={tmp_path}/run', argument)
     assert is_one_error(finished, *words)
     assert not (tmp_path / 'run').exists()
-
-
-def test_train_names_what_the_command_line_must_give(run_script, tmp_path):
-    config = f'--config={ROOT}/configs/retinanet_r50_fpn_coco.py'
-    assert is_one_error(run_script('train', config, f'--workdir={tmp_path}/run'), 'initialize_backbone')
 
 
 @pytest.mark.parametrize('name', ['train', 'evaluate', 'predict', 'export_images', 'prepare_data'])

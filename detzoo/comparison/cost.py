@@ -72,8 +72,8 @@ class Estimate(NamedTuple):
     seconds: of each stage that has any, backward operations included, and of OTHER.
     not_counted: how many operations of each kind, on SMALL numbers or more, carry no figure (sorts, gathers,
         collectives): the time lacks them, and is a lower bound that far.
-    bounded_loops: loops that count as often as their bound allows, though they may end earlier (that of the NMS).
-    loops_counted_once: loops without any bound.
+    bounded_loops: loops that count as often as the one integer in their condition allows; they may end earlier.
+    loops_counted_once: loops of which even that is not known, since data decide when they end (those of the NMS).
     """
 
     seconds: dict[str, float]

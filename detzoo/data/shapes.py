@@ -6,9 +6,9 @@
     `_shape`, again and again           ->  painted over what is there; masks below lose what it hides
     masks                               ->  visible pixels only; boxes are tight around them
 
-Colour tells nothing of the class; shapes are stretched, turned, shaded, cut by the frame and by each other. None is
-placed where it, or one below it, would keep less than `MIN_VISIBLE` of itself. Every pixel is computed with numpy, no
-drawing library involved, and `RandomState` streams are frozen: the checksums hold from version to version.
+Colour hints at the class, and misleads now and then; shapes are stretched, turned, shaded, cut by the frame and by each
+other. None is placed where it, or one below it, would keep less than `MIN_VISIBLE` of itself. Every pixel is computed
+with numpy, no drawing library involved, and `RandomState` streams are frozen: the checksums hold from version to version.
 """
 
 import functools
@@ -30,11 +30,13 @@ RADII = (8.0, 34.0)  # px, of a shape before it is stretched; log-uniform
 MAX_SHAPES = 6
 MIN_VISIBLE = 0.5  # of a shape's own pixels
 MIN_PIXELS = 24
+HUE_SPREAD = 0.08  # of the colour circle, standard deviation around the hue of the class
+ANY_HUE = 0.1  # share of shapes whose colour tells nothing
 
 # sha256 over the pixels and annotations of a split, record by record (tests/test_data_shapes.py computes it)
 CHECKSUMS = {
-    'train': '158c6319c95a880fd4cccd16871f22dc153ded152e93efc97d68e9e29efc5957',
-    'validation': 'db44251a909512144d48272496e413c216d8e9ed656d092ef5aafe586822a3bc',
+    'train': '6bb0d7ea36c463e2d6a92a1f862a5a551b045d2866b692839c86771aba37b54d',
+    'validation': '9597c3eab93b8c76e7f2e8a175c815e4f9c6fe0acc1d465f910c420ff85ed5b3',
 }
 
 
@@ -44,12 +46,18 @@ def _half_planes(x: np.ndarray, y: np.ndarray, count: int, distance: float) -> n
     return np.stack([x * np.cos(angle) + y * np.sin(angle) for angle in angles]) - distance
 
 
+def _cross(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    x, y = np.abs(x), np.abs(y)
+    return np.minimum(np.maximum(x - 1, y - 0.33), np.maximum(x - 0.33, y - 1))
+
+
 # Signed distance of points to the outline, negative inside, in units of the shape's radius.
 OUTLINES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     'ellipse': lambda x, y: np.hypot(x, y) - 0.9,
     'ring': lambda x, y: np.abs(np.hypot(x, y) - 0.75) - 0.22,
     'triangle': lambda x, y: _half_planes(x, y, 3, 0.55).max(axis=0),
     'rectangle': lambda x, y: np.maximum(np.abs(x), np.abs(y)) - 0.75,
+    'cross': _cross,
 }
 CLASS_NAMES = tuple(OUTLINES)
 
@@ -147,7 +155,7 @@ def _crowd(rng: np.random.RandomState, image: np.ndarray) -> list[Object]:
     for _ in range(rng.randint(12, 26)):
         position = center + rng.uniform(-1, 1, 2) * (26, 18)
         window, distance, _ = _stamp(rng, label, position, rng.uniform(3, 5), image)
-        _paint(image[window], distance, _colour(rng, image[window][_touched(distance)]))
+        _paint(image[window], distance, _colour(rng, label, image[window][_touched(distance)]))
         mask[window] |= distance < 0
     return [Object(label, mask, int(mask.sum()), is_crowd=True)]
 
@@ -166,16 +174,16 @@ def _shape(rng: np.random.RandomState, image: np.ndarray, objects: list[Object])
 
     shadow = image[window][2:, 2:]
     _paint(shadow, distance[:-2, :-2] / 3, np.zeros(3), rng.uniform(0, 0.5))
-    _paint(image[window], distance, _fill(rng, image, window, distance))
+    _paint(image[window], distance, _fill(rng, label, image, window, distance))
     return after
 
 
 def _fill(
-    rng: np.random.RandomState, image: np.ndarray, window: tuple[slice, slice], distance: np.ndarray
+    rng: np.random.RandomState, label: int, image: np.ndarray, window: tuple[slice, slice], distance: np.ndarray
 ) -> np.ndarray:
     """Colours the pixels [n, 3] which a shape touches: plain or hatched, with or without a dark rim."""
     touched = _touched(distance)
-    fill = np.tile(_colour(rng, image[window][touched]), (touched.sum(), 1))
+    fill = np.tile(_colour(rng, label, image[window][touched]), (touched.sum(), 1))
     if rng.rand() < 0.15:
         angle, period = rng.uniform(0, 2 * np.pi), rng.uniform(3, 9)
         y, x = _grid(*window)
@@ -219,11 +227,14 @@ def _unit_area(name: str) -> float:
     return 9 * float((OUTLINES[name](x, y) < 0).mean())
 
 
-def _colour(rng: np.random.RandomState, below: np.ndarray) -> np.ndarray:
-    """Draws a colour [3] in 0..1 that stands out from the pixels [n, 3] it will cover."""
+def _colour(rng: np.random.RandomState, label: int, below: np.ndarray) -> np.ndarray:
+    """Draws a colour [3] in 0..1 around the hue of a class, that stands out from the pixels [n, 3] it will cover."""
     while True:
-        colour = rng.rand(3)
-        if not len(below) or np.abs(colour - below.mean(axis=0)).max() > 0.4:
+        hue = label / len(CLASS_NAMES) + HUE_SPREAD * rng.randn() if rng.rand() > ANY_HUE else rng.rand()
+        saturation, value = rng.uniform(0.45, 1, 2)
+        distance = (np.array([5, 3, 1]) + 6 * hue) % 6  # of red, green and blue from the hue, in sixths of the circle
+        colour = value - value * saturation * np.minimum(distance, 4 - distance).clip(0, 1)
+        if not len(below) or np.abs(colour - below.mean(axis=0)).max() > 0.3:
             return colour
 
 

@@ -11,7 +11,8 @@ Differences from the paper:
   code of the authors and in torchvision and detectron2; the paper's text has the threshold alone.
 - Residual blocks stride in their 3x3 convolution (torchvision), not in the first 1x1.
 - The regression loss is smooth L1 with `box_loss_beta`, by default 0: plain L1, as in torchvision.
-- The heads may be normalised (`head_norm`), which training from scratch needs; the paper's are not.
+- The heads may be normalised (`head_norm`), which helps training from scratch; the paper's are not. The tower then starts
+  from He's initialisation instead of a deviation of 0.01.
 """
 
 from collections.abc import Sequence
@@ -67,9 +68,11 @@ class Head(nn.Module):
     def __call__(self, levels: Sequence[Array], *, train: bool) -> Array:
         """Maps levels [B, h, w, C] to [B, A, outputs] float32, levels in order, cells row by row."""
         init = nn.initializers.normal(0.01)
+        # Weights before a norm have no scale of their own: at 0.01 each step of Adam would turn them around.
+        tower_init = init if self.norm is None else nn.initializers.he_normal()
         tower = []
         for i in range(self.depth):
-            tower.append(nn.Conv(levels[0].shape[-1], (3, 3), padding=1, use_bias=self.norm is None, kernel_init=init,
+            tower.append(nn.Conv(levels[0].shape[-1], (3, 3), padding=1, use_bias=self.norm is None, kernel_init=tower_init,
                                  dtype=self.dtype, name=f'conv{i + 1}'))
             if self.norm is not None:
                 tower.append(make_norm(self.norm, train=train, axis_name=None, dtype=self.dtype)(name=f'norm{i + 1}'))

@@ -164,7 +164,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = metrics | dict(
-            grad_norm=optax.global_norm(grads),
+            grad_norm=optax.tree.norm(grads),
             learning_rate=schedule(state.step),
             gt_dropped=jax.lax.psum(batch.gt.dropped.sum(), parallel.AXIS),
             gt_cropped=jax.lax.psum(batch.gt.cropped.sum(), parallel.AXIS),

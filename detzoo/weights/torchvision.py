@@ -4,12 +4,11 @@
 
 Our tree leads: each variable asks for its entry, so nothing can be left out, and what nobody asked for is an error too.
 `PEERS` says with which arguments our detectors compute what torchvision's models compute; `Peer.mapping` how their
-weights come over. `run_peer` and `run_detector` put both sides on one canvas; `build_peer` and `run_peer` need torch.
+weights come over; `weights.parity` compares the two.
 """
 
 import re
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,8 +16,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from detzoo.types import Batch, Detector, GroundTruth, Inputs, ModelState, Params
-from detzoo.weights import predict_with_intermediates
+from detzoo.types import ModelState, Params
 
 Entries = Mapping[str, np.ndarray]
 Template = tuple[Params, ModelState]  # arrays or shapes, as `Detector.init` or `jax.eval_shape` of it return them
@@ -218,103 +216,3 @@ PEERS = {
         backbone='resnet50',
     ),
 }
-
-
-def build_peer(name: str, *, min_size: int = 800, max_size: int = 1333) -> Any:
-    """Builds torchvision's model as its published weights run: frozen batch norm with epsilon 0. Needs torchvision.
-
-    Its own constructor does that only when it loads the published file: without one it makes a trainable batch norm.
-
-    Args:
-        name: a key of PEERS.
-        min_size, max_size: of the resized image's sides.
-
-    Returns:
-        the torch module, evaluating.
-    """
-    from torchvision.models.detection import RetinaNet
-    from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
-    from torchvision.ops.feature_pyramid_network import LastLevelP6P7
-    from torchvision.ops.misc import FrozenBatchNorm2d
-
-    peer = PEERS[name]
-    backbone = resnet_fpn_backbone(
-        backbone_name=peer.backbone,
-        weights=None,
-        norm_layer=partial(FrozenBatchNorm2d, eps=peer.model['norm_epsilon']),
-        returned_layers=[2, 3, 4],
-        extra_blocks=LastLevelP6P7(256, 256),
-    )
-    return RetinaNet(backbone, peer.model['num_classes'], min_size=min_size, max_size=max_size).eval()
-
-
-def run_peer(model: Any, image: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray]:
-    """Runs torchvision's model on one image and keeps the tensors on the way. Needs torch.
-
-    Args:
-        model: of `build_peer`.
-        image: [h, w, 3] uint8 RGB.
-
-    Returns:
-        tensors: C3..C5 and P3..P7 [1, h, w, C], cls_logits [1, A, K], box_deltas [1, A, 4], anchors [A, 4].
-        detections: boxes [n, 4] xyxy pixels of the image, scores [n], labels [n].
-        resized: [h', w', 3] float32 in 0..255, the image as the model resizes it.
-    """
-    import torch
-
-    outputs = {}
-
-    def keep(part):
-        part.register_forward_hook(lambda module, args, output: outputs.__setitem__(module, output))
-        return part
-
-    body, neck = keep(model.backbone.body), keep(model.backbone)
-    head, anchors = keep(model.head), keep(model.anchor_generator)
-    pixels = torch.from_numpy(image).permute(2, 0, 1) / 255
-    with torch.inference_mode():
-        (detections,) = model([pixels])
-        resized, _ = model.transform.resize(pixels)
-    levels = [*outputs[body].values(), *outputs[neck].values()]
-    tensors = {name: x.permute(0, 2, 3, 1) for name, x in zip(('C3', 'C4', 'C5', 'P3', 'P4', 'P5', 'P6', 'P7'), levels)}
-    tensors |= {'cls_logits': outputs[head]['cls_logits'], 'box_deltas': outputs[head]['bbox_regression']}
-    tensors |= {'anchors': outputs[anchors][0]}
-    to_numpy = partial(jax.tree.map, lambda x: x.numpy())
-    return to_numpy(tensors), to_numpy(detections), 255 * resized.permute(1, 2, 0).numpy()
-
-
-def run_detector(
-    detector: Detector, params: Params, model_state: ModelState, resized: np.ndarray, size: tuple[int, int]
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Runs our detector on the peer's canvas: the resized image, padded to a multiple of 32.
-
-    Args:
-        detector, params, model_state: the counterpart of the peer.
-        resized: [h', w', 3] float32 in 0..255, as the peer resizes the image.
-        size: (h, w) of the image before, to whose pixels boxes are mapped as the peer does.
-
-    Returns:
-        tensors and detections, as `run_peer` returns them.
-    """
-    height, width = resized.shape[:2]
-    canvas = np.pad(resized, ((0, -height % 32), (0, -width % 32), (0, 0)))
-    inputs = Inputs(canvas[None], np.float32([[0, 0, width, height]]))
-    found, outputs = jax.jit(partial(predict_with_intermediates, detector))(params, model_state, inputs)
-    levels = [*outputs['backbone'][1:], *outputs['fpn']]
-    tensors = dict(zip(('C3', 'C4', 'C5', 'P3', 'P4', 'P5', 'P6', 'P7'), levels))
-    tensors |= {'cls_logits': outputs['cls_head'], 'box_deltas': outputs['box_head']}
-    tensors |= {'anchors': _anchors(detector, params, model_state, inputs)}
-    valid = np.asarray(found.valid[0])
-    scale = np.tile(np.float32([size[1] / width, size[0] / height]), 2)
-    detections = {name: getattr(found, name)[0][valid] for name in ('boxes', 'scores', 'labels')}
-    detections['boxes'] *= scale
-    return jax.tree.map(np.asarray, (tensors, detections))
-
-
-def _anchors(detector: Detector, params: Params, model_state: ModelState, inputs: Inputs) -> jax.Array:
-    """The anchors of a canvas, [A, 4]: what `assign` matches. The compiler drops the network: they need it not."""
-    row = np.zeros((1, 1), bool)
-    counts = np.zeros(1, np.int32)
-    gt = GroundTruth(np.zeros((1, 1, 4), np.float32), row.astype(np.int32), row, row, counts, counts)
-    batch = Batch(inputs, gt, counts, np.ones(1, bool))
-    assign = jax.jit(lambda *arguments: detector.assign(*arguments, jax.random.key(0))['anchors'].boxes[0])
-    return assign(params, model_state, batch)
