@@ -33,8 +33,9 @@ from detzoo.training import parallel
 from detzoo.training.checkpoint import Checkpoints
 from detzoo.training.workdir import write_text
 from detzoo.types import Batch, Detections, Detector, Inputs
-from detzoo.visualize import draw_boxes, write_png
+from detzoo.visualize import draw_boxes, grid, write_png
 
+OVERVIEW = 8  # pictures at most on the sheet that `predict_files` adds
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff')
 
 
@@ -287,6 +288,8 @@ def predict_files(
 ) -> tuple[int, list[str]]:
     """Draws the detections of image files, and lists them in `detections.json`; everything appears at the end or nothing.
 
+    The first pictures also come together, as `overview.png`.
+
     An entry is COCO's (image_id, category_id, bbox xywh in the image's pixels, score) with 'image', the path relative to
     the files' common folder, and 'category', the name. image_id counts the files in their order.
 
@@ -307,7 +310,7 @@ def predict_files(
     paths = find_images(patterns)
     output = pathlib.Path(output)
     common = pathlib.Path(os.path.commonpath([path.parent for path in paths]))
-    results, skipped = [], []
+    results, skipped, overview = [], [], []
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='.incomplete-', dir=output.parent) as scratch:
         written = pathlib.Path(scratch, 'written')  # with the user's permissions; those of `scratch` are stricter
@@ -329,7 +332,12 @@ def predict_files(
             if picture.exists():  # a.jpg beside a.png
                 picture = picture.with_name(f'{path.name}.png')
             picture.parent.mkdir(parents=True, exist_ok=True)
-            write_png(picture, draw_boxes(image, found.boxes, found.labels, found.scores, predictor.classes.class_names))
+            drawn = draw_boxes(image, found.boxes, found.labels, found.scores, predictor.classes.class_names)
+            write_png(picture, drawn)
+            if len(overview) < OVERVIEW:
+                overview.append(drawn)
+        if len(overview) > 1:
+            write_png(written / 'overview.png', grid(overview, columns=4))
         write_text(written / 'detections.json', json.dumps(results, indent=1) + '\n')
         shutil.copytree(written, output, dirs_exist_ok=True)
     return len(paths) - len(skipped), skipped

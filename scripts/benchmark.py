@@ -19,7 +19,9 @@ import time
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-CONFIG = config_flags.DEFINE_config_file('config', None, 'The experiment: a file of configs/, with an argument after a colon.')
+CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'The experiment: a file of configs/, with an argument after a colon.'
+)
 NUM_CLASSES = flags.DEFINE_integer('num_classes', 80, 'Classes of the data set, which is not opened.', lower_bound=1)
 BATCH_SIZES = flags.DEFINE_list('batch_sizes', ['1', '8'], 'Images at once of the measured predictions.')
 REPEATS = flags.DEFINE_integer('repeats', 50, 'Timed runs at most.', lower_bound=3)
@@ -71,14 +73,20 @@ def print_estimate(row) -> None:
     stages = ', '.join(f'{stage} {1e3 * seconds:.2f}' for stage, seconds in row['seconds'].items())
     missing = ', '.join(f'{count} {kind}' for kind, count in sorted(row['not_counted'].items())) or 'none'
     print(f'{row["program"]} (compiled in {row["compile_seconds"]:.0f} s)')
-    print(f'  HBM a chip, GB: {gigabytes["argument"]:.3f} arguments, {gigabytes["temporary"]:.3f} temporary, '
-          f'{gigabytes["peak"]:.3f} peak of {chip.memory / 1e9:.1f}')
+    print(
+        f'  HBM a chip, GB: {gigabytes["argument"]:.3f} arguments, {gigabytes["temporary"]:.3f} temporary, '
+        f'{gigabytes["peak"]:.3f} peak of {chip.memory / 1e9:.1f}'
+    )
     print(f'  a chip: {row["flops"] / 1e9:.1f} GFLOP, {row["bytes_accessed"] / 1e9:.2f} GB accessed')
     print(f"  compiler's estimate, ms at {chip.clock / 1e9:g} GHz: {1e3 * row['total_seconds']:.2f} = {stages}")
-    print(f'    loops taken at their bound: {row["bounded_loops"]}, counted once: {row["loops_counted_once"]}; '
-          f'operations without a figure: {missing}')
-    print(f'    {100 * row["flops"] / row["total_seconds"] / chip.peak:.0f} % of the peak of {chip.peak / 1e12:.0f} TFLOP/s',
-          flush=True)
+    print(
+        f'    loops taken at their bound: {row["bounded_loops"]}, counted once: {row["loops_counted_once"]}; '
+        f'operations without a figure: {missing}'
+    )
+    print(
+        f'    {100 * row["flops"] / row["total_seconds"] / chip.peak:.0f} % of the peak of {chip.peak / 1e12:.0f} TFLOP/s',
+        flush=True,
+    )
 
 
 def measure(config, num_classes: int):
@@ -93,7 +101,9 @@ def measure(config, num_classes: int):
 
     def timed(row, step):
         seconds = cost.latency(step, repeats=REPEATS.value, budget=BUDGET.value)
-        return row | dict(zip(('p50_seconds', 'p90_seconds'), np.quantile(seconds, (0.5, 0.9)).tolist()), runs=len(seconds))
+        return row | dict(
+            zip(('p50_seconds', 'p90_seconds'), np.quantile(seconds, (0.5, 0.9)).tolist()), runs=len(seconds)
+        )
 
     config.model.score_threshold = 0.0
     progress('making weights')
@@ -101,7 +111,9 @@ def measure(config, num_classes: int):
     predict = jax.jit(inference.detector_of(config, num_classes).predict)
     canvas = inference.evaluation_canvases(config)[0]
     for count in map(int, BATCH_SIZES.value):
-        arguments = jax.device_put((state.params, state.model_state, cost.random_batch(config, canvas, count, num_classes).inputs))
+        arguments = jax.device_put(
+            (state.params, state.model_state, cost.random_batch(config, canvas, count, num_classes).inputs)
+        )
         program, row = compiled(f'predict, {count} images', lambda arguments=arguments: predict.lower(*arguments))
         yield timed(row, lambda program=program, arguments=arguments: program(*arguments))
 
@@ -119,9 +131,12 @@ def measure(config, num_classes: int):
 
 
 def print_measured(row) -> None:
-    print(f'{row["program"]:<24}{row["flops"] / 1e9:>10.2f}{row["argument_bytes"] / 1e6:>11.1f}'
-          f'{row["temporary_bytes"] / 1e6:>11.1f}{row["peak_bytes"] / 1e6:>10.1f}{row["compile_seconds"]:>11.1f}'
-          f'{1e3 * row["p50_seconds"]:>10.1f}{1e3 * row["p90_seconds"]:>10.1f}{row["runs"]:>6}', flush=True)
+    print(
+        f'{row["program"]:<24}{row["flops"] / 1e9:>10.2f}{row["argument_bytes"] / 1e6:>11.1f}'
+        f'{row["temporary_bytes"] / 1e6:>11.1f}{row["peak_bytes"] / 1e6:>10.1f}{row["compile_seconds"]:>11.1f}'
+        f'{1e3 * row["p50_seconds"]:>10.1f}{1e3 * row["p90_seconds"]:>10.1f}{row["runs"]:>6}',
+        flush=True,
+    )
 
 
 def device_name() -> str:
@@ -151,14 +166,18 @@ def main(argv: list[str]) -> None:
     canvases = config.data.canvases[0], evaluation_canvases(config)[0]
     sizes = ' and '.join(f'{height}x{width}' for height, width in dict.fromkeys(canvases))
     parameters = cost.parameter_count(cost.state_shapes(config, num_classes).params)
-    print(f'{config.model.name}, {parameters:,} parameters, {num_classes} classes, canvas {sizes}, JAX {jax.__version__}')
+    print(
+        f'{config.model.name}, {parameters:,} parameters, {num_classes} classes, canvas {sizes}, JAX {jax.__version__}'
+    )
     if TPU.value:
         rows = (row for topology in TPU.value for row in estimate(config, num_classes, topology))
         show = print_estimate
     else:
         print(f'{jax.local_device_count()} x {device_name()}; FLOPs and memory are of one device')
-        print(f'{"program":<24}{"GFLOP":>10}{"args MB":>11}{"temp. MB":>11}{"peak MB":>10}{"compile s":>11}'
-              f'{"p50 ms":>10}{"p90 ms":>10}{"runs":>6}')
+        print(
+            f'{"program":<24}{"GFLOP":>10}{"args MB":>11}{"temp. MB":>11}{"peak MB":>10}{"compile s":>11}'
+            f'{"p50 ms":>10}{"p90 ms":>10}{"runs":>6}'
+        )
         rows, show = measure(config, num_classes), print_measured
     results = {'config': config.to_dict(), 'parameters': parameters, 'jax': jax.__version__, 'rows': []}
     try:

@@ -11,8 +11,6 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 run=runs/quickstart
 python=.venv/bin/python
-# The same compiled programs for all commands, as scripts/train.py keeps them.
-export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$HOME/.cache/detzoo/xla}
 
 echo '1/4 installing'
 bash scripts/venv.sh .venv
@@ -22,7 +20,8 @@ echo '3/4 evaluating the newest checkpoint'
 "$python" scripts/evaluate.py --workdir="$run"
 echo '4/4 detecting in eight validation pictures'
 "$python" scripts/export_images.py --name=shapes --split='validation[:8]' --output="$run/pictures"
-"$python" scripts/predict.py --workdir="$run" --images="$run/pictures" --output="$run/predictions"
+"$python" scripts/predict.py --workdir="$run" --images="$run/pictures" --output="$run/predictions" \
+    --score_threshold=0.4
 
 cat <<END
 

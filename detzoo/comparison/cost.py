@@ -5,6 +5,8 @@
     estimated_time(compiled, topology)          -> Estimate: the TPU compiler's cycles, by named scope
     topology_devices('v5e:2x4')                 -> devices to compile for that need not be there (needs libtpu)
     latency(step)                               -> measured seconds, on devices that are there
+
+FLOPs and memory are those of one device. Estimates are the compiler's own, and lack what `Estimate` names.
 """
 
 import collections
@@ -24,6 +26,12 @@ from detzoo.types import Batch, GroundTruth, Inputs
 
 STAGES = ('backbone', 'neck', 'rpn', 'roi', 'heads', 'post', 'loss')  # the named scopes of detectors
 SMALL = 1024  # numbers, a vector register: operations on fewer are never missed
+# Operations that do nothing, or that wait for what runs beside the computation.
+FREE = frozenset(
+    'parameter constant tuple get-tuple-element bitcast after-all partition-id copy-start copy-done slice-start slice-done '
+    'async-done async-update'.split()
+)
+FREE_CALLS = 'AllocateBuffer', 'ConcatBitcast'  # of opcode custom-call
 OTHER = 'other'  # what lies in no stage: normalising images, the optimiser, copies
 
 
@@ -95,16 +103,14 @@ def parameter_count(params: Any) -> int:
 def compiled_cost(compiled: Any) -> Cost:
     """Reads the cost of a compiled program (`jax.jit(f).lower(...).compile()`), of one of its devices."""
     analysis, memory = compiled.cost_analysis(), compiled.memory_analysis()
-    arguments, outputs, temporary = (
-        memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes,
-    )  # fmt: skip
+    total = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
     return Cost(
         flops=analysis['flops'],
         bytes_accessed=analysis['bytes accessed'],
-        argument_bytes=arguments,
-        output_bytes=outputs,
-        temporary_bytes=temporary,
-        peak_bytes=arguments + outputs - memory.alias_size_in_bytes + temporary,
+        argument_bytes=memory.argument_size_in_bytes,
+        output_bytes=memory.output_size_in_bytes,
+        temporary_bytes=memory.temp_size_in_bytes,
+        peak_bytes=total - memory.alias_size_in_bytes,
     )
 
 
@@ -166,6 +172,11 @@ class _Operation(NamedTuple):
     line: str
 
     @property
+    def free(self) -> bool:
+        """Whether it takes no time of its own."""
+        return self.opcode in FREE or any(f'custom_call_target="{name}"' in self.line for name in FREE_CALLS)
+
+    @property
     def size(self) -> int:
         """How many numbers the largest array of the result has."""
         shapes = re.findall(r'\w\[([\d,]*)\]', self.result)
@@ -174,10 +185,6 @@ class _Operation(NamedTuple):
 
 class _Module:
     """The text of a compiled program: cycles(computation) -> {stage: cycles}; also counts what the cycles lack."""
-
-    # What does nothing, or waits for what runs beside the computation.
-    FREE = ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'after-all', 'partition-id', 'copy-start',
-            'copy-done', 'slice-start', 'slice-done', 'async-done', 'async-update')  # fmt: skip
 
     def __init__(self, text: str):
         self.computations: dict[str, list[_Operation]] = {}
@@ -207,7 +214,7 @@ class _Module:
                 total.update(*called.values())
             elif cycles := re.search(r'"estimated_cycles":"(\d+)"', operation.line):
                 total[stage_of(operation.line)] += int(cycles[1])
-            elif operation.opcode not in self.FREE and operation.size >= SMALL and '"AllocateBuffer"' not in operation.line:
+            elif operation.size >= SMALL and not operation.free:
                 self.not_counted[operation.opcode] += 1
         return total
 
@@ -225,7 +232,7 @@ class _Module:
             'async-start': r'(calls)=%?([\w.-]+)',
         }
         called = re.findall(keys[operation.opcode], operation.line) if operation.opcode in keys else []
-        if branches := operation.opcode == 'conditional' and re.search(r'branch_computations=\{(.*?)\}', operation.line):
+        if branches := re.search(r'branch_computations=\{(.*?)\}', operation.line):
             called += [(name, name.strip(' %')) for name in branches[1].split(',')]
         return called
 
@@ -323,7 +330,9 @@ def predict_program(config: ml_collections.ConfigDict, num_classes: int, devices
     return step.lower(*shapes((state.params, state.model_state), len(devices)), batch)
 
 
-def _share(config: ml_collections.ConfigDict, section: str, canvas: tuple[int, int], num_classes: int, devices: int) -> Batch:
+def _share(
+    config: ml_collections.ConfigDict, section: str, canvas: tuple[int, int], num_classes: int, devices: int
+) -> Batch:
     """The shapes of a section's batch split over devices."""
     count = config[section].batch_size
     if count % devices:
