@@ -10,10 +10,10 @@
 The first needs torchvision's ImageNet ResNet-50, since frozen batch norm without its statistics does not train;
 `:scratch` needs no weights: synchronised batch norm, group norm in the heads, three times the steps.
 
-Meant for 8 TPU chips (v5e-8, v4-16; 2 images each), or as many devices as divide 16. It was not trained here. Published: 35.7
-AP on test-dev (table 1e: ResNet-50, 800 pixels; val2017 is about the paper's minival), after 10 to 35 hours on 8 GPUs
-(section 4.1, the range of the table's models). Of `:scratch` no result is published. What a step costs on a TPU,
-without having one:
+Meant for 8 TPU chips (v5e-8, v4-16; 2 images each), or as many devices as divide 16. It was not trained here.
+Published: 35.7 AP on test-dev (table 1e: ResNet-50, 800 pixels; val2017 are the images of the paper's minival), after 10
+to 35 hours on 8 GPUs (section 4.1, the range of the table's models). Of `:scratch` no result is published. What a step
+costs on a TPU, without having one:
 
     python scripts/benchmark.py --config=configs/retinanet_r50_fpn_coco.py --tpu=v5e:2x4
 
@@ -24,7 +24,7 @@ One canvas of 1344 x 1344 takes every image as the paper resizes it, at the pric
 becomes 1067 x 800 and fills 47 % of it. Evaluation has one canvas for each orientation, 60 % of the pixels; training
 cannot without another recipe, since all images of a step share one, and those of the other orientation would shrink.
 
-Where the paper is silent, its authors' code (github.com/facebookresearch/Detectron) decides: warm-up, the longer side,
+Where the paper is silent or brief, its authors' code (github.com/facebookresearch/Detectron) decides: warm-up, the longer side,
 frozen first layers, best anchors matched, the beta of smooth L1. Other than there, biases learn at the same rate as
 weights (there at twice), the warm-up starts at 1/500 of the rate (there at 1/3), blocks stride in their 3x3 convolution
 and pixels are RGB, as torchvision's weights want it.

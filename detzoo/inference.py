@@ -351,7 +351,8 @@ def find_images(patterns: Sequence[str]) -> list[pathlib.Path]:
     """
     paths: dict[pathlib.Path, None] = {}
     for pattern in patterns:
-        found = [pathlib.Path(path) for path in sorted(glob.glob(pattern, recursive=True))]
+        names = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
+        found = [pathlib.Path(name) for name in names]
         folders = [path for path in found if path.is_dir()]
         found = [path for path in found if path.is_file()]
         found += [path for folder in folders for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES]

@@ -2,8 +2,8 @@
 
     python scripts/predict.py --workdir=runs/shapes --images='photos/*.jpg' --output=predictions
 
-Writes for each image a PNG with the boxes drawn, the first of them together as overview.png, and detections.json: COCO's results format, with the
-category's name and the image's path added. All of it appears at the end, or nothing.
+Writes for each image a PNG with the boxes drawn, the first of them together as overview.png, and detections.json:
+COCO's results format, with the category's name and the image's path added. All of it appears at the end, or nothing.
 """
 
 import sys

@@ -201,10 +201,13 @@ def test_predict_files_lists_detections_that_pycocotools_reads(pictures, tmp_pat
 def test_predict_files_draws_each_image(pictures, tmp_path):
     inference.predict_files(Corners(), [str(pictures), str(pictures / 'sub')], tmp_path / 'output')
     aspect_ratios = {}
-    for path in (tmp_path / 'output').rglob('*.png'):
+    pictures_drawn = set((tmp_path / 'output').rglob('*.png')) - {tmp_path / 'output/overview.png'}
+    for path in pictures_drawn:
         with PIL.Image.open(path) as image:
             aspect_ratios[str(path.relative_to(tmp_path / 'output'))] = image.height / image.width
             assert (np.asarray(image) != 90).any()  # something is drawn
+    with PIL.Image.open(tmp_path / 'output/overview.png') as overview, PIL.Image.open(tmp_path / 'output/a.png') as first:
+        assert overview.width > first.width and overview.height >= first.height
     assert aspect_ratios == {'a.png': 50 / 30, 'a.png.png': 20 / 40, 'sub/b.png': 6 / 8}
 
 

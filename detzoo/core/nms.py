@@ -25,7 +25,7 @@ def nms(
 
     Args:
         boxes: [T, 4] float xyxy.
-        scores: [T] float; NaN counts as invalid.
+        scores: [T] float; NaN and minus infinity count as invalid.
         labels: [T] int; boxes of different labels never touch each other.
         valid: [T] bool.
         iou_threshold: a box with a larger IoU is dropped.
@@ -37,7 +37,7 @@ def nms(
     """
     chex.assert_shape(boxes, (None, 4))
     chex.assert_equal_shape([scores, labels, valid])
-    valid = valid & ~jnp.isnan(scores)
+    valid = valid & (scores > -jnp.inf)  # not NaN either
     order = jnp.argsort(jnp.where(valid, -scores, jnp.inf), stable=True).astype(jnp.int32)  # [T]
     tiles = -(-len(order) // TILE)
 

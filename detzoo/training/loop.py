@@ -61,9 +61,7 @@ def train_and_evaluate(
     config = complete(config)
     data = open_dataset(config.data.name, config.data.train_split, config.data.data_dir)
     validation = open_dataset(config.data.name, config.data.validation_split, config.data.data_dir)
-    detector = inference.detector_of(config, len(data.class_names), parallel.AXIS)
-    check_batch_sizes(config)
-    state = jax.eval_shape(lambda: initial_state(config, detector))
+    detector, state = check(config, data)
 
     workdir = pathlib.Path(workdir)
     checkpoints = prepare_workdir(workdir, config, data)
@@ -253,8 +251,18 @@ def make_batches(config: ml_collections.ConfigDict, data: Dataset, start: int) -
     )
 
 
-def check_batch_sizes(config: ml_collections.ConfigDict) -> None:
-    """Raises ConfigError where a batch cannot be split over devices and micro-batches."""
+def check(config: ml_collections.ConfigDict, data: Dataset) -> tuple[Detector, TrainState]:
+    """Makes the detector and the shapes of its state, or raises ConfigError; nothing is computed or written yet."""
+    if config.model.get('norm') == 'frozen_batch_norm' and not config.initialize_backbone:
+        raise ConfigError(
+            "model.norm is 'frozen_batch_norm', which without the statistics of trained weights normalises nothing: set "
+            "initialize_backbone to a .safetensors file, or model.norm to 'batch_norm'"
+        )
+    try:
+        detector = inference.detector_of(config, len(data.class_names), parallel.AXIS)
+        state = jax.eval_shape(lambda: initial_state(config, detector))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error)) from error
     devices = jax.device_count()
     for key, size, parts in (
         ('training.batch_size', config.training.batch_size, devices * config.training.accumulate),
@@ -265,6 +273,7 @@ def check_batch_sizes(config: ml_collections.ConfigDict) -> None:
                 f'{key} is {size}, not a multiple of {parts} (devices, times training.accumulate for training): '
                 f'set it to {max(1, round(size / parts)) * parts}, for example'
             )
+    return detector, state
 
 
 def announce(config: ml_collections.ConfigDict, state: TrainState, start: int) -> None:
