@@ -63,6 +63,7 @@ def test_train_names_an_unknown_key(run_script, tmp_path):
     ('--config.optimizer.frozen=stem_cell', ['optimizer.frozen']),
     ('--config.model.norm=batchnorm', ['batchnorm', 'batch_norm']),
     ('--config.training.batch_size=12', ['training.batch_size is 12']),
+    ('--config.training.checkpoint_every=0', ['training.checkpoint_every is 0']),
     ('--config.model.name=yolo9000', ['model.name', 'retinanet']),
 ])
 def test_train_names_a_value_it_cannot_use(run_script, data_dir, tmp_path, argument, words):

@@ -93,9 +93,11 @@ class Checkpoints:
             FileNotFoundError: there is no such checkpoint.
         """
         steps = sorted(self._manager.all_steps())
-        step = self.latest_step() if step is None else step
+        if not steps:
+            raise FileNotFoundError(f'no checkpoint in {self.folder} yet: the run was stopped before its first one')
+        step = steps[-1] if step is None else step
         if step not in steps:
-            raise FileNotFoundError(f'no checkpoint of step {step} in {self.folder}; there are: {steps or "none"}')
+            raise FileNotFoundError(f'no checkpoint of step {step} in {self.folder}; there are: {steps}')
         variables = ocp.args.StandardRestore()
         return step, self._manager.restore(step, args=ocp.args.Composite(variables=variables)).variables
 

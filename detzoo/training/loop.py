@@ -263,6 +263,8 @@ def check(config: ml_collections.ConfigDict, data: Dataset) -> tuple[Detector, T
         state = jax.eval_shape(lambda: initial_state(config, detector))
     except (ValueError, TypeError) as error:
         raise ConfigError(str(error)) from error
+    if config.training.checkpoint_every < 1:
+        raise ConfigError(f'training.checkpoint_every is {config.training.checkpoint_every}: set it to 1 step or more')
     devices = jax.device_count()
     for key, size, parts in (
         ('training.batch_size', config.training.batch_size, devices * config.training.accumulate),
