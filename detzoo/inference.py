@@ -329,7 +329,7 @@ def predict_files(
                 for entry, name in zip(to_coco(found, image_id), found.class_names)
             ]
             picture = (written / path.relative_to(common)).with_suffix('.png')
-            if picture.exists():  # a.jpg beside a.png
+            if picture.exists() or picture == written / 'overview.png':  # a.jpg beside a.png; the sheet's own name
                 picture = picture.with_name(f'{path.name}.png')
             picture.parent.mkdir(parents=True, exist_ok=True)
             drawn = draw_boxes(image, found.boxes, found.labels, found.scores, predictor.classes.class_names)

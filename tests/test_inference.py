@@ -211,6 +211,13 @@ def test_predict_files_draws_each_image(pictures, tmp_path):
     assert aspect_ratios == {'a.png': 50 / 30, 'a.png.png': 20 / 40, 'sub/b.png': 6 / 8}
 
 
+def test_predict_files_keeps_the_picture_of_an_image_called_overview(pictures, tmp_path):
+    (pictures / 'a.png').rename(pictures / 'overview.png')
+    inference.predict_files(Corners(), [str(pictures)], tmp_path / 'output')
+    names = {path.name for path in (tmp_path / 'output').glob('*.png')}
+    assert names == {'a.png', 'overview.png', 'overview.png.png'}
+
+
 def test_predict_files_leaves_out_low_scores(pictures, tmp_path):
     for threshold, count in ((0.95, 0), (0.5, 1), (0.1, 2)):
         inference.predict_files(Corners(), [str(pictures / 'a.png')], tmp_path / 'output', score_threshold=threshold)
