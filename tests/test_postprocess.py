@@ -15,14 +15,13 @@ WINDOW = np.float32([0, 0, 24, 20])
 TOPK = [1, 6, 1000]  # fewer than anchors; fewer than pairs of the first level only; more than there are
 
 
-def add(deltas, anchors):
-    """Decodes whole numbers to whole numbers, so that the loop's IoUs are exactly ours."""
-    return anchors + deltas
+def run(scores, boxes, window, *, level_sizes, pre_nms_topk, **rest):
+    """Postprocesses what is best per level."""
+    select = functools.partial(module.top_per_level, level_sizes=level_sizes, count=pre_nms_topk)
+    return module.postprocess(scores, boxes, window, select=select, **rest)
 
 
-compiled = jax.jit(
-    functools.partial(module.postprocess, decode=add), static_argnames=('level_sizes', 'pre_nms_topk', 'max_detections')
-)
+compiled = jax.jit(run, static_argnames=('level_sizes', 'pre_nms_topk', 'max_detections'))
 
 
 def postprocess(*case, level_sizes=LEVELS, pre_nms_topk=6, score_threshold=0.05, iou_threshold=0.5, max_detections=12):
@@ -42,19 +41,19 @@ def random_case(seed):
     rng = np.random.RandomState(seed)
     count = sum(LEVELS)
     corner = rng.randint(-6, 24, (count, 2))
-    anchors = np.concatenate([corner, corner + rng.randint(1, 9, (count, 2))], axis=1).astype(np.float32)
+    boxes = np.concatenate([corner, corner + rng.randint(1, 9, (count, 2))], axis=1).astype(np.float32)
     scores = (rng.randint(0, 17, (count, CLASSES)) / 16).astype(np.float32)
-    return scores, rng.randint(0, 2, (count, 4)).astype(np.float32), anchors
+    return scores, boxes
 
 
-def oracle(scores, deltas, anchors, window, pre_nms_topk, score_threshold, iou_threshold, max_detections):
+def oracle(scores, boxes, window, pre_nms_topk, score_threshold, iou_threshold, max_detections):
     """The list of (box, score, label), best first: every pair is sorted, no two-stage top-k."""
     candidates, start = [], 0
     for size in LEVELS:
         pairs = [(a, k) for a in range(start, start + size) for k in range(CLASSES)]
         pairs.sort(key=lambda pair: -scores[pair])  # stable: ties stay in order
         for a, k in pairs[:pre_nms_topk]:
-            box = [float(v) for v in anchors[a] + deltas[a]]
+            box = [float(v) for v in boxes[a]]
             box = [min(max(v, window[i % 2]), window[2 + i % 2]) for i, v in enumerate(box)]
             candidates.append((box, scores[a, k], k))
         start += size
@@ -96,8 +95,8 @@ def test_postprocess_equals_loops(pre_nms_topk):
 
 
 @pytest.mark.parametrize('count', [1, 4, 7, 30, 10_000])
-def test_top_candidates_equal_one_top_k_over_all_pairs(count):
-    top = jax.jit(functools.partial(module._top_candidates, count=count))
+def test_top_pairs_equal_one_top_k_over_all_pairs(count):
+    top = jax.jit(functools.partial(module._top_pairs, count=count))
     for seed in range(12):
         rng = np.random.RandomState(seed)
         scores = (rng.randint(0, 2 + seed, (20, 5)) / 16).astype(np.float32)  # from two values, mostly ties, to many
@@ -108,13 +107,22 @@ def test_top_candidates_equal_one_top_k_over_all_pairs(count):
         np.testing.assert_array_equal(row, pair // 5)
 
 
+@pytest.mark.parametrize('count', [1, 7, 20, 100])
+def test_top_per_class_equals_sorting_each_class(count):
+    rng = np.random.RandomState(0)
+    scores = (rng.randint(0, 9, (20, 5)) / 16).astype(np.float32)
+    score, label, row = jax.jit(functools.partial(module.top_per_class, count=count))(scores)
+    expected = [(scores[a, k], k, a) for k in range(5) for a in sorted(range(20), key=lambda a: -scores[a, k])[:count]]  # noqa: B023
+    assert list(zip(*map(np.ndarray.tolist, map(np.asarray, (score, label, row))))) == expected
+
+
 def one_level(rows, **kwargs):
     """Runs postprocess on rows of (box, [score of each class]); the other anchors and classes score 0."""
     boxes, scores = np.zeros((4, 4), np.float32), np.zeros((4, CLASSES), np.float32)
     for i, (box, score) in enumerate(rows):
         boxes[i], scores[i, : len(score)] = box, score
     window = np.float32(kwargs.pop('window', [0, 0, 100, 100]))
-    return listed(postprocess(scores, np.zeros_like(boxes), boxes, window, level_sizes=(4,), **kwargs))
+    return listed(postprocess(scores, boxes, window, level_sizes=(4,), **kwargs))
 
 
 def test_postprocess_score_threshold_is_exclusive():
@@ -148,13 +156,13 @@ def test_postprocess_keeps_candidates_of_each_level():
     boxes = np.float32([[10 * i, 0, 10 * i + 8, 8] for i in range(6)])
     scores = np.float32([[0.9], [0.8], [0.7], [0.1], [0.3], [0.2]])
     window = np.float32([0, 0, 100, 100])
-    found = postprocess(scores, np.zeros_like(boxes), boxes, window, level_sizes=(3, 3), pre_nms_topk=2)
+    found = postprocess(scores, boxes, window, level_sizes=(3, 3), pre_nms_topk=2)
     assert [box[0] for box, _, _ in listed(found)] == [0, 10, 40, 50]
 
 
 def test_postprocess_of_nothing():
-    _, deltas, anchors = random_case(0)
-    found = postprocess(np.zeros((30, CLASSES), np.float32), deltas, anchors, WINDOW, score_threshold=0.0)
+    _, boxes = random_case(0)
+    found = postprocess(np.zeros((30, CLASSES), np.float32), boxes, WINDOW, score_threshold=0.0)
     assert listed(found) == []
 
 
@@ -163,11 +171,11 @@ def test_postprocess_in_an_empty_window():
 
 
 def test_postprocess_drops_what_is_not_finite():
-    scores, deltas, anchors = random_case(0)
+    scores, boxes = random_case(0)
     scores[:] = 0.5
-    assert listed(postprocess(scores, deltas, anchors, WINDOW)) != []
-    assert listed(postprocess(scores, np.full_like(deltas, np.nan), anchors, WINDOW)) == []
-    assert listed(postprocess(np.full_like(scores, np.nan), deltas, anchors, WINDOW)) == []
+    assert listed(postprocess(scores, boxes, WINDOW)) != []
+    assert listed(postprocess(scores, np.full_like(boxes, np.nan), WINDOW)) == []
+    assert listed(postprocess(np.full_like(scores, np.nan), boxes, WINDOW)) == []
 
 
 def test_postprocess_with_more_detections_only_pads():
@@ -177,14 +185,14 @@ def test_postprocess_with_more_detections_only_pads():
 
 
 def test_postprocess_is_the_same_with_anchors_that_score_nothing():
-    scores, deltas, anchors = random_case(2)
-    expected = listed(postprocess(scores, deltas, anchors, WINDOW))
-    padded = [np.concatenate([x, np.zeros((5, x.shape[1]), np.float32)]) for x in (scores, deltas, anchors)]
+    scores, boxes = random_case(2)
+    expected = listed(postprocess(scores, boxes, WINDOW))
+    padded = [np.concatenate([x, np.zeros((5, x.shape[1]), np.float32)]) for x in (scores, boxes)]
     assert listed(postprocess(*padded, WINDOW, level_sizes=(*LEVELS[:2], 7))) == expected
 
 
 def test_postprocess_without_jit():
-    scores, deltas, anchors = (jnp.asarray(x[:4]) for x in random_case(3))
+    scores, boxes = (jnp.asarray(x[:4]) for x in random_case(3))
     arguments = {'pre_nms_topk': 6, 'score_threshold': 0.05, 'iou_threshold': 0.5, 'max_detections': 12}
-    ours = module.postprocess(scores, deltas, anchors, jnp.asarray(WINDOW), level_sizes=(4,), decode=add, **arguments)
-    assert listed(ours) == listed(postprocess(scores, deltas, anchors, WINDOW, level_sizes=(4,))) != []
+    ours = run(scores, boxes, jnp.asarray(WINDOW), level_sizes=(4,), **arguments)
+    assert listed(ours) == listed(postprocess(scores, boxes, WINDOW, level_sizes=(4,))) != []

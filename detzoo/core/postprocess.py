@@ -1,4 +1,4 @@
-"""From dense scores and deltas to detections: top-k, decode, clip, class-aware NMS."""
+"""From the scores and boxes of all anchors to detections: candidates, clip, class-aware NMS."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,30 +10,26 @@ from detzoo.core import boxes as box_ops
 from detzoo.core.nms import nms
 from detzoo.types import Array, Detections
 
+Candidates = tuple[Array, Array, Array]  # score [T] float, label [T] int32, row of the anchor [T] int32
+
 
 def postprocess(
     scores: Array,
-    deltas: Array,
-    anchors: Array,
+    boxes: Array,
     window: Array,
     *,
-    level_sizes: Sequence[int],
-    decode: Callable[[Array, Array], Array],
-    pre_nms_topk: int,
+    select: Callable[[Array], Candidates],
     score_threshold: float,
     iou_threshold: float,
     max_detections: int,
 ) -> Detections:
-    """Selects, decodes and prunes the boxes of one image.
+    """Selects, clips and prunes the boxes of one image.
 
     Args:
         scores: [A, K] float in 0..1.
-        deltas: [A, 4] float.
-        anchors: [A, 4] float xyxy.
+        boxes: [A, 4] float xyxy.
         window: [4] float xyxy, what boxes are clipped to.
-        level_sizes: how many of the A anchors each pyramid level has, in order.
-        decode: (deltas [n, 4], anchors [n, 4]) -> boxes [n, 4].
-        pre_nms_topk: candidates kept per level.
+        select: scores -> candidates: `top_per_level` or `top_per_class`.
         score_threshold: candidates at or below it are dropped.
         iou_threshold: of the NMS within a class.
         max_detections: D.
@@ -41,16 +37,9 @@ def postprocess(
     Returns:
         Detections of one image.
     """
-    chex.assert_shape([deltas, anchors], (scores.shape[0], 4))
-    chex.assert_equal(sum(level_sizes), scores.shape[0])
-    anchors = jnp.asarray(anchors)
-    picked, start = [], 0
-    for size in level_sizes:
-        score, label, row = _top_candidates(scores[start : start + size], pre_nms_topk)
-        picked.append((score, label, row + start))
-        start += size
-    score, label, row = (jnp.concatenate(parts) for parts in zip(*picked))  # [T]
-    boxes = box_ops.clip(decode(deltas[row], anchors[row]), window)
+    chex.assert_shape(boxes, (scores.shape[0], 4))
+    score, label, row = select(scores)  # [T]
+    boxes = box_ops.clip(boxes[row], window)
     valid = (score > score_threshold) & (box_ops.area(boxes) > 0)
     indices, kept = nms(boxes, score, label, valid, iou_threshold=iou_threshold, max_detections=max_detections)
     return Detections(
@@ -61,7 +50,43 @@ def postprocess(
     )
 
 
-def _top_candidates(scores: Array, count: int) -> tuple[Array, Array, Array]:
+def top_per_level(scores: Array, *, level_sizes: Sequence[int], count: int) -> Candidates:
+    """Takes the best (anchor, class) pairs of each pyramid level (RetinaNet, 1708.02002, section 4.1, inference).
+
+    Args:
+        scores: [A, K] float.
+        level_sizes: how many of the A anchors each level has, in order.
+        count: pairs kept per level; a level with fewer gives all.
+
+    Returns:
+        candidates, T = the sum of min(count, level's anchors * K).
+    """
+    chex.assert_equal(sum(level_sizes), scores.shape[0])
+    picked, start = [], 0
+    for size in level_sizes:
+        score, label, row = _top_pairs(scores[start : start + size], count)
+        picked.append((score, label, row + start))
+        start += size
+    return tuple(jnp.concatenate(parts) for parts in zip(*picked))
+
+
+def top_per_class(scores: Array, *, count: int) -> Candidates:
+    """Takes the best anchors of each class (SSD's released code and torchvision's).
+
+    Args:
+        scores: [A, K] float.
+        count: anchors kept per class.
+
+    Returns:
+        candidates, T = K * min(count, A), class after class.
+    """
+    num_anchors, num_classes = scores.shape
+    score, row = jax.lax.top_k(scores.T, min(count, num_anchors))  # [K, count]
+    label = jnp.broadcast_to(jnp.arange(num_classes, dtype=jnp.int32)[:, None], row.shape)
+    return score.reshape(-1), label.reshape(-1), row.reshape(-1)
+
+
+def _top_pairs(scores: Array, count: int) -> Candidates:
     """Finds the best (anchor, class) pairs of [A, K] scores: score, label and anchor row, each [min(count, A * K)].
 
     Two small top-k instead of one over A * K: a pair among the best `count` belongs to one of the `count` anchors with

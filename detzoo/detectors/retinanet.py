@@ -28,12 +28,11 @@ from detzoo.backbones.fpn import FPN
 from detzoo.backbones.norms import make_norm
 from detzoo.backbones.resnet import ResNet
 from detzoo.core import anchors as anchor_ops
-from detzoo.core import box_coding, images, losses, matching
-from detzoo.core.postprocess import postprocess
+from detzoo.core import box_coding, losses, matching
+from detzoo.core.postprocess import postprocess, top_per_level
+from detzoo.detectors import network as network_ops
+from detzoo.detectors.network import IMAGENET_MEAN, IMAGENET_STD
 from detzoo.types import Array, Assignment, Batch, Detections, Detector, GroundTruth, Inputs
-
-IMAGENET_MEAN = (123.675, 116.28, 103.53)
-IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
 def octave_sizes(base: float = 4, strides: Sequence[int] = (8, 16, 32, 64, 128), octaves: int = 3) -> list[list[float]]:
@@ -205,19 +204,10 @@ def make(
             strides = [(canvas[0] // height, canvas[1] // width) for height, width in grids]
         return [anchor_ops.grid_anchors(*level) for level in zip(grids, strides, base_anchors)]
 
-    def apply(variables: Any, inputs: Inputs, *, train: bool) -> tuple[tuple[Array, Array, list[np.ndarray]], Any]:
-        """Normalises and runs the network: ((cls_logits, box_deltas, anchors of each level), model_state)."""
-        x = jax.vmap(partial(images.normalize, mean=mean, std=std, bgr=bgr))(inputs.images, inputs.window)
-        outputs, model_state = network.apply(variables, x, train=train, mutable=['batch_stats', 'frozen'])
-        cls_logits, box_deltas, grids = outputs
-        return (cls_logits, box_deltas, make_anchors(inputs.images.shape[1:3], grids)), model_state
+    run = partial(network_ops.apply, network, mean=mean, std=std, bgr=bgr)
 
     match = partial(matching.match_by_threshold, positive_iou=positive_iou, negative_iou=negative_iou,
                     match_best_anchors=match_best_anchors)
-
-    def init(rng: Array, canvas: tuple[int, int]) -> tuple[Any, Any]:
-        variables = dict(network.lazy_init(rng, jax.ShapeDtypeStruct((1, *canvas, 3), jnp.float32), train=False))
-        return variables.pop('params'), variables
 
     def image_loss(cls_logits: Array, box_deltas: Array, anchors: Array, gt: GroundTruth) -> dict[str, Array]:
         """Sums over the anchors of one image."""
@@ -239,9 +229,10 @@ def make(
 
     def loss(params: Any, model_state: Any, batch: Batch, rng: Array) -> tuple[Array, tuple[Any, dict[str, Array]]]:
         del rng  # nothing is drawn: all anchors are used
-        (cls_logits, box_deltas, anchors), model_state = apply({'params': params, **model_state}, batch.inputs, train=True)
+        (cls_logits, box_deltas, grids), model_state = run(params, model_state, batch.inputs, train=True)
         with jax.named_scope('loss'):
-            per_image = partial(image_loss, anchors=np.concatenate(anchors))
+            anchors = np.concatenate(make_anchors(batch.inputs.images.shape[1:3], grids))
+            per_image = partial(image_loss, anchors=anchors)
             sums = jax.vmap(lambda c, b, gt: per_image(c, b, gt=gt))(cls_logits, box_deltas, batch.gt)
             normalizer = losses.normalizer(sums['positives'].sum(), axis_name)
             cls_loss = sums['cls_loss'].sum() / normalizer
@@ -250,24 +241,19 @@ def make(
         return cls_loss + box_loss, (model_state, metrics)
 
     def predict(params: Any, model_state: Any, inputs: Inputs) -> Detections:
-        (cls_logits, box_deltas, anchors), _ = apply({'params': params, **model_state}, inputs, train=False)
+        (cls_logits, box_deltas, grids), _ = run(params, model_state, inputs, train=False)
         with jax.named_scope('post'):
-            select = partial(
-                postprocess,
-                anchors=np.concatenate(anchors),
-                level_sizes=[len(level) for level in anchors],
-                decode=box_coding.decode,
-                pre_nms_topk=pre_nms_topk,
-                score_threshold=score_threshold,
-                iou_threshold=iou_threshold,
-                max_detections=max_detections,
-            )
-            return jax.vmap(lambda s, d, w: select(s, d, window=w))(jax.nn.sigmoid(cls_logits), box_deltas, inputs.window)
+            anchors = make_anchors(inputs.images.shape[1:3], grids)
+            select = partial(top_per_level, level_sizes=[len(level) for level in anchors], count=pre_nms_topk)
+            boxes = jax.vmap(box_coding.decode, in_axes=(0, None))(box_deltas, np.concatenate(anchors))
+            finish = partial(postprocess, select=select, score_threshold=score_threshold, iou_threshold=iou_threshold,
+                             max_detections=max_detections)
+            return jax.vmap(finish)(jax.nn.sigmoid(cls_logits), boxes, inputs.window)
 
     def assign(params: Any, model_state: Any, batch: Batch, rng: Array) -> dict[str, Assignment]:
-        (_, _, anchors), _ = apply({'params': params, **model_state}, batch.inputs, train=False)
-        anchors = np.concatenate(anchors)
+        (_, _, grids), _ = run(params, model_state, batch.inputs, train=False)
+        anchors = np.concatenate(make_anchors(batch.inputs.images.shape[1:3], grids))
         matched = jax.vmap(partial(match, anchors))(batch.gt)
         return {'anchors': Assignment(jnp.broadcast_to(anchors, (*matched.shape, 4)), matched)}
 
-    return Detector(init, loss, predict, assign)
+    return Detector(partial(network_ops.init, network), loss, predict, assign)
