@@ -13,6 +13,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
+from detzoo.data.augment import check_recipe
 from detzoo.detectors import DETECTORS
 
 FILLED_IN = ('num_classes', 'axis_name')  # of a detector's arguments: known from the data and the devices
@@ -34,16 +35,29 @@ def defaults() -> ml_collections.ConfigDict:
     c.data.train_split = 'train'  # TFDS notation: 'train[:10%]' is its first tenth
     c.data.validation_split = 'validation'
     c.data.canvases = ((128, 128),)  # (height, width) each; a step draws one; one compilation each
+    c.data.canvas_steps = 1  # for how many steps a drawn canvas is kept
     c.data.max_boxes = 32  # rows of ground truth an image; what finds no row is counted (gt_dropped)
     c.data.threads = 8  # that decode and augment
 
     c.data.recipe = ml_collections.ConfigDict()
+    # How an image comes onto a canvas, in training, evaluation and prediction:
+    c.data.recipe.resize = 'fit'  # 'fit': aspect ratio kept, top left; 'letterbox': kept, centred; 'stretch': fills the canvas
     c.data.recipe.shorter_side = config_dict.placeholder(int)  # limits of a resized image, pixels; default: none,
-    c.data.recipe.longer_side = config_dict.placeholder(int)  # the image fills the canvas
+    c.data.recipe.longer_side = config_dict.placeholder(int)  # the image is as large as the canvas lets it
+    # How it is varied in training (detzoo/data/augment.py), in this order:
     c.data.recipe.flip = 0.5  # probability of a horizontal flip
     c.data.recipe.rotate90 = False  # turn by a random multiple of 90 degrees
+    c.data.recipe.zoom_out = 1.0  # largest ratio of a frame of the mean colour around the image, in half of all cases (SSD: 4)
+    c.data.recipe.jitter = 0.0  # largest share of the size by which each side is moved in or out (YOLO v1 and v2: 0.2)
+    c.data.recipe.iou_crop = False  # crop around objects, with a least overlap drawn (SSD)
+    c.data.recipe.aspect_jitter = 0.0  # largest share by which width and height vary; lies anywhere (darknet since 2017: 0.3)
     c.data.recipe.scale_range = (1.0, 1.0)  # factors of the scale, drawn log-uniformly; what hangs over is cropped
     c.data.recipe.color_jitter = 0.0  # strength of changes of brightness, contrast and saturation, 0..1
+    c.data.recipe.brightness = 0.0  # largest summand on all channels, 0..255 (SSD: 32)
+    c.data.recipe.hue = 0.0  # largest shift, in turns of the colour circle (SSD, darknet: 0.1)
+    c.data.recipe.saturation = (1.0, 1.0)  # smallest and largest factor (SSD: 0.5, 1.5; darknet: 1/1.5, 1.5)
+    c.data.recipe.exposure = (1.0, 1.0)  # likewise, on all channels; SSD calls it contrast
+    c.data.recipe.color_probability = 1.0  # with which each of these four happens (SSD: 0.5)
 
     c.model = ml_collections.ConfigDict()
     c.model.name = config_dict.placeholder(str)  # a key of detzoo.detectors.DETECTORS; the other keys are the arguments of its make
@@ -85,7 +99,7 @@ def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         a config with every key.
 
     Raises:
-        ConfigError: for a key that does not exist; names the nearest that does.
+        ConfigError: for a key that does not exist, with the nearest that does; for a value of `data` that means nothing.
     """
     name = config.get('model', {}).get('name')
     if name not in DETECTORS:
@@ -98,7 +112,18 @@ def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
             nearest = difflib.get_close_matches(key, known, 1, cutoff=0)[0]
             raise ConfigError(f'there is no config key {key!r}: the nearest is {nearest!r}')
         whole.update_from_flattened_dict({key: value})
+    check_data(whole.data)
     return whole
+
+
+def check_data(data: ml_collections.ConfigDict) -> None:
+    """Refuses values of `config.data` that mean nothing."""
+    if data.canvas_steps < 1:
+        raise ConfigError(f'data.canvas_steps is {data.canvas_steps}: set it to 1 step or more')
+    try:
+        check_recipe(data.recipe)
+    except ValueError as error:
+        raise ConfigError(f'data.{error}') from error
 
 
 def model_defaults(make: Callable[..., Any]) -> dict[str, Any]:

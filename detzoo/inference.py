@@ -24,7 +24,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from detzoo.config import from_json
-from detzoo.data.augment import Placement, choose_canvas, place, placement, resize_scale
+from detzoo.data.geometry import Placement, choose_canvas, place, placement, resize_rule
 from detzoo.data.pipeline import evaluation_batches, shard
 from detzoo.data.records import MAX_PIXELS, DataError, Dataset, decode_image, ground_truth, open_dataset
 from detzoo.detectors import make_detector
@@ -99,9 +99,9 @@ class Predictor:
         if not (isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8):
             shape = f'{getattr(image, "dtype", type(image).__name__)}{list(np.shape(image))}'
             raise ValueError(f'an image is [h, w, 3] uint8 RGB, not {shape}')
-        limits = resize_limits(self.config)
-        canvas = choose_canvas(image.shape[:2], evaluation_canvases(self.config), **limits)
-        pixels, where = place(image, canvas, **limits)
+        rule = resize_rule(self.config.data.recipe)
+        canvas = choose_canvas(image.shape[:2], evaluation_canvases(self.config), rule)
+        pixels, where = place(image, canvas, rule)
         detections = self._predict(self.params, self.model_state, Inputs(pixels[None], where.window[None]))
         return to_image(jax.tree.map(lambda x: np.asarray(x)[0], detections), where, self.classes)
 
@@ -130,11 +130,6 @@ def load(workdir: str | os.PathLike, step: int | None = None) -> Predictor:
 def detector_of(config: ml_collections.ConfigDict, num_classes: int, axis_name: str | None = None) -> Detector:
     """Makes the detector a config describes."""
     return make_detector(**config.model, num_classes=num_classes, axis_name=axis_name)
-
-
-def resize_limits(config: ml_collections.ConfigDict) -> dict[str, int | None]:
-    """The limits of `augment.resize_scale` that a config sets."""
-    return dict(shorter_side=config.data.recipe.shorter_side, longer_side=config.data.recipe.longer_side)
 
 
 def evaluation_canvases(config: ml_collections.ConfigDict) -> Sequence[tuple[int, int]]:
@@ -199,7 +194,7 @@ def predict_dataset(
         COCO results of the whole split, on every process.
     """
     sizes = [(image['height'], image['width']) for image in truth['images']]
-    limits, canvases = resize_limits(config), evaluation_canvases(config)
+    rule, canvases = resize_rule(config.data.recipe), evaluation_canvases(config)
     classes = Classes(dataset.class_names, dataset.category_ids)
     batches = evaluation_batches(
         dataset,
@@ -218,8 +213,7 @@ def predict_dataset(
         detections, indices, valid = parallel.first_replica(gathered)
         for row in np.flatnonzero(valid):
             index = int(indices[row])
-            canvas = choose_canvas(sizes[index], canvases, **limits)
-            where = placement(sizes[index], resize_scale(sizes[index], canvas, **limits))
+            where = placement(sizes[index], choose_canvas(sizes[index], canvases, rule), rule)
             found = to_image(jax.tree.map(operator.itemgetter(row), detections), where, classes)
             results[index] = to_coco(found, truth['images'][index]['id'])
 

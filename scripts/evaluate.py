@@ -14,6 +14,7 @@ from absl import app, flags, logging
 WORKDIR = flags.DEFINE_string('workdir', None, 'The workdir of a run.', required=True)
 CHECKPOINT = flags.DEFINE_integer('checkpoint', None, 'The step of the checkpoint; the newest by default.')
 DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where data sets lie; as in training by default.')
+VOC = flags.DEFINE_bool('voc', False, "Also print PASCAL VOC's mAP, of 2007 and of 2010 on.")
 CLASS_AGNOSTIC = flags.DEFINE_bool('class_agnostic', False, 'Also print the table in which all classes count as one.')
 
 
@@ -22,7 +23,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f'what is {argv[1]!r}? Flags begin with --')
     logging.set_verbosity(logging.WARNING)
     from detzoo.data.records import DataError
-    from detzoo.evaluation import class_agnostic, coco_metrics, format_table
+    from detzoo.evaluation import class_agnostic, coco_metrics, format_table, format_voc_table, voc_metrics
     from detzoo.inference import evaluate_workdir
     from detzoo.training.parallel import keep_compilations
 
@@ -35,6 +36,8 @@ def main(argv: list[str]) -> None:
     if CLASS_AGNOSTIC.value:
         print('\nall classes as one')
         print(format_table(coco_metrics(*class_agnostic(truth, results))))
+    if VOC.value:
+        print('\n' + format_voc_table(voc_metrics(truth, results)))
 
 
 if __name__ == '__main__':

@@ -1,11 +1,25 @@
-"""Geometry of images on canvases, by hand and by looking for a painted rectangle where its box is said to be."""
+"""Augmentation: by hand, by statistics, and by looking for a painted rectangle where its box is said to be."""
+
+import colorsys
 
 import numpy as np
 import pytest
 
+from detzoo.config import defaults
 from detzoo.data import augment as aug
 
-RECIPE = dict(flip=0.0, rotate90=False, scale_range=(1.0, 1.0), shorter_side=None, longer_side=None, color_jitter=0.0)
+RECIPE = defaults().data.recipe.to_dict() | dict(flip=0.0)  # nothing is varied
+SSD = dict(resize='stretch', zoom_out=4.0, iou_crop=True)
+OPTIONS = {  # what moves pixels and boxes
+    'zoom_out': dict(zoom_out=3.0),
+    'jitter': dict(jitter=0.2),
+    'aspect_jitter': dict(aspect_jitter=0.3, resize='letterbox'),
+    'iou_crop': dict(iou_crop=True),
+    'SSD': SSD,
+    'letterbox': dict(resize='letterbox', scale_range=(0.5, 2.0)),
+    'stretch': dict(resize='stretch', scale_range=(0.5, 2.0)),
+    'all': dict(resize='letterbox', zoom_out=2.0, jitter=0.2, aspect_jitter=0.3, iou_crop=True, scale_range=(0.5, 2.0)),
+}
 
 
 def painted(height, width, *boxes):
@@ -25,77 +39,6 @@ def extent(image, channel=0):
 def run(image, boxes, canvas, seed=0, crowd=None, **recipe):
     crowd = np.zeros(len(boxes), bool) if crowd is None else np.array(crowd)
     return aug.augment(image, boxes, crowd, canvas, RECIPE | recipe, np.random.RandomState(seed))
-
-
-@pytest.mark.parametrize('size, canvas, limits, scale', [
-    # The rule of 800/1333: the shorter side becomes 800 unless the longer one would exceed 1333.
-    ((480, 640), (1344, 1344), (800, 1333), 800 / 480),  # 1067 x 800
-    ((640, 480), (1344, 1344), (800, 1333), 800 / 480),
-    ((400, 1200), (1344, 1344), (800, 1333), 1333 / 1200),  # 800 / 400 = 2 would make 2400
-    ((1600, 1600), (1344, 1344), (800, 1333), 0.5),
-    ((480, 640), (512, 512), (800, 1333), 0.8),  # the canvas is the limit
-    ((480, 640), (300, 640), (800, 1333), 0.625),  # its height
-    ((480, 640), (960, 960), (None, None), 1.5),
-    ((480, 640), (960, 960), (240, None), 0.5),
-    ((480, 640), (960, 960), (None, 320), 0.5),
-])
-def test_resize_scale_by_hand(size, canvas, limits, scale):
-    shorter, longer = limits
-    assert aug.resize_scale(size, canvas, shorter_side=shorter, longer_side=longer) == pytest.approx(scale, rel=1e-12)
-
-
-def test_choose_canvas_takes_the_one_on_which_the_image_is_largest():
-    canvases = [(96, 160), (160, 96), (128, 128)]
-    assert aug.choose_canvas((30, 60), canvases) == (96, 160)  # 2.67, against 1.6 and 2.13
-    assert aug.choose_canvas((60, 30), canvases) == (160, 96)
-    assert aug.choose_canvas((50, 50), canvases) == (128, 128)
-    # At most 96 pixels on the longer side fit everywhere: the smallest canvas of equals.
-    assert aug.choose_canvas((60, 30), [(128, 128), (96, 160), (96, 96)], longer_side=96) == (96, 96)
-
-
-def test_placement_by_hand():
-    # 500 x 333 at 0.256: 128 x 85.248, rounded to 85 rows, so that y is scaled by 85 / 333.
-    where = aug.placement((333, 500), 0.256)
-    assert where.size == (128, 85)
-    np.testing.assert_array_equal(where.window, np.float32([0, 0, 128, 85]))
-    np.testing.assert_allclose(where.to_canvas(np.array([250.0, 333, 500, 0])), [64, 85, 128, 0], rtol=1e-12)
-    assert aug.placement((1, 1000), 0.064).size == (64, 1)  # no side vanishes
-
-
-def test_placement_to_image_inverts_to_canvas():
-    rng = np.random.RandomState(0)
-    for _ in range(20):
-        size, scale = rng.randint(1, 700, 2), rng.uniform(0.1, 3)
-        where = aug.placement(tuple(size), scale)
-        boxes = rng.uniform(0, 500, (5, 4))
-        np.testing.assert_allclose(where.to_image(where.to_canvas(boxes)), boxes, rtol=1e-12)
-        # The whole image becomes the whole window.
-        np.testing.assert_allclose(where.to_canvas(np.array([0, 0, size[1], size[0]])), where.window, rtol=1e-6)
-
-
-@pytest.mark.parametrize('size', [(1, 1), (1, 200), (200, 1), (64, 48), (300, 200), (64, 64)])
-def test_place_fills_the_window_and_nothing_else(size):
-    image, where = aug.place(np.full((*size, 3), 200, np.uint8), (64, 48))
-    assert image.shape == (64, 48, 3) and image.dtype == np.uint8
-    width, height = where.size
-    assert width <= 48 and height <= 64 and (width == 48 or height == 64)
-    expected = np.zeros((64, 48, 3))
-    expected[:height, :width] = 200
-    np.testing.assert_array_equal(image, expected)
-
-
-def test_place_keeps_an_image_that_fits_exactly():
-    image = np.random.RandomState(0).randint(0, 256, (64, 48, 3)).astype(np.uint8)
-    placed, where = aug.place(image, (64, 48))
-    np.testing.assert_array_equal(placed, image)
-    assert where == ((1, 1), (48, 64))
-
-
-def test_resize_averages_where_it_shrinks():
-    # Every fourth column is white: averaged to a quarter of 255. Bilinear sampling would find all or nothing.
-    image = np.zeros((8, 64, 3), np.uint8)
-    image[:, ::4] = 255
-    np.testing.assert_array_equal(aug.resize(image, aug.placement((8, 64), 0.25)), np.full((2, 16, 3), 64))
 
 
 def test_flip_boxes_and_rotate_boxes_by_hand():
@@ -229,3 +172,351 @@ def test_augment_jitters_nothing_outside_of_the_window():
     result = run(image, np.zeros((0, 4)), (40, 40), 3, color_jitter=0.3)
     assert result.window.tolist() == [0, 0, 40, 20]
     assert result.image[:20].min() > 0 and not result.image[20:].any()
+
+
+# Options of single papers
+
+
+def varied(count, canvas=(60, 80), size=(40, 60), boxes=((3, 5, 12, 21), (17, 8, 31, 36)), **recipe):
+    """Variations of one picture, one for each seed."""
+    image, boxes = painted(*size, *boxes)
+    return [run(image, boxes, canvas, seed, **recipe) for seed in range(count)]
+
+
+def test_augment_is_what_it_was_before_there_were_these_options():
+    # Stored before they came (commit 8618e19): the same draws, so that runs measured then are the same today.
+    y, x = np.mgrid[:90, :120]
+    image = np.stack([x * 2, y * 2, x + y], axis=-1).astype(np.uint8)
+    boxes = np.array([[10.0, 20, 50, 60], [60, 5, 115, 45], [30, 50, 110, 88]])
+    recipe = dict(flip=0.5, rotate90=True, scale_range=(0.7, 2.0), longer_side=150, color_jitter=0.3)
+    golden = [
+        (
+            [0, 0, 122, 96],
+            [[27.111111, 28.083333, 81.333333, 82.416667], [6.777778, 0, 61, 14.5], [67.777778, 0, 119.288889, 55.25]],
+            [0, 1, 2], [False, True, False], [80.36, 102.67, 91.474], 0.2975346065444723,
+        ),
+        (
+            [0, 0, 128, 96], [[0.958333, 0, 110.5, 14.5], [10.916667, 24.444444, 128, 96]],
+            [1, 2], [True, False], [207.119, 164.649, 186.794], 0.3879107411620074,
+        ),
+        (
+            [0, 0, 128, 96], [[4.444444, 7.5, 64, 89.541667], [71.444444, 0, 128, 82.083333]],
+            [1, 2], [True, False], [157.176, 98.064, 127.602], 0.6988626913672012,
+        ),
+    ]  # fmt: skip
+    for seed, (window, expected, kept, crowd, means, following) in enumerate(golden):
+        rng = np.random.RandomState(seed)
+        result = aug.augment(image, boxes, np.array([False, True, False]), (96, 128), RECIPE | recipe, rng)
+        assert result.window.tolist() == window and result.window.dtype == np.float32
+        np.testing.assert_allclose(result.boxes, expected, atol=1e-6)
+        assert result.kept.tolist() == kept and result.crowd.tolist() == crowd
+        np.testing.assert_allclose(result.image.mean(axis=(0, 1)), means, atol=0.05)  # OpenCV's rounding may vary
+        assert rng.uniform() == following  # as many numbers were drawn
+
+
+@pytest.mark.parametrize('name', OPTIONS)
+def test_augment_options_move_boxes_with_pixels(name):
+    checked, windows = 0, set()
+    for result in varied(80, canvas=(120, 160), **OPTIONS[name]):
+        left, top, right, bottom = result.window.astype(int)
+        assert result.window.tolist() == [left, top, right, bottom] and result.image.shape == (120, 160, 3)
+        assert 0 <= left <= right <= 160 and 0 <= top <= bottom <= 120
+        outside = result.image.copy()
+        outside[top:bottom, left:right] = 0
+        assert not outside.any()
+        assert (result.boxes >= np.tile(result.window[:2], 2)).all()
+        assert (result.boxes <= np.tile(result.window[2:], 2)).all()
+        for channel in (0, 1):
+            found, box = extent(result.image, channel), result.boxes[result.kept == channel]
+            if found is not None and len(box) and (box[0, 2:] - box[0, :2]).min() > 2:
+                np.testing.assert_allclose(box[0], found, atol=1.5)
+                checked += 1
+        windows.add(tuple(result.window))
+    assert checked > 60 and len(windows) > 10 * (name not in ('iou_crop', 'stretch'))
+
+
+@pytest.mark.parametrize('name', OPTIONS)
+def test_augment_options_take_any_image(name):
+    recipe = OPTIONS[name] | dict(flip=0.5, rotate90=True, color_jitter=0.3, brightness=32.0, hue=0.1)
+    for seed in range(30):
+        for size in ((1, 1), (1, 90), (70, 2), (33, 45)):
+            image, boxes = painted(*size, *([(0, 0, size[1], size[0])] if seed % 2 else []))
+            result = run(image, boxes, (40, 48), seed, **recipe)
+            assert result.image.shape == (40, 48, 3) and np.isfinite(result.boxes).all()
+            assert len(result.boxes) <= len(boxes)
+
+
+def test_zoom_out_by_statistics():
+    part, rng = np.array([0, 0, 100, 60]), np.random.RandomState(0)
+    parts = np.array([aug.zoom_out(part, 4.0, rng) for _ in range(2000)])
+    changed = parts[(parts != part).any(axis=1)]
+    assert 0.46 < len(changed) / 2000 < 0.54
+    assert (changed[:, :2] <= 0).all() and (changed[:, 2:] >= [100, 60]).all()  # the image lies inside
+    size = changed[:, 2:] - changed[:, :2]
+    np.testing.assert_allclose(size[:, 0] / size[:, 1], 100 / 60, rtol=0.02)  # the same aspect ratio
+    ratio = size[:, 0] / 100
+    assert ratio.min() < 1.05 and 3.95 < ratio.max() <= 4 and 2.4 < ratio.mean() < 2.6  # uniform in 1..4
+    share = -changed[:, 1] / np.maximum(size[:, 1] - 60, 1)  # of the room that is above the image
+    assert share.min() < 0.02 and share.max() > 0.98 and 0.47 < share.mean() < 0.53
+
+
+def test_zoom_out_shrinks_the_window():
+    # A picture of 100 x 150 stretched to 200 x 300: zoomed out by r, it takes 1 / r of either side.
+    results = varied(200, canvas=(200, 300), size=(100, 150), resize='stretch', zoom_out=2.0)
+    windows = np.array([result.window for result in results])
+    sides = windows[:, 2:] - windows[:, :2]
+    assert 80 < (sides == [300, 200]).all(axis=1).sum() < 125
+    assert (sides[:, 0] >= 150).all() and sides[:, 0].min() < 156
+    np.testing.assert_allclose(sides[:, 0] / sides[:, 1], 1.5, rtol=0.03)
+
+
+def test_move_sides_by_statistics():
+    part, rng = np.array([0, 0, 1000, 500]), np.random.RandomState(0)
+    moved = np.array([aug.move_sides(part, 0.2, rng) for _ in range(2000)]) - part
+    np.testing.assert_allclose(moved.min(axis=0), [-200, -100, -200, -100], atol=3)
+    np.testing.assert_allclose(moved.max(axis=0), [200, 100, 200, 100], atol=3)
+    np.testing.assert_allclose(moved.mean(axis=0), 0, atol=9)
+    assert np.abs(np.corrcoef(moved.T) - np.eye(4)).max() < 0.08  # each side by itself
+
+
+def test_move_sides_with_stretch_is_the_crop_of_darknet():
+    # The left side at -0.1 of the width and the right at 1.1: the picture takes 10 / 12 of the canvas, 1 / 12 in.
+    class Fixed(np.random.RandomState):
+        def uniform(self, low=0.0, high=1.0, size=None):
+            return np.array([-0.1, 0.2, 0.1, 0.0]) if size == 4 else super().uniform(low, high, size)
+
+    image, boxes = painted(50, 100, (20, 20, 40, 40))
+    result = aug.augment(image, boxes, np.zeros(1, bool), (120, 240), RECIPE | dict(jitter=0.2, resize='stretch'), Fixed(0))
+    # x: (20 + 10) / 120 * 240; y: the upper 10 of 50 rows are cut, so (20 - 10) / 40 * 120.
+    np.testing.assert_allclose(result.boxes, [[60, 30, 100, 90]], atol=1e-9)
+    np.testing.assert_allclose(result.window, [20, 0, 220, 120])
+
+
+def test_aspect_jitter_by_statistics():
+    # A square picture, sides varied by 0.8..1.2 each: the ratio of sides in 2/3..3/2, one side always that of the canvas.
+    results = varied(400, canvas=(90, 90), size=(50, 50), resize='letterbox', aspect_jitter=0.2)
+    windows = np.array([result.window for result in results])
+    sides = windows[:, 2:] - windows[:, :2]
+    assert (sides.max(axis=1) == 90).all()
+    ratio = sides[:, 0] / sides[:, 1]
+    assert 0.65 < ratio.min() < 0.72 and 1.4 < ratio.max() < 1.53
+    assert 0.4 < (ratio < 1).mean() < 0.6
+    free = 90 - sides[:, 0]
+    share = windows[free > 10, 0] / free[free > 10]
+    assert share.min() < 0.05 and share.max() > 0.95 and 0.42 < share.mean() < 0.58  # anywhere, not centred
+    # Nothing is cut: objects keep their share of the picture.
+    for result in results:
+        size = np.tile(result.window[2:] - result.window[:2], 2)
+        relative = (result.boxes - np.tile(result.window[:2], 2)) / size
+        np.testing.assert_allclose(relative, np.array([[3, 5, 12, 21], [17, 8, 31, 36]]) / 50, atol=1e-9)
+
+
+def overlap(crop, box):
+    """The IoU of two xyxy boxes, by hand."""
+    width = min(crop[2], box[2]) - max(crop[0], box[0])
+    height = min(crop[3], box[3]) - max(crop[1], box[1])
+    shared = max(0, width) * max(0, height)
+    return shared / ((crop[2] - crop[0]) * (crop[3] - crop[1]) + (box[2] - box[0]) * (box[3] - box[1]) - shared)
+
+
+@pytest.mark.parametrize('least', [0.1, 0.5, 0.9])
+def test_sample_crop_keeps_to_its_overlap(monkeypatch, least):
+    monkeypatch.setattr(aug, 'CROP_OVERLAPS', (None, least))
+    part, rng = np.array([0, 0, 300, 200]), np.random.RandomState(0)
+    boxes = np.array([[15.0, 10, 285, 190], [180, 10, 200, 40]])
+    crops = [aug.sample_crop(part, boxes, (200, 300), rng) for _ in range(400)]
+    best = np.array([max(overlap(crop, box) for box in boxes) for crop in crops if (crop != part).any()])
+    assert len(best) > 30 and least <= best.min() < least + 0.1  # no stricter either
+
+
+def test_sample_crop_sizes(monkeypatch):
+    monkeypatch.setattr(aug, 'CROP_OVERLAPS', (0.0,))
+    part, rng = np.array([-100, 50, 900, 850]), np.random.RandomState(0)
+    crops = np.array([aug.sample_crop(part, np.array([[0.0, 100, 9, 109]]), (850, 900), rng) for _ in range(1500)])
+    assert (crops[:, :2] >= part[:2]).all() and (crops[:, 2:] <= part[2:]).all()
+    sides = (crops[:, 2:] - crops[:, :2]) / [1000, 800]
+    scale, ratio = np.sqrt(sides.prod(axis=1)), sides[:, 0] / sides[:, 1]
+    assert 0.29 < scale.min() < 0.32 and scale.max() > 0.97 and 0.62 < scale.mean() < 0.68  # uniform in 0.3..1
+    assert 0.49 < ratio.min() < 0.52 and 1.96 < ratio.max() < 2.02
+    small = ratio[scale < 0.7]  # of which every ratio fits: uniform in 1/2..2
+    assert 1.2 < small.mean() < 1.3
+    start = (crops[:, 0] - part[0]) / (1000 * (1 - sides[:, 0]) + 1e-9)
+    assert 0.45 < start[sides[:, 0] < 0.9].mean() < 0.55
+
+
+def test_sample_crop_chooses_among_all_its_ways_evenly():
+    # An object that fills the picture: every way finds a crop except that of 0.9, whose crops of nine tenths are rare.
+    part, rng = np.array([0, 0, 1000, 1000]), np.random.RandomState(0)
+    crops = np.array([aug.sample_crop(part, np.array([[0.0, 0, 1000, 1000]]), (1000, 1000), rng) for _ in range(1400)])
+    whole = (crops == part).all(axis=1).mean()
+    assert 1 / 7 - 0.04 < whole < 1 / 6 + 0.04
+    area = (crops[:, 2:] - crops[:, :2]).prod(axis=1) / 1e6  # here the overlap
+    assert 0.05 < (area < 0.3).mean() < 0.25  # only of the ways 'any' and 0.1
+
+
+def test_sample_crop_without_objects_takes_all():
+    part, rng = np.array([0, 0, 50, 40]), np.random.RandomState(0)
+    for _ in range(20):
+        assert (aug.sample_crop(part, np.zeros((0, 4)), (40, 50), rng) == part).all()
+
+
+def test_sample_crop_always_shows_something_of_the_image():
+    part, rng = np.array([-900, -900, 100, 100]), np.random.RandomState(0)
+    for _ in range(200):
+        crop = aug.sample_crop(part, np.array([[0.0, 0, 10, 10]]), (100, 100), rng)
+        assert crop[2] > 0 and crop[3] > 0 and crop[0] < 100 and crop[1] < 100
+
+
+def test_iou_crop_keeps_what_has_its_centre_inside_and_crowds(monkeypatch):
+    # The crop shows columns 40 to 100 and rows 0 to 50 of 100 x 100.
+    monkeypatch.setattr(aug, 'sample_crop', lambda *args: np.array([40, 0, 100, 50]))
+    image = np.zeros((100, 100, 3), np.uint8)
+    boxes = np.array([
+        [0, 0, 81, 101],  # centre (40.5, 50.5): below the crop
+        [0, 0, 81, 99],  # centre (40.5, 49.5): inside; 41 x 50 of 81 x 99 are seen
+        [0, 10, 79, 20],  # centre (39.5, 15): left of it, though half of it is seen
+        [10, 10, 65, 20],  # a crowd, centre outside, 25 x 10 seen
+        [0, 60, 30, 90],  # a crowd of which nothing is seen
+        [-98, -19, 180, 119],  # centre (41, 50): on the edge; 60 x 50 of 278 x 138, so 8 % are seen
+    ], float)  # fmt: skip
+    result = run(image, boxes, (50, 60), crowd=[False, False, False, True, True, False], iou_crop=True)
+    assert result.kept.tolist() == [1, 3, 5]
+    assert result.crowd.tolist() == [False, True, False]  # the last is hardly seen, and stays an object
+    np.testing.assert_allclose(result.boxes, [[0, 0, 41, 50], [0, 10, 25, 20], [0, 0, 60, 50]], atol=1e-9)
+
+
+def test_iou_crop_does_not_look_for_crowds():
+    image, boxes = painted(40, 60, (3, 5, 30, 31))
+    for seed in range(20):  # where nothing counts as an object, all is shown
+        result = run(image, boxes, (40, 60), seed, crowd=[True], iou_crop=True)
+        np.testing.assert_array_equal(result.image, image)
+        assert result.crowd.tolist() == [True]
+
+
+def test_augment_of_nothing_but_filling():
+    # Zoomed out to a quarter at most, and a canvas that shows a quarter of that: often nothing of the picture is there.
+    results = varied(60, canvas=(40, 60), zoom_out=4.0, scale_range=(4.0, 4.0), color_jitter=0.3, hue=0.1)
+    empty = [result for result in results if (result.window[2:] == result.window[:2]).any()]
+    assert len(empty) > 3
+    assert not any(result.image.any() or len(result.boxes) for result in empty)
+
+
+def test_jitter_turns_into_crowds_what_is_hardly_visible(monkeypatch):
+    monkeypatch.setattr(aug, 'move_sides', lambda *args: np.array([20, 0, 100, 100]))
+    boxes = np.array([[0.0, 0, 26, 10], [0, 0, 27, 10], [0, 0, 20, 10]])  # 6 of 26 columns are seen, 7 of 27, none
+    result = run(np.zeros((100, 100, 3), np.uint8), boxes, (100, 80), jitter=0.2)
+    assert result.kept.tolist() == [0, 1] and result.crowd.tolist() == [True, False]
+
+
+def test_place_inside_is_the_whole_where_the_part_is_all():
+    where = aug.Placement((0.7, 1.3), (35, 52), (3, -4))
+    assert aug.place_inside(np.array([0, 0, 50, 40]), where) == where
+
+
+def test_place_inside_keeps_a_pixel():
+    where = aug.Placement((0.1, 0.1), (10, 10), (5, 6))  # of 100 x 100
+    assert aug.place_inside(np.array([98, 40, 99, 42]), where) == ((1.0, 0.5), (1, 1), (14, 10))
+
+
+def test_distort_colors_by_statistics():
+    # One reddish pixel; in HSV (Python's own functions) each option changes one number.
+    pixel = np.array([[[160, 100, 80]]], np.uint8)
+    hue, saturation, value = colorsys.rgb_to_hsv(160, 100, 80)
+
+    def draws(**options):
+        rng = np.random.RandomState(0)
+        pixels = [aug.distort_colors(pixel, RECIPE | options, rng)[0, 0].astype(float) for _ in range(600)]
+        return np.array(pixels), np.array([colorsys.rgb_to_hsv(*pixel) for pixel in pixels])
+
+    _, hsv = draws(hue=0.1)
+    turned = (hsv[:, 0] - hue + 0.5) % 1 - 0.5
+    assert -0.105 < turned.min() < -0.09 and 0.09 < turned.max() < 0.105 and abs(turned.mean()) < 0.01
+    np.testing.assert_allclose(hsv[:, 1:], [[saturation, value]] * 600, atol=0.01)
+
+    _, hsv = draws(saturation=(0.5, 1.8))
+    factor = hsv[:, 1] / saturation
+    assert 0.48 < factor.min() < 0.53 and 1.75 < factor.max() < 1.83
+    assert 0.45 < (factor < 1).mean() < 0.55  # as likely below 1 as above
+    assert abs(np.median(factor[factor < 1]) - 0.75) < 0.03 and abs(np.median(factor[factor > 1]) - 1.4) < 0.07
+    np.testing.assert_allclose(hsv[:, 0], hue, atol=0.01)
+    np.testing.assert_array_equal(hsv[:, 2], value)
+
+    rgb, _ = draws(exposure=(0.5, 1.5))
+    factor = rgb / [160, 100, 80]
+    assert 0.49 < factor.min() < 0.52 and 1.47 < factor.max() < 1.51
+    np.testing.assert_allclose(factor, factor[:, :1].repeat(3, 1), atol=0.01)
+
+    rgb, _ = draws(brightness=32.0)
+    added = rgb - [160, 100, 80]
+    assert added.min() == -32 and added.max() == 32 and (added == added[:, :1]).all()
+
+
+def test_distort_colors_happens_with_its_probability():
+    image = np.array([[[160, 100, 80]]], np.uint8)
+    all_of_them = dict(brightness=32.0, hue=0.1, saturation=(0.5, 1.5), exposure=(0.5, 1.5))
+    for key, options in ((key, {key: all_of_them[key]}) for key in all_of_them):
+        recipe, rng = RECIPE | options | dict(color_probability=0.3), np.random.RandomState(0)
+        changed = [(aug.distort_colors(image, recipe, rng) != image).any() for _ in range(400)]
+        assert 0.22 < np.mean(changed) < 0.36, key
+    recipe, rng = RECIPE | all_of_them | dict(color_probability=0.5), np.random.RandomState(0)
+    same = [(aug.distort_colors(image, recipe, rng) == image).all() for _ in range(800)]
+    assert 0.04 < np.mean(same) < 0.1  # 1 / 16: each of the four by itself
+
+
+def test_distort_colors_stops_at_black_and_white_and_full_saturation():
+    image = np.array([[[0, 0, 0], [255, 255, 255], [250, 10, 10], [10, 10, 250]]], np.uint8)
+    recipe, rng = RECIPE | dict(brightness=90.0, saturation=(0.2, 3.0), exposure=(0.3, 3.0)), np.random.RandomState(0)
+    for _ in range(60):
+        changed = aug.distort_colors(image, recipe, rng).astype(int)
+        assert changed.shape == image.shape and (changed[0, 1] >= changed[0, 0]).all()  # no value wraps around
+        assert changed[0, 2, 0] == changed[0, 2].max() and changed[0, 3, 2] == changed[0, 3].max()  # red stays red
+
+
+def test_distort_colors_keeps_the_hue_at_full_saturation():
+    # Orange, 250 130 10: at full saturation, 250 125 0, however large the factor is.
+    image, rng = np.array([[[250, 130, 10]]], np.uint8), np.random.RandomState(0)
+    recipe = RECIPE | dict(saturation=(1.0, 9.0))
+    changed = [aug.distort_colors(image, recipe, rng)[0, 0].tolist() for _ in range(40)]
+    assert [250, 125, 0] in changed and all(green >= 125 for _, green, _ in changed)
+
+
+def test_distort_colors_off_keeps_the_image_and_draws_nothing():
+    image, rng = np.random.RandomState(0).randint(0, 256, (6, 7, 3)).astype(np.uint8), np.random.RandomState(3)
+    assert aug.distort_colors(image, RECIPE, rng) is image
+    assert rng.uniform() == np.random.RandomState(3).uniform()
+
+
+def test_augment_distorts_colors():
+    image = np.full((20, 40, 3), (160, 100, 80), np.uint8)
+    result = run(image, np.zeros((0, 4)), (40, 40), 3, hue=0.1, resize='letterbox')
+    inside = result.image[10:30].reshape(-1, 3)
+    assert (inside != [160, 100, 80]).any() and (inside == inside[0]).all() and not result.image[:10].any()
+    expected = aug.distort_colors(image, RECIPE | dict(hue=0.1), np.random.RandomState(3))
+    assert not np.array_equal(inside[0], expected[0, 0])  # its draws come after those of the geometry
+
+
+@pytest.mark.parametrize('changes, words', [
+    (dict(resize='warp'), "recipe.resize is 'warp': it must be one of 'fit', 'letterbox', 'stretch'"),
+    (dict(resize='stretch', longer_side=300), 'recipe.longer_side is 300'),
+    (dict(shorter_side=0), 'recipe.shorter_side is 0'),
+    (dict(flip=1.5), 'recipe.flip is 1.5'),
+    (dict(zoom_out=0.5), 'recipe.zoom_out is 0.5'),
+    (dict(jitter=0.5), 'recipe.jitter is 0.5'),
+    (dict(aspect_jitter=1.0), 'recipe.aspect_jitter is 1.0'),
+    (dict(resize='stretch', aspect_jitter=0.3), "0 with resize 'stretch'"),
+    (dict(scale_range=(1.2, 0.8)), r'recipe.scale_range is \(1.2, 0.8\)'),
+    (dict(scale_range=(0.0, 1.0)), 'recipe.scale_range'),
+    (dict(brightness=-1.0), 'recipe.brightness is -1.0'),
+    (dict(hue=18.0), 'recipe.hue is 18.0'),
+    (dict(saturation=(1.5,)), 'recipe.saturation'),
+    (dict(exposure=(1.1, 1.5)), 'recipe.exposure'),
+    (dict(color_probability=2.0), 'recipe.color_probability'),
+])
+def test_check_recipe_names_the_key(changes, words):
+    with pytest.raises(ValueError, match=words):
+        aug.check_recipe(RECIPE | changes)
+
+
+@pytest.mark.parametrize('name', OPTIONS)
+def test_check_recipe_lets_good_ones_pass(name):
+    aug.check_recipe(RECIPE | OPTIONS[name])

@@ -49,7 +49,8 @@ def from_command_line(tmp_path, monkeypatch):
 @pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
 def test_config_files_are_whole(path):
     config = runpy.run_path(str(path))['get_config']()
-    assert set(dict(configs.flatten(config))) >= set(dict(configs.flatten(complete(minimal()))))
+    whole = complete(ml_collections.ConfigDict(dict(model=dict(name=config.model.name))))
+    assert set(dict(configs.flatten(config))) == set(dict(configs.flatten(whole)))
     assert differences(config, complete(config)) == {}
     assert differences(config, from_json(to_json(config))) == {}
 
@@ -125,6 +126,17 @@ def test_differences_name_the_keys_with_both_values():
     assert differences(ml_collections.ConfigDict(), ml_collections.ConfigDict({'a': {'b': 1}})) == {'a.b': (None, 1)}
 
 
+@pytest.mark.parametrize('data, words', [
+    (dict(canvas_steps=0), 'data.canvas_steps is 0'),
+    (dict(recipe=dict(resize='warp')), "data.recipe.resize is 'warp'"),
+])
+def test_complete_refuses_data_that_mean_nothing(data, words):
+    config = minimal()
+    config.data = data
+    with pytest.raises(ConfigError, match=words):
+        complete(config)
+
+
 def test_mutable_keys_exist():
     assert set(configs.MUTABLE) < set(dict(configs.flatten(configs.defaults())))
 
@@ -139,6 +151,10 @@ def test_mutable_keys_exist():
     ('model.match_best_anchors=false', False),
     ('data.canvases=((64,96),)', ((64, 96),)),
     ('data.recipe.scale_range=(0.5,2.0)', (0.5, 2.0)),
+    ('data.recipe.saturation=(0.5,1.5)', (0.5, 1.5)),
+    ('data.recipe.resize=stretch', 'stretch'),
+    ('data.recipe.iou_crop=true', True),
+    ('data.canvas_steps=10', 10),
     ('optimizer.learning_rate=1e-4', 1e-4),
     ('training.steps=7', 7),
 ])

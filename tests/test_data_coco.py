@@ -153,7 +153,7 @@ def test_prepare_coco_leaves_nothing_when_writing_fails(tree, monkeypatch):
     def fail(self, name):
         raise OSError('No space left on device')
 
-    monkeypatch.setattr(coco.Coco, '_generate_examples', fail)
+    monkeypatch.setattr(coco.prepare.Checked, '_generate_examples', fail)
     with pytest.raises(records.DataError, match='No space left'):
         prepare(tree)
     assert written(tree) == []
@@ -223,7 +223,7 @@ BAD_IMAGES = {
     'no file': (change('images', 1, file_name='set/none.png'), 'no file'),
     'no name of a file': (change('images', 1, file_name='a\0b'), 'no file'),
     'a folder': (change('images', 1, file_name='set'), 'not a file'),
-    'other size': (replace(noise(width=41)), '41 x 30 pixels, the JSON says 40 x 30'),
+    'other size': (replace(noise(width=41)), '41 x 30 pixels, the annotations say 40 x 30'),
     'turned': (replace(noise(height=40, width=30)), 'EXIF'),
     'no image': (replace(b'<html>not found</html>'), 'not a whole image'),
     'empty file': (replace(b''), 'not a whole image'),

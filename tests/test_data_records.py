@@ -12,7 +12,7 @@ import PIL.Image
 import pytest
 import tensorflow_datasets as tfds
 
-from detzoo.data import coco, records
+from detzoo.data import prepare, records
 
 
 def encoded(image, image_format='PNG', **options):
@@ -39,12 +39,12 @@ def write(data_dir, name='toy', version='1.0.0', images=4, **options):
         image = {'image': path, 'image_id': 100 + i, 'file_name': f'{i}é.png', 'height': 30, 'width': 40}
         examples.append(image | {'objects': objects})
 
-    class Toy(coco.Coco, skip_registration=True):
+    class Toy(prepare.Checked, skip_registration=True):
         VERSION = tfds.core.Version(version)
 
     def make_builder(**kwargs):
-        splits = {split: coco.Split(examples, []) for split in ('train', 'validation')}
-        return Toy(name=name, categories={3: 'hen', 8: 'egg'}, splits=splits, **kwargs)
+        splits = {split: prepare.Split(examples, []) for split in ('train', 'validation')}
+        return Toy(name=name, categories={3: 'hen', 8: 'egg'}, splits=splits, annotations='toy', **kwargs)
 
     return records.write_dataset(make_builder, data_dir, **options)
 

@@ -10,7 +10,7 @@ from pycocotools.coco import COCO
 
 from detzoo import inference
 from detzoo.config import defaults
-from detzoo.data.augment import place, placement
+from detzoo.data.geometry import Placement, ResizeRule, place, placement
 from detzoo.data.records import DataError, decode_image, ground_truth, open_dataset
 from detzoo.evaluation import coco_metrics, read_detections
 from detzoo.inference import Classes, ImageDetections
@@ -31,7 +31,7 @@ def evaluated(tiny_run):
 
 def test_to_image_maps_boxes_and_labels_back():
     # A picture of 100 x 30 on a canvas at half its size; the second of three detections is padding.
-    where = placement((30, 100), 0.5)
+    where = Placement((0.5, 0.5), (50, 15))
     found = Detections(
         boxes=np.float32([[10, 5, 20, 10], [1, 1, 2, 2], [0, 0, 50, 15]]),
         scores=np.float32([0.75, 0, 0.5]),
@@ -46,9 +46,17 @@ def test_to_image_maps_boxes_and_labels_back():
     json.dumps(inference.to_coco(result, np.int64(7)))
 
 
+@pytest.mark.parametrize('resize', ['fit', 'letterbox', 'stretch'])
+def test_to_image_maps_back_what_was_placed(resize):
+    boxes = np.array([[0, 0, 100, 30], [7, 3, 21, 29], [64, 11, 90, 12.5]])
+    where = placement((30, 100), (64, 48), ResizeRule(resize))
+    found = Detections(where.to_canvas(boxes).astype(np.float32), np.float32([0.9, 0.8, 0.7]), np.zeros(3, int), np.ones(3, bool))
+    np.testing.assert_allclose(inference.to_image(found, where, CLASSES).boxes, boxes, atol=1e-4)
+
+
 def test_to_image_of_nothing():
     nothing = Detections(np.zeros((3, 4), np.float32), np.zeros(3, np.float32), np.zeros(3, int), np.zeros(3, bool))
-    result = inference.to_image(nothing, placement((30, 100), 0.5), CLASSES)
+    result = inference.to_image(nothing, Placement((0.5, 0.5), (50, 15)), CLASSES)
     assert result.boxes.shape == (0, 4) and result.class_names == () and inference.to_coco(result, 1) == []
 
 
@@ -134,7 +142,8 @@ def test_evaluate_workdir_refuses_data_of_other_classes(tiny_run, monkeypatch):
         inference.evaluate_workdir(tiny_run)
 
 
-def test_predict_dataset_puts_images_on_the_canvases_of_evaluation(data_dir, tiny_config):
+@pytest.mark.parametrize('resize', ['fit', 'letterbox', 'stretch'])
+def test_predict_dataset_puts_images_on_the_canvases_of_evaluation(data_dir, tiny_config, resize):
     # A step that finds the window itself: mapped back, it is the whole image, whatever the canvas.
     import itertools
 
@@ -146,7 +155,7 @@ def test_predict_dataset_puts_images_on_the_canvases_of_evaluation(data_dir, tin
         ones = boxes[..., 0] * 0 + 1
         return Detections(boxes, ones, ones.astype('int32'), ones > 0)
 
-    config = tiny_config(evaluation__canvases=((32, 64), (64, 32)))
+    config = tiny_config(evaluation__canvases=((32, 64), (64, 32)), data__recipe__resize=resize)
     detector = Detector(*itertools.repeat(None, 2), predict, None)
     step = inference.make_predict_step(detector, inference.evaluation_canvases(config))
     dataset = open_dataset('toy', 'validation', data_dir)
@@ -154,7 +163,7 @@ def test_predict_dataset_puts_images_on_the_canvases_of_evaluation(data_dir, tin
     results = inference.predict_dataset(step, *parallel.replicate(({}, {})), dataset, truth, config)
     assert [row['image_id'] for row in results] == [image['id'] for image in truth['images']]
     sizes = [[0, 0, image['width'], image['height']] for image in truth['images']]
-    np.testing.assert_allclose([row['bbox'] for row in results], sizes, rtol=1e-6)
+    np.testing.assert_allclose([row['bbox'] for row in results], sizes, rtol=1e-6, atol=1e-9)
 
 
 # Files
@@ -272,16 +281,17 @@ def test_load_refuses_what_is_no_workdir(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_place_is_what_training_shows_the_detector(toy):
+@pytest.mark.parametrize('resize', ['fit', 'letterbox', 'stretch'])
+def test_place_is_what_training_shows_the_detector(toy, resize):
     # One geometry for all: an image placed for prediction is the one an augmentation without changes makes.
     from detzoo.data.augment import augment
 
     record = toy(1, 33).records[0]
     image = decode_image(record['image'], name='')
-    recipe = defaults().data.recipe.to_dict() | dict(flip=0.0)
+    recipe = defaults().data.recipe.to_dict() | dict(flip=0.0, resize=resize)
     boxes = record['boxes']
     shown = augment(image, boxes, record['is_crowd'], (96, 64), recipe, np.random.RandomState(0))
-    placed, where = place(image, (96, 64))
+    placed, where = place(image, (96, 64), ResizeRule(resize))
     np.testing.assert_array_equal(shown.image, placed)
     np.testing.assert_array_equal(shown.window, where.window)
     np.testing.assert_allclose(shown.boxes, where.to_canvas(boxes)[shown.kept])

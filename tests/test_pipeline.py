@@ -6,13 +6,12 @@ import jax
 import numpy as np
 import pytest
 
+from detzoo.config import defaults
 from detzoo.data import pipeline
-from detzoo.data.augment import choose_canvas
+from detzoo.data.geometry import ResizeRule, choose_canvas, placement
 from detzoo.types import GroundTruth
 
-RECIPE = dict(
-    flip=0.5, rotate90=True, scale_range=(0.7, 1.4), shorter_side=None, longer_side=None, color_jitter=0.0
-)
+RECIPE = defaults().data.recipe.to_dict() | dict(rotate90=True, scale_range=(0.7, 1.4))
 CANVASES = ((48, 64), (64, 48))
 COMMON = dict(canvases=CANVASES, max_boxes=3, recipe=RECIPE, batch_size=4, threads=2)
 COLORS = np.array([(230, 40, 40), (40, 230, 40), (40, 40, 230)])  # of the toy data's classes
@@ -87,15 +86,54 @@ def test_train_batches_use_the_canvas_of_the_step(toy):
     assert drawn != [pipeline.canvas_of_step(step, CANVASES, 8) for step in range(12)]
 
 
-def test_train_batches_put_boxes_around_their_objects(toy):
+def test_canvas_of_step_keeps_a_canvas_for_some_steps():
+    canvases = [(32 * n, 32 * n) for n in range(10, 20)]  # darknet's
+    each = [pipeline.canvas_of_step(step, canvases, 3) for step in range(60)]
+    kept = [pipeline.canvas_of_step(step, canvases, 3, canvas_steps=10) for step in range(600)]
+    assert kept == [canvas for canvas in each for _ in range(10)]
+    assert set(kept) == set(canvases)
+    # Stored before there was `canvas_steps`: what is drawn at each step by default.
+    assert [height // 32 for height, _ in each[:12]] == [14, 11, 12, 16, 15, 16, 10, 10, 12, 14, 18, 14]
+
+
+def test_make_batches_keeps_a_canvas_as_the_config_says(toy, tiny_config):
+    from detzoo.training.loop import make_batches
+
+    batches = make_batches(tiny_config(data__canvases=CANVASES, data__canvas_steps=4), toy(), 2)
+    shapes = [batch.inputs.images.shape[1:3] for batch in itertools.islice(batches, 7)]
+    batches.close()
+    assert shapes == [pipeline.canvas_of_step(step, CANVASES, 0, canvas_steps=4) for step in range(2, 9)]
+    assert shapes != [pipeline.canvas_of_step(step, CANVASES, 0) for step in range(2, 9)]
+
+
+@pytest.mark.parametrize('processes', [1, 2])
+def test_train_batches_keep_the_canvas_wherever_they_start(toy, processes):
+    share = dict(canvas_steps=3, process=processes - 1, processes=processes)
+    whole = train(toy(), 10, **share)
+    expected = [pipeline.canvas_of_step(step, CANVASES, 7, canvas_steps=3) for step in range(10)]
+    assert [batch.inputs.images.shape[1:3] for batch in whole] == expected
+    assert expected[:3] == [expected[0]] * 3 and len(set(expected)) == 2
+    for start in (4, 6):  # in the midst of a canvas's steps, and at their start
+        for batch, again in zip(whole[start:], train(toy(), 10 - start, start_step=start, **share), strict=True):
+            assert_same(batch, again)
+
+
+@pytest.mark.parametrize('changes', [
+    dict(),
+    dict(resize='stretch', zoom_out=2.0, iou_crop=True, hue=0.05),
+    dict(resize='letterbox', aspect_jitter=0.3, exposure=(0.8, 1.2)),
+    dict(resize='stretch', jitter=0.2),
+])  # fmt: skip
+def test_train_batches_put_boxes_around_their_objects(toy, changes):
     # Decoding, augmentation and padding together: in the middle of a box is the colour of its label.
     checked = 0
-    for batch in train(toy(), 10, max_boxes=8):
+    for batch in train(toy(), 10, max_boxes=8, recipe=RECIPE | changes):
         assert batch.inputs.images.dtype == np.uint8
         gt = batch.gt
         for row, thing in zip(*np.nonzero(gt.valid & ~gt.crowd)):
             x, y = ((gt.boxes[row, thing, :2] + gt.boxes[row, thing, 2:]) / 2).astype(int)
-            assert np.abs(batch.inputs.images[row, y, x].astype(int) - COLORS[gt.labels[row, thing]]).max() < 40
+            color = batch.inputs.images[row, y, x].astype(int)
+            assert np.abs(color - COLORS[gt.labels[row, thing]]).max() < (90 if changes else 40)
             checked += 1
     assert checked > 50
 
@@ -104,8 +142,9 @@ def test_train_batches_count_what_is_left_out(toy):
     # Record 2 has more objects than rows; at four times the canvas's size most are not in the crop.
     objects = [len(record['boxes']) for record in toy().records]
     assert objects[2] > 3
-    for scale, cropping in (((1.0, 1.0), False), ((4.0, 4.0), True)):
-        batches = train(toy(), 5, recipe=RECIPE | dict(scale_range=scale))
+    crop = dict(iou_crop=True, zoom_out=2.0)
+    for changes, cropping in ((dict(), False), (dict(scale_range=(4.0, 4.0)), True), (crop, True)):
+        batches = train(toy(), 5, recipe=RECIPE | dict(scale_range=(1.0, 1.0)) | changes)
         for batch in batches:
             total = batch.gt.valid.sum(axis=1) + batch.gt.dropped + batch.gt.cropped
             np.testing.assert_array_equal(total, [objects[index] for index in batch.image_id])
@@ -187,13 +226,45 @@ def test_evaluation_batches_put_each_image_on_the_canvas_where_it_is_largest(toy
         for row in np.flatnonzero(batch.valid):
             record = dataset.records[batch.image_id[row]]
             height, width = record['height'], record['width']
-            assert canvas == choose_canvas((height, width), CANVASES)
+            assert canvas == choose_canvas((height, width), CANVASES, ResizeRule())
             window = batch.inputs.window[row]
             assert (window[2:] == canvas[::-1]).any() and (window[2:] <= canvas[::-1]).all()
             expected = pipeline.xywh_to_xyxy(record['boxes']) * np.tile(window[2:] / [width, height], 2)
             np.testing.assert_allclose(batch.gt.boxes[row][batch.gt.valid[row]], expected, rtol=1e-5)
             assert batch.gt.dropped[row] == 0
     assert used == set(CANVASES)
+
+
+@pytest.mark.parametrize('resize', ['stretch', 'letterbox'])
+def test_evaluation_batches_resize_as_the_recipe_says(toy, resize):
+    dataset, offsets = toy(), set()
+    for batch in evaluation(dataset, recipe=RECIPE | dict(resize=resize), max_boxes=20):
+        canvas = batch.inputs.images.shape[1:3]
+        for row in np.flatnonzero(batch.valid):
+            record = dataset.records[batch.image_id[row]]
+            where = placement((record['height'], record['width']), canvas, ResizeRule(resize))
+            np.testing.assert_array_equal(batch.inputs.window[row], where.window)
+            gt = jax.tree.map(lambda x, row=row: x[row], batch.gt)
+            np.testing.assert_allclose(gt.boxes[gt.valid], where.to_canvas(pipeline.xywh_to_xyxy(record['boxes'])), rtol=1e-5)
+            for box, label in zip(gt.boxes[gt.valid], gt.labels[gt.valid]):
+                x, y = ((box[:2] + box[2:]) / 2).astype(int)
+                assert np.abs(batch.inputs.images[row, y, x].astype(int) - COLORS[label]).max() < 40
+            offsets.add(where.offset)
+    assert len(offsets) > 3 if resize == 'letterbox' else offsets == {(0, 0)}
+
+
+@pytest.mark.parametrize('resize', ['fit', 'stretch', 'letterbox'])
+def test_object_sizes_are_those_of_evaluation_without_crowds(toy, resize):
+    dataset, recipe = toy(), RECIPE | dict(resize=resize)
+    sizes = pipeline.object_sizes(dataset, CANVASES, recipe)
+    assert sizes.shape == (sum((~record['is_crowd']).sum() for record in dataset.records), 2)
+    seen = []
+    for batch in evaluation(dataset, recipe=recipe, max_boxes=20):
+        gt = batch.gt
+        boxes = gt.boxes[gt.valid & ~gt.crowd & batch.valid[:, None]]
+        seen += (boxes[:, 2:] - boxes[:, :2]).tolist()
+    np.testing.assert_allclose(*(np.sort(np.prod(x, axis=1)) for x in (sizes, seen)), rtol=1e-4)
+    np.testing.assert_allclose(*(np.sort(np.divide(*np.transpose(x))) for x in (sizes, seen)), rtol=1e-4)
 
 
 def test_evaluation_batches_keep_to_the_limits_on_sides(toy):

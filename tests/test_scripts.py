@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 
 from detzoo.config import to_json
-from detzoo.evaluation import read_detections
+from detzoo.evaluation import format_voc_table, read_detections, voc_metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
 SHAPES = f'--config={ROOT}/configs/retinanet_shapes.py'
@@ -65,6 +65,7 @@ def test_train_names_an_unknown_key(run_script, tmp_path):
     ('--config.training.batch_size=12', ['training.batch_size is 12']),
     ('--config.training.checkpoint_every=0', ['training.checkpoint_every is 0']),
     ('--config.model.name=yolo9000', ['model.name', 'retinanet']),
+    ('--config.data.recipe.resize=warp', ['data.recipe.resize', 'stretch']),
 ])
 def test_train_names_a_value_it_cannot_use(run_script, data_dir, tmp_path, argument, words):
     data = ['--config.data.name=toy', f'--config.data.data_dir={data_dir}']
@@ -73,7 +74,7 @@ def test_train_names_a_value_it_cannot_use(run_script, data_dir, tmp_path, argum
     assert not (tmp_path / 'run').exists()
 
 
-@pytest.mark.parametrize('name', ['train', 'evaluate', 'predict', 'export_images', 'prepare_data'])
+@pytest.mark.parametrize('name', ['train', 'evaluate', 'predict', 'export_images', 'prepare_data', 'make_anchors'])
 def test_scripts_explain_themselves(run_script, name):
     finished = run_script(name, '--help')
     assert f'python scripts/{name}.py' in finished.stdout and finished.code in (0, 1)
@@ -95,11 +96,15 @@ def test_evaluate_names_a_missing_data_set(run_script, tiny_run, tmp_path):
     assert is_one_error(run_script('evaluate', f'--workdir={tiny_run}', f'--data_dir={tmp_path}'), "no data set 'toy'")
 
 
-def test_evaluate_prints_tables_and_writes_files(run_script, tiny_run):
-    finished = run_script('evaluate', f'--workdir={tiny_run}', '--class_agnostic')
+def test_evaluate_prints_tables_and_writes_files(run_script, tiny_run, data_dir):
+    from detzoo.data.records import ground_truth, open_dataset
+
+    finished = run_script('evaluate', f'--workdir={tiny_run}', '--class_agnostic', '--voc')
     assert finished.code == 0, finished.stderr
     assert finished.stdout.count('Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all') == 2
     assert 'all classes as one' in finished.stdout and 'green' in finished.stdout
+    truth = ground_truth(open_dataset('toy', 'validation', data_dir))
+    assert format_voc_table(voc_metrics(truth, read_detections(tiny_run / 'detections.json.gz'))) in finished.stdout
     metrics = json.loads((tiny_run / 'evaluation.json').read_text())
     assert set(metrics) == {'step', 'images', 'boxes', 'per_class'} and metrics['step'] == 16
     assert set(metrics['boxes']) == set('AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl'.split())
@@ -163,3 +168,31 @@ def test_export_images_writes_the_files_of_a_split(run_script, data_dir, tmp_pat
     for record in open_dataset('toy', 'validation[:3]', data_dir).records:
         assert (tmp_path / 'o' / record['file_name']).read_bytes() == record['image']
     assert is_one_error(run_script('export_images', '--name=birds', *arguments), "no data set 'birds'")
+
+
+def test_make_anchors_prints_what_a_config_takes(run_script, data_dir):
+    import ast
+
+    from detzoo.core.anchors import kmeans_anchors
+    from detzoo.data.geometry import ResizeRule, placement
+    from detzoo.data.records import open_dataset
+
+    data = ['--config.data.name=toy', f'--config.data.data_dir={data_dir}', '--config.data.train_split=train[:9]']
+    canvas = ['--config.data.recipe.resize=stretch', '--config.data.canvases=((96,200),)']
+    finished = run_script('make_anchors', SHAPES, *data, *canvas, '--clusters=3')
+    assert finished.code == 0, finished.stderr
+    head, anchors, *table = finished.stdout.splitlines()
+
+    sizes = []
+    for record in open_dataset('toy', 'train[:9]', data_dir).records:
+        where = placement((record['height'], record['width']), (96, 200), ResizeRule('stretch'))
+        sizes += [box[2:] * where.scale for box, crowd in zip(record['boxes'], record['is_crowd']) if not crowd]
+    expected, average = kmeans_anchors(np.array(sizes), 3)
+    np.testing.assert_allclose(ast.literal_eval(anchors), expected, atol=0.0501)
+    assert head == f'{len(sizes)} objects of 9 images; average IoU {average:.3f} with these anchors:'
+    averages = dict(line.split() for line in table[2:])
+    assert list(averages) == [str(k) for k in range(1, 10)] and averages['3'] == f'{average:.3f}'
+    assert float(averages['1']) < float(averages['4']) < float(averages['9'])
+
+    assert is_one_error(run_script('make_anchors', SHAPES, *data, '--clusters=999'), '999 clusters of', 'boxes')
+    assert is_one_error(run_script('make_anchors', SHAPES, '--config.data.name=birds', data[1]), "no data set 'birds'")

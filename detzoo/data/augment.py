@@ -1,9 +1,13 @@
-"""From an image of any size to a canvas of a fixed one: the geometry that training and inference share, and augmentation.
+"""Augmentation: a random variation of an image with its boxes, on a canvas.
 
-    place:   scale -> paste at the top left corner -> (canvas, Placement); `Placement.to_image` maps boxes back
-    augment: flip, quarter turn, scale jitter -> resize -> crop what hangs over -> colours -> (canvas, window, boxes, ...)
+    flip, quarter turn -> the part of the image to show: zoom out, move the sides, crop around objects
+                       -> where the canvas gets it: `geometry`'s rule, aspect ratio and scale jittered
+                       -> resize, cut what hangs over, change colours -> (canvas, window, boxes, ...)
 
-numpy and OpenCV on the host; boxes are xyxy float64 pixels of whatever image they belong to.
+The part may reach beyond the image. The image is resized once, straight onto its place, and the filling around it is left
+to the detector, which zeroes what is outside of the window after normalising: to it, that is the mean colour.
+
+What is off in a recipe draws no random numbers, so that an option added here changes no run without it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,93 +15,14 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+import pycocotools.mask
+
+from detzoo.data.geometry import RESIZES, Placement, corner, pad, resize, resize_rule, resize_scale, whole_pixels
 
 MIN_VISIBLE = 0.25  # an object of which a crop leaves less becomes a crowd region: neither positive nor background
 MIN_SIDE = 0.01  # canvas pixels; what is thinner would have no width in float32
-
-
-class Placement(NamedTuple):
-    """Where an image lies on a canvas.
-
-    scale: (x, y) canvas pixels per image pixel.
-    size: (width, height) of the resized image; it lies at the top left corner.
-    """
-
-    scale: tuple[float, float]
-    size: tuple[int, int]
-
-    @property
-    def window(self) -> np.ndarray:
-        """[4] float32 xyxy, canvas pixels."""
-        return np.array([0, 0, *self.size], np.float32)
-
-    def to_canvas(self, boxes: np.ndarray) -> np.ndarray:
-        """Maps [..., 4] xyxy boxes of the image to the canvas."""
-        return boxes * np.tile(self.scale, 2)
-
-    def to_image(self, boxes: np.ndarray) -> np.ndarray:
-        """Maps [..., 4] xyxy boxes of the canvas to the image: the inverse of `to_canvas`."""
-        return boxes / np.tile(self.scale, 2)
-
-
-def resize_scale(
-    size: tuple[int, int], canvas: tuple[int, int], *, shorter_side: int | None = None, longer_side: int | None = None
-) -> float:
-    """Computes the scale at which an image fits the canvas, and neither side exceeds its limit.
-
-    Args:
-        size: height and width of the image, pixels.
-        canvas: height and width of the canvas, pixels.
-        shorter_side, longer_side: limits on the sides of the resized image, pixels; None for no limit.
-
-    Returns:
-        canvas pixels per image pixel.
-    """
-    limits = [canvas[0] / size[0], canvas[1] / size[1]]
-    if shorter_side is not None:
-        limits.append(shorter_side / min(size))
-    if longer_side is not None:
-        limits.append(longer_side / max(size))
-    return min(limits)
-
-
-def choose_canvas(size: tuple[int, int], canvases: Sequence[tuple[int, int]], **limits: int | None) -> tuple[int, int]:
-    """Chooses the canvas on which an image is largest, the smallest of equals (arguments: see `resize_scale`)."""
-    return min(map(tuple, canvases), key=lambda canvas: (-resize_scale(size, canvas, **limits), canvas[0] * canvas[1]))
-
-
-def placement(size: tuple[int, int], scale: float) -> Placement:
-    """Rounds an image of (height, width) times a scale to whole pixels."""
-    width, height = max(1, round(size[1] * scale)), max(1, round(size[0] * scale))
-    return Placement((width / size[1], height / size[0]), (width, height))
-
-
-def place(
-    image: np.ndarray, canvas: tuple[int, int], *, shorter_side: int | None = None, longer_side: int | None = None
-) -> tuple[np.ndarray, Placement]:
-    """Resizes an image and puts it on a canvas.
-
-    Args:
-        image: [h, w, 3] uint8.
-        canvas, shorter_side, longer_side: see `resize_scale`.
-
-    Returns:
-        [H, W, 3] uint8, and where the image lies on it.
-    """
-    limits = dict(shorter_side=shorter_side, longer_side=longer_side)
-    where = placement(image.shape[:2], resize_scale(image.shape[:2], canvas, **limits))
-    return pad(resize(image, where), canvas), where
-
-
-def resize(image: np.ndarray, where: Placement) -> np.ndarray:
-    """Resizes [h, w, 3] uint8: by area where it shrinks (no aliasing), bilinearly where it grows."""
-    shrinks = where.size[0] < image.shape[1]
-    return cv2.resize(image, where.size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-
-
-def pad(image: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
-    """Pads [h, w, 3] with zeros on the right and at the bottom to [H, W, 3]."""
-    return np.pad(image, ((0, canvas[0] - image.shape[0]), (0, canvas[1] - image.shape[1]), (0, 0)))
+CROP_OVERLAPS = (None, 0.0, 0.1, 0.3, 0.5, 0.7, 0.9)  # of `sample_crop`; None: no crop
+CROP_TRIALS = 50
 
 
 class Augmented(NamedTuple):
@@ -132,35 +57,56 @@ def augment(
         boxes: [N, 4] float64 xyxy, pixels.
         crowd: [N] bool.
         canvas: (H, W), pixels.
-        recipe: 'flip', the probability of a horizontal flip; 'rotate90', whether to turn by a random multiple of 90
-            degrees; 'scale_range', the factors between which the scale is drawn, log-uniformly; 'shorter_side',
-            'longer_side' (see `resize_scale`); 'color_jitter', the strength of changes of brightness, contrast and
-            saturation, 0..1.
+        recipe: all keys of `config.data.recipe`, with values that `check_recipe` accepts:
+            'flip', the probability of a horizontal flip;
+            'rotate90', whether to turn by a random multiple of 90 degrees;
+            'zoom_out', 'jitter', 'iou_crop': see `zoom_out`, `move_sides`, `sample_crop`;
+            'resize', 'shorter_side', 'longer_side': see `geometry.ResizeRule`;
+            'aspect_jitter', 'scale_range': see `draw_placement`;
+            'color_jitter': see `jitter_colors`;
+            'brightness', 'hue', 'saturation', 'exposure', 'color_probability': see `distort_colors`.
         rng: where the randomness comes from.
 
     Returns:
-        Augmented.
+        Augmented. An object that a cut leaves less than `MIN_VISIBLE` of becomes a crowd; but with 'iou_crop' the
+        paper's rule holds for that crop: what has its centre inside stays an object, however little is left of it, and
+        the rest, but for crowds, is dropped.
     """
     if rng.uniform() < recipe['flip']:
         image, boxes = image[:, ::-1], flip_boxes(boxes, image.shape[1])
     if recipe['rotate90']:
         for _ in range(rng.randint(4)):
             image, boxes = np.rot90(image), rotate_boxes(boxes, image.shape[1])
-    low, high = recipe['scale_range']
-    limits = dict(shorter_side=recipe['shorter_side'], longer_side=recipe['longer_side'])
-    scale = resize_scale(image.shape[:2], canvas, **limits) * np.exp(rng.uniform(np.log(low), np.log(high)))
-    where = placement(image.shape[:2], scale)
-    image, boxes = resize(np.ascontiguousarray(image), where), where.to_canvas(boxes)
 
-    left, top = (rng.randint(max(0, extra) + 1) for extra in (where.size[0] - canvas[1], where.size[1] - canvas[0]))
-    image = image[top : top + canvas[0], left : left + canvas[1]]
-    window = np.array([0, 0, image.shape[1], image.shape[0]], np.float32)
-    whole = boxes - [left, top, left, top]
-    boxes = np.clip(whole, 0, np.tile(window[2:], 2))
+    height, width = image.shape[:2]
+    part, kept = np.array([0, 0, width, height]), np.arange(len(boxes))
+    if recipe['zoom_out'] > 1:
+        part = zoom_out(part, recipe['zoom_out'], rng)
+    if recipe['jitter'] > 0:
+        part = move_sides(part, recipe['jitter'], rng)
+    if recipe['iou_crop']:
+        part = sample_crop(part, boxes[~crowd], (height, width), rng)
+        centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+        inside = ((centers >= part[:2]) & (centers <= part[2:])).all(axis=1)
+        kept = np.flatnonzero(inside | crowd)  # a crowd of which a part is seen must not become background
+        boxes, crowd = np.clip(boxes[kept], np.tile(part[:2], 2), np.tile(part[2:], 2)), crowd[kept]
+
+    where = draw_placement(part, canvas, recipe, rng)
+    x1, y1, x2, y2 = shown = np.clip(part, 0, [width, height, width, height])
+    where = place_inside(shown - np.tile(part[:2], 2), where)
+    image = resize(np.ascontiguousarray(image[y1:y2, x1:x2]), where.size)
+    whole = where.to_canvas(boxes - [x1, y1, x1, y1])
+
+    window = np.clip(where.window, 0, np.float32([canvas[1], canvas[0]] * 2))
+    left, top, right, bottom = window.astype(int)
+    (x, y), boxes = where.offset, np.clip(whole, np.tile(window[:2], 2), np.tile(window[2:], 2))
+    image = image[top - y : bottom - y, left - x : right - x]
+    if image.size:  # at a large scale the canvas may show nothing but the filling
+        image = distort_colors(jitter_colors(image, recipe['color_jitter'], rng), recipe, rng)
     visible = _areas(boxes) / np.maximum(_areas(whole), 1e-9)
-    kept = np.flatnonzero((boxes[:, 2:] - boxes[:, :2] > MIN_SIDE).all(axis=1))
-    image = pad(jitter_colors(image, recipe['color_jitter'], rng), canvas)
-    return Augmented(image, window, boxes[kept], kept, (crowd | (visible < MIN_VISIBLE))[kept])
+    seen = np.flatnonzero((boxes[:, 2:] - boxes[:, :2] > MIN_SIDE).all(axis=1))
+    crowd = crowd | (visible < MIN_VISIBLE)
+    return Augmented(pad(image, (left, top), canvas), window, boxes[seen], kept[seen], crowd[seen])
 
 
 def flip_boxes(boxes: np.ndarray, width: int) -> np.ndarray:
@@ -173,6 +119,109 @@ def rotate_boxes(boxes: np.ndarray, width: int) -> np.ndarray:
     return np.stack([boxes[:, 1], width - boxes[:, 2], boxes[:, 3], width - boxes[:, 0]], axis=1)
 
 
+def zoom_out(part: np.ndarray, largest: float, rng: np.random.RandomState) -> np.ndarray:
+    """Surrounds an image with filling in half of all cases (SSD, 1512.02325, section 3.6: small objects).
+
+    Args:
+        part: [4] int xyxy, pixels: the image.
+        largest: the ratio of the new sides to the old ones is drawn uniformly from 1..largest.
+        rng: where the randomness comes from.
+
+    Returns:
+        [4] int xyxy, with the image anywhere inside.
+    """
+    if rng.uniform() < 0.5:
+        return part
+    size = part[2:] - part[:2]
+    larger = (size * rng.uniform(1, largest)).astype(int)
+    start = part[:2] - [rng.randint(extra + 1) for extra in larger - size]
+    return np.concatenate([start, start + larger])
+
+
+def move_sides(part: np.ndarray, jitter: float, rng: np.random.RandomState) -> np.ndarray:
+    """Moves each side of [4] int xyxy in or out by up to a share of the width or height, uniformly.
+
+    With 'stretch' this is how YOLO was trained at first (1506.02640, section 2.2: scaling and translations of up to 20 %;
+    1612.08242, section 3): darknet's `jitter`. From March 2017 on darknet's key of that name means `aspect_jitter`.
+    """
+    size = np.tile(part[2:] - part[:2], 2)
+    return part + (rng.uniform(-jitter, jitter, 4) * size).astype(int)
+
+
+def sample_crop(
+    part: np.ndarray, boxes: np.ndarray, size: tuple[int, int], rng: np.random.RandomState
+) -> np.ndarray:
+    """Draws a crop around objects (SSD, 1512.02325, section 2.2; sides and number of trials as in the authors' code).
+
+    It is, with equal chances, all there is; or a rectangle of 0.3..1 of the sides (the paper says 0.1) and an aspect ratio
+    of 1/2..2 times that of the whole, without further condition or with an overlap (IoU) of at least 0.1, 0.3, 0.5, 0.7 or
+    0.9 with some object. Where 50 trials find none, another of these chances is taken.
+
+    Args:
+        part: [4] int xyxy, what to crop; it may be larger than the image.
+        boxes: [N, 4] float64 xyxy, the objects that count. Without any the whole part is taken.
+        size: height and width of the image; a crop that shows nothing of it is not taken.
+        rng: where the randomness comes from.
+
+    Returns:
+        [4] int xyxy, inside the part.
+    """
+    for choice in rng.permutation(len(CROP_OVERLAPS)):
+        overlap = CROP_OVERLAPS[choice]
+        if overlap is None:
+            return part
+        scale, ratio = rng.uniform(0.3, 1, CROP_TRIALS), rng.uniform(0.5, 2, CROP_TRIALS)
+        ratio = np.clip(ratio, scale**2, scale**-2)  # neither side becomes longer than the part's
+        sides = np.stack([scale * np.sqrt(ratio), scale / np.sqrt(ratio)], axis=1)  # [trials, 2]
+        start = rng.uniform(size=(CROP_TRIALS, 2)) * (1 - sides)
+        crops = np.concatenate([start, start + sides], axis=1) * np.tile(part[2:] - part[:2], 2)
+        crops = np.rint(crops).astype(int) + np.tile(part[:2], 2)
+        shown = (np.minimum(crops[:, 2:], size[::-1]) > np.maximum(crops[:, :2], 0)).all(axis=1)
+        good = shown & (_best_overlaps(crops, boxes) >= overlap)
+        if good.any():
+            return crops[good.argmax()]
+    raise AssertionError('one of the choices always returns')
+
+
+def draw_placement(
+    part: np.ndarray, canvas: tuple[int, int], recipe: Mapping[str, Any], rng: np.random.RandomState
+) -> Placement:
+    """Draws where on the canvas a part of an image comes to lie.
+
+    Args:
+        part: [4] int xyxy, pixels.
+        canvas: (H, W), pixels.
+        recipe: 'resize', 'shorter_side' and 'longer_side' say where without any randomness.
+            'aspect_jitter' varies width and height by up to that share each, independently, before the rule resizes what
+            results; it then lies anywhere on the canvas where it is smaller (darknet's `jitter` since March 2017).
+            'scale_range' are the limits of a factor of the scale, drawn log-uniformly. What is larger than the canvas
+            then hangs over at random.
+        rng: where the randomness comes from.
+
+    Returns:
+        Placement of the part.
+    """
+    size, rule, jitter = part[2:] - part[:2], resize_rule(recipe), recipe['aspect_jitter']
+    width, height = size.tolist()
+    wider, higher = 1 + rng.uniform(-jitter, jitter, 2) if jitter > 0 else (1, 1)
+    scale = resize_scale((height * higher, width * wider), canvas, rule)
+    factor = np.exp(rng.uniform(*np.log(recipe['scale_range'])))
+    size = whole_pixels((height, width), (scale[0] * wider * factor, scale[1] * higher * factor))
+    free = canvas[1] - size[0], canvas[0] - size[1]
+    left, top = (rng.randint(max(0, -extra) + 1) for extra in free)
+    x, y = (rng.randint(max(0, extra) + 1) for extra in free) if jitter > 0 else corner(size, canvas, rule)
+    return Placement((size[0] / width, size[1] / height), size, (x - left, y - top))
+
+
+def place_inside(part: np.ndarray, where: Placement) -> Placement:
+    """Says where a part ([4] int xyxy) of something placed lies, in whole pixels; at least one, and inside of it."""
+    limits = np.tile(where.offset, 2) + [0, 0, *where.size]
+    x1, y1, x2, y2 = np.rint(where.to_canvas(part)).astype(int).tolist()
+    x1, y1 = min(x1, limits[2] - 1), min(y1, limits[3] - 1)
+    size = max(1, x2 - x1), max(1, y2 - y1)
+    return Placement((size[0] / (part[2] - part[0]), size[1] / (part[3] - part[1])), size, (x1, y1))
+
+
 def jitter_colors(image: np.ndarray, strength: float, rng: np.random.RandomState) -> np.ndarray:
     """Changes brightness, contrast and saturation of [h, w, 3] uint8 by factors drawn from 1 - strength .. 1 + strength."""
     if strength == 0:
@@ -183,6 +232,82 @@ def jitter_colors(image: np.ndarray, strength: float, rng: np.random.RandomState
     gray = image @ np.array([0.299, 0.587, 0.114], np.float32)
     image = gray[..., None] + (image - gray[..., None]) * saturation
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+
+
+def distort_colors(image: np.ndarray, recipe: Mapping[str, Any], rng: np.random.RandomState) -> np.ndarray:
+    """Changes colours as SSD and YOLO do (1512.02325, section 2.2; 1506.02640, section 2.2): in HSV.
+
+    SSD's `contrast` and darknet's `exposure` are one: a factor on all channels. A factor is as likely below 1 as above,
+    and uniform on either side: for (0.5, 1.5) that is uniform throughout, as in SSD; darknet's is the reciprocal of
+    a uniform number where it is below 1.
+
+    Args:
+        image: [h, w, 3] uint8 RGB.
+        recipe: 'brightness', the largest summand on all channels, 0..255; 'hue', the largest shift, in turns of the colour
+            circle; 'saturation', 'exposure', the (smallest, largest) factor; each happens with 'color_probability'.
+        rng: where the randomness comes from.
+
+    Returns:
+        [h, w, 3] uint8.
+    """
+
+    def happens() -> bool:
+        return rng.uniform() < recipe['color_probability']
+
+    def summand(key: str) -> float:
+        return rng.uniform(-recipe[key], recipe[key]) if recipe[key] > 0 and happens() else 0.0
+
+    def factor(key: str) -> float:
+        low, high = recipe[key]
+        return np.interp(rng.uniform(-1, 1), (-1, 0, 1), (low, 1, high)) if low < high and happens() else 1.0
+
+    brightness, hue, saturation, exposure = summand('brightness'), summand('hue'), factor('saturation'), factor('exposure')
+    if (brightness, hue, saturation, exposure) == (0, 0, 1, 1):
+        return image
+    rgb = np.clip(image.astype(np.float32) + brightness, 0, 255)
+    hsv = cv2.cvtColor(rgb.astype(np.float32), cv2.COLOR_RGB2HSV)  # of floats: degrees, 0..1, and the largest channel
+    hsv[..., 0] = (hsv[..., 0] + 360 * hue) % 360
+    hsv[..., 1] = np.minimum(hsv[..., 1] * saturation, 1)
+    rgb = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) * exposure
+    return np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
+
+
+def check_recipe(recipe: Mapping[str, Any]) -> None:
+    """Refuses values of `config.data.recipe` that mean nothing, with a ValueError that names the key."""
+
+    def check(key: str, good: bool, wanted: str) -> None:
+        if not good:
+            raise ValueError(f'recipe.{key} is {recipe[key]!r}: it must be {wanted}')
+
+    check('resize', recipe['resize'] in RESIZES, f'one of {", ".join(map(repr, RESIZES))}')
+    for key in ('shorter_side', 'longer_side'):
+        check(key, recipe[key] is None or recipe['resize'] != 'stretch', "None with resize 'stretch', which has no scale to limit")
+        check(key, recipe[key] is None or recipe[key] > 0, 'a positive number of pixels, or None')
+    for key in ('flip', 'color_jitter', 'color_probability'):
+        check(key, 0 <= recipe[key] <= 1, 'in 0..1')
+    check('zoom_out', recipe['zoom_out'] >= 1, 'a ratio of at least 1 (off)')
+    check('jitter', 0 <= recipe['jitter'] < 0.5, 'at least 0 (off) and below 0.5, where opposite sides would meet')
+    check('aspect_jitter', 0 <= recipe['aspect_jitter'] < 1, 'at least 0 (off) and below 1')
+    stretched = recipe['resize'] == 'stretch' and recipe['aspect_jitter'] > 0
+    check('aspect_jitter', not stretched, "0 with resize 'stretch', which undoes it; 'jitter' is what varies there")
+    check('scale_range', _is_range(recipe['scale_range']), 'two positive factors, the smaller one first')
+    check('brightness', 0 <= recipe['brightness'] <= 255, 'in 0..255')
+    check('hue', 0 <= recipe['hue'] <= 0.5, 'in 0..0.5 (half a turn)')
+    for key in ('saturation', 'exposure'):
+        good = _is_range(recipe[key]) and recipe[key][0] <= 1 <= recipe[key][1]
+        check(key, good, 'two positive factors, the first at most 1, the second at least 1')
+
+
+def _is_range(values: Sequence[float]) -> bool:
+    return len(values) == 2 and 0 < values[0] <= values[1]
+
+
+def _best_overlaps(crops: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """The largest IoU [n] of each of [n, 4] xyxy crops with any of [N, 4] xyxy boxes; -1 where there is no box."""
+    if not len(boxes):
+        return np.full(len(crops), -1.0)
+    as_xywh = [np.concatenate([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]], axis=1).astype(np.float64) for xyxy in (crops, boxes)]
+    return pycocotools.mask.iou(*as_xywh, np.zeros(len(boxes), np.uint8)).max(axis=1)
 
 
 def _areas(boxes: np.ndarray) -> np.ndarray:

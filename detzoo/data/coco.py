@@ -4,7 +4,7 @@
     read_categories  ->  ids and names; labels 0..K-1 follow the ids in ascending order
     check_image      ->  every image entry: its fields, and a file inside the image folder
     check_annotation ->  every annotation: class, image, box, and its mask as one compressed RLE
-    check_pixels     ->  every image file: decoded once, whole, of the size that the JSON says
+    check_files      ->  every image file: decoded once, whole, of the size that the JSON says
     prepare_coco     ->  the data set on disk, for `records.open_dataset`
 
 What is wrong with the file as a whole is always an error. What is wrong with one record is an error too, or, if the
@@ -13,76 +13,18 @@ a few of its boxes have no height.
 """
 
 import collections
-import concurrent.futures
 import json
 import os
 import pathlib
-import re
-from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import pycocotools.mask
-import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from detzoo.data import records
+from detzoo.data import prepare, records
+from detzoo.data.prepare import TOLERANCE, BadRecords, Prepared, Split
 from detzoo.data.records import DataError
-
-TOLERANCE = 2.0  # px by which a box or polygon may leave its image: rounding, as in COCO itself; it's kept as it is
-
-
-class Split(NamedTuple):
-    """The checked records of a split.
-
-    examples: one dict an image as `records.features` takes it, with the path of its file as `image`.
-    skipped: what was left out, a sentence each.
-    """
-
-    examples: list[dict[str, Any]]
-    skipped: list[str]
-
-
-class Prepared(NamedTuple):
-    """What `prepare_coco` wrote.
-
-    folder: of the data set.
-    class_names: [K].
-    splits: by name.
-    """
-
-    folder: pathlib.Path
-    class_names: tuple[str, ...]
-    splits: dict[str, Split]
-
-
-class Coco(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """The TFDS builder of a data set whose name and checked records are given to it."""
-
-    VERSION = tfds.core.Version('1.0.0')
-
-    def __init__(self, *, name: str, categories: dict[int, str], splits: dict[str, Split], **kwargs: Any):
-        """Takes `categories` by ascending id and the splits, next to TFDS's own arguments."""
-        self.name = name
-        self._categories = categories
-        self._splits = splits
-        super().__init__(**kwargs)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return records.dataset_info(
-            self,
-            class_names=list(self._categories.values()),
-            category_ids=list(self._categories),
-            description='Prepared by detzoo from COCO annotations.',
-        )
-
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        skipped = {name: split.skipped for name, split in self._splits.items()}
-        (self.data_path / 'skipped.json').write_text(json.dumps(skipped, indent=2))
-        return {name: self._generate_examples(name) for name in self._splits}
-
-    def _generate_examples(self, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        yield from enumerate(tqdm(self._splits[name].examples, desc=f'writing {name}', unit='image'))
 
 
 def prepare_coco(
@@ -112,10 +54,8 @@ def prepare_coco(
     Raises:
         DataError: something is wrong; the message names the file, the record and the remedy.
     """
-    if on_bad_record not in ('error', 'skip'):
-        raise DataError(f"on_bad_record must be 'error' or 'skip', not {on_bad_record!r}")
     data_dir = records.data_root(data_dir)
-    _check_name(name, data_dir, overwrite)
+    prepare.check_request(name, data_dir, on_bad_record, overwrite)
     sources = {
         'train': (pathlib.Path(train_annotations), pathlib.Path(train_images)),
         'validation': (pathlib.Path(validation_annotations), pathlib.Path(validation_images)),
@@ -129,15 +69,7 @@ def prepare_coco(
         split: check_split(path, documents[split], list(categories), folder, on_bad_record == 'skip', max_pixels)
         for split, (path, folder) in sources.items()
     }
-
-    def make_builder(**kwargs: Any) -> Coco:
-        return Coco(name=name, categories=categories, splits=splits, **kwargs)
-
-    try:
-        folder = records.write_dataset(make_builder, data_dir, overwrite=overwrite)
-    except OSError as error:
-        raise DataError(f'cannot write {data_dir / name}: {error}; nothing is left of it, try again') from error
-    return Prepared(folder, tuple(categories.values()), splits)
+    return prepare.write(name, categories, splits, data_dir, annotations='COCO', overwrite=overwrite)
 
 
 def read_document(path: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
@@ -192,13 +124,7 @@ def check_split(
     Raises:
         DataError: a bad record and not `skip`, or no image is left.
     """
-    skipped: list[str] = []
-
-    def bad(error: DataError) -> None:
-        if not skip:
-            raise DataError(f'{error}. Mend it, or leave bad records out with --on_bad_record=skip') from error
-        skipped.append(str(error))
-
+    bad = BadRecords(skip)
     listed = collections.Counter(entry['id'] for entry in document['images'] if type(entry.get('id')) is int)
     images = {}
     for i, entry in enumerate(document['images']):
@@ -208,7 +134,7 @@ def check_split(
                 raise DataError(f'{_where(path, "image", i, entry)}: another image has the same id')
             images[image['image_id']] = image
         except DataError as error:
-            bad(error)
+            bad.add(error)
 
     labels = {category_id: label for label, category_id in enumerate(category_ids)}
     seen: set[int] = set()
@@ -224,24 +150,10 @@ def check_split(
             seen.add(annotation['id'])
             images[image_id]['objects'].append(annotation)
         except DataError as error:
-            bad(error)
+            bad.add(error)
 
-    examples = []
-    with concurrent.futures.ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
-        try:
-            checks = [pool.submit(check_pixels, image, path, max_pixels) for image in images.values()]
-            progress = tqdm(zip(checks, images.values(), strict=True), desc='decoding', total=len(images), unit='image')
-            for check, image in progress:
-                try:
-                    check.result()
-                    examples.append(image)
-                except DataError as error:
-                    bad(error)
-        finally:
-            pool.shutdown(cancel_futures=True)
-    if not examples:
-        raise DataError(f'{path}: not one good image; {len(skipped)} bad records')
-    return Split(examples, skipped)
+    named = {f'{path}: image {image_id} ({image["file_name"]})': image for image_id, image in images.items()}
+    return prepare.check_files(named, str(path), bad, max_pixels)
 
 
 def check_image(entry: dict[str, Any], where: str, folder: pathlib.Path, max_pixels: int) -> dict[str, Any]:
@@ -250,16 +162,8 @@ def check_image(entry: dict[str, Any], where: str, folder: pathlib.Path, max_pix
     name = entry.get('file_name')
     if not isinstance(name, str) or not name:
         raise DataError(f'{where}: file_name must be text, not {name!r}')
-    if height < 1 or width < 1 or height * width > max_pixels:
-        raise DataError(f'{where}: {width} x {height} pixels must be positive and at most max_pixels={max_pixels}')
-    try:
-        file = (folder / name).resolve(strict=True)
-    except (OSError, RuntimeError, ValueError) as error:  # missing; links in a circle; no name of a file at all
-        raise DataError(f'{where}: there is no file {name!r} in {folder}') from error
-    if pathlib.PurePath(name).is_absolute() or not file.is_relative_to(folder.resolve()):
-        raise DataError(f'{where}: file_name leads out of {folder}; use paths inside of it')
-    if not file.is_file():
-        raise DataError(f'{where}: {file} is not a file')
+    prepare.check_size(height, width, where, max_pixels)
+    file = prepare.find_file(name, folder, where)
     return {
         'image': file,
         'image_id': image_id,
@@ -300,31 +204,6 @@ def check_annotation(
     }
 
 
-def check_pixels(image: dict[str, Any], path: pathlib.Path, max_pixels: int) -> None:
-    """Decodes an image file to the end and compares its size with the JSON's."""
-    where = f'{path}: image {image["image_id"]} ({image["file_name"]})'
-    try:
-        data = image['image'].read_bytes()
-    except OSError as error:
-        raise DataError(f'{where}: cannot read the file: {error.strerror}') from error
-    height, width = records.decode_image(data, name=where, max_pixels=max_pixels, strict=True).shape[:2]
-    if (height, width) != (image['height'], image['width']):
-        turned = '; its EXIF orientation may turn it: annotate it as it is seen, or remove the tag'
-        raise DataError(
-            f'{where}: the file has {width} x {height} pixels, the JSON says {image["width"]} x {image["height"]}'
-            f'{turned if (width, height) == (image["height"], image["width"]) else ""}'
-        )
-
-
-def _check_name(name: str, data_dir: pathlib.Path, overwrite: bool) -> None:
-    if not re.fullmatch('[a-z][a-z0-9_]*', name):
-        raise DataError(f'name {name!r} must be lower-case letters, digits and underscores, a letter first')
-    if name in records.builders():
-        raise DataError(f'{name!r} is a data set of detzoo itself; choose another name')
-    if (data_dir / name).exists() and not overwrite:
-        raise DataError(f'{data_dir / name} exists; choose another name, or replace it with --overwrite')
-
-
 def _common_categories(documents: dict[pathlib.Path, dict[str, Any]]) -> dict[int, str]:
     (path, categories), (other_path, others) = ((path, read_categories(path, d)) for path, d in documents.items())
     if categories != others:
@@ -354,11 +233,7 @@ def _are_numbers(values: Any) -> bool:
 def _box(box: Any, where: str, height: int, width: int) -> list[float]:
     if not _are_numbers(box) or len(box) != 4:
         raise DataError(f'{where}: bbox must be four finite numbers, not {box!r}')
-    x, y, w, h = box
-    if w <= 0 or h <= 0:
-        raise DataError(f'{where}: bbox {box} has no positive width and height')
-    if min(x, y) < -TOLERANCE or x + w > width + TOLERANCE or y + h > height + TOLERANCE:
-        raise DataError(f'{where}: bbox {box} (x, y, width, height) leaves the image of {width} x {height} pixels')
+    prepare.check_box(box, where, height, width)
     return box
 
 

@@ -14,8 +14,10 @@ import cv2
 import grain
 import jax
 import numpy as np
+from tqdm.auto import tqdm
 
-from detzoo.data.augment import augment, choose_canvas, place
+from detzoo.data.augment import augment
+from detzoo.data.geometry import choose_canvas, place, placement, resize_rule
 from detzoo.data.records import Dataset, decode_image
 from detzoo.types import Batch, GroundTruth, Inputs
 
@@ -30,6 +32,7 @@ def train_batches(
     recipe: Mapping[str, Any],
     batch_size: int,
     seed: int,
+    canvas_steps: int = 1,
     start_step: int = 0,
     process: int = 0,
     processes: int = 1,
@@ -44,6 +47,7 @@ def train_batches(
         recipe: of `augment`.
         batch_size: of all processes together.
         seed: of shuffling, augmentation and canvases.
+        canvas_steps: for how many steps a canvas is kept.
         start_step: the first step to make.
         process, processes: this process makes the elements process, process + processes, ... of each batch.
         threads: that decode and augment.
@@ -56,7 +60,7 @@ def train_batches(
 
     def load(position: int, index: int) -> Batch:
         """The example at a position of the stream."""
-        canvas = canvas_of_step(position // batch_size, canvases, seed)
+        canvas = canvas_of_step(position // batch_size, canvases, seed, canvas_steps)
         return load_augmented(dataset, index, canvas, max_boxes, recipe, np.random.RandomState([seed, position]))
 
     stream = grain.MapDataset.range(len(dataset.records)).seed(seed).shuffle().repeat().map_with_index(load)
@@ -64,9 +68,11 @@ def train_batches(
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=8)))
 
 
-def canvas_of_step(step: int, canvases: Sequence[tuple[int, int]], seed: int) -> tuple[int, int]:
-    """Draws the canvas that all processes use at a step."""
-    return tuple(canvases[np.random.RandomState([seed, step, 1]).randint(len(canvases))])
+def canvas_of_step(
+    step: int, canvases: Sequence[tuple[int, int]], seed: int, canvas_steps: int = 1
+) -> tuple[int, int]:
+    """Draws the canvas that all processes use at a step; it is kept for `canvas_steps` steps (multi-scale training)."""
+    return tuple(canvases[np.random.RandomState([seed, step // canvas_steps, 1]).randint(len(canvases))])
 
 
 def evaluation_batches(
@@ -85,7 +91,7 @@ def evaluation_batches(
 
     Args:
         sizes: (height, width) of each record's image.
-        recipe: of it, 'shorter_side' and 'longer_side' are used: nothing is drawn.
+        recipe: of it, `resize_rule` is used: nothing is drawn.
         dataset, canvases, max_boxes, batch_size, process, processes, threads: see `train_batches`.
 
     Returns:
@@ -94,8 +100,8 @@ def evaluation_batches(
     """
     if batch_size % processes:
         raise ValueError(f'batch_size {batch_size} is not a multiple of the {processes} processes')
-    limits = dict(shorter_side=recipe['shorter_side'], longer_side=recipe['longer_side'])
-    chosen = [choose_canvas(size, canvases, **limits) for size in sizes]
+    rule = resize_rule(recipe)
+    chosen = [choose_canvas(size, canvases, rule) for size in sizes]
     plan = []  # (record, canvas, valid) of each row of each batch
     for canvas in sorted(set(chosen)):
         rows = [(index, canvas, True) for index, other in enumerate(chosen) if other == canvas]
@@ -104,7 +110,7 @@ def evaluation_batches(
     def load(row: tuple[int, tuple[int, int], bool]) -> Batch:
         index, canvas, valid = row
         record = dataset.records[index]
-        image, where = place(decode_image(record['image'], name=record['file_name']), canvas, **limits)
+        image, where = place(decode_image(record['image'], name=record['file_name']), canvas, rule)
         boxes = where.to_canvas(xywh_to_xyxy(record['boxes']))
         gt = pad_ground_truth(boxes, record['labels'], record['is_crowd'], max_boxes, cropped=0)
         return Batch(Inputs(image, where.window), gt, np.int32(index), np.bool_(valid))
@@ -153,6 +159,25 @@ def pad_ground_truth(
     valid = np.arange(max_boxes) < len(rows)
     dropped = np.int32(len(boxes) - len(rows))
     return GroundTruth(padded[0], padded[1], valid, padded[2], dropped=dropped, cropped=np.int32(cropped))
+
+
+def object_sizes(dataset: Dataset, canvases: Sequence[tuple[int, int]], recipe: Mapping[str, Any]) -> np.ndarray:
+    """Lists the sizes of a split's objects on the canvases, as in `evaluation_batches`: nothing is drawn.
+
+    Args:
+        dataset: the split.
+        canvases: (H, W) each; every image takes that on which it is largest.
+        recipe: of it, `resize_rule` is used.
+
+    Returns:
+        [N, 2] float64 width and height, canvas pixels, of all objects but crowds.
+    """
+    rule, sizes = resize_rule(recipe), []
+    for record in tqdm(dataset.records, desc='sizes', unit='image', leave=False):
+        size = record['height'], record['width']
+        scale = placement(size, choose_canvas(size, canvases, rule), rule).scale
+        sizes.append(record['boxes'][~record['is_crowd'], 2:] * scale)
+    return np.concatenate(sizes)
 
 
 def xywh_to_xyxy(boxes: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """One record for every data set, and the only door through which the project opens data.
 
-    a builder (shapes, histology, coco)  ->  `write_dataset`: a TFDS data set on disk, all of it or nothing
+    a builder (shapes, histology; coco and voc share that of prepare)
+                                         ->  `write_dataset`: a TFDS data set on disk, all of it or nothing
                                              (`dataset_info`, `features`, `mask_object`: what builders share)
     `open_dataset(name, split)`          ->  Dataset: class names, category ids, and records with random access
     dataset.records[i]                   ->  a dict of numpy, the image still encoded

@@ -8,5 +8,15 @@ from detzoo.evaluation.coco import (
     read_detections,
     write_detections,
 )
+from detzoo.evaluation.voc import format_voc_table, voc_metrics
 
-__all__ = ['class_agnostic', 'coco_metrics', 'format_table', 'pr_curves', 'read_detections', 'write_detections']
+__all__ = [
+    'class_agnostic',
+    'coco_metrics',
+    'format_table',
+    'format_voc_table',
+    'pr_curves',
+    'read_detections',
+    'voc_metrics',
+    'write_detections',
+]

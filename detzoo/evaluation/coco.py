@@ -98,8 +98,8 @@ def class_agnostic(
     Raises:
       ValueError: as `coco_metrics`.
     """
-    _check_ground_truth(ground_truth)
-    _check_detections(ground_truth, detections)
+    check_ground_truth(ground_truth)
+    check_detections(ground_truth, detections)
 
     def one_category(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         # Equal scores, and equal IoUs, are resolved by order, and pycocotools concatenates the categories.
@@ -140,11 +140,11 @@ def format_table(metrics: dict[str, Any]) -> str:
         lines = [f'{section}, {metrics["images"]} images']
         for name, (what, iou, area, count) in _TWELVE.items():
             title = f'{"Average " + what:<18} (A{what[0]})'
-            value = _show(metrics[section][name])
+            value = show(metrics[section][name])
             lines.append(f' {title} @[ IoU={iou:<9} | area={area:>6} | maxDets={count:>3} ] = {value}')
         blocks.append('\n'.join(lines))
     if metrics['per_class']:
-        blocks.append(_class_table(metrics['per_class']))
+        blocks.append(class_table(metrics['per_class']))
     return '\n\n'.join(blocks)
 
 
@@ -170,8 +170,8 @@ def _precision_recall(
     ground_truth: dict[str, Any], detections: list[dict[str, Any]], kind: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Runs the evaluator: precision [T, R, K, A, M] and recall [T, K, A, M], float64 in 0..1 or -1 where absent."""
-    _check_ground_truth(ground_truth)
-    _check_detections(ground_truth, detections)
+    check_ground_truth(ground_truth)
+    check_detections(ground_truth, detections)
     if kind == 'segm':
         _check_masks(ground_truth, detections)
         # The evaluator takes the area of a result from its box, if it has one, even when it compares masks.
@@ -208,7 +208,7 @@ def _class_names(ground_truth: dict[str, Any]) -> list[str]:
     return [category['name'] for category in sorted(ground_truth['categories'], key=lambda category: category['id'])]
 
 
-def _check_ground_truth(ground_truth: dict[str, Any]) -> None:
+def check_ground_truth(ground_truth: dict[str, Any]) -> None:
     """Refuses what would be counted twice, skipped or put into the wrong range of areas."""
     for table, key in (('images', 'id'), ('categories', 'id'), ('categories', 'name'), ('annotations', 'id')):
         for value, count in Counter(row[key] for row in ground_truth[table]).most_common(1):
@@ -222,7 +222,7 @@ def _check_ground_truth(ground_truth: dict[str, Any]) -> None:
             raise ValueError(f"annotation {row['id']}: it has no 'area'")
 
 
-def _check_detections(ground_truth: dict[str, Any], detections: list[dict[str, Any]]) -> None:
+def check_detections(ground_truth: dict[str, Any], detections: list[dict[str, Any]]) -> None:
     """Refuses detections that could match nothing, or that have no rank."""
     images = {image['id'] for image in ground_truth['images']}
     categories = {category['id'] for category in ground_truth['categories']}
@@ -243,7 +243,7 @@ def _check_masks(ground_truth: dict[str, Any], detections: list[dict[str, Any]])
                 raise ValueError(f"{what} {row.get('id', index)}: masks are evaluated, but it has no 'segmentation'")
 
 
-def _class_table(per_class: dict[str, dict[str, float | None]]) -> str:
+def class_table(per_class: dict[str, dict[str, float | None]]) -> str:
     """Aligns the metrics of classes in columns, the best first and absent ones last."""
     columns = list(next(iter(per_class.values())))
     width = max(len('class'), *map(len, per_class))
@@ -254,9 +254,9 @@ def _class_table(per_class: dict[str, dict[str, float | None]]) -> str:
 
     lines = ['  '.join([f'{"class":<{width}}', *(f'{column:>9}' for column in columns)])]
     for name in sorted(per_class, key=rank):
-        lines.append('  '.join([f'{name:<{width}}', *(f'{_show(per_class[name][column]):>9}' for column in columns)]))
+        lines.append('  '.join([f'{name:<{width}}', *(f'{show(per_class[name][column]):>9}' for column in columns)]))
     return '\n'.join(lines)
 
 
-def _show(value: float | None) -> str:
+def show(value: float | None) -> str:
     return '-' if value is None else f'{value:.3f}'

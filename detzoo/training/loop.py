@@ -244,6 +244,7 @@ def make_batches(config: ml_collections.ConfigDict, data: Dataset, start: int) -
         recipe=config.data.recipe.to_dict(),
         batch_size=config.training.batch_size,
         seed=config.seed,
+        canvas_steps=config.data.canvas_steps,
         start_step=start,
         process=jax.process_index(),
         processes=jax.process_count(),

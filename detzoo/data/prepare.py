@@ -1,0 +1,217 @@
+"""What the readers of annotation formats share: from records they checked to a data set on disk.
+
+    check_request -> name, place and policy, before anything is read
+    find_file, check_box, check_pixels: an image's file, a box in its image, a file's pixels
+    check_files   -> decodes every image of a split, in threads
+    write         -> the data set for `records.open_dataset`, all of it or nothing
+
+What is wrong with one record raises DataError, which a `BadRecords` turns into the end or, if the caller says 'skip',
+into a line of `skipped.json` in the data set's folder.
+"""
+
+import concurrent.futures
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import tensorflow_datasets as tfds
+from tqdm import tqdm
+
+from detzoo.data import records
+from detzoo.data.records import DataError
+
+TOLERANCE = 2.0  # px by which a box or polygon may leave its image: rounding, as in COCO itself; it's kept as it is
+
+
+class Split(NamedTuple):
+    """The checked records of a split.
+
+    examples: one dict an image as `records.features` takes it, with the path of its file as `image`.
+    skipped: what was left out, a sentence each.
+    """
+
+    examples: list[dict[str, Any]]
+    skipped: list[str]
+
+
+class Prepared(NamedTuple):
+    """What `write` wrote.
+
+    folder: of the data set.
+    class_names: [K].
+    splits: by name.
+    """
+
+    folder: pathlib.Path
+    class_names: tuple[str, ...]
+    splits: dict[str, Split]
+
+
+class Checked(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """The TFDS builder of a data set whose name and checked records are given to it."""
+
+    VERSION = tfds.core.Version('1.0.0')
+
+    def __init__(
+        self, *, name: str, categories: dict[int, str], splits: dict[str, Split], annotations: str, **kwargs: Any
+    ):
+        """Takes `categories` by ascending id, the splits and what the annotations are, next to TFDS's own arguments."""
+        self.name = name
+        self._categories = categories
+        self._splits = splits
+        self._annotations = annotations
+        super().__init__(**kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return records.dataset_info(
+            self,
+            class_names=list(self._categories.values()),
+            category_ids=list(self._categories),
+            description=f'Prepared by detzoo from {self._annotations} annotations.',
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+        skipped = {name: split.skipped for name, split in self._splits.items()}
+        (self.data_path / 'skipped.json').write_text(json.dumps(skipped, indent=2))
+        return {name: self._generate_examples(name) for name in self._splits}
+
+    def _generate_examples(self, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        yield from enumerate(tqdm(self._splits[name].examples, desc=f'writing {name}', unit='image'))
+
+
+class BadRecords:
+    """What to do with bad records of a split: `add` raises, or with `skip` keeps the message in `messages`."""
+
+    def __init__(self, skip: bool):
+        self.skip = skip
+        self.messages: list[str] = []
+
+    def add(self, error: DataError) -> None:
+        if not self.skip:
+            raise DataError(f'{error}. Mend it, or leave bad records out with --on_bad_record=skip') from error
+        self.messages.append(str(error))
+
+
+def check_request(name: str, data_dir: pathlib.Path, on_bad_record: str, overwrite: bool) -> None:
+    """Refuses a name that can't be that of a new data set, and an unknown policy."""
+    if on_bad_record not in ('error', 'skip'):
+        raise DataError(f"on_bad_record must be 'error' or 'skip', not {on_bad_record!r}")
+    if not re.fullmatch('[a-z][a-z0-9_]*', name):
+        raise DataError(f'name {name!r} must be lower-case letters, digits and underscores, a letter first')
+    if name in records.builders():
+        raise DataError(f'{name!r} is a data set of detzoo itself; choose another name')
+    if (data_dir / name).exists() and not overwrite:
+        raise DataError(f'{data_dir / name} exists; choose another name, or replace it with --overwrite')
+
+
+def check_size(height: int, width: int, where: str, max_pixels: int) -> None:
+    """Refuses sizes that annotations give an image."""
+    if height < 1 or width < 1 or height * width > max_pixels:
+        raise DataError(f'{where}: {width} x {height} pixels must be positive and at most max_pixels={max_pixels}')
+
+
+def find_file(name: str, folder: pathlib.Path, where: str) -> pathlib.Path:
+    """Finds a file by its name inside of a folder, and nowhere else."""
+    try:
+        file = (folder / name).resolve(strict=True)
+    except (OSError, RuntimeError, ValueError) as error:  # missing; links in a circle; no name of a file at all
+        raise DataError(f'{where}: there is no file {name!r} in {folder}') from error
+    if pathlib.PurePath(name).is_absolute() or not file.is_relative_to(folder.resolve()):
+        raise DataError(f'{where}: file_name leads out of {folder}; use paths inside of it')
+    if not file.is_file():
+        raise DataError(f'{where}: {file} is not a file')
+    return file
+
+
+def check_box(box: Sequence[float], where: str, height: int, width: int) -> None:
+    """Refuses a box (x, y, width, height) of finite numbers that has no area or leaves its image."""
+    x, y, w, h = box
+    if w <= 0 or h <= 0:
+        raise DataError(f'{where}: bbox {box} has no positive width and height')
+    if min(x, y) < -TOLERANCE or x + w > width + TOLERANCE or y + h > height + TOLERANCE:
+        raise DataError(f'{where}: bbox {box} (x, y, width, height) leaves the image of {width} x {height} pixels')
+
+
+def check_pixels(example: dict[str, Any], where: str, max_pixels: int) -> None:
+    """Decodes an image file to the end and compares its size with that of the annotations."""
+    try:
+        data = example['image'].read_bytes()
+    except OSError as error:
+        raise DataError(f'{where}: cannot read the file: {error.strerror}') from error
+    height, width = records.decode_image(data, name=where, max_pixels=max_pixels, strict=True).shape[:2]
+    if (height, width) != (example['height'], example['width']):
+        turned = '; its EXIF orientation may turn it: annotate it as it is seen, or remove the tag'
+        raise DataError(
+            f'{where}: the file has {width} x {height} pixels, the annotations say '
+            f'{example["width"]} x {example["height"]}'
+            f'{turned if (width, height) == (example["height"], example["width"]) else ""}'
+        )
+
+
+def check_files(examples: dict[str, dict[str, Any]], source: str, bad: BadRecords, max_pixels: int) -> Split:
+    """Checks the pixels of all images of a split.
+
+    Args:
+        examples: by how to call each in messages.
+        source: how to call the split in messages.
+        bad: of the split.
+        max_pixels: images with more are bad.
+
+    Returns:
+        Split of the good ones, in their order.
+
+    Raises:
+        DataError: a bad record which is not to be skipped, or no image is left.
+    """
+    good = []
+    with concurrent.futures.ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
+        try:
+            checks = [pool.submit(check_pixels, example, where, max_pixels) for where, example in examples.items()]
+            pairs = zip(checks, examples.values(), strict=True)
+            for check, example in tqdm(pairs, desc='decoding', total=len(examples), unit='image'):
+                try:
+                    check.result()
+                    good.append(example)
+                except DataError as error:
+                    bad.add(error)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    if not good:
+        raise DataError(f'{source}: not one good image; {len(bad.messages)} bad records')
+    return Split(good, bad.messages)
+
+
+def write(
+    name: str,
+    categories: dict[int, str],
+    splits: dict[str, Split],
+    data_dir: pathlib.Path,
+    *,
+    annotations: str,
+    overwrite: bool,
+) -> Prepared:
+    """Writes checked splits as a data set.
+
+    Args:
+        name: of the data set.
+        categories: [K] names by ascending id.
+        splits: by name.
+        data_dir: where data sets lie.
+        annotations: what they were, for the description: 'COCO'.
+        overwrite: replace a data set of that name.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+
+    def make_builder(**kwargs: Any) -> Checked:
+        return Checked(name=name, categories=categories, splits=splits, annotations=annotations, **kwargs)
+
+    try:
+        folder = records.write_dataset(make_builder, data_dir, overwrite=overwrite)
+    except OSError as error:
+        raise DataError(f'cannot write {data_dir / name}: {error}; nothing is left of it, try again') from error
+    return Prepared(folder, tuple(categories.values()), splits)

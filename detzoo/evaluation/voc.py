@@ -1,0 +1,120 @@
+"""PASCAL VOC evaluation: average precision of boxes at IoU 0.5, as the challenges of 2007 and of 2010 on define it.
+
+    ground truth (a COCO dict), detections (a COCO results list): the same as for `evaluation.coco`
+      -> each class by itself: detections in the order of their scores, hit, miss or ignored
+      -> precision over recall -> AP of 2007 (mean at 11 recalls) and of 2010 on (area under the curve)
+      -> `voc_metrics` -> `format_voc_table`
+
+Differences from COCO's AP50: a detection is compared with the object it overlaps most, and is a false positive if
+that was found already, though it may overlap another one by half; precision is not sampled at 101 recalls; and no more
+than the detector's own limit bounds the number of detections.
+
+Objects marked `difficult` are ignored: here they are those with `iscrowd` (see `data.voc`). VOC adds 1 to the sides of boxes
+since it counts the pixels that a box includes; in continuous coordinates (xmin - 1 to xmax) that is the plain IoU.
+
+Difference from the devkits: that a recall reaches 0.3, 0.6 or 0.7 is decided with whole numbers. There a sum of rounded
+tenths lies just above these, and a recall of exactly 3/10 falls short.
+"""
+
+from typing import Any
+
+import numpy as np
+import pycocotools.mask
+
+from detzoo.evaluation.coco import check_detections, check_ground_truth, class_table, show
+
+MIN_IOU = 0.5
+
+
+def voc_metrics(ground_truth: dict[str, Any], detections: list[dict[str, Any]]) -> dict[str, Any]:
+    """Evaluates boxes as VOC does; no input is changed.
+
+    Args:
+      ground_truth: see `coco_metrics`; `iscrowd` marks difficult objects.
+      detections: see `coco_metrics`. Of equal scores the earlier one comes first.
+
+    Returns:
+      `{'images': count, 'boxes': {'AP_2007', 'AP_2010'}, 'per_class': {name: {'AP_2007', 'AP_2010'}}}`, each in 0..1, or
+      None where no object is asked for; those of `boxes` are means over the other classes.
+
+    Raises:
+      ValueError: an image_id or category_id is unknown, a score or box is not finite, or an id or name is used twice.
+    """
+    check_ground_truth(ground_truth)
+    check_detections(ground_truth, detections)
+    images = {image['id'] for image in ground_truth['images']}
+    objects = [row for row in ground_truth['annotations'] if row['image_id'] in images]
+    per_class = {}
+    for category in sorted(ground_truth['categories'], key=lambda category: category['id']):
+        of_class = [[row for row in rows if row['category_id'] == category['id']] for rows in (objects, detections)]
+        per_class[category['name']] = dict(zip(('AP_2007', 'AP_2010'), average_precision(*of_class)))
+    means = {}
+    for name in ('AP_2007', 'AP_2010'):
+        values = [numbers[name] for numbers in per_class.values() if numbers[name] is not None]
+        means[name] = float(np.mean(values)) if values else None
+    return {'images': len(images), 'boxes': means, 'per_class': per_class}
+
+
+def average_precision(
+    objects: list[dict[str, Any]], detections: list[dict[str, Any]]
+) -> tuple[float | None, float | None]:
+    """Computes the AP of a class: of 2007, and of 2010 on.
+
+    Args:
+      objects: its annotations.
+      detections: its results.
+
+    Returns:
+      each in 0..1, or None without objects that are not difficult.
+    """
+    positives = sum(not row.get('iscrowd', 0) for row in objects)
+    if not positives:
+        return None, None
+    hits = _hits(objects, detections)
+    found = np.cumsum(hits)
+    precision = found / np.arange(1, len(hits) + 1)
+    best = np.maximum.accumulate(precision[::-1])[::-1]  # at this recall or a higher one
+    at_tenths = [best[10 * found >= tenths * positives][:1].sum() for tenths in range(11)]  # 0 beyond the last recall
+    return float(np.mean(at_tenths)), float(best[hits].sum() / positives)  # recall grows by 1 / positives at each hit
+
+
+def format_voc_table(metrics: dict[str, Any]) -> str:
+    """Writes the metrics of `voc_metrics` as two lines and a table of classes, the best first."""
+    boxes = metrics['boxes']
+    return '\n'.join([
+        f'VOC, {metrics["images"]} images, IoU 0.5',
+        f' mAP of 2007 (11 recalls)  = {show(boxes["AP_2007"])}',
+        f' mAP of 2010 on (area)     = {show(boxes["AP_2010"])}',
+        '',
+        class_table(metrics['per_class']),
+    ])  # fmt: skip
+
+
+def _hits(objects: list[dict[str, Any]], detections: list[dict[str, Any]]) -> np.ndarray:
+    """Says of each detection of a class, the best score first, whether it is a hit; those on difficult objects are left out.
+
+    Returns:
+      [n] bool, n <= len(detections).
+    """
+    rows_of: dict[Any, list[int]] = {}
+    for row, thing in enumerate(objects):
+        rows_of.setdefault(thing['image_id'], []).append(row)
+    detections_of: dict[Any, list[int]] = {}
+    for index, detection in enumerate(detections):
+        detections_of.setdefault(detection['image_id'], []).append(index)
+
+    matched = np.full(len(detections), -1)  # the object that each overlaps most, if by half
+    for image_id in detections_of.keys() & rows_of.keys():
+        rows, indices = np.array(rows_of[image_id]), np.array(detections_of[image_id])
+        boxes = [np.array([source[i]['bbox'] for i in chosen], np.float64)
+                 for source, chosen in ((detections, indices), (objects, rows))]  # fmt: skip
+        iou = pycocotools.mask.iou(*boxes, np.zeros(len(rows), np.uint8))  # [detections, objects]
+        matched[indices] = np.where(iou.max(axis=1) >= MIN_IOU, rows[iou.argmax(axis=1)], -1)
+
+    order = np.argsort([-detection['score'] for detection in detections], kind='stable')
+    matched = matched[order]
+    difficult = np.array([bool(row.get('iscrowd', 0)) for row in objects] + [False])  # the last is that of -1
+    matched = matched[~difficult[matched]]
+    hits = np.zeros(len(matched), bool)
+    hits[np.unique(matched, return_index=True)[1]] = True  # the first detection of each object
+    return hits & (matched >= 0)

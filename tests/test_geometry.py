@@ -1,0 +1,123 @@
+"""Where images come to lie on canvases: by hand, and there and back."""
+
+import numpy as np
+import pytest
+
+from detzoo.data import geometry
+from detzoo.data.geometry import Placement, ResizeRule
+
+FIT, LETTERBOX, STRETCH = (ResizeRule(resize=resize) for resize in ('fit', 'letterbox', 'stretch'))
+
+
+def test_resize_rule_takes_its_keys_from_a_recipe():
+    recipe = dict(flip=0.5, longer_side=90, resize='letterbox', shorter_side=None)
+    assert geometry.resize_rule(recipe) == ResizeRule('letterbox', None, 90)
+
+
+@pytest.mark.parametrize('size, canvas, limits, scale', [
+    # The rule of 800/1333: the shorter side becomes 800 unless the longer one would exceed 1333.
+    ((480, 640), (1344, 1344), (800, 1333), 800 / 480),  # 1067 x 800
+    ((640, 480), (1344, 1344), (800, 1333), 800 / 480),
+    ((400, 1200), (1344, 1344), (800, 1333), 1333 / 1200),  # 800 / 400 = 2 would make 2400
+    ((1600, 1600), (1344, 1344), (800, 1333), 0.5),
+    ((480, 640), (512, 512), (800, 1333), 0.8),  # the canvas is the limit
+    ((480, 640), (300, 640), (800, 1333), 0.625),  # its height
+    ((480, 640), (960, 960), (None, None), 1.5),
+    ((480, 640), (960, 960), (240, None), 0.5),
+    ((480, 640), (960, 960), (None, 320), 0.5),
+])
+def test_resize_scale_by_hand(size, canvas, limits, scale):
+    for resize in ('fit', 'letterbox'):
+        rule = ResizeRule(resize, *limits)
+        assert geometry.resize_scale(size, canvas, rule) == pytest.approx((scale, scale), rel=1e-12)
+    stretched = geometry.resize_scale(size, canvas, STRETCH)  # the scales of x and y
+    assert stretched == pytest.approx((canvas[1] / size[1], canvas[0] / size[0]), rel=1e-12)
+
+
+def test_choose_canvas_takes_the_one_on_which_the_image_is_largest():
+    canvases = [(96, 160), (160, 96), (128, 128)]
+    for rule in (FIT, LETTERBOX, STRETCH):
+        assert geometry.choose_canvas((30, 60), canvases, rule) == (96, 160)  # 2.67, against 1.6 and 2.13
+        assert geometry.choose_canvas((60, 30), canvases, rule) == (160, 96)
+        assert geometry.choose_canvas((50, 50), canvases, rule) == (128, 128)
+    # At most 96 pixels on the longer side fit everywhere: the smallest canvas of equals.
+    limited = ResizeRule(longer_side=96)
+    assert geometry.choose_canvas((60, 30), [(128, 128), (96, 160), (96, 96)], limited) == (96, 96)
+
+
+@pytest.mark.parametrize('rule, expected', [
+    # 500 x 333 on a canvas 128 wide and 112 high: 0.256, so 128 x 85.248, rounded to 85 rows; y is scaled by 85 / 333.
+    (FIT, Placement((128 / 500, 85 / 333), (128, 85), (0, 0))),
+    (LETTERBOX, Placement((128 / 500, 85 / 333), (128, 85), (0, 13))),  # 27 rows are free, 13 of them above
+    (STRETCH, Placement((128 / 500, 112 / 333), (128, 112), (0, 0))),
+    (ResizeRule('letterbox', longer_side=100), Placement((0.2, 67 / 333), (100, 67), (14, 22))),  # 66.6 rows
+])
+def test_placement_by_hand(rule, expected):
+    where = geometry.placement((333, 500), (112, 128), rule)
+    assert where == expected
+    (x, y), (width, height) = where.offset, where.size
+    np.testing.assert_array_equal(where.window, np.float32([x, y, x + width, y + height]))
+    assert where.window.dtype == np.float32
+    # The middle of the left edge, and the lower right corner.
+    mapped = where.to_canvas(np.array([0.0, 333 / 2, 500, 333]))
+    np.testing.assert_allclose(mapped, [x, y + height / 2, x + width, y + height], rtol=1e-12)
+
+
+def test_placement_lets_no_side_vanish():
+    assert geometry.placement((1, 1000), (64, 64), FIT).size == (64, 1)
+    assert geometry.placement((1, 1000), (64, 64), LETTERBOX) == Placement((0.064, 1), (64, 1), (0, 31))
+
+
+@pytest.mark.parametrize('resize', geometry.RESIZES)
+def test_placement_to_image_inverts_to_canvas(resize):
+    rng = np.random.RandomState(0)
+    for _ in range(20):
+        size, canvas = rng.randint(1, 700, 2), rng.randint(1, 700, 2)
+        where = geometry.placement(tuple(size), tuple(canvas), ResizeRule(resize))
+        boxes = rng.uniform(0, 500, (5, 4))
+        np.testing.assert_allclose(where.to_image(where.to_canvas(boxes)), boxes, rtol=1e-9)
+        # The whole image becomes the whole window, and that lies on the canvas.
+        np.testing.assert_allclose(where.to_canvas(np.array([0, 0, size[1], size[0]])), where.window, rtol=1e-6)
+        assert (where.window >= 0).all() and (where.window[2:] <= canvas[::-1]).all()
+
+
+@pytest.mark.parametrize('size', [(1, 1), (1, 200), (200, 1), (64, 48), (300, 200), (64, 64), (50, 120)])
+@pytest.mark.parametrize('resize', geometry.RESIZES)
+def test_place_fills_the_window_and_nothing_else(size, resize):
+    image, where = geometry.place(np.full((*size, 3), 200, np.uint8), (64, 48), ResizeRule(resize))
+    assert image.shape == (64, 48, 3) and image.dtype == np.uint8
+    left, top, right, bottom = where.window.astype(int)
+    assert (right - left == 48 or bottom - top == 64) if resize != 'stretch' else (right - left, bottom - top) == (48, 64)
+    if resize == 'letterbox':
+        assert abs(left - (48 - right)) <= 1 and abs(top - (64 - bottom)) <= 1
+    else:
+        assert left == top == 0
+    expected = np.zeros((64, 48, 3))
+    expected[top:bottom, left:right] = 200
+    np.testing.assert_array_equal(image, expected)
+
+
+@pytest.mark.parametrize('resize', geometry.RESIZES)
+def test_place_keeps_an_image_that_fits_exactly(resize):
+    image = np.random.RandomState(0).randint(0, 256, (64, 48, 3)).astype(np.uint8)
+    placed, where = geometry.place(image, (64, 48), ResizeRule(resize))
+    np.testing.assert_array_equal(placed, image)
+    assert where == ((1, 1), (48, 64), (0, 0))
+
+
+@pytest.mark.parametrize('size, value', [((16, 2), 64), ((16, 8), 64), ((16, 24), 64)])
+def test_resize_averages_where_it_shrinks(size, value):
+    # Every fourth column is white: averaged to a quarter of 255. Bilinear sampling would find all or nothing. The height
+    # shrinks, stays or grows: the columns must be averaged all the same.
+    image = np.zeros((8, 64, 3), np.uint8)
+    image[:, 2::4] = 255
+    np.testing.assert_array_equal(geometry.resize(image, size), np.full((*size[::-1], 3), value))
+    turned = np.ascontiguousarray(image.swapaxes(0, 1))
+    np.testing.assert_array_equal(geometry.resize(turned, size[::-1]), np.full((*size, 3), value))
+
+
+def test_pad_puts_an_image_where_it_is_told():
+    image = np.arange(1, 19, dtype=np.uint8).reshape(2, 3, 3)
+    padded = geometry.pad(image, (4, 1), (5, 9))
+    np.testing.assert_array_equal(padded[1:3, 4:7], image)
+    assert padded.shape == (5, 9, 3) and padded.sum() == image.sum() and padded.dtype == np.uint8
