@@ -3,6 +3,7 @@
 #
 #   bash scripts/test.sh
 #   bash scripts/test.sh tests/test_nms.py -x
+#   bash scripts/test.sh --full               # also the whole contract for every variant of a detector
 #
 # $PYTHON chooses the Python. The environment holds libtpu (half a gigabyte), for the test that compiles for TPU.
 set -euo pipefail

@@ -28,6 +28,22 @@ from detzoo.types import GroundTruth
 ROOT = pathlib.Path(__file__).parents[1]
 
 
+def pytest_addoption(parser):
+    parser.addoption('--full', action='store_true', help='also run the whole contract for every variant of a detector')
+
+
+def pytest_configure(config):
+    config.addinivalue_line('markers', 'full: runs with --full only')
+
+
+def pytest_collection_modifyitems(config, items):
+    """Deselects, and so counts, what only --full runs."""
+    if config.getoption('--full'):
+        return
+    config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker('full')])
+    items[:] = [item for item in items if not item.get_closest_marker('full')]
+
+
 @pytest.fixture(scope='session')
 def make_ground_truth():
     """A function: boxes, labels, crowd flags and a number of rows -> the padded ground truth of one image, numpy."""
@@ -114,9 +130,7 @@ def toy():
 @pytest.fixture(scope='session')
 def data_dir(tmp_path_factory):
     """A folder in which the toy data lie prepared: 20 records in 'train', 10 in 'validation'."""
-    import tensorflow_datasets as tfds
-
-    from detzoo.data import coco, records
+    from detzoo.data import prepare
 
     folder = tmp_path_factory.mktemp('data')
 
@@ -133,13 +147,10 @@ def data_dir(tmp_path_factory):
             ],
         }
 
-    class Toy(coco.Coco, skip_registration=True):
-        VERSION = tfds.core.Version('1.0.0')
-
-    splits = {'train': coco.Split([example(i) for i in range(20)], []),
-              'validation': coco.Split([example(i) for i in range(30, 40)], [])}
+    splits = {'train': prepare.Split([example(i) for i in range(20)], []),
+              'validation': prepare.Split([example(i) for i in range(30, 40)], [])}
     categories = dict(zip(CATEGORY_IDS, ('red', 'green', 'blue')))
-    records.write_dataset(lambda **kwargs: Toy(name='toy', categories=categories, splits=splits, **kwargs), folder)
+    prepare.write('toy', categories, splits, folder, annotations='toy', overwrite=False)
     return folder
 
 
@@ -148,6 +159,28 @@ TINY_RETINANET = dict(
     name='retinanet', depth=18, width=0.125, norm='batch_norm', fpn_features=24, head_depth=1, head_norm='group_norm',
     anchor_sizes=((12.0,), (20.0,), (32.0,), (48.0,), (64.0,)), score_threshold=0.001, max_detections=10,
 )
+TINY_SSD = dict(
+    name='ssd', backbone='vgg16', width=0.125, norm='batch_norm', fc6_dilation=2, extra_layers=((16, 32, 3, 2, 1),),
+    anchor_sizes=(12, 20, 28, 36), aspect_ratios=((1 / 2, 2),) * 3, anchor_strides=(8, 16, 32), std=(58, 57, 57),
+    score_threshold=0.001, max_detections=10,
+)
+TINY_SSDLITE = TINY_SSD | dict(
+    backbone='mobilenet_v3_large', width=0.35, norm_epsilon=1e-3, l2_norm_scale=None, lite=True, anchor_strides=(),
+)
+# Strides of 4 to 8, so that few of the toy objects share a cell.
+TINY_YOLO_V1 = dict(
+    name='yolo_v1', backbone='tiny', stages=3, width=0.25, head_features=(256, 32), local_features=None,
+    score_threshold=0.001, max_detections=10,
+)
+TINY_YOLO_V2 = dict(
+    name='yolo_v2', stages=4, width=0.125, head_features=(256, 256, 256), warm_up_images=16,
+    anchor_sizes=((12.0, 12.0), (20.0, 20.0), (14.0, 24.0), (24.0, 14.0)), score_threshold=0.001, max_detections=10,
+)
+TINY_YOLO_V3 = dict(
+    name='yolo_v3', stages=4, width=0.125, head_features=256, prior_probability=0.01,
+    anchor_sizes=(((12.0, 12.0), (12.0, 20.0), (20.0, 12.0)), ((18.0, 18.0), (24.0, 24.0), (28.0, 28.0))),
+    score_threshold=0.001, max_detections=10,
+)  # fmt: skip
 
 
 @pytest.fixture(scope='session')

@@ -7,9 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from detzoo.backbones import norms, resnet
+from detzoo.backbones import mobilenet, norms, resnet
+from detzoo.backbones.conv import ConvNorm
 from detzoo.backbones.fpn import FPN, upsample
+from detzoo.backbones.mobilenet import MobileNetV3Large
 from detzoo.backbones.resnet import ResNet
+from detzoo.backbones.vgg import VGG16
 
 DEVICES = 8
 
@@ -275,3 +278,98 @@ def test_fpn_takes_extra_levels_from_where_it_is_told():
 def test_fpn_refuses_what_it_does_not_know():
     with pytest.raises(ValueError, match='p4'):
         shapes_of(FPN(extra_from='p4'), [(1, 4, 4, 3)])
+
+
+@pytest.mark.parametrize('canvas, grids', [((300, 300), [(38, 38), (19, 19)]), ((72, 100), [(9, 13), (4, 6)])])
+def test_vgg16_shapes_round_up_at_the_third_pooling_only(canvas, grids):
+    # 300 -> 150 -> 75 -> 38 -> 19 and 100 -> 50 -> 25 -> 13 -> 6: as in the paper of SSD.
+    levels, _ = shapes_of(VGG16(), (2, *canvas, 3), train=False)
+    assert [level.shape for level in levels] == [(2, *grid, c) for grid, c in zip(grids, (512, 1024))]
+
+
+def test_vgg16_parameter_count_equals_torchvision():
+    # torchvision 0.29.1: those of ssd300_vgg16().backbone.features and .extra[0], which is conv5_1 to fc7.
+    _, variables = shapes_of(VGG16(), (1, 64, 64, 3), train=False)
+    assert set(variables) == {'params'} and count(variables['params']) == 20_483_904
+
+
+def test_vgg16_with_a_norm_has_no_biases():
+    # A scale and an offset of each of the 2 * (64 + 128) + 3 * (256 + 2 * 512) + 2 * 1024 channels for one bias.
+    _, variables = shapes_of(VGG16(norm='batch_norm'), (1, 64, 64, 3), train=False)
+    channels = 2 * (64 + 128) + 3 * (256 + 2 * 512) + 2 * 1024
+    assert count(variables['params']) == 20_483_904 + channels
+    assert count(variables['batch_stats']) == 2 * channels
+
+
+@pytest.mark.parametrize('canvas, grids', [((320, 320), [(20, 20), (10, 10)]), ((72, 100), [(5, 7), (3, 4)])])
+def test_mobilenet_shapes(canvas, grids):
+    levels, _ = shapes_of(MobileNetV3Large(), (2, *canvas, 3), train=False)
+    assert [level.shape for level in levels] == [(2, *grid, c) for grid, c in zip(grids, (672, 480))]
+
+
+# torchvision 0.29.1: mobilenet_v3_large(weights=None, ...).features.
+@pytest.mark.parametrize('arguments, parameters, statistics', [
+    (dict(reduced_tail=False), 2_971_952, 24_400),
+    (dict(reduced_tail=True), 1_620_512, 19_120),
+    (dict(reduced_tail=True, width=0.35), 223_088, None),
+])
+def test_mobilenet_parameter_counts_equal_torchvision(arguments, parameters, statistics):
+    _, variables = shapes_of(MobileNetV3Large(**arguments), (1, 64, 64, 3), train=False)
+    assert count(variables['params']) == parameters
+    assert statistics in (None, count(variables['batch_stats']))
+
+
+@pytest.mark.parametrize('channels, expected', [(3, 8), (12, 16), (36, 40), (11.9, 16), (19.6, 24), (84, 88), (83.9, 80)])
+def test_divisible_by_hand(channels, expected):
+    # To the nearest multiple of 8, halves up; up as well where the nearest is less than 9/10: 8 of 11.9, 16 of 19.6.
+    assert mobilenet.divisible(channels) == expected
+
+
+@pytest.mark.parametrize('network', [VGG16(width=1 / 16), VGG16(width=1 / 16, norm='group_norm'), MobileNetV3Large(width=0.25)])
+def test_networks_of_conv_norm_compute_in_bfloat16_with_float32_parameters(network):
+    levels, variables = shapes_of(network.clone(dtype=jnp.bfloat16), (1, 64, 64, 3), train=True)
+    assert {level.dtype for level in levels} == {jnp.dtype(jnp.bfloat16)}
+    assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+
+
+def test_squeeze_excitation_by_hand():
+    # The means of the channels are 2 and 3; reduced with 1, 1 to 5 and expanded by .2 and -1 to 1 and -5, behind which
+    # hard sigmoid, (x + 3) / 6 between 0 and 1, says 2 / 3 and 0.
+    x = np.float32([[[[1, 3], [3, 3]]]])
+    params = {'reduce': {'conv': {'kernel': np.ones((1, 1, 2, 1)), 'bias': np.zeros(1)}},
+              'expand': {'conv': {'kernel': np.array([0.2, -1]).reshape(1, 1, 1, 2), 'bias': np.zeros(2)}}}
+    weights = mobilenet.SqueezeExcitation(1, jnp.float32).apply({'params': params}, x)
+    np.testing.assert_allclose(weights, [[[[2 / 3, 0]]]], rtol=1e-6)
+
+
+def test_conv_norm_by_hand():
+    # A depthwise 3 x 3 of ones over ones counts the cells it sees: 4 in corners. Dilated by 2 it keeps the grid too.
+    x = np.ones((1, 5, 5, 2), np.float32)
+    for arguments, expected in ((dict(), [4, 9]), (dict(dilation=2), [4, 9]), (dict(stride=2), [4, 9]), (dict(padding=0), [9, 9])):
+        module = ConvNorm(2, 3, depthwise=True, **arguments)
+        _, variables = shapes_of(module, x.shape)
+        assert variables['params']['conv']['kernel'].shape == (3, 3, 1, 2)
+        ones = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), variables)
+        y = np.asarray(module.apply(ones, x)) - 1  # the bias
+        middle = y.shape[1] // 2
+        np.testing.assert_array_equal([y[0, 0, 0], y[0, middle, middle]], [[expected[0]] * 2, [expected[1]] * 2])
+
+
+def test_conv_norm_activates_what_its_norm_gives():
+    x = random_features(1, 4, 4, 3)
+    module = ConvNorm(6, 1, norm=norms.FrozenBatchNorm, activation=None)
+    _, variables = shapes_of(module, x.shape)
+    assert set(variables['params']['conv']) == {'kernel'} and set(variables['frozen']) == {'norm'}
+    variables = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), variables)
+    y = module.apply(variables, x)
+    np.testing.assert_allclose(y, np.repeat(x.sum(-1, keepdims=True), 6, -1), rtol=1e-4, atol=1e-4)  # less mean, and offset
+    np.testing.assert_array_equal(module.clone(activation=jax.nn.relu6).apply(variables, x), np.clip(y, 0, 6))
+
+
+@pytest.mark.parametrize('norm', [None, 'batch_norm'])
+def test_vgg16_keeps_activations_of_one_size_at_the_start(norm):
+    # Else 15 layers without a norm would lose the signal, or blow it up.
+    net, image = VGG16(width=1 / 8, norm=norm), random_features(2, 64, 64, 3)
+    image = (image - image.mean()) / image.std()
+    levels, _ = jax.jit(functools.partial(net.init_with_output, train=True))(jax.random.key(0), image)
+    assert all(0.3 < np.square(level).mean() ** 0.5 < 5 for level in levels)

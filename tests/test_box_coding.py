@@ -127,3 +127,40 @@ def test_coding_without_boxes():
 def test_coding_refuses_unequal_counts(function):
     with pytest.raises(AssertionError):
         function(jnp.ones((1, 4)), jnp.ones((3, 4)))  # would broadcast in silence
+
+
+# Grid cells: an anchor of 10 x 20 in the middle of the cell (20, 40) .. (28, 48), which is 8 wide and 8 high.
+CELL_ANCHOR, CELL_STRIDE = np.float32([[19, 34, 29, 54]]), np.float32([[8, 8]])
+encode_cells, decode_cells = jax.jit(box_coding.encode_cells), jax.jit(box_coding.decode_cells)
+
+
+def test_encode_cells_by_hand():
+    # The box: centre (26, 41), size 20 x 10. Its centre is (26 - 20) / 8 and (41 - 40) / 8 into the cell.
+    boxes = np.float32([[16, 36, 36, 46]])
+    expected = [[0.75, 0.125, math.log(2), -math.log(2)]]
+    np.testing.assert_allclose(encode_cells(boxes, CELL_ANCHOR, CELL_STRIDE), expected, rtol=1e-6)
+
+
+def test_decode_cells_by_hand():
+    # sigmoid(log 3) = 3/4, sigmoid(-log 7) = 1/8: the box above.
+    outputs = np.float32([[math.log(3), -math.log(7), math.log(2), -math.log(2)]])
+    np.testing.assert_allclose(decode_cells(outputs, CELL_ANCHOR, CELL_STRIDE), [[16, 36, 36, 46]], rtol=1e-6)
+
+
+def test_decode_cells_of_zero_is_the_anchor():
+    np.testing.assert_allclose(decode_cells(np.zeros((1, 4), np.float32), CELL_ANCHOR, CELL_STRIDE), CELL_ANCHOR)
+
+
+def test_decode_cells_inverts_encode_cells():
+    anchors, strides = random_boxes(30, 1), np.random.RandomState(2).uniform(4, 32, (30, 2)).astype(np.float32)
+    outputs = np.random.RandomState(3).normal(0, 1.5, (30, 4)).astype(np.float32)
+    back = encode_cells(decode_cells(outputs, anchors, strides), anchors, strides)
+    reached = np.concatenate([1 / (1 + np.exp(-outputs[:, :2])), outputs[:, 2:]], axis=1)
+    np.testing.assert_allclose(back, reached, atol=2e-4)
+
+
+def test_decode_cells_keeps_the_centre_in_its_cell_and_the_size_finite():
+    outputs = np.float32([[-1e3, 1e3, 1e3, -1e3]])
+    x1, y1, x2, y2 = np.asarray(decode_cells(outputs, CELL_ANCHOR, CELL_STRIDE))[0]
+    assert ((x1 + x2) / 2, (y1 + y2) / 2) == (20, 48)
+    assert x2 - x1 == pytest.approx(625, rel=1e-5) and y2 == y1  # 62.5 times the anchor, and nothing of it

@@ -174,3 +174,110 @@ def test_normalizer_by_hand_on_devices():
     normalizer = jax.pmap(lambda count: losses.normalizer(count, 'batch'), axis_name='batch')
     np.testing.assert_array_equal(normalizer(np.arange(DEVICES)), np.full(DEVICES, 3.5))
     np.testing.assert_array_equal(normalizer(np.zeros(DEVICES, int)), np.full(DEVICES, 1 / 8))
+
+
+# Losses of overlap. Two boxes of 4 x 2: the second is shifted by (2, 0). Shared 2 * 2 = 4, union 8 + 8 - 4 = 12, so
+# IoU 1/3. The enclosing box is 6 x 2 = 12: nothing of it is uncovered. Its diagonal squared is 36 + 4, the centres'
+# distance squared 4. Against 2 x 2 boxes of the same places the shapes differ.
+iou_loss = jax.jit(losses.iou_loss, static_argnames='kind')
+SHIFTED = np.float32([[0, 0, 4, 2]]), np.float32([[2, 0, 6, 2]])
+
+
+@pytest.mark.parametrize('kind, expected', [('giou', 1 - 1 / 3), ('diou', 1 - 1 / 3 + 4 / 40), ('ciou', 1 - 1 / 3 + 4 / 40)])
+def test_iou_loss_by_hand(kind, expected):
+    assert iou_loss(*SHIFTED, kind=kind)[0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_iou_loss_of_boxes_apart_by_hand():
+    # 2 x 2 at 0 and at (4, 0): enclosing 6 x 2 = 12, union 8, so GIoU = 0 - 4/12; centres 4 apart, diagonal 36 + 4.
+    one, other = np.float32([[0, 0, 2, 2]]), np.float32([[4, 0, 6, 2]])
+    assert iou_loss(one, other, kind='giou')[0] == pytest.approx(1 + 4 / 12, rel=1e-6)
+    assert iou_loss(one, other, kind='diou')[0] == pytest.approx(1 + 16 / 40, rel=1e-6)
+
+
+def ciou_oracle(first, second):
+    """1 - CIoU of 1911.08287, equations 7 to 11, in float64."""
+    (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = first, second
+    shared = max(min(ax2, bx2) - max(ax1, bx1), 0) * max(min(ay2, by2) - max(ay1, by1), 0)
+    iou = shared / ((ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - shared)
+    diagonal = (max(ax2, bx2) - min(ax1, bx1)) ** 2 + (max(ay2, by2) - min(ay1, by1)) ** 2
+    distance = ((ax1 + ax2 - bx1 - bx2) / 2) ** 2 + ((ay1 + ay2 - by1 - by2) / 2) ** 2
+    v = 4 / math.pi**2 * (math.atan((bx2 - bx1) / (by2 - by1)) - math.atan((ax2 - ax1) / (ay2 - ay1))) ** 2
+    return 1 - iou + distance / diagonal + v / (1 - iou + v) * v
+
+
+def random_boxes(count, seed):
+    rng = np.random.RandomState(seed)
+    corner = rng.uniform(0, 20, (count, 2))
+    return np.concatenate([corner, corner + rng.uniform(1, 20, (count, 2))], axis=1).astype(np.float32)
+
+
+def test_ciou_loss_equals_loops():
+    first, second = random_boxes(50, 0), random_boxes(50, 1)
+    expected = [ciou_oracle(*pair) for pair in zip(first.tolist(), second.tolist())]
+    np.testing.assert_allclose(iou_loss(first, second, kind='ciou'), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize('kind', losses.IOU_LOSSES)
+def test_iou_loss_of_the_target_is_zero_and_gradients_are_finite(kind):
+    boxes = random_boxes(20, 2)
+    np.testing.assert_allclose(iou_loss(boxes, boxes, kind=kind), 0, atol=1e-6)
+    gradient = jax.jit(jax.grad(lambda x, y: losses.iou_loss(x, y, kind=kind).sum()))
+    empty, huge = boxes.copy(), boxes.copy()
+    empty[:, 2:] = empty[:, :2]
+    huge[:, 2:] += 1e5
+    for predictions in (boxes, empty, huge, boxes + 500):
+        assert np.isfinite(gradient(predictions, boxes)).all()
+
+
+@pytest.mark.parametrize('kind', losses.IOU_LOSSES)
+def test_iou_loss_gradient_pulls_boxes_together(kind):
+    first, second = random_boxes(30, 3), random_boxes(30, 4) + 15
+    step = jax.jit(lambda x: x - jax.grad(lambda x: losses.iou_loss(x, second, kind=kind).sum())(x))
+    after = step(first)
+    assert (iou_loss(after, second, kind=kind) < iou_loss(first, second, kind=kind)).all()
+
+
+def test_iou_loss_refuses_an_unknown_kind():
+    with pytest.raises(ValueError, match="kind is 'iou'"):
+        losses.iou_loss(*SHIFTED, kind='iou')
+
+
+hard_negatives = jax.jit(losses.hard_negatives)
+
+
+def test_hard_negatives_by_hand():
+    # The largest two of the negatives; the largest loss of all is no negative's.
+    loss, negative = np.float32([1, 9, 3, 2, 4]), np.array([True, False, True, True, True])
+    assert hard_negatives(loss, negative, 2).tolist() == [False, False, True, False, True]
+
+
+def test_hard_negatives_takes_the_first_of_equals():
+    loss, negative = np.float32([5, 1, 1, 1, 1]), np.array([True, True, False, True, True])
+    assert hard_negatives(loss, negative, 3).tolist() == [True, True, False, True, False]
+
+
+@pytest.mark.parametrize('count, expected', [(0, 0), (3, 3), (9, 3)])
+def test_hard_negatives_are_never_more_than_there_are(count, expected):
+    negative = np.array([True, False, True, True])
+    chosen = np.asarray(hard_negatives(np.zeros(4, np.float32), negative, count))
+    assert chosen.sum() == expected and not chosen[1]
+
+
+def test_hard_negatives_equal_loops():
+    rng = np.random.RandomState(0)
+    for _ in range(50):
+        loss = rng.choice(np.float32([0, 0.5, 1, 3, 1e30, np.inf]), 20)  # many ties
+        negative, count = rng.uniform(size=20) < 0.7, rng.randint(20)
+        expected, left = np.zeros(20, bool), [i for i in range(20) if negative[i]]
+        for _ in range(min(count, len(left))):
+            hardest = max(left, key=lambda i: (loss[i], -i))
+            expected[hardest] = True
+            left.remove(hardest)
+        np.testing.assert_array_equal(hard_negatives(loss, negative, count), expected)
+        np.testing.assert_array_equal(losses.hard_negatives(loss, negative, count), expected)
+
+
+def test_hard_negatives_refuses_unequal_shapes():
+    with pytest.raises(AssertionError):
+        losses.hard_negatives(jnp.zeros(3), jnp.ones((3, 1), bool), 1)

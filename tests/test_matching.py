@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from detzoo.core import matching
+from detzoo.core.anchors import cell_anchors
 from detzoo.core.matching import IGNORE, NEGATIVE
 
 compiled = jax.jit(matching.match_by_threshold, static_argnames='match_best_anchors')
@@ -15,12 +16,12 @@ inside_crowd = jax.jit(matching.inside_crowd)
 ROWS, ANCHORS = 8, 36  # the shapes for which everything is compiled once
 
 
-def match(anchors, gt, **kwargs):
+def match(anchors, gt, function=compiled, **kwargs):
     """Matches after adding rows of padding and anchors without area, and forgets what those get."""
     padded = np.zeros((ANCHORS, 4), np.float32)
     padded[: len(anchors)] = anchors
     gt = gt._replace(**{name: pad_rows(getattr(gt, name)) for name in ('boxes', 'labels', 'valid', 'crowd')})
-    return np.asarray(compiled(padded, gt, **kwargs))[: len(anchors)]
+    return np.asarray(function(padded, gt, **kwargs))[: len(anchors)]
 
 
 def pad_rows(x):
@@ -229,3 +230,175 @@ def test_inside_crowd_equals_loops(make_ground_truth):
             for anchor in anchors.tolist()
         ]
         assert inside_crowd(anchors, gt).tolist() == expected
+
+
+# By cell: canvas 32 x 32, two levels of stride 16 and 8; anchors of 8 x 8 and 12 x 6 on the fine one, 16 x 16 on the
+# coarse one. Level by level, cells row by row: rows 0..31 are fine (2 a cell), 32..35 coarse.
+CELL_ANCHORS, CELL_STRIDES = cell_anchors((32, 32), [(4, 4), (2, 2)], [((8, 8), (12, 6)), ((16, 16),)])
+by_cell = jax.jit(matching.match_by_cell)
+FAR = np.tile(np.float32([1000, 1000, 1001, 1001]), (len(CELL_ANCHORS), 1))  # predictions that overlap nothing
+
+
+def match_cells(gt, predicted=FAR, ignore_iou=0.6):
+    return tuple(map(np.asarray, by_cell(CELL_ANCHORS, CELL_STRIDES, predicted, gt, ignore_iou=ignore_iou)))
+
+
+def test_match_by_cell_takes_the_most_alike_anchor_of_the_centres_cells(make_ground_truth):
+    # Centres (13, 21): fine column 1, row 2, coarse column 0, row 1. 8 x 8 is the first anchor's shape; 12 x 6 the
+    # second's; 15 x 15 is most like 16 x 16.
+    for width, height, expected in ((8, 8, (2 * 4 + 1) * 2), (12, 6, (2 * 4 + 1) * 2 + 1), (15, 15, 32 + 2)):
+        gt = make_ground_truth([[13 - width / 2, 21 - height / 2, 13 + width / 2, 21 + height / 2]], rows=3)
+        matched, taken = match_cells(gt)
+        assert (np.flatnonzero(matched != NEGATIVE) == [expected]).all() and matched[expected] == 0
+        assert taken.tolist() == [expected, len(CELL_ANCHORS), len(CELL_ANCHORS)]
+
+
+def test_match_by_cell_takes_the_first_of_equals(make_ground_truth):
+    anchors, strides = cell_anchors((32, 32), [(4, 4)], [((8, 4), (4, 8))])
+    gt = make_ground_truth([[2, 2, 6, 6]])  # 4 x 4: a half of either
+    matched, _ = by_cell(anchors, strides, FAR[: len(anchors)], gt, ignore_iou=0.6)
+    assert np.flatnonzero(np.asarray(matched) >= 0) == [0]
+
+
+def test_match_by_cell_gives_an_anchor_to_the_last_box(make_ground_truth):
+    gt = make_ground_truth([[8, 8, 16, 16], [9, 9, 17, 17], [9, 8, 16, 16]], rows=4)
+    matched, taken = match_cells(gt)
+    anchor = (1 * 4 + 1) * 2
+    assert taken[:3].tolist() == [anchor] * 3
+    assert matched[anchor] == 2 and (matched >= 0).sum() == 1
+
+
+def test_match_by_cell_matches_a_box_unlike_all_anchors(make_ground_truth):
+    # The paper's rule has no threshold: each object has an anchor.
+    matched, _ = match_cells(make_ground_truth([[0, 3, 32, 4]]))
+    assert (matched >= 0).sum() == 1
+
+
+def test_match_by_cell_ignores_predictions_on_objects(make_ground_truth):
+    predicted = FAR.copy()
+    predicted[5], predicted[6] = (0, 0, 8, 8), (0, 0, 8, 4)
+    gt = make_ground_truth([[0, 0, 8, 8]])  # IoU 1 and 1/2
+    matched, _ = match_cells(gt, predicted)
+    assert matched[0] == 0 and matched[5] == IGNORE and matched[6] == NEGATIVE
+    matched, _ = match_cells(gt, predicted, ignore_iou=0.5)
+    assert matched[6] == NEGATIVE  # more than the threshold, not equal to it
+    matched, _ = match_cells(gt, predicted, ignore_iou=0.49)
+    assert matched[6] == IGNORE
+    predicted[0] = (0, 0, 8, 8)
+    assert match_cells(gt, predicted)[0][0] == 0  # what is taken stays positive
+
+
+def test_match_by_cell_ignores_anchors_and_predictions_in_crowds(make_ground_truth):
+    gt = make_ground_truth([[0, 0, 16, 16]], crowd=[True])
+    predicted = FAR.copy()
+    predicted[-1] = (2, 2, 6, 6)
+    matched, taken = match_cells(gt, predicted)
+    # Both anchors of four fine cells, a coarse one, and the one that predicts a box in the crowd.
+    assert set(np.flatnonzero(matched == IGNORE)) == {0, 1, 2, 3, 8, 9, 10, 11, 32, 35}
+    assert (matched < 0).all() and taken[0] == len(CELL_ANCHORS)
+
+
+def test_match_by_cell_without_objects(make_ground_truth):
+    matched, taken = match_cells(make_ground_truth([], rows=4))
+    assert (matched == NEGATIVE).all() and (taken == len(CELL_ANCHORS)).all()
+
+
+def test_last_winner_by_hand():
+    best, candidate = np.array([3, 1, 3, 0, 1]), np.array([True, True, True, True, False])
+    assert matching.last_winner(best, candidate, 5).tolist() == [3, 1, NEGATIVE, 2, NEGATIVE]
+    assert matching.last_winner(best[:0], candidate[:0], 2).tolist() == [NEGATIVE, NEGATIVE]
+
+
+# Each anchor to its best box, then each box to its best anchor, which it takes away from others (SSD).
+match_at = functools.partial(match, function=jax.jit(matching.match_and_reassign))
+match_reassign = functools.partial(match_at, positive_iou=0.5)
+
+
+def test_match_and_reassign_by_hand(make_ground_truth):
+    # Anchors of the box's full width: IoU is height / 10. From .5 on an anchor is positive; nothing lies between.
+    anchors = boxes_of([0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 4.9], [20, 20, 30, 30])
+    assert match_reassign(anchors, make_ground_truth([[0, 0, 10, 10]], rows=3)).tolist() == [0, 0, NEGATIVE, NEGATIVE]
+
+
+def test_match_and_reassign_gives_an_object_below_the_threshold_its_best_anchor(make_ground_truth):
+    # IoU 10 / 100 with the first, 10 / 64 with the second.
+    anchors = boxes_of([0, 0, 10, 10], [0, 0, 8, 8])
+    assert match_reassign(anchors, make_ground_truth([[0, 0, 5, 2]])).tolist() == [NEGATIVE, 0]
+
+
+def test_match_and_reassign_takes_the_first_of_tied_anchors(make_ground_truth):
+    # The box lies in the middle between two anchors, IoU 20 / 140 with each: RetinaNet would match both.
+    anchors = boxes_of([0, 0, 8, 10], [12, 0, 20, 10])
+    assert match_reassign(anchors, make_ground_truth([[6, 0, 14, 10]])).tolist() == [0, NEGATIVE]
+
+
+def test_match_and_reassign_takes_an_anchor_away_from_a_better_box(make_ground_truth):
+    # Both overlap anchor 0 most, the large one by .8, the small one by 4 / 84; the last has it. The large one keeps
+    # anchor 1, IoU 60 / 100, if it isn't the last: reassigning gives one anchor, the threshold any number.
+    anchors = boxes_of([0, 0, 10, 8], [0, 0, 10, 6])
+    large, small = [0, 0, 10, 10], [9, 5, 12, 8]
+    assert match_reassign(anchors, make_ground_truth([large, small])).tolist() == [1, 0]
+    assert match_reassign(anchors, make_ground_truth([small, large])).tolist() == [1, 1]
+
+
+def test_match_and_reassign_can_leave_a_box_without_an_anchor(make_ground_truth):
+    gt = make_ground_truth([[0, 0, 10, 10], [0, 0, 10, 3], [0, 0, 10, 2]])
+    assert match_reassign(boxes_of([0, 0, 10, 9]), gt).tolist() == [2]
+
+
+@pytest.mark.parametrize('padding', [[0, 0, 0, 0], [0, 0, 10, 10], [np.nan] * 4], ids=['zeros', 'box', 'nan'])
+def test_match_and_reassign_ignores_padding_rows(make_ground_truth, padding):
+    # A padding row overlaps the first anchor most, by 0 or by -1: it must not take it.
+    gt = make_ground_truth([[0, 0, 10, 8]], rows=3)
+    gt.boxes[1:] = padding
+    assert match_reassign(boxes_of([0, 0, 10, 10], [20, 20, 30, 30]), gt).tolist() == [0, NEGATIVE]
+
+
+def test_match_and_reassign_leaves_a_box_that_overlaps_no_anchor_without(make_ground_truth):
+    gt = make_ground_truth([[0, 0, 10, 8], [60, 60, 70, 70]])
+    assert match_reassign(boxes_of([0, 0, 10, 10], [20, 20, 30, 30]), gt).tolist() == [0, NEGATIVE]
+
+
+def test_match_and_reassign_never_matches_a_crowd(make_ground_truth):
+    # Anchor 0 is the crowd itself; 1 lies in it, but an object's best anchor is positive; 2 lies half in it.
+    anchors = boxes_of([0, 0, 40, 40], [10, 10, 20, 20], [35, 0, 45, 10], [46, 0, 56, 10])
+    gt = make_ground_truth([[0, 0, 40, 40], [10, 10, 20, 13]], crowd=[True, False])
+    assert match_reassign(anchors, gt).tolist() == [IGNORE, 1, IGNORE, NEGATIVE]
+
+
+def test_match_and_reassign_equals_loops(make_ground_truth):
+    seen, taken_away = set(), 0
+    for seed in range(200):
+        anchors, gt = random_case(make_ground_truth, seed)
+        anchors = anchors[seed % 5 :: 5]  # so few that objects compete for them
+        before = oracle(anchors, gt, '0.25', '0.25', match_best_anchors=False)
+        expected = list(before)
+        for m, box in enumerate(gt.boxes.astype(int).tolist()):
+            if gt.valid[m] and not gt.crowd[m]:
+                shared = [shared_area(box, anchor) for anchor in anchors.astype(int).tolist()]
+                both = [area(box) + area(anchor) for anchor in anchors.astype(int).tolist()]
+                iou = [Fraction(s, b - s) for s, b in zip(shared, both)]
+                if max(iou) > 0:
+                    expected[iou.index(max(iou))] = m  # one after the other: the last stays
+        ours = match_at(anchors, gt, positive_iou=0.25).tolist()
+        assert ours == expected, f'seed {seed}'
+        seen.update(ours)
+        taken_away += sum(new != old >= 0 for new, old in zip(expected, before))
+    assert {NEGATIVE, IGNORE, 0, 1, 2, 3} <= seen and taken_away > 5  # the cases are not trivial
+
+
+def test_match_and_reassign_of_nothing_and_without_jit(make_ground_truth):
+    anchors, gt = random_case(make_ground_truth, 1)
+    ours = matching.match_and_reassign(anchors, gt, positive_iou=0.5)
+    assert ours.dtype == np.int32
+    np.testing.assert_array_equal(ours, match_reassign(anchors, gt))
+    assert match_reassign(anchors, make_ground_truth([], rows=4)).tolist() == [NEGATIVE] * len(anchors)
+
+
+def test_gather_targets_by_hand(make_ground_truth):
+    anchors = boxes_of([0, 0, 8, 8], [1, 1, 9, 9], [2, 2, 7, 7], [3, 3, 6, 6])
+    gt = make_ground_truth([[0, 0, 5, 5], [1, 0, 6, 5]], labels=[4, 2], rows=3)
+    gt.boxes[2] = np.nan
+    labels, boxes = matching.gather_targets(np.int32([1, NEGATIVE, 0, IGNORE]), anchors, gt, background=9)
+    assert labels.tolist() == [2, 9, 4, 9]
+    np.testing.assert_array_equal(boxes, [gt.boxes[1], anchors[1], gt.boxes[0], anchors[3]])

@@ -9,55 +9,72 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from detzoo.backbones.mobilenet import MobileNetV3Large
 from detzoo.backbones.resnet import ResNet
+from detzoo.backbones.vgg import VGG16
 from detzoo.detectors import make_detector
-from detzoo.weights.parity import drawn_entries, match_detections, run_detector
-from detzoo.weights.torchvision import PEERS, load_backbone, resnet_variables, retinanet_variables
+from detzoo.weights.parity import match_detections
+from detzoo.weights.torchvision import (
+    PEERS,
+    load_backbone,
+    mobilenet_variables,
+    resnet_variables,
+    retinanet_variables,
+    ssd_variables,
+    vgg_variables,
+)
+from detzoo.weights.torchvision_parity import VIEWS, drawn_entries, run_detector
 
 FIXTURES = pathlib.Path(__file__).parent / 'fixtures'
-NAME = 'retinanet_resnet50_fpn'
-MODEL = PEERS[NAME].model
+RETINANET, SSD, SSDLITE = PEERS
 
 
 @functools.cache
-def template_of(**changes):
-    """Shapes of (params, model_state) of the counterpart, or of a changed one."""
-    detector = make_detector(**{**MODEL, **changes})
-    return jax.eval_shape(lambda rng: detector.init(rng, (64, 64)), jax.random.key(0))
+def template_of(name=RETINANET, **changes):
+    """Shapes of (params, model_state) of a counterpart, or of a changed one."""
+    detector = make_detector(**{**PEERS[name].model, **changes})
+    return jax.eval_shape(lambda rng: detector.init(rng, (320, 320)), jax.random.key(0))
+
+
+@functools.cache
+def golden_of(name):
+    return dict(np.load(FIXTURES / f'{name}.npz'))
+
+
+@functools.cache
+def entries_of(name):
+    return drawn_entries(json.loads(str(golden_of(name)['shapes'])))
+
+
+@functools.cache
+def outputs_of(name):
+    """Tensors and detections of a counterpart on the stored image."""
+    golden, peer = golden_of(name), PEERS[name]
+    params, model_state = peer.mapping(entries_of(name), template_of(name))
+    image = golden['image'].astype(np.float32).repeat(golden['repeat'], axis=0).repeat(golden['repeat'], axis=1)
+    return run_detector(name, make_detector(**peer.model), params, model_state, image, image.shape[:2])
 
 
 @pytest.fixture(scope='module')
-def golden():
-    return dict(np.load(FIXTURES / f'{NAME}.npz'))
+def entries():
+    return entries_of(RETINANET)
 
 
-@pytest.fixture(scope='module')
-def entries(golden):
-    return drawn_entries(json.loads(str(golden['shapes'])))
-
-
-@pytest.fixture(scope='module')
-def outputs(golden, entries):
-    params, model_state = retinanet_variables(entries, template_of())
-    image = golden['image'].astype(np.float32)
-    return run_detector(make_detector(**MODEL), params, model_state, image, image.shape[:2])
-
-
-@pytest.mark.parametrize('stage', ['C3', 'C4', 'C5', 'P3', 'P4', 'P5', 'P6', 'P7', 'cls_logits', 'box_deltas'])
-def test_retinanet_tensors_are_torchvisions(golden, outputs, stage):
-    tensor = outputs[0][stage].ravel()
-    values = tensor[:: golden[f'{stage}.step']]
-    assert abs(values - golden[f'{stage}.values']).max() <= 1e-4 * golden[f'{stage}.max']
+@pytest.mark.parametrize('name, stage', [
+    (name, stage) for name in PEERS for stage in (*VIEWS[name].tensors, 'cls_logits', 'box_deltas', 'anchors')
+])
+def test_tensors_are_torchvisions(name, stage):
+    golden, tensor = golden_of(name), outputs_of(name)[0][stage].ravel()
+    values, limit = golden[f'{stage}.values'], (1e-6 if stage == 'anchors' else 1e-4) * golden[f'{stage}.max']
+    assert abs(tensor[:: golden[f'{stage}.step']] - values).max() <= limit
     assert abs(tensor).max() == pytest.approx(golden[f'{stage}.max'], rel=1e-4)  # of all values, not of the stored ones
 
 
-def test_retinanet_anchors_are_torchvisions(golden, outputs):
-    np.testing.assert_array_equal(outputs[0]['anchors'].ravel(), golden['anchors.values'])
-
-
-def test_retinanet_detections_are_torchvisions(golden, outputs):
-    agreement = match_detections(outputs[1], golden, limit=MODEL['max_detections'])
-    assert agreement.theirs == len(golden['scores']) > 50
+@pytest.mark.parametrize('name', PEERS)
+def test_detections_are_torchvisions(name):
+    golden = golden_of(name)
+    agreement = match_detections(outputs_of(name)[1], golden, limit=PEERS[name].model['max_detections'])
+    assert agreement.theirs + agreement.empty == len(golden['scores']) > 50
     assert agreement.holds(), agreement
 
 
@@ -108,6 +125,28 @@ def test_retinanet_variables_of_a_deeper_file_lists_a_few_unused_entries(entries
         retinanet_variables({**entries, **deeper}, template_of())
 
 
+@pytest.mark.parametrize('name', [SSD, SSDLITE])
+def test_ssd_variables_move_background_to_the_end(name):
+    entries = entries_of(name)
+    params, _ = ssd_variables(entries, template_of(name))
+    place = 'head.classification_head.module_list.2' + ('.1' if name == SSDLITE else '')
+    theirs, ours = entries[f'{place}.bias'].reshape(6, 91), params['cls_head']['level3']['conv']['bias'].reshape(6, 91)
+    np.testing.assert_array_equal(ours[:, :90], theirs[:, 1:])
+    np.testing.assert_array_equal(ours[:, 90], theirs[:, 0])
+    kernel = params['cls_head']['level3']['conv']['kernel'][0, 0, 5].reshape(6, 91)
+    np.testing.assert_array_equal(kernel[3, 90], entries[f'{place}.weight'][3 * 91, 5, 0, 0])
+
+
+@pytest.mark.parametrize('name, missing', [
+    (SSD, 'backbone.scale_weight'),
+    (SSD, 'backbone.extra.0.7.3.bias'),
+    (SSDLITE, 'backbone.features.1.0.2.fc1.bias'),
+])
+def test_ssd_variables_names_missing_entry(name, missing):
+    del (entries := dict(entries_of(name)))[missing]
+    with pytest.raises(ValueError, match=f'missing: {missing}. Set depth'):
+        ssd_variables(entries, template_of(name))
+
 
 @pytest.fixture(scope='module')
 def classifier(entries, tmp_path_factory):
@@ -144,7 +183,7 @@ def test_load_backbone_fills_batch_norm(classifier):
 
 
 def test_load_backbone_refuses_group_norm(classifier):
-    with pytest.raises(ValueError, match="no ResNet with group norm: set the model's norm to"):
+    with pytest.raises(ValueError, match="no such network with group norm: set the model's norm to"):
         load_backbone(classifier[0], *template_of(norm='group_norm'))
 
 
@@ -181,3 +220,94 @@ def test_resnet_variables_of_basic_blocks():
     params, statistics = resnet_variables(drawn_entries(shapes), (variables.pop('params'), variables))
     assert params['stage2_block1']['shortcut_conv']['kernel'].shape == (1, 1, 8, 16)
     assert len(jax.tree.leaves((params, statistics))) == len(shapes)
+
+
+VGG16_PLACES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # of convolutions, in torchvision's vgg16().features
+VGG16_FEATURES = [64 // 16 * n for n in (1, 1, 2, 2, 4, 4, 4, 8, 8, 8, 8, 8, 8)]
+
+
+def vgg_classifier():
+    """Entries like those of torchvision's vgg16, of a sixteenth of its width, and the template of ours."""
+    shapes, channels = {}, 3
+    for place, features in zip(VGG16_PLACES, VGG16_FEATURES):
+        shapes |= {f'features.{place}.weight': (features, channels, 3, 3), f'features.{place}.bias': (features,)}
+        channels = features
+    for place, (features, inputs) in {0: (256, 49 * channels), 3: (256, 256), 6: (10, 256)}.items():
+        shapes |= {f'classifier.{place}.weight': (features, inputs), f'classifier.{place}.bias': (features,)}
+    entries = {name: np.random.RandomState(i).normal(size=shape) for i, (name, shape) in enumerate(shapes.items())}
+    network = VGG16(width=1 / 16)
+    variables = jax.eval_shape(lambda rng: network.init(rng, np.zeros((1, 32, 32, 3)), train=False), jax.random.key(0))
+    return entries, (variables['params'], {})
+
+
+def test_vgg_variables_take_every_fourth_feature_of_the_classifier():
+    entries, template = vgg_classifier()
+    params, model_state = vgg_variables(entries, template)
+    assert model_state == {} and len(jax.tree.leaves(params)) == 2 * 15
+    kernel = params['conv3_2']['conv']['kernel']
+    np.testing.assert_allclose(kernel[2, 0, 3, 9], entries['features.12.weight'][9, 3, 2, 0], rtol=1e-6)
+    # fc6: feature 5 is the classifier's 20th; its kernel's row 1 and column 2 are row 3 and column 6 of 7 x 7.
+    first = entries['classifier.0.weight'].reshape(256, 32, 7, 7)
+    np.testing.assert_allclose(params['fc6']['conv']['kernel'][1, 2, 11, 5], first[20, 11, 3, 6], rtol=1e-6)
+    np.testing.assert_allclose(params['fc7']['conv']['kernel'][0, 0, 3, 7], entries['classifier.3.weight'][28, 12], rtol=1e-6)
+    np.testing.assert_allclose(params['fc7']['conv']['bias'], entries['classifier.3.bias'][::4], rtol=1e-6)
+
+
+@pytest.mark.parametrize('change', [lambda name, x: None, lambda name, x: np.full_like(x, np.nan)], ids=['absent', 'nan'])
+def test_vgg_variables_without_a_classifier_leave_fc6_and_fc7(change):
+    entries, template = vgg_classifier()
+    entries = {name: change(name, x) if name.startswith('classifier') else x for name, x in entries.items()}
+    params, _ = vgg_variables({name: x for name, x in entries.items() if x is not None}, template)
+    assert params['fc6'] is template[0]['fc6'] and params['fc7'] is template[0]['fc7']
+    np.testing.assert_allclose(params['conv5_3']['conv']['bias'], entries['features.28.bias'], rtol=1e-6)
+
+
+def test_vgg_variables_names_missing_entry():
+    entries, template = vgg_classifier()
+    del entries['features.28.bias']
+    with pytest.raises(ValueError, match=r'missing: features\.28\.bias\. Set'):
+        vgg_variables(entries, template)
+
+
+def test_mobilenet_variables_are_those_of_the_detector():
+    # Torchvision's SSDLite cuts the classifier's 'features' in two, the 13th block behind its expansion.
+    def name_of(name):
+        part, index, *rest = name.removeprefix('backbone.features.').split('.')
+        if (part, index) == ('0', '13'):
+            return '.'.join(('features.13.block.0', *rest))
+        if (part, index) == ('1', '0'):
+            return '.'.join(('features.13.block', *rest))
+        rest = '.'.join(rest)
+        return f'features.{int(index) + (13 if part == "1" else 0)}.{rest}'
+
+    body = {name_of(name): value for name, value in entries_of(SSDLITE).items() if name.startswith('backbone.features')}
+    assert {'features.0.0.weight', 'features.13.block.2.fc1.bias', 'features.15.block.3.0.weight', 'features.16.1.bias'} < set(body)
+    network = MobileNetV3Large()
+    variables = jax.eval_shape(lambda rng: network.init(rng, np.zeros((1, 64, 64, 3)), train=False), jax.random.key(0))
+    body['classifier.0.weight'] = np.zeros((1280, 480))
+    params, statistics = mobilenet_variables(body, (variables.pop('params'), variables))
+    expected, expected_statistics = ssd_variables(entries_of(SSDLITE), template_of(SSDLITE))
+    jax.tree.map(np.testing.assert_array_equal, params, expected['backbone'])
+    jax.tree.map(np.testing.assert_array_equal, statistics['batch_stats'], expected_statistics['batch_stats']['backbone'])
+
+
+@pytest.mark.parametrize('model, message', [
+    (dict(PEERS[SSD].model, norm='batch_norm'), "has no norms: set the model's norm to None"),
+    (dict(PEERS[SSDLITE].model, norm='group_norm'), "no such network with group norm: set the model's norm to"),
+    (dict(name='yolo_v3', num_classes=3), 'no classifier like the backbone of this model'),
+])
+def test_load_backbone_refuses_what_torchvision_has_not(tmp_path, model, message):
+    safetensors.numpy.save_file({'x': np.zeros(1)}, tmp_path / 'x.safetensors')
+    detector = make_detector(**model)
+    template = jax.eval_shape(lambda rng: detector.init(rng, (320, 320)), jax.random.key(0))
+    with pytest.raises(ValueError, match=message):
+        load_backbone(str(tmp_path / 'x.safetensors'), *template)
+
+
+def test_load_backbone_fills_that_of_an_ssd(tmp_path):
+    entries, (backbone, _) = vgg_classifier()
+    path = str(tmp_path / 'vgg16.safetensors')
+    safetensors.numpy.save_file(entries, path)
+    params, model_state = load_backbone(path, {'backbone': backbone, 'l2_norm': None}, {})
+    jax.tree.map(np.testing.assert_array_equal, params['backbone'], vgg_variables(entries, (backbone, {}))[0])
+    assert params['l2_norm'] is None and model_state == {}

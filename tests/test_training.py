@@ -16,12 +16,14 @@ import time
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import optax
 import pytest
+from conftest import TINY_SSD, TINY_YOLO_V1, TINY_YOLO_V2, TINY_YOLO_V3
 
 from detzoo import inference
-from detzoo.config import ConfigError, defaults, to_json
+from detzoo.config import ConfigError, complete, defaults, to_json
 from detzoo.core import losses
 from detzoo.data.pipeline import shard
 from detzoo.data.records import open_dataset
@@ -349,6 +351,36 @@ def test_checkpoints_refuse_what_is_not_finite(tmp_path, bad):
         checkpoints.save(state_of(6, bad))
     checkpoints.close()
     assert Checkpoints(tmp_path).latest_step() == 5
+
+
+@pytest.mark.parametrize('model', [TINY_SSD, TINY_YOLO_V1, TINY_YOLO_V2, TINY_YOLO_V3], ids=lambda model: model['name'])
+def test_checkpoints_let_every_kind_of_detector_go_on_with_the_same_bits(tmp_path, tiny_config, model):
+    """What RetinaNet does by the training script, see below, the others do by its parts."""
+    config = tiny_config(optimizer__name='adamw')
+    config.model = ml_collections.ConfigDict(model)
+    config = complete(config)
+    data = open_dataset('toy', 'train', config.data.data_dir)
+    detector, template = loop.check(config, data)
+    train_step = loop.make_train_step(config, detector, template)
+
+    def train(state, start, stop):
+        batches = loop.make_batches(config, data, start)
+        state = parallel.replicate(state)
+        for _ in range(start, stop):
+            state, _ = train_step(state, parallel.put(shard(next(batches), DEVICES)))
+        batches.close()
+        return parallel.first_replica(state)
+
+    first = loop.initial_state(config, detector)
+    whole = train(first, 0, 4)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(train(first, 0, 2))
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path)
+    cut = train(checkpoints.restore(template), 2, 4)
+    checkpoints.close()
+    jax.tree.map(np.testing.assert_array_equal, cut, whole)
+    assert whole.step == 4 and any((x != y).any() for x, y in zip(*map(jax.tree.leaves, (whole.params, first.params))))
 
 
 def test_metrics_log_is_cut_back_to_the_step(tmp_path):

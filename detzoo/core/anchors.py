@@ -26,22 +26,128 @@ def base_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float], *, roun
     return (np.round(anchors) if rounded else anchors).astype(np.float32)
 
 
-def grid_anchors(grid: tuple[int, int], stride: tuple[float, float], base: np.ndarray) -> np.ndarray:
-    """Places a cell's anchors at each cell of a feature map, centred on the cell's top left corner.
+def default_boxes(
+    size: float, next_size: float, aspect_ratios: Sequence[float], *, limit: tuple[int, int] | None = None
+) -> np.ndarray:
+    """Makes SSD's anchors of one cell, centred at the origin (1512.02325, section 2.2, choosing scales and aspect ratios).
 
-    The corner, not the middle: a 3x3 convolution of stride 2 with one pixel of padding centres its first output on the
-    first pixel, so that is where the features of a cell look; torchvision and detectron2 do the same.
+    A square of the level's size, a square between it and the next level's, and the level's size in other shapes.
+
+    Args:
+        size: s_k, the square root of the anchors' areas, pixels.
+        next_size: s_(k+1) of the next level; the second square has sqrt(s_k s_(k+1)).
+        aspect_ratios: height / width, without the squares.
+        limit: height and width beyond which no anchor goes (torchvision's canvas), or None.
+
+    Returns:
+        [2 + len(aspect_ratios), 4] float32 xyxy.
+    """
+    squares = base_anchors([size, np.sqrt(size * next_size)], [1.0])
+    anchors = np.concatenate([squares, base_anchors([size], aspect_ratios)])
+    if limit is None:
+        return anchors
+    half = np.float32([limit[1] / 2, limit[0] / 2, limit[1] / 2, limit[0] / 2])
+    return anchors.clip(-half, half)
+
+
+def grid_anchors(
+    grid: tuple[int, int], stride: tuple[float, float], base: np.ndarray, *, offset: float = 0.0
+) -> np.ndarray:
+    """Places a cell's anchors at each cell of a feature map.
+
+    By default around the cell's corner, not its middle: a 3x3 convolution of stride 2 with one pixel of padding centres
+    its first output on the first pixel, so that is where the features of a cell look; torchvision and detectron2 do the
+    same. SSD and YOLO take the middle.
 
     Args:
         grid: height and width of the feature map, cells.
         stride: distance of two cells along y and x, pixels.
         base: [n, 4] float32 xyxy, the anchors around the origin.
+        offset: of the anchors' centre in its cell, in cells: 0 is the top left corner, 0.5 the middle.
 
     Returns:
         [grid height * grid width * n, 4] float32 xyxy, in row-major order of the cells.
     """
-    y = np.arange(grid[0], dtype=np.float32) * np.float32(stride[0])
-    x = np.arange(grid[1], dtype=np.float32) * np.float32(stride[1])
+    y = (np.arange(grid[0], dtype=np.float32) + np.float32(offset)) * np.float32(stride[0])
+    x = (np.arange(grid[1], dtype=np.float32) + np.float32(offset)) * np.float32(stride[1])
     y, x = np.meshgrid(y, x, indexing='ij')
     centers = np.stack([x, y, x, y], axis=-1)  # [h, w, 4]
     return (centers[:, :, None] + base).reshape(-1, 4)
+
+
+def cell_anchors(
+    canvas: tuple[int, int], grids: Sequence[tuple[int, int]], sizes: Sequence[Sequence[tuple[float, float]]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Places anchors of given sizes in the middle of the cells of several grids (YOLO9000, 1612.08242, section 2).
+
+    Args:
+        canvas: height and width, pixels.
+        grids: height and width of each level's feature map, cells.
+        sizes: for each level the (width, height) of its anchors, pixels.
+
+    Returns:
+        anchors: [A, 4] float32 xyxy, level after level, each in row-major order of its cells.
+        strides: [A, 2] float32, width and height of each anchor's cell, pixels.
+    """
+    anchors, strides = [], []
+    for grid, level_sizes in zip(grids, sizes, strict=True):
+        half = np.asarray(level_sizes, np.float32) / 2
+        stride = (canvas[0] / grid[0], canvas[1] / grid[1])
+        anchors.append(grid_anchors(grid, stride, np.concatenate([-half, half], axis=1), offset=0.5))
+        strides.append(np.broadcast_to(np.float32(stride[::-1]), (len(anchors[-1]), 2)))
+    return np.concatenate(anchors), np.concatenate(strides)
+
+
+def kmeans_anchors(sizes: np.ndarray, k: int, *, seed: int = 0, max_iterations: int = 300) -> tuple[np.ndarray, float]:
+    """Clusters the sizes of objects to anchors; the distance is 1 - IoU of boxes at one centre (YOLO9000, 1612.08242, section 2).
+
+    The first centre is a size drawn at random, each further one a size that is the likelier the worse the centres before
+    fit it (k-means++). A centre to which nothing belongs moves to the size that is fitted worst.
+
+    Args:
+        sizes: [N, 2] float, width and height, > 0, in any unit.
+        k: how many anchors, 1..N.
+        seed: of the draws.
+        max_iterations: after which it ends although sizes still change their anchor.
+
+    Returns:
+        anchors: [k, 2] float64, width and height in that unit, the smallest area first.
+        average_iou: of each size with the anchor that fits it best, in 0..1.
+
+    Raises:
+        ValueError: a size is not positive and finite, or k is not in 1..N.
+    """
+    sizes = np.asarray(sizes, np.float64).reshape(-1, 2)
+    if not 1 <= k <= len(sizes):
+        raise ValueError(f'{k} clusters of {len(sizes)} boxes: take at least 1, and at most as many as there are boxes')
+    if not (np.isfinite(sizes) & (sizes > 0)).all():
+        raise ValueError('the width and height of every box must be positive and finite')
+    rng = np.random.RandomState(seed)
+    centers = sizes[rng.randint(len(sizes), size=1)]
+    while len(centers) < k:
+        weights = (1 - _shape_iou(sizes, centers).max(axis=1)) ** 2
+        weights = weights if weights.any() else np.ones(len(sizes))  # fewer than k sizes differ
+        centers = np.append(centers, sizes[rng.choice(len(sizes), 1, p=weights / weights.sum())], axis=0)
+
+    iou = _shape_iou(sizes, centers)
+    best, best_iou, previous = centers, -1.0, None
+    for _ in range(max_iterations):
+        nearest, fit = iou.argmax(axis=1), iou.max(axis=1)
+        if previous is not None and (nearest == previous).all():
+            break
+        counts = np.bincount(nearest, minlength=k)
+        sums = np.stack([np.bincount(nearest, side, minlength=k) for side in sizes.T], axis=1)
+        centers = sums / np.maximum(counts, 1)[:, None]
+        empty = counts == 0
+        centers[empty] = sizes[np.argsort(fit, kind='stable')[: empty.sum()]]
+        iou, previous = _shape_iou(sizes, centers), nearest
+        average_iou = float(iou.max(axis=1).mean())
+        if average_iou > best_iou:  # not always: a mean is not where this distance is smallest
+            best, best_iou = centers, average_iou
+    return best[np.argsort(best.prod(axis=1), kind='stable')], best_iou
+
+
+def _shape_iou(sizes: np.ndarray, centers: np.ndarray) -> np.ndarray:
+    """The IoU [N, k] of boxes of [N, 2] and [k, 2] (width, height) at one centre."""
+    shared = np.minimum(sizes[:, None, 0], centers[:, 0]) * np.minimum(sizes[:, None, 1], centers[:, 1])
+    return shared / (sizes.prod(axis=1)[:, None] + centers.prod(axis=1) - shared)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import chex
+import jax
 import jax.numpy as jnp
 
 from detzoo.core import boxes as box_ops
@@ -48,4 +49,44 @@ def decode(deltas: Array, anchors: Array, *, weights: Sequence[float] = (1, 1, 1
     deltas = deltas / jnp.asarray(weights, deltas.dtype)
     center = deltas[..., :2] * anchor[..., 2:] + anchor[..., :2]
     size = jnp.exp(jnp.minimum(deltas[..., 2:], MAX_LOG_SCALE)) * anchor[..., 2:]
+    return box_ops.cxcywh_to_xyxy(jnp.concatenate([center, size], axis=-1))
+
+
+def encode_cells(boxes: Array, anchors: Array, strides: Array) -> Array:
+    """Expresses boxes relative to anchors that stand in the middle of grid cells (YOLO9000, 1612.08242, section 2).
+
+    tx, ty: where in its cell a box's centre lies, in cells from the top left corner; tw = log(w / wa), th = log(h / ha).
+
+    Args:
+        boxes: [A, 4] float xyxy, with width and height > 0.
+        anchors: [A, 4] float xyxy, with width and height > 0.
+        strides: [A, 2] float, width and height of each anchor's cell, pixels.
+
+    Returns:
+        [A, 4] float: tx, ty (0..1 where the centre lies in the cell), tw, th.
+    """
+    chex.assert_equal_shape([boxes, anchors])
+    target, anchor = box_ops.xyxy_to_cxcywh(boxes), box_ops.xyxy_to_cxcywh(anchors)
+    place = (target[..., :2] - anchor[..., :2]) / strides + 0.5
+    scale = jnp.log(target[..., 2:] / anchor[..., 2:])
+    return jnp.concatenate([place, scale], axis=-1)
+
+
+def decode_cells(outputs: Array, anchors: Array, strides: Array) -> Array:
+    """Turns a network's outputs into boxes: a sigmoid keeps the centre in its cell, an exponential scales the anchor.
+
+    The inverse of `encode_cells` with the logits of tx and ty, up to the limit on growth.
+
+    Args:
+        outputs: [A, 4] float: logits of tx and ty; tw, th.
+        anchors: [A, 4] float xyxy.
+        strides: [A, 2] float, pixels.
+
+    Returns:
+        [A, 4] float xyxy.
+    """
+    chex.assert_equal_shape([outputs, anchors])
+    anchor = box_ops.xyxy_to_cxcywh(anchors)
+    center = anchor[..., :2] + (jax.nn.sigmoid(outputs[..., :2]) - 0.5) * strides
+    size = jnp.exp(jnp.minimum(outputs[..., 2:], MAX_LOG_SCALE)) * anchor[..., 2:]
     return box_ops.cxcywh_to_xyxy(jnp.concatenate([center, size], axis=-1))

@@ -49,21 +49,35 @@ def area(boxes: Array) -> Array:
     return size[..., 0] * size[..., 1]
 
 
-def pairwise_intersection(boxes1: Array, boxes2: Array) -> Array:
-    """Computes the area that each box of one list shares with each of the other.
+def intersection(boxes1: Array, boxes2: Array) -> Array:
+    """Computes the area that two boxes share.
 
     Args:
-        boxes1: [M, 4] float, xyxy.
-        boxes2: [A, 4] float, xyxy.
+        boxes1: [..., 4] float, xyxy.
+        boxes2: [..., 4] float, xyxy; leading axes broadcast.
 
     Returns:
-        [M, A] float, square pixels, >= 0.
+        [...] float, square pixels, >= 0.
     """
-    chex.assert_shape([boxes1, boxes2], (None, 4))
-    corner_min = jnp.maximum(boxes1[:, None, :2], boxes2[None, :, :2])
-    corner_max = jnp.minimum(boxes1[:, None, 2:], boxes2[None, :, 2:])
-    size = jnp.maximum(corner_max - corner_min, 0)  # [M, A, 2]
+    corner_min = jnp.maximum(boxes1[..., :2], boxes2[..., :2])
+    corner_max = jnp.minimum(boxes1[..., 2:], boxes2[..., 2:])
+    size = jnp.maximum(corner_max - corner_min, 0)
     return size[..., 0] * size[..., 1]
+
+
+def iou(boxes1: Array, boxes2: Array) -> Array:
+    """Computes the intersection over union of two boxes.
+
+    Args:
+        boxes1: [..., 4] float, xyxy.
+        boxes2: [..., 4] float, xyxy; leading axes broadcast.
+
+    Returns:
+        [...] float in 0..1; 0 where both boxes are empty.
+    """
+    shared = intersection(boxes1, boxes2)
+    union = area(boxes1) + area(boxes2) - shared
+    return jnp.where(union > 0, shared / jnp.where(union > 0, union, 1), 0)
 
 
 def pairwise_iou(boxes1: Array, boxes2: Array) -> Array:
@@ -76,9 +90,8 @@ def pairwise_iou(boxes1: Array, boxes2: Array) -> Array:
     Returns:
         [M, A] float in 0..1; 0 where both boxes are empty.
     """
-    intersection = pairwise_intersection(boxes1, boxes2)
-    union = area(boxes1)[:, None] + area(boxes2)[None, :] - intersection
-    return jnp.where(union > 0, intersection / jnp.where(union > 0, union, 1), 0)
+    chex.assert_shape([boxes1, boxes2], (None, 4))
+    return iou(boxes1[:, None], boxes2[None, :])
 
 
 def pairwise_coverage(boxes1: Array, boxes2: Array) -> Array:
@@ -93,8 +106,9 @@ def pairwise_coverage(boxes1: Array, boxes2: Array) -> Array:
     Returns:
         [M, A] float in 0..1; 0 where the second box is empty.
     """
+    chex.assert_shape([boxes1, boxes2], (None, 4))
     own = area(boxes2)[None, :]
-    return jnp.where(own > 0, pairwise_intersection(boxes1, boxes2) / jnp.where(own > 0, own, 1), 0)
+    return jnp.where(own > 0, intersection(boxes1[:, None], boxes2[None, :]) / jnp.where(own > 0, own, 1), 0)
 
 
 def clip(boxes: Array, window: Array) -> Array:

@@ -1,10 +1,15 @@
 """Losses: per-element, unreduced; and the one way in which all detectors normalise their sums."""
 
+import math
+
 import chex
 import jax
 import jax.numpy as jnp
 
+from detzoo.core import boxes as box_ops
 from detzoo.types import Array
+
+IOU_LOSSES = ('giou', 'diou', 'ciou')
 
 
 def sigmoid_focal(logits: Array, targets: Array, *, gamma: float, alpha: float | None) -> Array:
@@ -46,6 +51,59 @@ def smooth_l1(predictions: Array, targets: Array, *, beta: float) -> Array:
     if beta == 0:
         return difference
     return jnp.where(difference < beta, 0.5 * difference**2 / beta, difference - 0.5 * beta)
+
+
+def iou_loss(predictions: Array, targets: Array, *, kind: str) -> Array:
+    """Computes 1 - IoU per box, plus what also pulls boxes together that do not overlap.
+
+    'giou': the share of the enclosing box that neither covers (1902.09630, algorithm 1); 'diou': the squared distance of
+    the centres over the squared diagonal of the enclosing box (1911.08287, equation 7); 'ciou': that, and a term for
+    unlike shapes (equation 10), whose weight alpha carries no gradient.
+
+    Args:
+        predictions: [..., 4] float xyxy.
+        targets: [..., 4] float xyxy, with width and height > 0.
+        kind: one of IOU_LOSSES.
+
+    Returns:
+        [...] float, >= 0 and < 2 ('ciou': < 3); with a gradient that is finite for boxes of any size.
+    """
+    chex.assert_equal_shape([predictions, targets])
+    iou = box_ops.iou(predictions, targets)
+    hull_min = jnp.minimum(predictions[..., :2], targets[..., :2])
+    hull = jnp.maximum(predictions[..., 2:], targets[..., 2:]) - hull_min  # [..., 2], > 0 as the targets are
+    if kind == 'giou':
+        union = box_ops.area(predictions) + box_ops.area(targets) - box_ops.intersection(predictions, targets)
+        return 1 - iou + 1 - union / hull.prod(axis=-1)
+    center1, size1 = jnp.split(box_ops.xyxy_to_cxcywh(predictions), 2, axis=-1)
+    center2, size2 = jnp.split(box_ops.xyxy_to_cxcywh(targets), 2, axis=-1)
+    loss = 1 - iou + ((center1 - center2) ** 2).sum(axis=-1) / (hull**2).sum(axis=-1)
+    if kind == 'diou':
+        return loss
+    if kind != 'ciou':
+        raise ValueError(f'kind is {kind!r}: use one of {", ".join(IOU_LOSSES)}')
+    size1 = jnp.maximum(size1, 1e-6)
+    angle = jnp.arctan2(size1[..., 0], size1[..., 1]) - jnp.arctan2(size2[..., 0], size2[..., 1])
+    unlike = 4 / math.pi**2 * angle**2
+    alpha = jax.lax.stop_gradient(unlike / jnp.maximum(1 - iou + unlike, 1e-7))
+    return loss + alpha * unlike
+
+
+def hard_negatives(negative_loss: Array, negative: Array, count: Array) -> Array:
+    """Chooses the negatives of one image with the largest loss (SSD, 1512.02325, section 2.2, hard negative mining).
+
+    Args:
+        negative_loss: [A] float, the loss of each anchor as background.
+        negative: [A] bool, which may be chosen.
+        count: [] int, how many; all if there are fewer.
+
+    Returns:
+        [A] bool; of equal losses the first are chosen.
+    """
+    chex.assert_equal_shape([negative_loss, negative])
+    order = jnp.argsort(jnp.where(negative, -negative_loss, jnp.inf), stable=True)
+    first = jnp.arange(len(order)) < count
+    return negative & jnp.zeros_like(negative).at[order].set(first, unique_indices=True)
 
 
 def normalizer(count: Array, axis_name: str | None) -> Array:

@@ -35,9 +35,7 @@ def match_by_threshold(
     Returns:
         matched: [A] int32, a row of gt, NEGATIVE or IGNORE.
     """
-    chex.assert_shape([anchors, gt.boxes], (None, 4))
-    candidate = gt.valid & ~gt.crowd
-    iou = jnp.where(candidate[:, None], box_ops.pairwise_iou(gt.boxes, anchors), -1)  # [M, A]
+    iou = _candidate_iou(anchors, gt)
     best_iou = iou.max(axis=0, initial=-1)  # [A]
     positive = best_iou >= positive_iou
     if match_best_anchors:
@@ -46,6 +44,82 @@ def match_by_threshold(
     unmatched = jnp.where(best_iou < negative_iou, NEGATIVE, IGNORE)
     unmatched = jnp.where(inside_crowd(anchors, gt), IGNORE, unmatched)
     return jnp.where(positive, iou.argmax(axis=0), unmatched).astype(jnp.int32)
+
+
+def match_and_reassign(anchors: Array, gt: GroundTruth, *, positive_iou: float) -> Array:
+    """Matches each anchor to the box it overlaps most, then each box to the anchor it does (SSD, 1512.02325, section 2.2).
+
+    An anchor with IoU >= positive_iou is positive for its best box. Then each box takes the anchor it overlaps most (the
+    first of equals), however small the non-zero IoU, away from whatever box that was positive for; where several boxes
+    take one anchor, the last has it. Crowds are never matched; anchors that are not positive and lie at least half inside
+    a crowd are ignored.
+
+    Args:
+        anchors: [A, 4] float xyxy.
+        gt: the ground truth of one image, M rows.
+        positive_iou: in 0..1.
+
+    Returns:
+        matched: [A] int32, a row of gt, NEGATIVE or IGNORE.
+    """
+    matched = match_by_threshold(anchors, gt, positive_iou=positive_iou, negative_iou=positive_iou, match_best_anchors=False)
+    iou = _candidate_iou(anchors, gt)
+    best_of_box = iou.max(axis=1, initial=-1)  # [M]
+    best = (iou >= best_of_box[:, None] * (1 - TIE)).argmax(axis=1)
+    reassigned = last_winner(best, best_of_box > 0, len(anchors))
+    return jnp.where(reassigned >= 0, reassigned, matched)
+
+
+def match_by_cell(
+    anchors: Array, strides: Array, predicted: Array, gt: GroundTruth, *, ignore_iou: float
+) -> tuple[Array, Array]:
+    """Matches each box to one anchor of the cells its centre lies in (YOLO v2, 1612.08242, section 2; v3, 1804.02767, 2.1).
+
+    Of all anchors, of all levels, in whose cell the centre lies, a box takes the one most like it in shape (the first of
+    equals); where several take one anchor, the last has it. What is not taken is negative, unless the box predicted
+    there overlaps some object by more than ignore_iou. Crowds take nothing; an anchor that is not taken is ignored
+    if it, or the box predicted there, lies at least half inside a crowd.
+
+    Args:
+        anchors: [A, 4] float xyxy, each in the middle of its cell.
+        strides: [A, 2] float, width and height of the cells, pixels.
+        predicted: [A, 4] float xyxy, what the network puts there now.
+        gt: the ground truth of one image, M rows.
+        ignore_iou: in 0..1.
+
+    Returns:
+        matched: [A] int32, a row of gt, NEGATIVE or IGNORE.
+        taken: [M] int32, the anchor each box takes; A for rows that take none.
+    """
+    chex.assert_shape([anchors, predicted, gt.boxes], (None, 4))
+    candidate = gt.valid & ~gt.crowd
+    anchor, box = box_ops.xyxy_to_cxcywh(anchors), box_ops.xyxy_to_cxcywh(gt.boxes)[:, None]
+    in_cell = (jnp.floor(box[..., :2] / strides) == jnp.floor(anchor[:, :2] / strides)).all(axis=-1)  # [M, A]
+    shared = jnp.minimum(box[..., 2:], anchor[:, 2:]).prod(axis=-1)
+    alike = shared / (box[..., 2:].prod(axis=-1) + anchor[:, 2:].prod(axis=-1) - shared)  # the IoU at one centre
+    taken = jnp.where(in_cell, alike, -1).argmax(axis=1)
+    matched = last_winner(taken, candidate, len(anchors))
+
+    overlap = jnp.where(candidate[:, None], box_ops.pairwise_iou(gt.boxes, predicted), 0).max(axis=0, initial=0)
+    ignored = (overlap > ignore_iou) | inside_crowd(anchors, gt) | inside_crowd(predicted, gt)
+    matched = jnp.where((matched == NEGATIVE) & ignored, IGNORE, matched)
+    return matched, jnp.where(candidate, taken, len(anchors)).astype(jnp.int32)
+
+
+def last_winner(best: Array, candidate: Array, num_anchors: int) -> Array:
+    """Gives each anchor to the last of the boxes that chose it.
+
+    Args:
+        best: [M] int, the anchor each box chose.
+        candidate: [M] bool, which boxes choose.
+        num_anchors: A.
+
+    Returns:
+        matched: [A] int32, a row of the boxes, or NEGATIVE where nobody chose the anchor.
+    """
+    # A maximum over rows, since duplicate indices in a scatter have no order.
+    chosen = candidate[:, None] & (best[:, None] == jnp.arange(num_anchors))  # [M, A]
+    return jnp.where(chosen, jnp.arange(best.shape[0])[:, None], NEGATIVE).max(axis=0, initial=NEGATIVE).astype(jnp.int32)
 
 
 def inside_crowd(boxes: Array, gt: GroundTruth) -> Array:
@@ -60,3 +134,27 @@ def inside_crowd(boxes: Array, gt: GroundTruth) -> Array:
     """
     crowd = (gt.valid & gt.crowd)[:, None]
     return (crowd & (box_ops.pairwise_coverage(gt.boxes, boxes) >= CROWD_COVERAGE)).any(axis=0)
+
+
+def gather_targets(matched: Array, anchors: Array, gt: GroundTruth, *, background: int) -> tuple[Array, Array]:
+    """Looks up what each anchor is trained towards.
+
+    Args:
+        matched: [A] int32, as a matcher returns it.
+        anchors: [A, 4] float xyxy.
+        gt: the ground truth of one image, M rows.
+        background: the label of what is not positive.
+
+    Returns:
+        labels: [A] int32.
+        boxes: [A, 4] float xyxy; of what is not positive the anchor itself, so that no logarithm of a padding row's box
+            is taken.
+    """
+    positive, row = matched >= 0, jnp.maximum(matched, 0)
+    return jnp.where(positive, gt.labels[row], background), jnp.where(positive[:, None], gt.boxes[row], anchors)
+
+
+def _candidate_iou(anchors: Array, gt: GroundTruth) -> Array:
+    """The IoU of each box that may be matched with each anchor, -1 in the rows of others: [M, A]."""
+    chex.assert_shape([anchors, gt.boxes], (None, 4))
+    return jnp.where((gt.valid & ~gt.crowd)[:, None], box_ops.pairwise_iou(gt.boxes, anchors), -1)

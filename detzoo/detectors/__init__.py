@@ -4,11 +4,15 @@ import difflib
 import inspect
 from typing import Any
 
-from detzoo.detectors import retinanet
+from detzoo.detectors import retinanet, ssd, yolo_v1, yolo_v2, yolo_v3
 from detzoo.types import Detector
 
 DETECTORS = {
     'retinanet': retinanet.make,
+    'ssd': ssd.make,
+    'yolo_v1': yolo_v1.make,
+    'yolo_v2': yolo_v2.make,
+    'yolo_v3': yolo_v3.make,
 }
 
 

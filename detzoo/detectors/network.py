@@ -1,11 +1,14 @@
 """What all detectors do with their network: draw its variables, and run it on inputs."""
 
+import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from detzoo.core import images
 from detzoo.types import Array, Inputs, ModelState, Params
@@ -14,10 +17,33 @@ IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
+def prior_bias(probability: float) -> float:
+    """The bias of a logit that makes a sigmoid give a probability before anything is learnt (1708.02002, section 4.1)."""
+    return -math.log((1 - probability) / probability)
+
+
 def init(network: nn.Module, rng: Array, canvas: tuple[int, int]) -> tuple[Params, ModelState]:
     """Draws the parameters and the state of a network for images of a canvas (H, W)."""
     variables = dict(network.lazy_init(rng, jax.ShapeDtypeStruct((1, *canvas, 3), jnp.float32), train=False))
     return variables.pop('params'), variables
+
+
+def cell_output(num_anchors: int, num_classes: int, prior_probability: float, dtype: Any) -> partial:
+    """Binds a YOLO's output convolution: for each of a cell's n anchors tx, ty, tw, th, objectness, class logits.
+
+    Args:
+        num_anchors: n.
+        num_classes: K.
+        prior_probability: of an object, before training.
+        dtype: of the computation.
+
+    Returns:
+        a constructor that takes `name`; it makes n * (5 + K) values a cell, anchor by anchor.
+    """
+    bias = np.zeros((num_anchors, 5 + num_classes), np.float32)
+    bias[:, 4] = prior_bias(prior_probability)
+    return partial(nn.Conv, bias.size, (1, 1), kernel_init=nn.initializers.normal(0.01), dtype=dtype,
+                   bias_init=lambda key, shape, dtype=jnp.float32: jnp.asarray(bias.reshape(shape), dtype))
 
 
 def apply(

@@ -10,7 +10,8 @@ Differences from the paper:
 - Each object keeps the anchors that overlap it most, even below the threshold (`match_best_anchors`), as in the released
   code of the authors and in torchvision and detectron2; the paper's text has the threshold alone.
 - Residual blocks stride in their 3x3 convolution (torchvision), not in the first 1x1.
-- The regression loss is smooth L1 with `box_loss_beta`, by default 0: plain L1, as in torchvision.
+- The regression loss is smooth L1 with `box_loss_beta`, by default 0: plain L1, as in torchvision; `box_loss` offers
+  losses of the boxes' overlap, which came later.
 - The heads may be normalised (`head_norm`), which helps training from scratch; the paper's are not. The tower then starts
   from He's initialisation instead of a deviation of 0.01.
 """
@@ -104,7 +105,7 @@ class RetinaNet(nn.Module):
         with jax.named_scope('neck'):
             levels = FPN(**self.fpn, dtype=self.dtype, name='fpn')(stages[1:])
         with jax.named_scope('heads'):
-            prior = -np.log((1 - self.prior_probability) / self.prior_probability)
+            prior = network_ops.prior_bias(self.prior_probability)
             head = partial(Head, **self.head, dtype=self.dtype)
             cls_logits = head(self.num_classes, output_bias=prior, name='cls_head')(levels, train=train)
             box_deltas = head(4, output_bias=0.0, name='box_head')(levels, train=train)
@@ -132,6 +133,7 @@ def make(
     match_best_anchors: bool = True,
     focal_gamma: float = 2.0,
     focal_alpha: float | None = 0.25,
+    box_loss: str = 'smooth_l1',
     box_loss_beta: float = 0.0,
     box_loss_weight: float = 1.0,
     pre_nms_topk: int = 1000,
@@ -165,6 +167,7 @@ def make(
         positive_iou, negative_iou: an anchor is positive from the one, negative below the other, ignored between.
         match_best_anchors: whether each object also gets the anchors that overlap it most.
         focal_gamma, focal_alpha: of the focal loss; gamma 0 and alpha None is cross-entropy.
+        box_loss: 'smooth_l1' of the deltas, or 'giou', 'diou' or 'ciou' of the boxes (see `losses.iou_loss`).
         box_loss_beta: of the smooth L1 loss; 0 is L1.
         box_loss_weight: of the regression loss.
         pre_nms_topk: candidates a level.
@@ -183,6 +186,8 @@ def make(
         raise ValueError(f"anchor_strides is {anchor_strides!r}: use 'power_of_two' or 'canvas_over_grid'")
     if head_norm not in (None, 'group_norm'):
         raise ValueError(f"head_norm is {head_norm!r}: use None or 'group_norm' (one head serves levels of unlike statistics)")
+    if box_loss not in ('smooth_l1', *losses.IOU_LOSSES):
+        raise ValueError(f"box_loss is {box_loss!r}: use 'smooth_l1' or one of {', '.join(losses.IOU_LOSSES)}")
     if len({len(sizes) for sizes in anchor_sizes}) != 1:
         raise ValueError(f'anchor_sizes must have equally many sizes at each level, since they share one head: {anchor_sizes}')
     network = RetinaNet(
@@ -212,14 +217,11 @@ def make(
     def image_loss(cls_logits: Array, box_deltas: Array, anchors: Array, gt: GroundTruth) -> dict[str, Array]:
         """Sums over the anchors of one image."""
         matched = match(anchors, gt)
-        positive = matched >= 0
-        row = jnp.maximum(matched, 0)
-        labels = jnp.where(positive, gt.labels[row], num_classes)
+        labels, target_boxes = matching.gather_targets(matched, anchors, gt, background=num_classes)
         targets = labels[:, None] == jnp.arange(num_classes)  # [A, K]
         cls_loss = losses.sigmoid_focal(cls_logits, targets, gamma=focal_gamma, alpha=focal_alpha)
-        # Unmatched anchors get themselves as a target, so that no logarithm of a padding row's box is taken.
-        target_boxes = jnp.where(positive[:, None], gt.boxes[row], anchors)
         box_loss = losses.smooth_l1(box_deltas, box_coding.encode(target_boxes, anchors), beta=box_loss_beta)
+        positive = matched >= 0
         return dict(
             cls_loss=jnp.where((matched != matching.IGNORE)[:, None], cls_loss, 0).sum(),
             box_loss=jnp.where(positive[:, None], box_loss, 0).sum(),
@@ -235,10 +237,13 @@ def make(
             per_image = partial(image_loss, anchors=anchors)
             sums = jax.vmap(lambda c, b, gt: per_image(c, b, gt=gt))(cls_logits, box_deltas, batch.gt)
             normalizer = losses.normalizer(sums['positives'].sum(), axis_name)
-            cls_loss = sums['cls_loss'].sum() / normalizer
-            box_loss = box_loss_weight * sums['box_loss'].sum() / normalizer
-        metrics = dict(cls_loss=cls_loss, box_loss=box_loss, positives=sums['positives'].mean(), ignored=sums['ignored'].mean())
-        return cls_loss + box_loss, (model_state, metrics)
+            metrics = dict(
+                cls_loss=sums['cls_loss'].sum() / normalizer,
+                box_loss=box_loss_weight * sums['box_loss'].sum() / normalizer,
+                positives=sums['positives'].mean(),
+                ignored=sums['ignored'].mean(),
+            )
+        return metrics['cls_loss'] + metrics['box_loss'], (model_state, metrics)
 
     def predict(params: Any, model_state: Any, inputs: Inputs) -> Detections:
         (cls_logits, box_deltas, grids), _ = run(params, model_state, inputs, train=False)

@@ -1,62 +1,19 @@
 """The means to show that foreign weights compute here what they compute at home.
 
-Parity is shown with weights that are drawn, not downloaded: `drawn_entries` makes the same arrays anywhere from nothing
-but the names and shapes of a file's entries; the peer and our detector run them on the same canvas, and
-`predict_with_intermediates` and `match_detections` compare the tensors on the way and what comes out.
-`build_peer` and `run_peer` need torch and torchvision (the extra `parity`).
+Parity is shown with weights that are drawn, not downloaded: `weights.torchvision_parity` and `weights.darknet_parity` draw
+them from nothing but the names or places and shapes of a file's entries, and run a peer and our detector on the same
+canvas. Here is what both need: `drawn_image`, and `predict_with_intermediates` and `match_detections`, with which the
+tensors on the way and what comes out are compared.
 """
 
-import re
-import zlib
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import numpy as np
 
 from detzoo.core import boxes as box_ops
-from detzoo.types import Batch, Detections, Detector, GroundTruth, Inputs, ModelState, Params
-from detzoo.weights.torchvision import PEERS
-
-# The deviation of a convolution's output, for inputs that had deviation 1 before a ReLU; 1.7 where none is named.
-_GAINS = {'extra_blocks': 1.2, 'fpn.': 0.6, 'bbox_reg': 0.15, 'cls_logits': 0.8}
-
-
-def drawn_entries(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Draws weights for a network of torch's layout, each entry from a stream of its own that its name seeds.
-
-    They keep activations of like size through bottleneck blocks, let scores spread over 0..1, and leave boxes on the
-    image.
-
-    Args:
-        shapes: of the entries by their names; convolutions are OIHW.
-
-    Returns:
-        float32 arrays by the same names, without the counters `num_batches_tracked`.
-    """
-    return {name: _draw(name, shape) for name, shape in shapes.items() if not name.endswith('num_batches_tracked')}
-
-
-def _draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Draws one entry; the streams of RandomState are frozen for good, those of default_rng are not."""
-    random = np.random.RandomState(zlib.crc32(name.encode()))
-    if len(shape) == 4:
-        kernel = random.standard_normal(shape)
-        if not re.search(r'conv1\.weight$', name):
-            # Inputs have been through a ReLU: without their common mean the outputs would hardly vary over the image.
-            kernel -= kernel.mean(axis=(1, 2, 3), keepdims=True)
-        gain = next((gain for part, gain in _GAINS.items() if part in name), 1.7)
-        values = kernel * gain / np.sqrt(np.prod(shape[1:]))
-    elif name.endswith('running_var'):
-        values = random.uniform(0.5, 1.5, shape)
-    elif re.search(r'(bn\d|downsample\.1)\.weight$', name):
-        # The last norm of a bottleneck is small, so that sixteen residuals do not add up to an explosion.
-        values = random.uniform(0.8, 1.2, shape) * (0.25 if 'bn3' in name else 1)
-    else:
-        values = random.standard_normal(shape) * 0.1 - (9 if name.endswith('cls_logits.bias') else 0)
-    return values.astype(np.float32)
+from detzoo.types import Detections, Detector, Inputs
 
 
 def drawn_image(height: int, width: int, seed: int) -> np.ndarray:
@@ -154,103 +111,3 @@ def match_detections(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.nda
     ious, differences = zip(*pairs) if pairs else ((1.0,), (0.0,))
     empty = int((~solid).sum())
     return Agreement(len(ours['boxes']), len(iou), len(pairs), empty, float(min(ious)), float(max(differences)))
-
-
-def build_peer(name: str, *, min_size: int = 800, max_size: int = 1333) -> Any:
-    """Builds torchvision's model as its published weights run: frozen batch norm with epsilon 0. Needs torchvision.
-
-    Its own constructor does that only when it loads the published file: without one it makes a trainable batch norm.
-
-    Args:
-        name: a key of PEERS.
-        min_size, max_size: of the resized image's sides.
-
-    Returns:
-        the torch module, evaluating.
-    """
-    from torchvision.models.detection import RetinaNet
-    from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
-    from torchvision.ops.feature_pyramid_network import LastLevelP6P7
-    from torchvision.ops.misc import FrozenBatchNorm2d
-
-    peer = PEERS[name]
-    backbone = resnet_fpn_backbone(
-        backbone_name=peer.backbone,
-        weights=None,
-        norm_layer=partial(FrozenBatchNorm2d, eps=peer.model['norm_epsilon']),
-        returned_layers=[2, 3, 4],
-        extra_blocks=LastLevelP6P7(256, 256),
-    )
-    return RetinaNet(backbone, peer.model['num_classes'], min_size=min_size, max_size=max_size).eval()
-
-
-def run_peer(model: Any, image: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray]:
-    """Runs torchvision's model on one image and keeps the tensors on the way. Needs torch.
-
-    Args:
-        model: of `build_peer`.
-        image: [h, w, 3] uint8 RGB.
-
-    Returns:
-        tensors: C3..C5 and P3..P7 [1, h, w, C], cls_logits [1, A, K], box_deltas [1, A, 4], anchors [A, 4].
-        detections: boxes [n, 4] xyxy pixels of the image, scores [n], labels [n].
-        resized: [h', w', 3] float32 in 0..255, the image as the model resizes it.
-    """
-    import torch
-
-    outputs = {}
-
-    def keep(part):
-        part.register_forward_hook(lambda module, args, output: outputs.__setitem__(module, output))
-        return part
-
-    body, neck = keep(model.backbone.body), keep(model.backbone)
-    head, anchors = keep(model.head), keep(model.anchor_generator)
-    pixels = torch.from_numpy(image).permute(2, 0, 1) / 255
-    with torch.inference_mode():
-        (detections,) = model([pixels])
-        resized, _ = model.transform.resize(pixels)
-    levels = [*outputs[body].values(), *outputs[neck].values()]
-    tensors = {name: x.permute(0, 2, 3, 1) for name, x in zip(('C3', 'C4', 'C5', 'P3', 'P4', 'P5', 'P6', 'P7'), levels)}
-    tensors |= {'cls_logits': outputs[head]['cls_logits'], 'box_deltas': outputs[head]['bbox_regression']}
-    tensors |= {'anchors': outputs[anchors][0]}
-    to_numpy = partial(jax.tree.map, lambda x: x.numpy())
-    return to_numpy(tensors), to_numpy(detections), 255 * resized.permute(1, 2, 0).numpy()
-
-
-def run_detector(
-    detector: Detector, params: Params, model_state: ModelState, resized: np.ndarray, size: tuple[int, int]
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Runs our detector on the peer's canvas: the resized image, padded to a multiple of 32.
-
-    Args:
-        detector, params, model_state: the counterpart of the peer.
-        resized: [h', w', 3] float32 in 0..255, as the peer resizes the image.
-        size: (h, w) of the image before, to whose pixels boxes are mapped as the peer does.
-
-    Returns:
-        tensors and detections, as `run_peer` returns them.
-    """
-    height, width = resized.shape[:2]
-    canvas = np.pad(resized, ((0, -height % 32), (0, -width % 32), (0, 0)))
-    inputs = Inputs(canvas[None], np.float32([[0, 0, width, height]]))
-    found, outputs = jax.jit(partial(predict_with_intermediates, detector))(params, model_state, inputs)
-    levels = [*outputs['backbone'][1:], *outputs['fpn']]
-    tensors = dict(zip(('C3', 'C4', 'C5', 'P3', 'P4', 'P5', 'P6', 'P7'), levels))
-    tensors |= {'cls_logits': outputs['cls_head'], 'box_deltas': outputs['box_head']}
-    tensors |= {'anchors': _anchors(detector, params, model_state, inputs)}
-    valid = np.asarray(found.valid[0])
-    scale = np.tile(np.float32([size[1] / width, size[0] / height]), 2)
-    detections = {name: getattr(found, name)[0][valid] for name in ('boxes', 'scores', 'labels')}
-    detections['boxes'] *= scale
-    return jax.tree.map(np.asarray, (tensors, detections))
-
-
-def _anchors(detector: Detector, params: Params, model_state: ModelState, inputs: Inputs) -> jax.Array:
-    """The anchors of a canvas, [A, 4]: what `assign` matches. The compiler drops the network: they need it not."""
-    row = np.zeros((1, 1), bool)
-    counts = np.zeros(1, np.int32)
-    gt = GroundTruth(np.zeros((1, 1, 4), np.float32), row.astype(np.int32), row, row, counts, counts)
-    batch = Batch(inputs, gt, counts, np.ones(1, bool))
-    assign = jax.jit(lambda *arguments: detector.assign(*arguments, jax.random.key(0))['anchors'].boxes[0])
-    return assign(params, model_state, batch)

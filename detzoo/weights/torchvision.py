@@ -4,7 +4,7 @@
 
 Our tree leads: each variable asks for its entry, so nothing can be left out, and what nobody asked for is an error too.
 `PEERS` says with which arguments our detectors compute what torchvision's models compute; `Peer.mapping` how their
-weights come over; `weights.parity` compares the two.
+weights come over; `weights.torchvision_parity` compares the two.
 """
 
 import re
@@ -17,11 +17,13 @@ import safetensors
 import safetensors.numpy
 
 from detzoo.types import ModelState, Params
+from detzoo.weights import torchvision_names
 
 Entries = Mapping[str, np.ndarray]
 Template = tuple[Params, ModelState]  # arrays or shapes, as `Detector.init` or `jax.eval_shape` of it return them
 
 _LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean', 'var': 'running_var'}
+_OTHERS = {'l2_norm/scale': 'backbone.scale_weight'}  # entries that are not named by module and leaf
 _LISTED = 4  # entries a kind of an error message
 
 
@@ -39,7 +41,58 @@ def resnet_variables(entries: Entries, template: Template, *, source: str = 'the
     Raises:
         ValueError: if an entry is missing, of another shape, or left over; or if the template has group norm.
     """
-    return _fill(template, entries, _resnet_module, source, ignored='fc.')
+    return _fill(template, entries, torchvision_names.resnet, source, ignored='fc.')
+
+
+def mobilenet_variables(entries: Entries, template: Template, *, source: str = 'the entries') -> Template:
+    """Fills a MobileNetV3-Large from a classifier of torchvision (`features.0.0.weight`, ...; `classifier` is left).
+
+    Args:
+        entries: arrays by torchvision's names.
+        template: (params, model_state) of a `backbones.mobilenet.MobileNetV3Large`, with batch norm, frozen or not; a
+            classifier's tail is not reduced.
+        source: what an error calls the entries, for example their file.
+
+    Returns:
+        (params, model_state) like the template, numpy.
+
+    Raises:
+        ValueError: if an entry is missing, of another shape, or left over; or if the template has group norm.
+    """
+    return _fill(template, entries, torchvision_names.mobilenet_v3_large, source, ignored='classifier.')
+
+
+def vgg_variables(entries: Entries, template: Template, *, source: str = 'the entries') -> Template:
+    """Fills a VGG-16 from a classifier of torchvision (`features.0.weight`, ...).
+
+    fc6 and fc7 take every fourth feature of the fully connected layers, fc6 every third of their 7 x 7 cells, as SSD does
+    (1512.02325, section 3). A file without those layers, or with NaN in their place as torchvision's
+    IMAGENET1K_FEATURES, leaves fc6 and fc7 as they are: to be trained from scratch.
+
+    Args:
+        entries: arrays by torchvision's names.
+        template: (params, model_state) of a `backbones.vgg.VGG16` without a norm.
+        source: what an error calls the entries, for example their file.
+
+    Returns:
+        (params, model_state) like the template, numpy but for what is left as it is.
+
+    Raises:
+        ValueError: if an entry is missing, of another shape, or left over; or if the template has a norm.
+    """
+    params, model_state = template
+    classifier = {name: entries[name] for name in entries if re.match(r'classifier\.[03]\.', name)}
+    entries = {name: array for name, array in entries.items() if not name.startswith('classifier.')}
+    if classifier and all(np.isfinite(array).all() for array in classifier.values()):
+        fc6, fc7 = classifier['classifier.0.weight'], classifier['classifier.3.weight']
+        fc6 = fc6.reshape(len(fc6), -1, 7, 7)
+        entries |= {'fc6.weight': fc6[::4, :, ::3, ::3], 'fc6.bias': classifier['classifier.0.bias'][::4]}
+        entries |= {'fc7.weight': fc7[::4, ::4, None, None], 'fc7.bias': classifier['classifier.3.bias'][::4]}
+        return _fill(template, entries, torchvision_names.vgg, source)
+    kept = {name: params[name] for name in ('fc6', 'fc7')}
+    convolutions = {name: tree for name, tree in params.items() if name not in kept}
+    filled, model_state = _fill((convolutions, model_state), entries, torchvision_names.vgg, source)
+    return filled | kept, model_state
 
 
 def retinanet_variables(entries: Entries, template: Template, *, source: str = 'the entries') -> Template:
@@ -58,11 +111,31 @@ def retinanet_variables(entries: Entries, template: Template, *, source: str = '
     Raises:
         ValueError: if an entry is missing, of another shape, or left over; or if the template has group norm.
     """
-    return _fill(template, _with_new_names(entries), _retinanet_module, source)
+    return _fill(template, _with_new_names(entries), torchvision_names.retinanet, source)
+
+
+def ssd_variables(entries: Entries, template: Template, *, source: str = 'the entries') -> Template:
+    """Fills an SSD from torchvision's ssd300_vgg16 or ssdlite320_mobilenet_v3_large.
+
+    Background, first among torchvision's classes, becomes the last.
+
+    Args:
+        entries: arrays by torchvision's names.
+        template: (params, model_state) of a `detectors.ssd`.
+        source: what an error calls the entries, for example their file.
+
+    Returns:
+        (params, model_state) like the template, numpy.
+
+    Raises:
+        ValueError: if an entry is missing, of another shape, or left over; or if torchvision has no such norm.
+    """
+    lite = 'conv1_1' not in template[0]['backbone']
+    return _fill(template, _with_background_last(entries), torchvision_names.ssdlite if lite else torchvision_names.ssd, source)
 
 
 def load_backbone(path: str, params: Params, model_state: ModelState) -> Template:
-    """Reads a ResNet of torchvision's names from a `.safetensors` file into the backbone of a detector.
+    """Reads a classifier of torchvision's names from a `.safetensors` file into the backbone of a detector.
 
     Args:
         path: of the file.
@@ -73,15 +146,18 @@ def load_backbone(path: str, params: Params, model_state: ModelState) -> Templat
         (params, model_state) with another backbone; the arguments stay as they are.
 
     Raises:
-        ValueError: if the file is no safetensors file, or as `resnet_variables`.
+        ValueError: if the file is no safetensors file, if torchvision has no such backbone, or if the entries do not fit.
     """
     try:
         entries = safetensors.numpy.load_file(path)
     except safetensors.SafetensorError as error:
         raise ValueError(f'{path}: not a safetensors file ({error}); from a .pth file make one with '
                          'safetensors.torch.save_file(torch.load(path), new_path)') from error
+    fill = next((fill for first, fill in _CLASSIFIERS.items() if first in params['backbone']), None)
+    if fill is None:
+        raise ValueError(f'{path}: torchvision has no classifier like the backbone of this model: initialise none')
     template = params['backbone'], {name: tree['backbone'] for name, tree in model_state.items()}
-    backbone, statistics = resnet_variables(entries, template, source=path)
+    backbone, statistics = fill(entries, template, source=path)
     model_state = {name: {**tree, 'backbone': statistics[name]} for name, tree in model_state.items()}
     return {**params, 'backbone': backbone}, model_state
 
@@ -106,7 +182,8 @@ def _fill(
 
     def take(path, leaf):
         _, *modules, variable = (key.key for key in path)  # the first is the collection
-        name = f'{torch_module("/".join(modules))}.{_LEAVES[variable]}'
+        name = _OTHERS.get('/'.join((*modules, variable)))
+        name = name or f'{torch_module("/".join(modules))}.{_LEAVES[variable]}'
         shape = tuple(leaf.shape[axis] for axis in (3, 2, 0, 1)) if len(leaf.shape) == 4 else leaf.shape
         asked.add(name)
         if name not in entries:
@@ -133,38 +210,6 @@ def _listed(names: list[str]) -> str:
     return ', '.join(names[:_LISTED]) + (f' and {more} more' if more > 0 else '')
 
 
-def _resnet_module(path: str) -> str:
-    """'stage1_block2/shortcut_norm' -> 'layer1.1.downsample.1'."""
-    if path.endswith('norm/norm') or re.search(r'norm\d/norm$', path):
-        raise ValueError("torchvision has no ResNet with group norm: set the model's norm to 'frozen_batch_norm' or "
-                         "'batch_norm' to start from its weights, or start from none")
-    if '/' not in path:
-        return {'stem_conv': 'conv1', 'stem_norm': 'bn1'}[path]
-    stage, block, layer = re.fullmatch(r'stage(\d)_block(\d+)/(\w+)', path).groups()
-    layer = {'shortcut_conv': 'downsample.0', 'shortcut_norm': 'downsample.1'}.get(layer, layer.replace('norm', 'bn'))
-    return f'layer{stage}.{int(block) - 1}.{layer}'
-
-
-def _fpn_module(path: str) -> str:
-    """'inner1' -> 'inner_blocks.0.0', 'layer1' -> 'layer_blocks.0.0', 'extra1' -> 'extra_blocks.p6'."""
-    kind, index = path[:-1], int(path[-1]) - 1
-    return f'extra_blocks.p{index + 6}' if kind == 'extra' else f'{kind}_blocks.{index}.0'
-
-
-def _retinanet_module(path: str) -> str:
-    """'cls_head/conv1' -> 'head.classification_head.conv.0.0'; 'cls_head/norm1/norm' -> '...conv.0.1'."""
-    part, rest = path.split('/', 1)
-    if part == 'backbone':
-        return f'backbone.body.{_resnet_module(rest)}'
-    if part == 'fpn':
-        return f'backbone.fpn.{_fpn_module(rest)}'
-    head, output = {'cls_head': ('classification', 'cls_logits'), 'box_head': ('regression', 'bbox_reg')}[part]
-    if rest == 'output':
-        return f'head.{head}_head.{output}'
-    kind, number = re.fullmatch(r'(conv|norm)(\d)(?:/norm)?', rest).groups()
-    return f'head.{head}_head.conv.{int(number) - 1}.{("conv", "norm").index(kind)}'
-
-
 def _with_new_names(entries: Entries) -> dict[str, np.ndarray]:
     """Renames the entries of old files: each convolution is wrapped now, with its activation or norm beside it."""
 
@@ -176,17 +221,30 @@ def _with_new_names(entries: Entries) -> dict[str, np.ndarray]:
     return {new_name(name): array for name, array in entries.items()}
 
 
+def _with_background_last(entries: Entries) -> dict[str, np.ndarray]:
+    """Moves the first class of each anchor behind the others, in the last convolution of each level."""
+
+    def moved(name: str, array: np.ndarray) -> np.ndarray:
+        if not re.search(r'classification_head\.module_list\.\d(\.1)?\.(weight|bias)$', name):
+            return array
+        anchors = len(entries[name.replace('classification', 'regression')]) // 4
+        return np.roll(array.reshape(anchors, -1, *array.shape[1:]), -1, axis=1).reshape(array.shape)
+
+    return {name: moved(name, array) for name, array in entries.items()}
+
+
+_CLASSIFIERS = {'stem_conv': resnet_variables, 'stem': mobilenet_variables, 'conv1_1': vgg_variables}  # by a first layer
+
+
 class Peer(NamedTuple):
     """A model of torchvision and our counterpart.
 
     model: the arguments of `make_detector`.
     mapping: (entries, template, source=) -> (params, model_state).
-    backbone: the name of its ResNet.
     """
 
     model: dict[str, Any]
     mapping: Callable[..., Template]
-    backbone: str
 
 
 PEERS = {
@@ -213,6 +271,52 @@ PEERS = {
             'std': tuple(255 * x for x in (0.229, 0.224, 0.225)),
         },
         mapping=retinanet_variables,
-        backbone='resnet50',
+    ),
+    'ssd300_vgg16': Peer(
+        model={
+            'name': 'ssd',
+            'num_classes': 90,  # background is torchvision's class 0, and none of ours
+            'backbone': 'vgg16',
+            'norm': None,
+            'fc6_dilation': 6,
+            'l2_norm_scale': 20.0,
+            'extra_layers': ((256, 512, 3, 2, 1), (128, 256, 3, 2, 1), (128, 256, 3, 1, 0), (128, 256, 3, 1, 0)),
+            'lite': False,
+            'anchor_sizes': tuple(300 * x for x in (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05)),
+            'aspect_ratios': ((1 / 2, 2), *((1 / 2, 2, 1 / 3, 3),) * 3, *((1 / 2, 2),) * 2),
+            'anchor_strides': (8, 16, 32, 64, 100, 300),
+            'clip_anchors': True,
+            'pre_nms_topk': 400,
+            'score_threshold': 0.01,
+            'iou_threshold': 0.45,
+            'max_detections': 200,
+            'mean': tuple(255 * x for x in (0.48235, 0.45882, 0.40784)),
+            'std': (1.0, 1.0, 1.0),
+        },
+        mapping=ssd_variables,
+    ),
+    'ssdlite320_mobilenet_v3_large': Peer(
+        model={
+            'name': 'ssd',
+            'num_classes': 90,
+            'backbone': 'mobilenet_v3_large',
+            'reduced_tail': True,
+            'norm': 'batch_norm',
+            'norm_epsilon': 1e-3,
+            'l2_norm_scale': None,
+            'extra_layers': ((256, 512, 3, 2, 1), (128, 256, 3, 2, 1), (128, 256, 3, 2, 1), (64, 128, 3, 2, 1)),
+            'lite': True,
+            'anchor_sizes': tuple(320 * x for x in (0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.0)),
+            'aspect_ratios': ((1 / 2, 2, 1 / 3, 3),) * 6,
+            'anchor_strides': (),
+            'clip_anchors': True,
+            'pre_nms_topk': 300,
+            'score_threshold': 0.001,
+            'iou_threshold': 0.55,
+            'max_detections': 300,
+            'mean': (127.5,) * 3,
+            'std': (127.5,) * 3,
+        },
+        mapping=ssd_variables,
     ),
 }

@@ -1,0 +1,36 @@
+"""SSD on `histology`: nuclei of three kinds in real tissue, for a laptop.
+
+    python scripts/train.py --config=configs/ssd_histology.py --workdir=runs/ssd_histology
+
+24 tiles train, so augmentation decides: crops at about twice their size, flips, quarter turns, changes of colour.
+"""
+
+import ml_collections
+
+from detzoo.config import ConfigError, complete
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """Makes the config; it has no variants."""
+    if arg:
+        raise ConfigError(f'configs/ssd_histology.py has no variant {arg!r}')
+    c = ml_collections.ConfigDict()
+    # A step sees crops of 256 pixels of tiles enlarged to 384..680; validation sees whole tiles enlarged to 512.
+    c.data = dict(name='histology', canvases=((256, 256),), max_boxes=100)
+    c.data.recipe = dict(flip=0.5, rotate90=True, scale_range=(1.5, 2.66), color_jitter=0.2)
+    c.evaluation = dict(canvases=((512, 512),), batch_size=4)
+    c.model = dict(
+        name='ssd',
+        backbone='vgg16',
+        width=0.125,  # 8 channels in the first stage
+        norm='batch_norm',
+        fc6_dilation=2,
+        l2_norm_scale=None,  # all levels are normalised alike
+        extra_layers=((32, 64, 3, 2, 1),),
+        anchor_sizes=(20.0, 36.0, 60.0, 90.0),  # nuclei are 9 to 31 pixels, enlarged 18 to 63
+        aspect_ratios=((2 / 3, 3 / 2),) * 3,
+        anchor_strides=(8, 16, 32),
+    )
+    c.training = dict(steps=900, batch_size=8, checkpoint_every=250, evaluate_every=450)
+    c.optimizer = dict(name='adamw', learning_rate=3e-3, warmup_steps=50, weight_decay=1e-2, ema_decay=0.995)
+    return complete(c)

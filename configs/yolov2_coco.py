@@ -1,0 +1,54 @@
+"""YOLO v2 on COCO: the recipe of *YOLO9000* (arXiv 1612.08242, section 3), as darknet's cfg/yolov2.cfg has it.
+
+    python scripts/prepare_data.py --name=coco \\
+        --train_annotations=annotations/instances_train2017.json --train_images=train2017 \\
+        --validation_annotations=annotations/instances_val2017.json --validation_images=val2017
+    python scripts/train.py --config=configs/yolov2_coco.py --workdir=runs/yolov2_coco
+    python scripts/train.py --config=configs/yolov2_coco.py:tiny --workdir=runs/yolov2_coco_tiny
+
+Not trained here. Published, from a backbone trained on ImageNet first (AP50 48.1 at 608 x 608 on val2014,
+23.7 for the small net at 416, says darknet's page; 44.0 at 544 on test-dev, table 5 of the paper).
+This one starts from nothing, so expect less.
+
+Multi-scale training draws one of ten canvases every ten steps; each is compiled once. The warm-up of the learning rate is
+a line (there a power of 4).
+"""
+
+import ml_collections
+
+from detzoo.config import ConfigError, complete
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """Makes the config of the full net, or of the small one: 'tiny'."""
+    if arg not in (None, '', 'tiny'):
+        raise ConfigError(f"yolov2_coco has the variant 'tiny', not {arg!r}")
+    tiny = arg == 'tiny'
+    c = ml_collections.ConfigDict()
+    c.data = dict(name='coco', max_boxes=100, threads=32)  # at most 93 objects an image in train2017
+    c.data.canvases = tuple((side, side) for side in range(320, 609, 32))
+    c.data.canvas_steps = 10
+    c.data.recipe = dict(
+        resize='letterbox',
+        flip=0.5,
+        aspect_jitter=0.2 if tiny else 0.3,
+        hue=0.1,
+        saturation=(1 / 1.5, 1.5),
+        exposure=(1 / 1.5, 1.5),
+    )
+    side = 416 if tiny else 608
+    c.evaluation = dict(canvases=((side, side),), batch_size=64)
+    c.model = dict(name='yolo_v2')
+    if tiny:
+        c.model.update(backbone='tiny', head_features=(1024, 512), passthrough_features=None, rescore=False)
+    c.training = dict(batch_size=64, steps=500_200, checkpoint_every=5000, evaluate_every=50_000)
+    c.optimizer = dict(
+        name='sgd',
+        learning_rate=0.001,
+        schedule='steps',
+        decay_at=(400_000 / 500_200, 450_000 / 500_200),
+        warmup_steps=1000,
+        momentum=0.9,
+        weight_decay=5e-4,
+    )
+    return complete(c)

@@ -1,0 +1,54 @@
+"""YOLO v2 on Pascal VOC: the recipe of *YOLO9000* (arXiv 1612.08242, section 3), as darknet's cfg/yolov2-voc.cfg has it.
+
+    python scripts/prepare_data.py --format=voc --name=voc --voc_root=VOCdevkit \\
+        --train_splits=2007_trainval,2012_trainval --validation_splits=2007_test
+    python scripts/train.py --config=configs/yolov2_voc.py --workdir=runs/yolov2_voc
+    python scripts/evaluate.py --workdir=runs/yolov2_voc --voc
+
+Not trained here. Published: 76.8 mAP on VOC 2007 test at 416 x 416 (table 3), from a Darknet-19 trained on ImageNet; this
+one starts from nothing, so expect less.
+
+Multi-scale training draws one of ten canvases every ten steps (section 2); each is compiled once. The warm-up of the
+learning rate is a line (there a power of 4).
+"""
+
+import ml_collections
+
+from detzoo.config import ConfigError, complete
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """Makes the config; it has no variants."""
+    if arg:
+        raise ConfigError(f'yolov2_voc has no variant {arg!r}')
+    c = ml_collections.ConfigDict()
+    c.data = dict(name='voc', max_boxes=64, threads=32)
+    c.data.canvases = tuple((side, side) for side in range(320, 609, 32))
+    c.data.canvas_steps = 10
+    c.data.recipe = dict(
+        resize='letterbox',
+        flip=0.5,
+        aspect_jitter=0.3,
+        hue=0.1,
+        saturation=(1 / 1.5, 1.5),
+        exposure=(1 / 1.5, 1.5),
+    )
+    c.evaluation = dict(canvases=((416, 416),), batch_size=64)
+    c.model = dict(
+        name='yolo_v2',
+        anchor_sizes=tuple(
+            (32 * width, 32 * height)  # the cfg has them in cells
+            for width, height in ((1.3221, 1.73145), (3.19275, 4.00944), (5.05587, 8.09892), (9.47112, 4.84053), (11.2364, 10.0071))
+        ),
+    )
+    c.training = dict(batch_size=64, steps=80_200, checkpoint_every=1000, evaluate_every=10_000)
+    c.optimizer = dict(
+        name='sgd',
+        learning_rate=0.001,
+        schedule='steps',
+        decay_at=(40_000 / 80_200, 60_000 / 80_200),
+        warmup_steps=1000,
+        momentum=0.9,
+        weight_decay=5e-4,
+    )
+    return complete(c)

@@ -1,0 +1,55 @@
+"""YOLO v3 on COCO: the recipe of *YOLOv3: An Incremental Improvement* (arXiv 1804.02767), as darknet's cfg/yolov3.cfg has it.
+
+    python scripts/prepare_data.py --name=coco \\
+        --train_annotations=annotations/instances_train2017.json --train_images=train2017 \\
+        --validation_annotations=annotations/instances_val2017.json --validation_images=val2017
+    python scripts/train.py --config=configs/yolov3_coco.py --workdir=runs/yolov3_coco
+    python scripts/train.py --config=configs/yolov3_coco.py:tiny --workdir=runs/yolov3_coco_tiny
+
+Not trained here. Published, from a backbone trained on ImageNet first (AP 33.0, AP50 57.9 at 608 x 608 on test-dev,
+table 3; AP50 33.1 for the small net at 416, says darknet's page).
+This one starts from nothing, so expect less.
+
+Multi-scale training draws one of ten canvases every ten steps; each is compiled once. The warm-up of the learning rate is
+a line (there a power of 4).
+"""
+
+import ml_collections
+
+from detzoo.config import ConfigError, complete
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """Makes the config of the full net, or of the small one: 'tiny'."""
+    if arg not in (None, '', 'tiny'):
+        raise ConfigError(f"yolov3_coco has the variant 'tiny', not {arg!r}")
+    tiny = arg == 'tiny'
+    c = ml_collections.ConfigDict()
+    c.data = dict(name='coco', max_boxes=100, threads=32)  # at most 93 objects an image in train2017
+    c.data.canvases = tuple((side, side) for side in range(320, 609, 32))
+    c.data.canvas_steps = 10
+    c.data.recipe = dict(
+        resize='letterbox',
+        flip=0.5,
+        aspect_jitter=0.3,
+        hue=0.1,
+        saturation=(1 / 1.5, 1.5),
+        exposure=(1 / 1.5, 1.5),
+    )
+    side = 416 if tiny else 608
+    c.evaluation = dict(canvases=((side, side),), batch_size=64)
+    c.model = dict(name='yolo_v3')
+    if tiny:
+        anchor_sizes = (((10, 14), (23, 27), (37, 58)), ((81, 82), (135, 169), (344, 319)))
+        c.model.update(backbone='tiny', head_features=256, anchor_sizes=anchor_sizes)
+    c.training = dict(batch_size=64, steps=500_200, checkpoint_every=5000, evaluate_every=50_000)
+    c.optimizer = dict(
+        name='sgd',
+        learning_rate=0.001,
+        schedule='steps',
+        decay_at=(400_000 / 500_200, 450_000 / 500_200),
+        warmup_steps=1000,
+        momentum=0.9,
+        weight_decay=5e-4,
+    )
+    return complete(c)

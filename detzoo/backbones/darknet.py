@@ -1,0 +1,100 @@
+"""The networks of darknet: images [B, H, W, 3] to the features of six stages, of stride 1, 2, 4, 8, 16, 32.
+
+    tiny         one 3x3 convolution a stage                    YOLO v1-tiny, v2-tiny, v3-tiny
+    extraction   the 20 convolutions pre-trained on ImageNet    YOLO v1 (arXiv 1506.02640, figure 3)
+    darknet19    18 convolutions, the classifier's is left out  YOLO v2 (1612.08242, table 6)
+    darknet53    52 convolutions in residual blocks             YOLO v3 (1804.02767, table 1)
+
+A convolution has a norm and a leaky ReLU behind it. The first three nets pool by 2 between their stages, darknet53 begins
+a stage with a convolution of stride 2.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from detzoo.backbones.conv import ConvNorm
+from detzoo.backbones.norms import make_norm
+
+# Of each stage: (kernel, features) of its convolutions.
+TINY = tuple(((3, features),) for features in (16, 32, 64, 128, 256, 512))
+EXTRACTION = (
+    (),
+    ((7, 64),),  # of stride 2
+    ((3, 192),),
+    ((1, 128), (3, 256), (1, 256), (3, 512)),
+    (*((1, 256), (3, 512)) * 4, (1, 512), (3, 1024)),
+    ((1, 512), (3, 1024)) * 2,
+)
+DARKNET19 = (
+    ((3, 32),),
+    ((3, 64),),
+    ((3, 128), (1, 64), (3, 128)),
+    ((3, 256), (1, 128), (3, 256)),
+    ((3, 512), *((1, 256), (3, 512)) * 2),
+    ((3, 1024), *((1, 512), (3, 1024)) * 2),
+)
+PLAIN = {'tiny': TINY, 'extraction': EXTRACTION, 'darknet19': DARKNET19}
+DARKNET53_BLOCKS = (0, 1, 2, 8, 8, 4)  # residual blocks of each stage
+
+
+ConvBlock = partial(ConvNorm, activation=partial(nn.leaky_relu, negative_slope=0.1))  # with a norm: no bias
+
+
+def max_pool(x: jax.Array, stride: int = 2) -> jax.Array:
+    """Takes the maximum of 2x2 cells; what the last window lacks is left out, so that ceil(size / stride) cells remain."""
+    return nn.max_pool(x, (2, 2), (stride, stride), padding='SAME')
+
+
+class Darknet(nn.Module):
+    """The stages of one of the networks.
+
+    architecture: 'tiny', 'extraction', 'darknet19' or 'darknet53'.
+    stages: how many of its six stages there are; the last has stride 2^(stages - 1).
+    width: factor on all channels.
+    norm: a name of `norms.NORMS`; norm_epsilon: added to variances.
+    axis_name: the axis over which batch statistics are synchronised.
+    dtype: of the computation.
+    """
+
+    architecture: str
+    stages: int = 6
+    width: float = 1.0
+    norm: str = 'batch_norm'
+    norm_epsilon: float = 1e-6
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> Sequence[jax.Array]:
+        """Maps [B, H, W, 3] to one [B, ceil(H / 2^i), ceil(W / 2^i), C] for each stage i."""
+        if self.architecture not in (*PLAIN, 'darknet53'):
+            raise ValueError(f'no darknet {self.architecture!r}: use one of {", ".join((*PLAIN, "darknet53"))}')
+        if not 1 <= self.stages <= 6:
+            raise ValueError(f'stages is {self.stages}: a darknet has 1 to 6')
+        norm = make_norm(self.norm, train=train, axis_name=self.axis_name, dtype=self.dtype, epsilon=self.norm_epsilon)
+
+        def conv(x: jax.Array, kernel: int, features: int, name: str, stride: int = 1) -> jax.Array:
+            return ConvBlock(round(features * self.width), kernel, stride, norm=norm, dtype=self.dtype, name=name)(x)
+
+        outputs = []
+        x = x.astype(self.dtype)
+        for stage in range(self.stages):
+            if self.architecture == 'darknet53':
+                features = 32 * 2**stage
+                x = conv(x, 3, features, f'stage{stage + 1}_conv', stride=1 if stage == 0 else 2)
+                for block in range(DARKNET53_BLOCKS[stage]):
+                    y = conv(x, 1, features // 2, f'stage{stage + 1}_block{block + 1}_conv1')
+                    x += conv(y, 3, features, f'stage{stage + 1}_block{block + 1}_conv2')
+            else:
+                strided = self.architecture == 'extraction' and stage == 1
+                if stage > 0 and not strided:
+                    x = max_pool(x)
+                for index, (kernel, features) in enumerate(PLAIN[self.architecture][stage]):
+                    x = conv(x, kernel, features, f'stage{stage + 1}_conv{index + 1}', stride=2 if strided else 1)
+            outputs.append(x)
+        return tuple(outputs)

@@ -1,0 +1,312 @@
+"""SSD: *Single Shot MultiBox Detector* (arXiv 1512.02325), and SSDLite (MobileNetV2, 1801.04381, section 6.2).
+
+    images [B, H, W, 3] -> normalise -> VGG-16 (conv4_3, scaled by its L2 norm; fc7) or MobileNetV3-Large (C4, C5)
+      -> extra layers, each a 1x1 convolution and a smaller grid -> L levels
+      -> on each level, by its own 3x3 convolutions: class logits and box deltas
+      -> cls_logits [B, A, K + 1], background last; box_deltas [B, A, 4]
+    loss:    anchors x ground truth -> IoU -> match, each object takes its best anchor -> the hardest negatives, three a
+             positive -> cross-entropy on both, smooth L1 on positives, both / positives
+    predict: softmax -> top-k per class -> decode -> clip -> class-aware NMS
+
+The anchors' sizes are those of the authors' code for VOC (github.com/weiliu89/caffe, branch ssd, examples/ssd/ssd_pascal.py),
+fractions of 300 pixels: the formula of section 2.2 (equation 4) for all levels but the first.
+
+Differences from the paper:
+- Where several objects overlap one anchor most, the last takes it, as in torchvision; the authors' code gives each an
+  anchor of its own, the best pairs first. Anchors are matched from an IoU of 0.5 on, not above it.
+- Crowds, which the paper does not know, are no objects, and what lies in them is no negative.
+- A box grows at most 62.5 times (`box_coding.MAX_LOG_SCALE`), so that exp stays finite.
+- The network may be normalised (`norm`), which lets it learn from scratch; what is followed by a norm starts from He's
+  initialisation, VGG's layers do so always. Extra layers and heads without one start from Xavier's.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from detzoo.backbones.conv import ConvNorm
+from detzoo.backbones.mobilenet import MobileNetV3Large
+from detzoo.backbones.norms import make_norm
+from detzoo.backbones.vgg import VGG16
+from detzoo.core import anchors as anchor_ops
+from detzoo.core import box_coding, losses, matching
+from detzoo.core.postprocess import postprocess, top_per_class
+from detzoo.detectors import network as network_ops
+from detzoo.types import Array, Assignment, Batch, Detections, Detector, GroundTruth, Inputs
+
+# (features of the 1x1 convolution, of the next one, its kernel, stride and padding); 300 pixels: 10, 5, 3 and 1 cells.
+SSD300_LAYERS = ((256, 512, 3, 2, 1), (128, 256, 3, 2, 1), (128, 256, 3, 1, 0), (128, 256, 3, 1, 0))
+SSD512_LAYERS = ((256, 512, 3, 2, 1), *((128, 256, 3, 2, 1),) * 3, (128, 256, 4, 1, 1))  # 16, 8, 4, 2 and 1
+SSDLITE_LAYERS = ((256, 512, 3, 2, 1), *((128, 256, 3, 2, 1),) * 2, (64, 128, 3, 2, 1))  # of 320: 5, 3, 2 and 1
+
+
+class L2Norm(nn.Module):
+    """Scales the channels of each cell to a length that is learnt (ParseNet, 1506.04579; SSD, section 3.1)."""
+
+    scale: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Scales [B, h, w, C]."""
+        scale = self.param('scale', nn.initializers.constant(self.scale, jnp.float32), x.shape[-1:])
+        x = x.astype(jnp.float32)
+        # The constant is the authors'; it bounds the gradient where ReLUs left nothing.
+        return (x * jax.lax.rsqrt((x**2).sum(axis=-1, keepdims=True) + 1e-10) * scale).astype(self.dtype)
+
+
+class ExtraLayers(nn.Module):
+    """Levels of ever smaller grids behind the backbone: of each a 1x1 convolution, then one with a stride or no padding.
+
+    layers: as SSD300_LAYERS; lite: whether the second convolution is a depthwise one and a 1x1.
+    """
+
+    layers: Sequence[tuple[int, int, int, int, int]]
+    lite: bool
+    norm: Callable[..., nn.Module] | None
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array) -> Sequence[Array]:
+        """Maps [B, h, w, C] to one level for each layer."""
+        conv = partial(ConvNorm, norm=self.norm, activation=nn.relu6 if self.lite else nn.relu, dtype=self.dtype,
+                       init=nn.initializers.xavier_uniform() if self.norm is None else nn.initializers.he_normal())
+        levels = []
+        for i, (inner, features, kernel, stride, padding) in enumerate(self.layers, 1):
+            x = conv(inner, 1, name=f'layer{i}_reduce')(x)
+            if self.lite:
+                x = conv(inner, kernel, stride, padding=padding, depthwise=True, name=f'layer{i}_depthwise')(x)
+                x = conv(features, 1, name=f'layer{i}')(x)
+            else:
+                x = conv(features, kernel, stride, padding=padding, name=f'layer{i}')(x)
+            levels.append(x)
+        return tuple(levels)
+
+
+class Head(nn.Module):
+    """A 3x3 convolution for each level; a lite one is depthwise, with a norm and a 1x1 convolution behind it.
+
+    outputs: values an anchor; anchors_per_cell: of each level.
+    """
+
+    outputs: int
+    anchors_per_cell: Sequence[int]
+    lite: bool
+    norm: Callable[..., nn.Module] | None
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, levels: Sequence[Array]) -> Array:
+        """Maps levels [B, h, w, C] to [B, A, outputs] float32, levels in order, cells row by row."""
+        flat = []
+        for i, (x, count) in enumerate(zip(levels, self.anchors_per_cell), 1):
+            if self.lite:
+                x = ConvNorm(x.shape[-1], 3, depthwise=True, norm=self.norm, activation=nn.relu6, dtype=self.dtype,
+                             name=f'level{i}_depthwise')(x)
+            x = ConvNorm(count * self.outputs, 1 if self.lite else 3, activation=None, dtype=self.dtype, name=f'level{i}',
+                         init=nn.initializers.xavier_uniform())(x)
+            flat.append(x.reshape(x.shape[0], -1, self.outputs).astype(jnp.float32))  # [B, h * w * anchors, outputs]
+        return jnp.concatenate(flat, axis=1)
+
+
+class SSD(nn.Module):
+    """The network: normalised images to class logits and box deltas of all anchors.
+
+    backbone: a module that returns two levels. l2_norm_scale: of the first, or None. The rest are `make`'s arguments.
+    """
+
+    num_classes: int
+    backbone: nn.Module
+    l2_norm_scale: float | None
+    extra_layers: Sequence[tuple[int, int, int, int, int]]
+    lite: bool
+    norm: str | None
+    norm_epsilon: float
+    anchors_per_cell: Sequence[int]
+    axis_name: str | None
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> tuple[Array, Array, list[tuple[int, int]]]:
+        """Maps [B, H, W, 3] to cls_logits [B, A, K + 1], box_deltas [B, A, 4] and each level's (height, width)."""
+        norm = self.norm and make_norm(self.norm, train=train, axis_name=self.axis_name, dtype=self.dtype,
+                                       epsilon=self.norm_epsilon)
+        shared = dict(lite=self.lite, norm=norm, dtype=self.dtype)
+        with jax.named_scope('backbone'):
+            first, second = self.backbone(x, train=train)
+        with jax.named_scope('neck'):
+            extra = ExtraLayers(self.extra_layers, **shared, name='extra_layers')(second)
+            if self.l2_norm_scale is not None:
+                first = L2Norm(self.l2_norm_scale, self.dtype, name='l2_norm')(first)
+            levels = (first, second, *extra)
+        with jax.named_scope('heads'):
+            cls_logits = Head(self.num_classes + 1, self.anchors_per_cell, **shared, name='cls_head')(levels)
+            box_deltas = Head(4, self.anchors_per_cell, **shared, name='box_head')(levels)
+        return cls_logits, box_deltas, [level.shape[1:3] for level in levels]
+
+
+def make(
+    *,
+    num_classes: int,
+    backbone: str = 'vgg16',
+    width: float = 1.0,
+    norm: str | None = None,
+    norm_epsilon: float = 1e-5,
+    fc6_dilation: int = 6,
+    reduced_tail: bool = True,
+    l2_norm_scale: float | None = 20.0,
+    extra_layers: Sequence[Sequence[int]] = SSD300_LAYERS,
+    lite: bool = False,
+    anchor_sizes: Sequence[float] = (30, 60, 111, 162, 213, 264, 315),
+    aspect_ratios: Sequence[Sequence[float]] = ((1 / 2, 2), *((1 / 2, 2, 1 / 3, 3),) * 3, *((1 / 2, 2),) * 2),
+    anchor_strides: Sequence[float] = (8, 16, 32, 64, 100, 300),
+    clip_anchors: bool = False,
+    delta_weights: Sequence[float] = (10, 10, 5, 5),
+    positive_iou: float = 0.5,
+    negatives_per_positive: float = 3.0,
+    box_loss_beta: float = 1.0,
+    box_loss_weight: float = 1.0,
+    pre_nms_topk: int = 400,
+    score_threshold: float = 0.01,
+    iou_threshold: float = 0.45,
+    max_detections: int = 200,
+    mean: Sequence[float] = (123, 117, 104),
+    std: Sequence[float] = (1, 1, 1),
+    bgr: bool = False,
+    dtype: str = 'float32',
+    axis_name: str | None = None,
+) -> Detector:
+    """Makes an SSD: by default the paper's SSD300, for a canvas of 300 x 300.
+
+    Args:
+        num_classes: K.
+        backbone: 'vgg16' or 'mobilenet_v3_large'.
+        width: factor on the backbone's channels.
+        norm: of all but the heads, and of lite ones too: None as in the paper (of VGG only), 'batch_norm' (synchronised
+            over devices), 'frozen_batch_norm' or 'group_norm'.
+        norm_epsilon: added to variances.
+        fc6_dilation: of vgg16, see `VGG16`.
+        reduced_tail: of mobilenet_v3_large, see `MobileNetV3Large`.
+        l2_norm_scale: to which the first level's features are scaled before training (section 3.1), or None: not at all.
+        extra_layers: the levels behind the backbone's two, see SSD300_LAYERS.
+        lite: whether extra layers and heads are made of depthwise convolutions (SSDLite).
+        anchor_sizes: s_k of each level, and one more, pixels, see `anchors.default_boxes`.
+        aspect_ratios: for each level height / width of its anchors, without the two squares.
+        anchor_strides: of each level, pixels; empty: canvas / cells.
+        clip_anchors: whether no anchor is larger than the canvas (torchvision).
+        delta_weights: factors of the deltas; the authors' variances are their reciprocals.
+        positive_iou: an anchor is positive from it on.
+        negatives_per_positive: of an image, the hardest ones.
+        box_loss_beta: of the smooth L1 loss.
+        box_loss_weight: of the regression loss (alpha of equation 1).
+        pre_nms_topk: candidates a class.
+        score_threshold: candidates must exceed it.
+        iou_threshold: of the NMS.
+        max_detections: D.
+        mean, std: of the pixels (0..255) in the network's channel order.
+        bgr: whether the network reads BGR.
+        dtype: of the network's computation, 'float32' or 'bfloat16'; parameters, logits and losses are float32.
+        axis_name: the mapped axis of the devices, or None.
+
+    Returns:
+        a Detector. The metrics of its loss are 'cls_loss', 'box_loss', and 'positives', 'negatives' and 'ignored' (neither)
+        anchors an image.
+    """
+    backbones = {
+        'vgg16': partial(VGG16, fc6_dilation=fc6_dilation),
+        'mobilenet_v3_large': partial(MobileNetV3Large, reduced_tail=reduced_tail),
+    }
+    if backbone not in backbones:
+        raise ValueError(f'backbone is {backbone!r}: use one of {", ".join(backbones)}')
+    levels = 2 + len(extra_layers)
+    for name, given, wanted in (
+        ('anchor_sizes', anchor_sizes, levels + 1),
+        ('aspect_ratios', aspect_ratios, levels),
+        ('anchor_strides', anchor_strides or range(levels), levels),
+    ):
+        if len(given) != wanted:
+            raise ValueError(f'{name} has {len(given)} entries: {levels} levels, 2 and the extra layers, need {wanted}')
+    normalization = dict(norm=norm, norm_epsilon=norm_epsilon, axis_name=axis_name)
+    network = SSD(
+        num_classes=num_classes,
+        backbone=backbones[backbone](width=width, **normalization, dtype=jnp.dtype(dtype)),
+        l2_norm_scale=l2_norm_scale,
+        extra_layers=extra_layers,
+        lite=lite,
+        **normalization,
+        anchors_per_cell=[2 + len(ratios) for ratios in aspect_ratios],
+        dtype=jnp.dtype(dtype),
+    )
+    run = partial(network_ops.apply, network, mean=mean, std=std, bgr=bgr)
+
+    def make_anchors(canvas: tuple[int, int], grids: Sequence[tuple[int, int]]) -> np.ndarray:
+        """The anchors of all levels, [A, 4]."""
+        limit = canvas if clip_anchors else None
+        anchors = []
+        for k, grid in enumerate(grids):
+            base = anchor_ops.default_boxes(anchor_sizes[k], anchor_sizes[k + 1], aspect_ratios[k], limit=limit)
+            stride = (anchor_strides[k],) * 2 if anchor_strides else (canvas[0] / grid[0], canvas[1] / grid[1])
+            anchors.append(anchor_ops.grid_anchors(grid, stride, base, offset=0.5))
+        return np.concatenate(anchors)
+
+    def match(cls_logits: Array, anchors: Array, gt: GroundTruth) -> Array:
+        """Matches the anchors of one image, [A]; negatives that are not among the hardest are ignored."""
+        matched = matching.match_and_reassign(anchors, gt, positive_iou=positive_iou)
+        negative_loss = optax.softmax_cross_entropy_with_integer_labels(cls_logits, jnp.full_like(matched, num_classes))
+        negative, count = matched == matching.NEGATIVE, negatives_per_positive * (matched >= 0).sum()
+        chosen = losses.hard_negatives(jax.lax.stop_gradient(negative_loss), negative, count)
+        return jnp.where(negative & ~chosen, matching.IGNORE, matched)
+
+    def run_and_match(params: Any, model_state: Any, batch: Batch) -> tuple[Array, Array, np.ndarray, Array, Any]:
+        """Runs the network as in training: cls_logits, box_deltas, anchors [A, 4], matched [B, A], new model_state."""
+        (cls_logits, box_deltas, grids), model_state = run(params, model_state, batch.inputs, train=True)
+        with jax.named_scope('loss'):
+            anchors = make_anchors(batch.inputs.images.shape[1:3], grids)
+            matched = jax.vmap(match, in_axes=(0, None, 0))(cls_logits, anchors, batch.gt)
+        return cls_logits, box_deltas, anchors, matched, model_state
+
+    def image_loss(cls_logits: Array, box_deltas: Array, anchors: Array, matched: Array, gt: GroundTruth) -> dict[str, Array]:
+        """Sums over the anchors of one image."""
+        labels, target_boxes = matching.gather_targets(matched, anchors, gt, background=num_classes)
+        cls_loss = optax.softmax_cross_entropy_with_integer_labels(cls_logits, labels)  # [A]
+        targets = box_coding.encode(target_boxes, anchors, weights=delta_weights)
+        box_loss = losses.smooth_l1(box_deltas, targets, beta=box_loss_beta)
+        return dict(
+            cls_loss=jnp.where(matched != matching.IGNORE, cls_loss, 0).sum(),
+            box_loss=jnp.where((matched >= 0)[:, None], box_loss, 0).sum(),
+            positives=(matched >= 0).sum(),
+            negatives=(matched == matching.NEGATIVE).sum(),
+            ignored=(matched == matching.IGNORE).sum(),
+        )
+
+    def loss(params: Any, model_state: Any, batch: Batch, rng: Array) -> tuple[Array, tuple[Any, dict[str, Array]]]:
+        del rng  # nothing is drawn: the negatives are the hardest
+        cls_logits, box_deltas, anchors, matched, model_state = run_and_match(params, model_state, batch)
+        with jax.named_scope('loss'):
+            sums = jax.vmap(image_loss, in_axes=(0, 0, None, 0, 0))(cls_logits, box_deltas, anchors, matched, batch.gt)
+            normalizer = losses.normalizer(sums['positives'].sum(), axis_name)
+            cls_loss = sums['cls_loss'].sum() / normalizer
+            box_loss = box_loss_weight * sums['box_loss'].sum() / normalizer
+        counts = {name: sums[name].mean() for name in ('positives', 'negatives', 'ignored')}
+        return cls_loss + box_loss, (model_state, dict(cls_loss=cls_loss, box_loss=box_loss, **counts))
+
+    def predict(params: Any, model_state: Any, inputs: Inputs) -> Detections:
+        (cls_logits, box_deltas, grids), _ = run(params, model_state, inputs, train=False)
+        with jax.named_scope('post'):
+            decode = partial(box_coding.decode, weights=delta_weights)
+            boxes = jax.vmap(decode, in_axes=(0, None))(box_deltas, make_anchors(inputs.images.shape[1:3], grids))
+            finish = partial(postprocess, select=partial(top_per_class, count=pre_nms_topk), iou_threshold=iou_threshold,
+                             score_threshold=score_threshold, max_detections=max_detections)
+            return jax.vmap(finish)(jax.nn.softmax(cls_logits)[..., :-1], boxes, inputs.window)
+
+    def assign(params: Any, model_state: Any, batch: Batch, rng: Array) -> dict[str, Assignment]:
+        _, _, anchors, matched, _ = run_and_match(params, model_state, batch)
+        return {'anchors': Assignment(jnp.broadcast_to(anchors, (*matched.shape, 4)), matched)}
+
+    return Detector(partial(network_ops.init, network), loss, predict, assign)

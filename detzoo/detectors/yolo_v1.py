@@ -1,0 +1,267 @@
+"""YOLO v1: *You Only Look Once: Unified, Real-Time Object Detection* (arXiv 1506.02640), as darknet's source has it.
+
+    images [B, H, W, 3] -> convolutions -> features of an S x S grid (7 x 7 of 448 x 448)
+      -> one fully connected layer over the whole grid -> for each cell K class scores, and for each of its P = 2
+         predictors a confidence and a box (x, y in the cell; square roots of width and height)
+    loss:    all squared errors. A cell that holds an object's centre trains its class scores, and of its predictors the
+             one whose box overlaps the object most (or, if none does, comes nearest): that one's box, 5 times, and its
+             confidence towards the IoU reached. All other confidences go to 0, at half the weight
+    predict: confidence * class scores -> class-aware NMS
+
+The fully connected layer fixes the canvas: a network works at the size it was made for.
+
+Where paper and source differ, the source (github.com/pjreddie/darknet, src/detection_layer.c, cfg/yolov1.cfg) is
+followed: convolutions have batch norm, and before the one fully connected layer there is a locally connected one (the
+paper: two fully connected layers). Sums over an image are averaged over images.
+
+Differences from the paper and the source:
+- A cell that holds several objects' centres trains the last row; darknet shuffles the objects and takes the first.
+- cfg/yolov1.cfg has 3 predictors a cell; the default is the paper's 2, as in yolov1-tiny.cfg.
+- Of crowds darknet does not know: cells at least half inside one are not pushed towards no object.
+- Scores are confidence times class score, each clipped to 0..1, since nothing else bounds them.
+- The fully connected layer starts near 0; darknet's has He's initialisation.
+- What lies outside of the image is black, darknet's letterbox is gray.
+- Batch norm's moving average forgets 0.1 a step (darknet: 0.01).
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from detzoo.backbones.darknet import ConvBlock, Darknet, max_pool
+from detzoo.backbones.norms import make_norm
+from detzoo.core import anchors as anchor_ops
+from detzoo.core import boxes, matching
+from detzoo.core.postprocess import postprocess, top_per_level
+from detzoo.detectors import network as network_ops
+from detzoo.types import Array, Assignment, Batch, Detections, Detector, GroundTruth, Inputs
+
+
+class Head(nn.Module):
+    """Convolutions, a locally connected layer in the large net, and the fully connected one.
+
+    values: outputs a cell; features: of the convolutions; local_features: of the locally connected layer with dropout
+    behind it, or None for the small net, which pools instead of striding.
+    """
+
+    values: int
+    features: Sequence[int]
+    local_features: int | None
+    dropout: float
+    norm: Any
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array, keys: Array | None) -> tuple[Array, tuple[int, int]]:
+        """Maps [B, h, w, C] to [B, S * values] float32 and the grid; keys [B] are those of dropout, None for none."""
+        conv = partial(ConvBlock, kernel=3, norm=self.norm, dtype=self.dtype)
+        large = self.local_features is not None
+        x = x if large else max_pool(x)
+        for i, features in enumerate(self.features):
+            x = conv(features, stride=2 if large and i == 1 else 1, name=f'conv{i + 1}')(x)
+        if large:
+            local = nn.ConvLocal(self.local_features, (3, 3), padding='SAME', kernel_init=nn.initializers.he_normal(),
+                                 dtype=self.dtype, name='local')
+            x = nn.leaky_relu(local(x), 0.1)
+            if keys is not None:
+                kept = jax.vmap(partial(jax.random.bernoulli, p=1 - self.dropout, shape=x.shape[1:]))(keys)
+                x = jnp.where(kept, x / (1 - self.dropout), 0)
+        grid = x.shape[1:3]
+        connected = nn.Dense(grid[0] * grid[1] * self.values, kernel_init=nn.initializers.normal(0.01), dtype=self.dtype,
+                             name='connected')
+        return connected(x.reshape(x.shape[0], -1)).astype(jnp.float32), grid
+
+
+class YOLOv1(nn.Module):
+    """The network: normalised images to class scores, confidences and boxes of all cells."""
+
+    num_classes: int
+    boxes_per_cell: int
+    backbone: dict[str, Any]
+    head: dict[str, Any]
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool, keys: Array | None = None) -> tuple[Array, Array, Array, tuple[int, int]]:
+        """Maps [B, H, W, 3] to cls_scores [B, S, K], confidences [B, S, P], outputs [B, S, P, 4], (height, width)."""
+        with jax.named_scope('backbone'):
+            x = Darknet(**self.backbone, dtype=self.dtype, name='backbone')(x, train=train)[-1]
+        with jax.named_scope('heads'):
+            norm = make_norm(self.backbone['norm'], train=train, axis_name=self.backbone['axis_name'], dtype=self.dtype,
+                             epsilon=self.backbone['norm_epsilon'])
+            values = self.num_classes + 5 * self.boxes_per_cell
+            x, grid = Head(values, **self.head, norm=norm, dtype=self.dtype, name='head')(x, keys)
+        cells = grid[0] * grid[1]
+        cls_scores, confidences, outputs = jnp.split(
+            x, [cells * self.num_classes, cells * (self.num_classes + self.boxes_per_cell)], axis=1
+        )
+        batch = x.shape[0]
+        return (
+            cls_scores.reshape(batch, cells, self.num_classes),
+            confidences.reshape(batch, cells, self.boxes_per_cell),
+            outputs.reshape(batch, cells, self.boxes_per_cell, 4),
+            grid,
+        )
+
+
+def make(
+    *,
+    num_classes: int,
+    backbone: str = 'extraction',
+    stages: int = 6,
+    width: float = 1.0,
+    norm: str = 'batch_norm',
+    norm_epsilon: float = 1e-6,
+    head_features: Sequence[int] = (1024, 1024, 1024, 1024),
+    local_features: int | None = 256,
+    dropout: float = 0.5,
+    boxes_per_cell: int = 2,
+    rescore: bool = True,
+    object_scale: float = 1.0,
+    no_object_scale: float = 0.5,
+    class_scale: float = 1.0,
+    box_scale: float = 5.0,
+    score_threshold: float = 0.005,
+    iou_threshold: float = 0.45,
+    max_detections: int = 100,
+    mean: Sequence[float] = (0.0, 0.0, 0.0),
+    std: Sequence[float] = (255.0, 255.0, 255.0),
+    dtype: str = 'float32',
+    axis_name: str | None = None,
+) -> Detector:
+    """Makes a YOLO v1.
+
+    Args:
+        num_classes: K.
+        backbone: 'extraction', or 'tiny' (v1-tiny).
+        stages: of the backbone; 6 is the paper's grid of canvas / 64, each fewer doubles it.
+        width: factor on all channels.
+        norm: 'batch_norm' (synchronised over devices), 'frozen_batch_norm' or 'group_norm'.
+        norm_epsilon: added to variances.
+        head_features: of the head's 3x3 convolutions, before `width`; (1024, 256) in yolov1-tiny.
+        local_features: of the locally connected layer, before `width`; None for v1-tiny, which has neither it nor
+            dropout, and halves by pooling before the head instead of by its second convolution.
+        dropout: share of the locally connected layer's outputs that is zeroed in training.
+        boxes_per_cell: P.
+        rescore: whether an object's confidence is trained towards the IoU reached, or towards 1.
+        object_scale, no_object_scale, class_scale, box_scale: weights of the losses (the paper's lambdas are
+            no_object_scale and box_scale).
+        score_threshold: candidates must exceed it.
+        iou_threshold: of the NMS.
+        max_detections: D.
+        mean, std: of the pixels (0..255).
+        dtype: of the network's computation, 'float32' or 'bfloat16'; parameters, outputs and losses are float32.
+        axis_name: the mapped axis of the devices, or None.
+
+    Returns:
+        a Detector. The metrics of its loss are 'box_loss', 'confidence_loss', 'cls_loss', and an image's 'positives' and
+        'ignored' predictors. Its parameters are those of one canvas.
+    """
+    network = YOLOv1(
+        num_classes=num_classes,
+        boxes_per_cell=boxes_per_cell,
+        backbone=dict(architecture=backbone, stages=stages, width=width, norm=norm, norm_epsilon=norm_epsilon,
+                      axis_name=axis_name),
+        head=dict(
+            features=tuple(round(width * features) for features in head_features),
+            local_features=local_features and round(width * local_features),
+            dropout=dropout,
+        ),
+        dtype=jnp.dtype(dtype),
+    )  # fmt: skip
+    run = partial(network_ops.apply, network, mean=mean, std=std)
+
+    def make_cells(inputs: Inputs, grid: tuple[int, int]) -> np.ndarray:
+        """The rectangles of the cells, [S, 4]."""
+        height, width = inputs.images.shape[1:3]
+        size = (width / grid[1], height / grid[0])
+        cells, _ = anchor_ops.cell_anchors((height, width), [grid], [[size]])
+        return cells
+
+    def decode(outputs: Array, cells: Array, canvas: tuple[int, int]) -> Array:
+        """Turns outputs [S, P, 4] (x, y in the cell; roots of the shares of the canvas) into boxes [S, P, 4] xyxy."""
+        cells = cells[:, None]
+        center = cells[..., :2] + outputs[..., :2] * (cells[..., 2:] - cells[..., :2])
+        return boxes.cxcywh_to_xyxy(jnp.concatenate([center, outputs[..., 2:] ** 2 * np.float32(canvas[::-1])], axis=-1))
+
+    def match(outputs: Array, gt: GroundTruth, cells: Array, canvas: tuple[int, int]) -> tuple[Array, Array, Array]:
+        """Of one image: matched [S, P], the object [S] of each cell, and the boxes [S, P, 4] predicted now."""
+        candidate = gt.valid & ~gt.crowd
+        center = boxes.xyxy_to_cxcywh(gt.boxes)[:, None, :2]
+        holds = ((center >= cells[:, :2]) & (center < cells[:, 2:])).all(axis=-1)  # [M, S]
+        objects = matching.last_winner(holds.argmax(axis=1), candidate & holds.any(axis=1), len(cells))  # [S]
+
+        predicted = jax.lax.stop_gradient(decode(outputs, cells, canvas))
+        target = matching.gather_targets(objects, cells, gt, background=0)[1][:, None]  # [S, 1, 4]
+        iou = boxes.iou(predicted, target)  # [S, P]
+        difference = (boxes.xyxy_to_cxcywh(predicted) - boxes.xyxy_to_cxcywh(target)) / np.tile(np.float32(canvas[::-1]), 2)
+        distance = (difference**2).sum(axis=-1)
+        best = jnp.where((iou > 0).any(axis=1), iou.argmax(axis=1), distance.argmin(axis=1))
+        responsible = best[:, None] == jnp.arange(boxes_per_cell)
+        others = jnp.where(matching.inside_crowd(cells, gt), matching.IGNORE, matching.NEGATIVE)[:, None]
+        return jnp.where(responsible & (objects >= 0)[:, None], objects[:, None], others), objects, predicted
+
+    def image_loss(
+        cls_scores: Array, confidences: Array, outputs: Array, gt: GroundTruth, cells: Array, canvas: tuple[int, int]
+    ) -> dict[str, Array]:
+        """Sums over the cells of one image."""
+        matched, objects, predicted = match(outputs, gt, cells, canvas)
+        holds, positive = objects >= 0, matched >= 0  # [S], [S, P]
+        labels, target_boxes = matching.gather_targets(objects, cells, gt, background=0)
+        target = boxes.xyxy_to_cxcywh(target_boxes)
+        place = (target[:, :2] - cells[:, :2]) / (cells[:, 2:] - cells[:, :2])
+        root = jnp.sqrt(target[:, 2:] / np.float32(canvas[::-1]))
+        box_error = 0.5 * (outputs - jnp.concatenate([place, root], axis=1)[:, None]) ** 2  # [S, P, 4]
+
+        reached = boxes.iou(predicted, target_boxes[:, None]) if rescore else 1.0
+        confidence_error = 0.5 * (confidences - jnp.where(positive, reached, 0.0)) ** 2
+        weight = jnp.where(positive, object_scale, jnp.where(matched == matching.IGNORE, 0.0, no_object_scale))
+        cls_error = 0.5 * (cls_scores - jax.nn.one_hot(labels, num_classes)) ** 2
+        return dict(
+            box_loss=box_scale * jnp.where(positive[..., None], box_error, 0).sum(),
+            confidence_loss=(weight * confidence_error).sum(),
+            cls_loss=class_scale * jnp.where(holds[:, None], cls_error, 0).sum(),
+            positives=positive.sum(),
+            ignored=(matched == matching.IGNORE).sum(),
+        )
+
+    def dropout_keys(batch: Batch, rng: Array) -> Array:
+        """A key for each image, whatever device it is on."""
+        return jax.vmap(partial(jax.random.fold_in, rng))(batch.image_id)
+
+    def loss(params: Any, model_state: Any, batch: Batch, rng: Array) -> tuple[Array, tuple[Any, dict[str, Array]]]:
+        keys = dropout_keys(batch, rng)
+        (*outputs, grid), model_state = run(params, model_state, batch.inputs, train=True, keys=keys)
+        with jax.named_scope('loss'):
+            cells = make_cells(batch.inputs, grid)
+            per_image = partial(image_loss, cells=cells, canvas=batch.inputs.images.shape[1:3])
+            metrics = jax.tree.map(jnp.mean, jax.vmap(lambda *arrays: per_image(*arrays))(*outputs, batch.gt))
+        return metrics['box_loss'] + metrics['confidence_loss'] + metrics['cls_loss'], (model_state, metrics)
+
+    def predict(params: Any, model_state: Any, inputs: Inputs) -> Detections:
+        (cls_scores, confidences, outputs, grid), _ = run(params, model_state, inputs, train=False)
+        with jax.named_scope('post'):
+            canvas = inputs.images.shape[1:3]
+            predicted = jax.vmap(partial(decode, cells=make_cells(inputs, grid), canvas=canvas))(outputs)
+            scores = jnp.clip(confidences[..., None], 0, 1) * jnp.clip(cls_scores[:, :, None], 0, 1)  # [B, S, P, K]
+            flat = [x.reshape(x.shape[0], -1, x.shape[-1]) for x in (scores, predicted)]
+            select = partial(top_per_level, level_sizes=[flat[0].shape[1]], count=flat[0].shape[1] * num_classes)
+            finish = partial(postprocess, select=select, score_threshold=score_threshold, iou_threshold=iou_threshold,
+                             max_detections=max_detections)
+            return jax.vmap(finish)(*flat, inputs.window)
+
+    def assign(params: Any, model_state: Any, batch: Batch, rng: Array) -> dict[str, Assignment]:
+        keys = dropout_keys(batch, rng)
+        (_, _, outputs, grid), _ = run(params, model_state, batch.inputs, train=True, keys=keys)
+        cells = make_cells(batch.inputs, grid)
+        canvas = batch.inputs.images.shape[1:3]
+        matched, _, _ = jax.vmap(lambda outputs, gt: match(outputs, gt, cells, canvas))(outputs, batch.gt)
+        rectangles = jnp.broadcast_to(jnp.repeat(cells, boxes_per_cell, axis=0), (len(matched), cells.shape[0] * boxes_per_cell, 4))
+        return {'cells': Assignment(rectangles, matched.reshape(len(matched), -1).astype(jnp.int32))}
+
+    return Detector(partial(network_ops.init, network), loss, predict, assign)

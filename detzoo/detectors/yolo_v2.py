@@ -1,0 +1,263 @@
+"""YOLO v2: *YOLO9000: Better, Faster, Stronger* (arXiv 1612.08242), sections 2 and 3, as darknet's source has it.
+
+    images [B, H, W, 3] -> Darknet-19 -> C4 (stride 16), C5 (stride 32)
+      -> C5: two 3x3 convs; C4: 1x1 conv, reorg to stride 32; both together: 3x3 conv -> outputs [B, A, 5 + K]
+         of each of n = 5 anchors a cell: tx, ty, tw, th, objectness, class logits
+    loss:    each object trains the anchor of its cell that has the most similar shape: squared errors of box and
+             objectness (towards the IoU reached), cross-entropy of the class; the other anchors' objectness goes to 0
+    predict: sigmoid(objectness) * softmax(classes), boxes from sigmoid-bound centres -> top-k -> class-aware NMS
+
+The small net, `backbone='tiny'` with `passthrough_features=None`, has neither the passthrough nor Darknet-19.
+
+Where paper and source differ, the source (github.com/pjreddie/darknet, src/region_layer.c) is followed: sizes are trained
+as logarithms, a box counts 2 - w * h times (w, h: shares of the canvas), objectness 5 times where an object is, predictions
+that overlap an object by more than 0.6 are not pushed to 0, and until 12,800 images have been seen all anchors' boxes
+are drawn, by a hundredth, to the anchors. Sums over an image are averaged over images.
+
+Differences from the paper and the source:
+- All objects of an image train, darknet reads the first 30. Its order is random; here the last row wins an anchor.
+- Objects that darknet does not know: of crowds see `matching.match_by_cell`.
+- A box grows at most 62.5 times (`box_coding.MAX_LOG_SCALE`), so that exp stays finite.
+- The output layer starts near 0 and may start from a `prior_probability` of objects; darknet's has He's initialisation.
+- What lies outside of the image is black, darknet's letterbox is gray.
+- Batch norm's moving average forgets 0.1 a step (darknet: 0.01).
+- The word tree of YOLO9000 (section 4) is not here.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from detzoo.backbones.darknet import ConvBlock, Darknet, max_pool
+from detzoo.backbones.norms import make_norm
+from detzoo.core import anchors as anchor_ops
+from detzoo.core import box_coding, boxes, matching
+from detzoo.core.postprocess import postprocess, top_per_level
+from detzoo.detectors import network as network_ops
+from detzoo.types import Array, Assignment, Batch, Detections, Detector, GroundTruth, Inputs
+
+# k-means of COCO's boxes, on a canvas of 416 (darknet's cfg/yolov2.cfg has them in cells of 32 pixels).
+COCO_ANCHORS = ((18.33, 21.68), (59.98, 66.0), (106.83, 175.18), (252.25, 112.89), (312.66, 293.38))
+
+
+def reorg(x: Array) -> Array:
+    """Halves a feature map and multiplies its channels by 4, in darknet's order (section 2, fine-grained features).
+
+    Darknet does not stack neighbouring cells: it reads the memory of [C, h, w] as [C / 4, 2 h, 2 w], and stacks that
+    one's neighbours. Trained weights depend on it.
+
+    Args:
+        x: [B, h, w, C], h and w even, C a multiple of 4.
+
+    Returns:
+        [B, h / 2, w / 2, 4 C].
+    """
+    batch, height, width, channels = x.shape
+    x = x.transpose(0, 3, 1, 2).reshape(batch, channels // 4, height, 2, width, 2)
+    x = x.transpose(0, 3, 5, 1, 2, 4)  # [B, 2, 2, C / 4, h, w]
+    return x.reshape(batch, 4 * channels, height // 2, width // 2).transpose(0, 2, 3, 1)
+
+
+class Head(nn.Module):
+    """Convolutions on the last stage, to which the passthrough brings the stage before; and the output.
+
+    features: of the 3x3 convolutions, the last one behind the passthrough; passthrough_features: of its 1x1 convolution,
+    or None for the small net; prior_probability: of an object, before training.
+    """
+
+    num_anchors: int
+    num_classes: int
+    features: Sequence[int]
+    passthrough_features: int | None
+    prior_probability: float
+    norm: Any
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, fine: Array, x: Array) -> Array:
+        """Maps [B, 2h, 2w, C] and [B, h, w, C'] to [B, h, w, n * (5 + K)] float32."""
+        conv = partial(ConvBlock, norm=self.norm, dtype=self.dtype)
+        if self.passthrough_features is None:
+            x = max_pool(x, stride=1)
+        for i, features in enumerate(self.features[:-1]):
+            x = conv(features, 3, name=f'conv{i + 1}')(x)
+        if self.passthrough_features is not None:
+            fine = conv(self.passthrough_features, 1, name='passthrough')(fine)
+            x = jnp.concatenate([reorg(fine), x], axis=-1)
+        x = conv(self.features[-1], 3, name=f'conv{len(self.features)}')(x)
+        output = network_ops.cell_output(self.num_anchors, self.num_classes, self.prior_probability, self.dtype)
+        return output(name='output')(x).astype(jnp.float32)
+
+
+class YOLOv2(nn.Module):
+    """The network: normalised images to the outputs of all anchors. It also counts the images it was trained with."""
+
+    num_classes: int
+    num_anchors: int
+    backbone: dict[str, Any]
+    head: dict[str, Any]
+    warm_up_images: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> tuple[Array, tuple[int, int], Array]:
+        """Maps [B, H, W, 3] to outputs [B, A, 5 + K], the grid (height, width), and whether the warm-up lasts."""
+        images_seen = self.variable('counters', 'images_seen', jnp.zeros, (), jnp.float32)
+        axis_name = self.backbone['axis_name']
+        if train:
+            devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
+            images_seen.value = jnp.minimum(images_seen.value + devices * x.shape[0], self.warm_up_images)
+        warm_up = images_seen.value < self.warm_up_images  # as in darknet, this batch counts
+        with jax.named_scope('backbone'):
+            stages = Darknet(**self.backbone, dtype=self.dtype, name='backbone')(x, train=train)
+        with jax.named_scope('heads'):
+            epsilon = self.backbone['norm_epsilon']
+            norm = make_norm(self.backbone['norm'], train=train, axis_name=axis_name, dtype=self.dtype, epsilon=epsilon)
+            head = Head(self.num_anchors, self.num_classes, **self.head, norm=norm, dtype=self.dtype, name='head')
+            x = head(*stages[-2:])
+        return x.reshape(x.shape[0], -1, 5 + self.num_classes), x.shape[1:3], warm_up
+
+
+def make(
+    *,
+    num_classes: int,
+    backbone: str = 'darknet19',
+    stages: int = 6,
+    width: float = 1.0,
+    norm: str = 'batch_norm',
+    norm_epsilon: float = 1e-6,
+    prior_probability: float = 0.5,
+    head_features: Sequence[int] = (1024, 1024, 1024),
+    passthrough_features: int | None = 64,
+    anchor_sizes: Sequence[Sequence[float]] = COCO_ANCHORS,
+    ignore_iou: float = 0.6,
+    rescore: bool = True,
+    warm_up_images: int = 12800,
+    object_scale: float = 5.0,
+    no_object_scale: float = 1.0,
+    class_scale: float = 1.0,
+    box_scale: float = 1.0,
+    pre_nms_topk: int = 1000,
+    score_threshold: float = 0.005,
+    iou_threshold: float = 0.45,
+    max_detections: int = 100,
+    mean: Sequence[float] = (0.0, 0.0, 0.0),
+    std: Sequence[float] = (255.0, 255.0, 255.0),
+    dtype: str = 'float32',
+    axis_name: str | None = None,
+) -> Detector:
+    """Makes a YOLO v2.
+
+    Args:
+        num_classes: K.
+        backbone: 'darknet19' or 'tiny' (v2-tiny).
+        stages: of the backbone; 6 is the paper's stride of 32, each fewer halves it.
+        width: factor on all channels.
+        norm: 'batch_norm' (synchronised over devices), 'frozen_batch_norm' or 'group_norm'.
+        norm_epsilon: added to variances.
+        prior_probability: of an object at an anchor before training. Darknet's is 0.5, which its long warm-up of the
+            learning rate unlearns; with Adam a small one is better, since the first gradients are remembered.
+        head_features: of the head's 3x3 convolutions, before `width`; (1024, 512) in yolov2-tiny, (1024, 1024) in its
+            VOC variant.
+        passthrough_features: of the 1x1 convolution on the second last stage, before `width`; None for v2-tiny.
+        anchor_sizes: (width, height) of each anchor, pixels; scripts/make_anchors.py finds those of a data set.
+        ignore_iou: a prediction that overlaps an object by more is not pushed towards no object.
+        rescore: whether the objectness of an object is trained towards the IoU reached, or (v2-tiny) towards 1.
+        warm_up_images: until so many have been seen, the boxes of all anchors are drawn to the anchors.
+        object_scale, no_object_scale, class_scale, box_scale: weights of the losses.
+        pre_nms_topk: candidates of an image.
+        score_threshold: candidates must exceed it.
+        iou_threshold: of the NMS.
+        max_detections: D.
+        mean, std: of the pixels (0..255).
+        dtype: of the network's computation, 'float32' or 'bfloat16'; parameters, outputs and losses are float32.
+        axis_name: the mapped axis of the devices, or None.
+
+    Returns:
+        a Detector. The metrics of its loss are 'box_loss', 'objectness_loss', 'cls_loss', and an image's 'positives' and
+        'ignored' anchors.
+    """
+    if stages < 2:
+        raise ValueError(f'stages is {stages}: the head needs two')
+    network = YOLOv2(
+        num_classes=num_classes,
+        num_anchors=len(anchor_sizes),
+        backbone=dict(architecture=backbone, stages=stages, width=width, norm=norm, norm_epsilon=norm_epsilon,
+                      axis_name=axis_name),
+        head=dict(
+            features=tuple(round(width * features) for features in head_features),
+            passthrough_features=passthrough_features and 4 * round(width * passthrough_features / 4),  # reorg splits by 4
+            prior_probability=prior_probability,
+        ),
+        warm_up_images=warm_up_images,
+        dtype=jnp.dtype(dtype),
+    )  # fmt: skip
+    run = partial(network_ops.apply, network, mean=mean, std=std)
+
+    def make_anchors(inputs: Inputs, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        return anchor_ops.cell_anchors(inputs.images.shape[1:3], [grid], [anchor_sizes])
+
+    def match(outputs: Array, anchors: Array, strides: Array, gt: GroundTruth) -> tuple[Array, Array]:
+        """Of one image: what each anchor is trained towards, and the boxes predicted now, both without gradient."""
+        predicted = jax.lax.stop_gradient(box_coding.decode_cells(outputs[:, :4], anchors, strides))
+        matched, _ = matching.match_by_cell(anchors, strides, predicted, gt, ignore_iou=ignore_iou)
+        return matched, predicted
+
+    def image_loss(outputs: Array, gt: GroundTruth, anchors: Array, strides: Array, area: float, warm_up: Array) -> Any:
+        """Sums over the anchors of one image."""
+        matched, predicted = match(outputs, anchors, strides, gt)
+        positive = matched >= 0
+        labels, target_boxes = matching.gather_targets(matched, anchors, gt, background=0)  # anchors: the warm-up's target
+
+        reached = jnp.concatenate([jax.nn.sigmoid(outputs[:, :2]), outputs[:, 2:4]], axis=1)
+        box_error = 0.5 * (reached - box_coding.encode_cells(target_boxes, anchors, strides)) ** 2  # [A, 4]
+        box_weight = box_scale * (2 - boxes.area(target_boxes) / area)
+        box_weight = jnp.where(positive, box_weight, jnp.where(warm_up, 0.01, 0.0))
+
+        objectness = jax.nn.sigmoid(outputs[:, 4])
+        target = jnp.where(positive, boxes.iou(predicted, target_boxes) if rescore else 1.0, 0.0)
+        weight = jnp.where(positive, object_scale, jnp.where(matched == matching.IGNORE, 0.0, no_object_scale))
+
+        cls_error = optax.softmax_cross_entropy_with_integer_labels(outputs[:, 5:], labels)
+        return dict(
+            box_loss=(box_weight[:, None] * box_error).sum(),
+            objectness_loss=(weight * 0.5 * (objectness - target) ** 2).sum(),
+            cls_loss=class_scale * jnp.where(positive, cls_error, 0).sum(),
+            positives=positive.sum(),
+            ignored=(matched == matching.IGNORE).sum(),
+        )
+
+    def loss(params: Any, model_state: Any, batch: Batch, rng: Array) -> tuple[Array, tuple[Any, dict[str, Array]]]:
+        del rng  # nothing is drawn
+        (outputs, grid, warm_up), model_state = run(params, model_state, batch.inputs, train=True)
+        with jax.named_scope('loss'):
+            height, width = batch.inputs.images.shape[1:3]
+            anchors, strides = make_anchors(batch.inputs, grid)
+            per_image = partial(image_loss, anchors=anchors, strides=strides, area=height * width, warm_up=warm_up)
+            metrics = jax.tree.map(jnp.mean, jax.vmap(lambda outputs, gt: per_image(outputs, gt))(outputs, batch.gt))
+        return metrics['box_loss'] + metrics['objectness_loss'] + metrics['cls_loss'], (model_state, metrics)
+
+    def predict(params: Any, model_state: Any, inputs: Inputs) -> Detections:
+        (outputs, grid, _), _ = run(params, model_state, inputs, train=False)
+        with jax.named_scope('post'):
+            anchors, strides = make_anchors(inputs, grid)
+            scores = jax.nn.sigmoid(outputs[..., 4:5]) * jax.nn.softmax(outputs[..., 5:])
+            predicted = jax.vmap(box_coding.decode_cells, in_axes=(0, None, None))(outputs[..., :4], anchors, strides)
+            select = partial(top_per_level, level_sizes=[len(anchors)], count=pre_nms_topk)
+            finish = partial(postprocess, select=select, score_threshold=score_threshold, iou_threshold=iou_threshold,
+                             max_detections=max_detections)
+            return jax.vmap(finish)(scores, predicted, inputs.window)
+
+    def assign(params: Any, model_state: Any, batch: Batch, rng: Array) -> dict[str, Assignment]:
+        (outputs, grid, _), _ = run(params, model_state, batch.inputs, train=True)
+        anchors, strides = make_anchors(batch.inputs, grid)
+        matched, _ = jax.vmap(lambda outputs, gt: match(outputs, anchors, strides, gt))(outputs, batch.gt)
+        return {'anchors': Assignment(jnp.broadcast_to(anchors, (*matched.shape, 4)), matched)}
+
+    return Detector(partial(network_ops.init, network), loss, predict, assign)

@@ -1,0 +1,249 @@
+"""YOLO v3: *An Incremental Improvement* (arXiv 1804.02767), as darknet's source has it.
+
+    images [B, H, W, 3] -> Darknet-53 -> C3, C4, C5 (stride 8, 16, 32)
+      -> from C5 on: 5 convs, of which a 3x3 conv makes the level's outputs, and a 1x1 conv, doubled in size, joins the
+         next finer stage
+      -> outputs [B, A, 5 + K], finest level first, of n = 3 anchors a cell: tx, ty, tw, th, objectness, class logits
+    loss:    each object trains the anchor, of all levels, that has the most similar shape, in the cell of its centre:
+             squared error of tw and th, cross-entropy of tx, ty, objectness and each class; other anchors' objectness
+             goes to 0, but where the prediction overlaps an object by more than `ignore_iou`
+    predict: sigmoid(objectness) * sigmoid(classes), boxes from sigmoid-bound centres -> top-k per level -> class-aware NMS
+
+The small net, `backbone='tiny'`, has two levels and single convolutions.
+
+Where paper and source differ, the source (github.com/pjreddie/darknet, src/yolo_layer.c) is followed: tx and ty have the
+gradient of a cross-entropy, not of a squared error; a box counts 2 - w * h times (w, h: shares of the canvas); the
+ignore threshold is 0.7, not 0.5. Sums over an image are averaged over images. Where several objects take one anchor the
+last one trains its box, and their classes are united.
+
+Differences from the paper and the source:
+- All objects of an image train, darknet reads the first 90; its order is random.
+- Objects that darknet does not know: of crowds see `matching.match_by_cell`.
+- A box grows at most 62.5 times (`box_coding.MAX_LOG_SCALE`), so that exp stays finite.
+- The output layer starts near 0 and may start from a `prior_probability` of objects; darknet's has He's initialisation.
+- What lies outside of the image is black, darknet's letterbox is gray.
+- Batch norm's moving average forgets 0.1 a step (darknet: 0.01).
+- `box_loss` also offers losses of the boxes' overlap, which came later.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from detzoo.backbones.darknet import ConvBlock, Darknet, max_pool
+from detzoo.backbones.fpn import upsample
+from detzoo.backbones.norms import make_norm
+from detzoo.core import anchors as anchor_ops
+from detzoo.core import box_coding, boxes, losses, matching
+from detzoo.core.postprocess import postprocess, top_per_level
+from detzoo.detectors import network as network_ops
+from detzoo.types import Array, Assignment, Batch, Detections, Detector, GroundTruth, Inputs
+
+# k-means of COCO's boxes on a canvas of 416, three for each level, finest first (section 2.3).
+COCO_ANCHORS = (
+    ((10.0, 13.0), (16.0, 30.0), (33.0, 23.0)),
+    ((30.0, 61.0), (62.0, 45.0), (59.0, 119.0)),
+    ((116.0, 90.0), (156.0, 198.0), (373.0, 326.0)),
+)
+
+
+class Head(nn.Module):
+    """The way from the coarsest stage back to the finest, with an output at each level.
+
+    num_anchors: a cell; features: of the coarsest level's 1x1 convolutions, halved from level to level; tiny: whether it
+    is the small net's; prior_probability: of an object, before training.
+    """
+
+    num_anchors: int
+    num_classes: int
+    features: int
+    tiny: bool
+    prior_probability: float
+    norm: Any
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, stages: Sequence[Array]) -> list[Array]:
+        """Maps stages, finest first, to one [B, h, w, n * (5 + K)] float32 for each."""
+        conv = partial(ConvBlock, norm=self.norm, dtype=self.dtype)
+        x = max_pool(stages[-1], stride=1) if self.tiny else stages[-1]
+        levels, features, trunk = [], self.features, ((3, 4), (1, 1))  # (kernel, factor on the features)
+        for number in range(len(stages), 0, -1):
+            stage = stages[number - 1]
+            if levels:
+                x = upsample(conv(features, 1, name=f'level{number}_lateral')(x), *stage.shape[1:3])
+                x = jnp.concatenate([x, stage], axis=-1)
+                trunk = ()
+            if not self.tiny:
+                trunk = ((1, 1), (3, 2), (1, 1), (3, 2), (1, 1))
+            for i, (kernel, factor) in enumerate(trunk):
+                x = conv(factor * features, kernel, name=f'level{number}_trunk{i + 1}')(x)
+            y = conv(2 * features, 3, name=f'level{number}_conv')(x)
+            output = network_ops.cell_output(self.num_anchors, self.num_classes, self.prior_probability, self.dtype)
+            levels.append(output(name=f'level{number}_output')(y).astype(jnp.float32))
+            features //= 2
+        return levels[::-1]
+
+
+class YOLOv3(nn.Module):
+    """The network: normalised images to the outputs of all anchors."""
+
+    num_classes: int
+    num_anchors: Sequence[int]
+    backbone: dict[str, Any]
+    head: dict[str, Any]
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> tuple[Array, list[tuple[int, int]]]:
+        """Maps [B, H, W, 3] to outputs [B, A, 5 + K] and each level's (height, width)."""
+        levels, values = len(self.num_anchors), 5 + self.num_classes
+        with jax.named_scope('backbone'):
+            stages = Darknet(**self.backbone, dtype=self.dtype, name='backbone')(x, train=train)[-levels:]
+        with jax.named_scope('heads'):
+            norm = make_norm(self.backbone['norm'], train=train, axis_name=self.backbone['axis_name'], dtype=self.dtype,
+                             epsilon=self.backbone['norm_epsilon'])
+            head = Head(self.num_anchors[0], self.num_classes, **self.head, norm=norm, dtype=self.dtype, name='head')
+            outputs = head(stages)
+        flat = [x.reshape(x.shape[0], -1, values) for x in outputs]  # [B, h * w * n, 5 + K]
+        return jnp.concatenate(flat, axis=1), [x.shape[1:3] for x in outputs]
+
+
+def make(
+    *,
+    num_classes: int,
+    backbone: str = 'darknet53',
+    stages: int = 6,
+    width: float = 1.0,
+    norm: str = 'batch_norm',
+    norm_epsilon: float = 1e-6,
+    prior_probability: float = 0.5,
+    head_features: int = 512,
+    anchor_sizes: Sequence[Sequence[Sequence[float]]] = COCO_ANCHORS,
+    ignore_iou: float = 0.7,
+    box_loss: str = 'squared',
+    box_loss_weight: float = 1.0,
+    pre_nms_topk: int = 1000,
+    score_threshold: float = 0.005,
+    iou_threshold: float = 0.45,
+    max_detections: int = 100,
+    mean: Sequence[float] = (0.0, 0.0, 0.0),
+    std: Sequence[float] = (255.0, 255.0, 255.0),
+    dtype: str = 'float32',
+    axis_name: str | None = None,
+) -> Detector:
+    """Makes a YOLO v3.
+
+    Args:
+        num_classes: K.
+        backbone: 'darknet53', or 'tiny' with the small head (v3-tiny).
+        stages: of the backbone; 6 is the paper's coarsest stride of 32, each fewer halves all strides.
+        width: factor on all channels.
+        norm: 'batch_norm' (synchronised over devices), 'frozen_batch_norm' or 'group_norm'.
+        norm_epsilon: added to variances.
+        prior_probability: of an object at an anchor before training. Darknet's is 0.5, which its long warm-up of the
+            learning rate unlearns; with Adam a small one is better, since the first gradients are remembered.
+        head_features: of the 1x1 convolutions of the coarsest level, before `width`; 256 in yolov3-tiny.
+        anchor_sizes: for each level, finest first, (width, height) of each of its anchors, pixels;
+            scripts/make_anchors.py finds those of a data set. As many levels as are given are used, equally many
+            anchors each.
+        ignore_iou: a prediction that overlaps an object by more is not pushed towards no object.
+        box_loss: 'squared' (darknet's), or 'giou', 'diou' or 'ciou' (see `losses.iou_loss`).
+        box_loss_weight: of it.
+        pre_nms_topk: candidates a level.
+        score_threshold: candidates must exceed it.
+        iou_threshold: of the NMS.
+        max_detections: D.
+        mean, std: of the pixels (0..255).
+        dtype: of the network's computation, 'float32' or 'bfloat16'; parameters, outputs and losses are float32.
+        axis_name: the mapped axis of the devices, or None.
+
+    Returns:
+        a Detector. The metrics of its loss are 'box_loss', 'objectness_loss', 'cls_loss', and an image's 'positives' and
+        'ignored' anchors.
+    """
+    if len({len(sizes) for sizes in anchor_sizes}) != 1:
+        raise ValueError(f'anchor_sizes must have equally many sizes at each level: {anchor_sizes}')
+    if len(anchor_sizes) > stages:
+        raise ValueError(f'anchor_sizes has {len(anchor_sizes)} levels, the backbone {stages} stages')
+    if box_loss not in ('squared', *losses.IOU_LOSSES):
+        raise ValueError(f"box_loss is {box_loss!r}: use 'squared' or one of {', '.join(losses.IOU_LOSSES)}")
+    network = YOLOv3(
+        num_classes=num_classes,
+        num_anchors=tuple(map(len, anchor_sizes)),
+        backbone=dict(architecture=backbone, stages=stages, width=width, norm=norm, norm_epsilon=norm_epsilon,
+                      axis_name=axis_name),
+        head=dict(
+            features=round(width * head_features), tiny=backbone == 'tiny', prior_probability=prior_probability
+        ),
+        dtype=jnp.dtype(dtype),
+    )  # fmt: skip
+    run = partial(network_ops.apply, network, mean=mean, std=std)
+
+    def make_anchors(inputs: Inputs, grids: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+        return anchor_ops.cell_anchors(inputs.images.shape[1:3], grids, anchor_sizes)
+
+    def match(outputs: Array, anchors: Array, strides: Array, gt: GroundTruth) -> tuple[Array, Array]:
+        """Of one image: what each anchor is trained towards, and which anchor each object takes."""
+        predicted = jax.lax.stop_gradient(box_coding.decode_cells(outputs[:, :4], anchors, strides))
+        return matching.match_by_cell(anchors, strides, predicted, gt, ignore_iou=ignore_iou)
+
+    def image_loss(outputs: Array, gt: GroundTruth, anchors: Array, strides: Array, area: float) -> dict[str, Array]:
+        """Sums over the anchors of one image."""
+        matched, taken = match(outputs, anchors, strides, gt)
+        positive = matched >= 0
+        _, target_boxes = matching.gather_targets(matched, anchors, gt, background=0)
+        if box_loss == 'squared':
+            targets = box_coding.encode_cells(target_boxes, anchors, strides)
+            center_error = optax.sigmoid_binary_cross_entropy(outputs[:, :2], targets[:, :2]).sum(axis=1)
+            box_error = center_error + 0.5 * ((outputs[:, 2:4] - targets[:, 2:]) ** 2).sum(axis=1)  # [A]
+            box_error *= 2 - boxes.area(target_boxes) / area
+        else:
+            predicted = box_coding.decode_cells(outputs[:, :4], anchors, strides)
+            box_error = losses.iou_loss(predicted, target_boxes, kind=box_loss)
+        objectness_error = optax.sigmoid_binary_cross_entropy(outputs[:, 4], positive.astype(jnp.float32))
+        classes = jnp.zeros(outputs[:, 5:].shape).at[taken, gt.labels].set(1.0, mode='drop')  # [A, K], united
+        cls_error = optax.sigmoid_binary_cross_entropy(outputs[:, 5:], classes).sum(axis=1)
+        return dict(
+            box_loss=box_loss_weight * jnp.where(positive, box_error, 0).sum(),
+            objectness_loss=jnp.where(matched == matching.IGNORE, 0, objectness_error).sum(),
+            cls_loss=jnp.where(positive, cls_error, 0).sum(),
+            positives=positive.sum(),
+            ignored=(matched == matching.IGNORE).sum(),
+        )
+
+    def loss(params: Any, model_state: Any, batch: Batch, rng: Array) -> tuple[Array, tuple[Any, dict[str, Array]]]:
+        del rng  # nothing is drawn
+        (outputs, grids), model_state = run(params, model_state, batch.inputs, train=True)
+        with jax.named_scope('loss'):
+            height, width = batch.inputs.images.shape[1:3]
+            anchors, strides = make_anchors(batch.inputs, grids)
+            per_image = partial(image_loss, anchors=anchors, strides=strides, area=height * width)
+            metrics = jax.tree.map(jnp.mean, jax.vmap(lambda outputs, gt: per_image(outputs, gt))(outputs, batch.gt))
+        return metrics['box_loss'] + metrics['objectness_loss'] + metrics['cls_loss'], (model_state, metrics)
+
+    def predict(params: Any, model_state: Any, inputs: Inputs) -> Detections:
+        (outputs, grids), _ = run(params, model_state, inputs, train=False)
+        with jax.named_scope('post'):
+            anchors, strides = make_anchors(inputs, grids)
+            scores = jax.nn.sigmoid(outputs[..., 4:5]) * jax.nn.sigmoid(outputs[..., 5:])
+            predicted = jax.vmap(box_coding.decode_cells, in_axes=(0, None, None))(outputs[..., :4], anchors, strides)
+            level_sizes = [height * width * len(sizes) for (height, width), sizes in zip(grids, anchor_sizes)]
+            select = partial(top_per_level, level_sizes=level_sizes, count=pre_nms_topk)
+            finish = partial(postprocess, select=select, score_threshold=score_threshold, iou_threshold=iou_threshold,
+                             max_detections=max_detections)
+            return jax.vmap(finish)(scores, predicted, inputs.window)
+
+    def assign(params: Any, model_state: Any, batch: Batch, rng: Array) -> dict[str, Assignment]:
+        (outputs, grids), _ = run(params, model_state, batch.inputs, train=True)
+        anchors, strides = make_anchors(batch.inputs, grids)
+        matched, _ = jax.vmap(lambda outputs, gt: match(outputs, anchors, strides, gt))(outputs, batch.gt)
+        return {'anchors': Assignment(jnp.broadcast_to(anchors, (*matched.shape, 4)), matched)}
+
+    return Detector(partial(network_ops.init, network), loss, predict, assign)
