@@ -1,0 +1,388 @@
+"""Darknet's files for the YOLOs: weights in and out, and the description that darknet and OpenCV run.
+
+    a detector's arguments and the shapes of its variables -> layers, as darknet numbers them, each with its entries
+      -> .cfg: the layers' options
+      -> .weights: a header, then layer by layer the entries: float32, nothing between them and nothing that names them
+
+One list of layers serves all, so that what is written can be read, and runs elsewhere. The structure comes from the
+arguments, every number of channels from the variables.
+
+In a file a convolution has its biases, then the norm's scales, means and variances, then its kernel, OIHW; a locally or
+fully connected layer has its biases, then its weights. `PUBLISHED` says with which arguments our detectors are the
+networks that darknet's authors published; `weights.darknet_parity` runs both.
+"""
+
+import inspect
+import itertools
+import math
+import os
+import pathlib
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.traverse_util
+import numpy as np
+
+from detzoo.detectors import DETECTORS
+from detzoo.types import ModelState, Params
+
+Template = tuple[Params, ModelState]  # arrays or shapes, as `Detector.init` or `jax.eval_shape` of it return them
+Shapes = Mapping[str, tuple[int, ...]]  # of our variables by their paths: 'params/head/output/kernel'
+
+_COLLECTIONS = ('params', 'batch_stats', 'frozen')
+_SEEN = 'counters/images_seen'  # the variable that lies in a file's header
+# What darknet computes with whatever a .cfg file says.
+_FIXED = {'mean': (0.0, 0.0, 0.0), 'std': (255.0, 255.0, 255.0), 'norm_epsilon': 1e-6}
+_REMEDY = 'Give the model the arguments of that file (PUBLISHED has those of known ones), or fetch the file again'
+
+
+class Entry(NamedTuple):
+    """A run of numbers in a .weights file, and the variable that holds them.
+
+    variable: its path, the collection first.
+    shape: of the variable, with an axis for each part that has a place of its own in the file.
+    axes: these axes in the file's order.
+    """
+
+    variable: str
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+
+
+class Layer(NamedTuple):
+    """A layer of darknet.
+
+    kind: 'convolutional', 'route', ...; options: what its section of a .cfg file says.
+    module: the path of our module that has its weights, or ''; entries: those, in the order of a .weights file.
+    """
+
+    kind: str
+    options: dict[str, Any]
+    module: str = ''
+    entries: tuple[Entry, ...] = ()
+
+
+def arguments_of(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Completes the arguments of `make_detector`, without 'name', with the defaults of the detector."""
+    bound = inspect.signature(DETECTORS[model['name']]).bind(**{key: model[key] for key in model if key != 'name'})
+    bound.apply_defaults()
+    return bound.arguments
+
+
+def layers(model: Mapping[str, Any], template: Template) -> list[Layer]:
+    """Describes a YOLO as darknet sees it.
+
+    Args:
+        model: the arguments of `make_detector`, with 'name' and 'num_classes'.
+        template: (params, model_state) of that detector.
+
+    Returns:
+        its layers; darknet numbers them from 0.
+
+    Raises:
+        ValueError: if darknet has no such network.
+    """
+    describe = {'yolo_v1': _yolo_v1, 'yolo_v2': _yolo_v2, 'yolo_v3': _yolo_v3}.get(model['name'])
+    if describe is None:
+        raise ValueError(f'darknet has no {model["name"]}, but yolo_v1, yolo_v2 and yolo_v3')
+    shapes = {path: tuple(leaf.shape) for path, leaf in _flat(template).items()}
+    if any(path.endswith('norm/norm/scale') for path in shapes):
+        raise ValueError("darknet has no group norm: set the model's norm to 'batch_norm' or 'frozen_batch_norm'")
+    return describe(arguments_of(model), shapes)
+
+
+def cfg_text(model: Mapping[str, Any], template: Template, canvas: tuple[int, int]) -> str:
+    """Writes the description of a YOLO that darknet and OpenCV read: its layers, nothing of the optimiser.
+
+    Args:
+        model: the arguments of `make_detector`, with 'name' and 'num_classes'.
+        template: (params, model_state) of that detector.
+        canvas: height and width of the images, pixels.
+
+    Returns:
+        the text of a .cfg file.
+
+    Raises:
+        ValueError: if darknet has no such network, or would compute something else, or not on that canvas.
+    """
+    arguments = arguments_of(model)
+    for key, value in _FIXED.items():
+        if not np.array_equal(arguments[key], value):
+            raise ValueError(f'{key} is {arguments[key]}: darknet always computes with {value}')
+    stride = 2 ** (arguments['stages'] - (model['name'] != 'yolo_v1'))
+    if canvas[0] % stride or canvas[1] % stride:
+        raise ValueError(f'the canvas is {canvas}: darknet needs multiples of {stride}, the stride of this network')
+    described = layers(model, template)
+    side = described[-1].options.get('side')
+    if side is not None and tuple(canvas) != (side * stride, side * stride):
+        raise ValueError(f'the canvas is {canvas}: this network was made for {side * stride} x {side * stride}')
+    net = Layer('net', {'batch': 1, 'height': canvas[0], 'width': canvas[1], 'channels': 3})
+    return '\n'.join(
+        f'[{layer.kind}]\n' + ''.join(f'{key}={value}\n' for key, value in layer.options.items())
+        for layer in (net, *described)
+    )
+
+
+def read_weights(path: str | os.PathLike[str], model: Mapping[str, Any], template: Template) -> Template:
+    """Reads a .weights file into the variables of a YOLO.
+
+    Args:
+        path: of the file, with a header of any version.
+        model: the arguments of `make_detector`, with 'name' and 'num_classes'.
+        template: (params, model_state) of that detector.
+
+    Returns:
+        (params, model_state) like the template, numpy.
+
+    Raises:
+        ValueError: if the file is shorter or longer than the model's weights; or as `layers`.
+    """
+    content = pathlib.Path(path).read_bytes()
+    header, seen, transposed = _read_header(content, path)
+    described = layers(model, template)
+    numbers = np.frombuffer(content, '<f4', (len(content) - header) // 4, header)
+    total = sum(math.prod(entry.shape) for layer in described for entry in layer.entries)
+    weighted = [(index, layer) for index, layer in enumerate(described) if layer.entries]
+    targets, values, start = _flat(template), {}, 0
+    for index, layer in weighted:
+        for variable, shape, axes in layer.entries:
+            end = start + math.prod(shape)
+            if end > len(numbers):
+                raise ValueError(f'{path}: not the weights of this model: it ends after {len(numbers):,} of {total:,} numbers, '
+                                 f'in layer {index}, {layer.kind} ({layer.module}). {_REMEDY}')
+            if transposed and layer.kind == 'connected':
+                axes = (*axes[1:], axes[0])
+            ours = numbers[start:end].reshape([shape[axis] for axis in axes]).transpose(np.argsort(axes))
+            values[variable] = np.array(ours.reshape(targets[variable].shape), targets[variable].dtype, order='C')
+            start = end
+    if header + 4 * total != len(content):
+        index, layer = weighted[-1]
+        raise ValueError(f'{path}: not the weights of this model: {len(content) - header - 4 * total:,} bytes follow the '
+                         f'{total:,} numbers up to the last layer, {index}, {layer.kind} ({layer.module}). {_REMEDY}')
+    if _SEEN in targets:
+        values[_SEEN] = np.asarray(seen, targets[_SEEN].dtype)
+    variables = flax.traverse_util.unflatten_dict({variable: values[variable] for variable in targets}, sep='/')
+    return variables.pop('params'), variables
+
+
+def write_weights(path: str | os.PathLike[str], model: Mapping[str, Any], params: Params, model_state: ModelState) -> None:
+    """Writes the variables of a YOLO to a .weights file: what `read_weights` reads.
+
+    Args:
+        path: of the file.
+        model: the arguments of `make_detector`, with 'name' and 'num_classes'.
+        params, model_state: of that detector.
+
+    Raises:
+        ValueError: as `layers`.
+    """
+    described, values = layers(model, (params, model_state)), _flat((params, model_state))
+    with open(path, 'wb') as file:
+        file.write(struct.pack('<3iQ', 0, 2, 0, int(values.get(_SEEN, 0))))
+        for layer in described:
+            for variable, shape, axes in layer.entries:
+                file.write(np.asarray(values[variable], '<f4').reshape(shape).transpose(axes).tobytes())
+
+
+def _read_header(content: bytes, path: str | os.PathLike[str]) -> tuple[int, int, bool]:
+    """Reads the start of a .weights file.
+
+    Returns:
+        its length in bytes, how many images the network was trained with, and whether the weights of connected layers
+        are transposed: the oldest files are so, which have three floats, settings of the training, in place of a version.
+    """
+    major, minor = struct.unpack_from('<2i', content) if len(content) >= 8 else (0, 0)
+    old = major > 1000 or minor > 1000
+    counter = '<i' if old or 10 * major + minor < 2 else '<Q'
+    length = 12 + struct.calcsize(counter)
+    if len(content) < length:
+        raise ValueError(f'{path}: no .weights file: it has {len(content)} bytes, a header alone {length}. Fetch it again')
+    return length, *struct.unpack_from(counter, content, 12), old
+
+
+def _flat(variables: Template) -> dict[str, Any]:
+    """Lists variables by their paths, which begin with the collection."""
+    params, model_state = variables
+    return flax.traverse_util.flatten_dict({'params': params, **model_state}, sep='/')
+
+
+def _entry(shapes: Shapes, path: str, axes: Sequence[int] | None = None) -> Entry:
+    """The entry of a variable, whichever its collection is; without axes it has its own order in the file."""
+    variable = next(f'{collection}/{path}' for collection in _COLLECTIONS if f'{collection}/{path}' in shapes)
+    shape = shapes[variable]
+    return Entry(variable, shape, tuple(range(len(shape)) if axes is None else axes))
+
+
+def _convolution(shapes: Shapes, module: str, stride: int = 1) -> Layer:
+    """A `ConvBlock`, or a convolution with biases and no activation."""
+    normalised = f'params/{module}/kernel' not in shapes
+    vectors = [f'norm/{name}' for name in ('bias', 'scale', 'mean', 'var')] if normalised else ['bias']
+    kernel = _entry(shapes, f'{module}/conv/kernel' if normalised else f'{module}/kernel', (3, 2, 0, 1))
+    options = {'batch_normalize': 1} if normalised else {}
+    options |= {'filters': kernel.shape[3], 'size': kernel.shape[0], 'stride': stride, 'pad': 1}
+    options |= {'activation': 'leaky' if normalised else 'linear'}
+    return Layer('convolutional', options, module, (*(_entry(shapes, f'{module}/{name}') for name in vectors), kernel))
+
+
+def _max_pool(stride: int = 2) -> Layer:
+    """A `max_pool`."""
+    return Layer('maxpool', {'size': 2, 'stride': stride})
+
+
+def _numbered(shapes: Shapes, prefix: str, suffix: str = '/conv/kernel') -> list[str]:
+    """Lists the modules prefix1, prefix2, ... that have convolutions."""
+    names = (f'{prefix}{number}' for number in itertools.count(1))
+    return list(itertools.takewhile(lambda name: f'params/{name}{suffix}' in shapes, names))
+
+
+def _backbone(shapes: Shapes, arguments: Mapping[str, Any]) -> tuple[list[Layer], list[int]]:
+    """The layers of a `backbones.darknet.Darknet`, and the number of each stage's last one."""
+    described, ends = [], []
+    for stage in range(1, arguments['stages'] + 1):
+        name = f'backbone/stage{stage}'
+        if arguments['backbone'] == 'darknet53':
+            described.append(_convolution(shapes, f'{name}_conv', stride=1 if stage == 1 else 2))
+            for block in _numbered(shapes, f'{name}_block', '_conv1/conv/kernel'):
+                described += [_convolution(shapes, f'{block}_conv{i}') for i in (1, 2)]
+                described.append(Layer('shortcut', {'from': -3, 'activation': 'linear'}))
+        else:
+            strided = arguments['backbone'] == 'extraction' and stage == 2
+            if stage > 1 and not strided:
+                described.append(_max_pool())
+            described += [_convolution(shapes, conv, stride=2 if strided else 1) for conv in _numbered(shapes, f'{name}_conv')]
+        ends.append(len(described) - 1)
+    return described, ends
+
+
+def _yolo_v1(arguments: Mapping[str, Any], shapes: Shapes) -> list[Layer]:
+    """The layers of a `detectors.yolo_v1`."""
+    described, _ = _backbone(shapes, arguments)
+    large = arguments['local_features'] is not None
+    if not large:
+        described.append(_max_pool())
+    for i, conv in enumerate(_numbered(shapes, 'head/conv')):
+        described.append(_convolution(shapes, conv, stride=2 if large and i == 1 else 1))
+    channels = described[-1].options['filters']
+    if large:
+        weights = _entry(shapes, 'head/local/kernel', (0, 1, 3, 2))  # [h, w, C * 3 * 3, features]
+        channels = weights.shape[3]
+        options = {'filters': channels, 'size': 3, 'stride': 1, 'pad': 1, 'activation': 'leaky'}
+        entries = (_entry(shapes, 'head/local/bias', (2, 0, 1)), weights)
+        described += [Layer('local', options, 'head/local', entries), Layer('dropout', {'probability': arguments['dropout']})]
+
+    boxes, classes = arguments['boxes_per_cell'], arguments['num_classes']
+    inputs, outputs = shapes['params/head/connected/kernel']
+    side = math.isqrt(cells := inputs // channels)
+    if side**2 != cells:
+        raise ValueError(f'the grid of this yolo_v1 has {cells} cells: darknet has square grids only')
+    weights = Entry('params/head/connected/kernel', (cells, channels, outputs), (2, 1, 0))
+    entries = (_entry(shapes, 'head/connected/bias'), weights)
+    described.append(Layer('connected', {'output': outputs, 'activation': 'linear'}, 'head/connected', entries))
+    options = {'classes': classes, 'coords': 4, 'rescore': int(arguments['rescore']), 'side': side, 'num': boxes}
+    described.append(Layer('detection', {**options, 'softmax': 0, 'sqrt': 1, **_scales(arguments)}))
+    return described
+
+
+def _yolo_v2(arguments: Mapping[str, Any], shapes: Shapes) -> list[Layer]:
+    """The layers of a `detectors.yolo_v2`."""
+    described, ends = _backbone(shapes, arguments)
+    passthrough = arguments['passthrough_features'] is not None
+    if not passthrough:
+        described.append(_max_pool(stride=1))
+    *convs, last = _numbered(shapes, 'head/conv')
+    described += [_convolution(shapes, conv) for conv in convs]
+    if passthrough:
+        coarse = len(described) - 1
+        described += [Layer('route', {'layers': ends[-2]}), _convolution(shapes, 'head/passthrough'),
+                      Layer('reorg', {'stride': 2}), Layer('route', {'layers': f'-1,{coarse}'})]
+    described += [_convolution(shapes, last), _convolution(shapes, 'head/output')]
+    sizes, stride = arguments['anchor_sizes'], 2 ** (arguments['stages'] - 1)
+    options = {'anchors': _listed(side / stride for size in sizes for side in size), 'bias_match': 1,
+               'classes': arguments['num_classes'], 'coords': 4, 'num': len(sizes), 'softmax': 1,
+               'rescore': int(arguments['rescore']), **_scales(arguments), 'absolute': 1, 'thresh': arguments['ignore_iou']}
+    described.append(Layer('region', options))
+    return described
+
+
+def _yolo_v3(arguments: Mapping[str, Any], shapes: Shapes) -> list[Layer]:
+    """The layers of a `detectors.yolo_v3`."""
+    described, ends = _backbone(shapes, arguments)
+    if arguments['backbone'] == 'tiny':
+        described.append(_max_pool(stride=1))
+    levels = arguments['anchor_sizes']
+    sizes = [size for level in levels for size in level]
+    trunk = None  # the number of the layer from which the next finer level goes on
+    for number in range(len(levels), 0, -1):
+        if trunk is not None:
+            described += [Layer('route', {'layers': trunk}), _convolution(shapes, f'head/level{number}_lateral'),
+                          Layer('upsample', {'stride': 2}),
+                          Layer('route', {'layers': f'-1,{ends[number - len(levels) - 1]}'})]
+        described += [_convolution(shapes, conv) for conv in _numbered(shapes, f'head/level{number}_trunk')]
+        trunk = len(described) - 1
+        described += [_convolution(shapes, f'head/level{number}_{name}') for name in ('conv', 'output')]
+        count = len(levels[number - 1])
+        mask = range((number - 1) * count, number * count)
+        options = {'mask': _listed(mask), 'anchors': _listed(side for size in sizes for side in size),
+                   'classes': arguments['num_classes'], 'num': len(sizes), 'ignore_thresh': arguments['ignore_iou'],
+                   'truth_thresh': 1}
+        described.append(Layer('yolo', options))
+    return described
+
+
+def _scales(arguments: Mapping[str, Any]) -> dict[str, float]:
+    """The weights of the losses under darknet's names."""
+    names = {'object_scale': 'object', 'noobject_scale': 'no_object', 'class_scale': 'class', 'coord_scale': 'box'}
+    return {theirs: arguments[f'{ours}_scale'] for theirs, ours in names.items()}
+
+
+def _listed(numbers: Iterable[float]) -> str:
+    """'10,13,16': a list in a .cfg file."""
+    return ','.join(f'{number:.9g}' for number in numbers)
+
+
+class Published(NamedTuple):
+    """A network of darknet's authors.
+
+    model: the arguments of `make_detector`; canvas: height and width in its .cfg file, pixels.
+    """
+
+    model: dict[str, Any]
+    canvas: tuple[int, int]
+
+
+def _of_cells(*sides: float) -> tuple[tuple[float, float], ...]:
+    """Anchors in pixels, of widths and heights in cells of 32 pixels."""
+    return tuple((32 * width, 32 * height) for width, height in zip(sides[::2], sides[1::2]))
+
+
+_COCO_V2 = _of_cells(0.57273, 0.677385, 1.87446, 2.06253, 3.33843, 5.47434, 7.88282, 3.52778, 9.77052, 9.16828)
+_VOC_V2 = _of_cells(1.3221, 1.73145, 3.19275, 4.00944, 5.05587, 8.09892, 9.47112, 4.84053, 11.2364, 10.0071)
+_VOC_V2_TINY = _of_cells(1.08, 1.19, 3.42, 4.41, 6.63, 11.38, 9.42, 5.11, 16.62, 10.52)
+_V1_TINY = {'name': 'yolo_v1', 'backbone': 'tiny', 'head_features': (1024, 256), 'local_features': None}
+_V2_TINY = {'name': 'yolo_v2', 'backbone': 'tiny', 'passthrough_features': None}
+
+# By the names of their files, NAME.cfg and NAME.weights.
+PUBLISHED = {
+    'yolov1': Published({'name': 'yolo_v1', 'num_classes': 20, 'boxes_per_cell': 3}, (448, 448)),
+    'yolov1-tiny': Published({**_V1_TINY, 'num_classes': 20}, (448, 448)),
+    'yolov2': Published({'name': 'yolo_v2', 'num_classes': 80, 'anchor_sizes': _COCO_V2}, (608, 608)),
+    'yolov2-voc': Published({'name': 'yolo_v2', 'num_classes': 20, 'anchor_sizes': _VOC_V2}, (416, 416)),
+    'yolov2-tiny': Published(
+        {**_V2_TINY, 'num_classes': 80, 'anchor_sizes': _COCO_V2, 'head_features': (1024, 512), 'rescore': False}, (416, 416)
+    ),
+    'yolov2-tiny-voc': Published(
+        {**_V2_TINY, 'num_classes': 20, 'anchor_sizes': _VOC_V2_TINY, 'head_features': (1024, 1024)}, (416, 416)
+    ),
+    'yolov3': Published({'name': 'yolo_v3', 'num_classes': 80}, (608, 608)),
+    'yolov3-tiny': Published(
+        {
+            'name': 'yolo_v3',
+            'num_classes': 80,
+            'backbone': 'tiny',
+            'head_features': 256,
+            'anchor_sizes': (((10, 14), (23, 27), (37, 58)), ((81, 82), (135, 169), (344, 319))),
+        },
+        (416, 416),
+    ),
+}
