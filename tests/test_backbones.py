@@ -369,7 +369,7 @@ def test_conv_norm_activates_what_its_norm_gives():
 @pytest.mark.parametrize('norm', [None, 'batch_norm'])
 def test_vgg16_keeps_activations_of_one_size_at_the_start(norm):
     # Else 15 layers without a norm would lose the signal, or blow it up.
-    net, image = VGG16(width=1 / 8, norm=norm), random_features(2, 64, 64, 3)
+    net, image = VGG16(width=1 / 8, norm=norm, fc6_dilation=1), random_features(2, 128, 128, 3)
     image = (image - image.mean()) / image.std()
     levels, _ = jax.jit(functools.partial(net.init_with_output, train=True))(jax.random.key(0), image)
-    assert all(0.3 < np.square(level).mean() ** 0.5 < 5 for level in levels)
+    assert all(0.5 < np.square(level).mean() ** 0.5 < 2 for level in levels)

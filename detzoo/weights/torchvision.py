@@ -16,6 +16,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from detzoo.detectors import ssd
 from detzoo.types import ModelState, Params
 from detzoo.weights import torchvision_names
 
@@ -280,7 +281,7 @@ PEERS = {
             'norm': None,
             'fc6_dilation': 6,
             'l2_norm_scale': 20.0,
-            'extra_layers': ((256, 512, 3, 2, 1), (128, 256, 3, 2, 1), (128, 256, 3, 1, 0), (128, 256, 3, 1, 0)),
+            'extra_layers': ssd.SSD300_LAYERS,
             'lite': False,
             'anchor_sizes': tuple(300 * x for x in (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05)),
             'aspect_ratios': ((1 / 2, 2), *((1 / 2, 2, 1 / 3, 3),) * 3, *((1 / 2, 2),) * 2),
@@ -304,7 +305,7 @@ PEERS = {
             'norm': 'batch_norm',
             'norm_epsilon': 1e-3,
             'l2_norm_scale': None,
-            'extra_layers': ((256, 512, 3, 2, 1), (128, 256, 3, 2, 1), (128, 256, 3, 2, 1), (64, 128, 3, 2, 1)),
+            'extra_layers': ssd.SSDLITE_LAYERS,
             'lite': True,
             'anchor_sizes': tuple(320 * x for x in (0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.0)),
             'aspect_ratios': ((1 / 2, 2, 1 / 3, 3),) * 6,
