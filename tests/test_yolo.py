@@ -27,7 +27,7 @@ def random_batch(seed=0):
     corner = rng.uniform(0, 1, (IMAGES, ROWS, 2)) * (np.array(CANVAS[::-1]) - size)
     boxes = np.concatenate([corner, corner + size], axis=2).astype(np.float32)
     boxes[:, 1] = boxes[:, 0] + np.float32([0.3, -0.2, 0.1, 0.4])  # the same cell and anchor as the row before
-    boxes[0, 0], boxes[0, 1] = (2, 2, 30, 30), (3, 2.5, 29, 30)  # inside of the crowd's canvas corner, see below
+    boxes[0, 0], boxes[0, 1] = (2, 2, 30, 30), (3, 2.5, 29, 30)
     valid = np.arange(ROWS) < rng.randint(3, ROWS + 1, IMAGES)[:, None]
     valid[2] = False
     crowd = np.zeros((IMAGES, ROWS), bool)
