@@ -23,12 +23,11 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.evaluation = dict(canvases=((512, 512),), batch_size=4)
     c.model = dict(
         name='ssd',
-        backbone='vgg16',
-        width=0.125,  # 8 channels in the first stage
+        backbone='resnet18',
+        width=0.25,  # 16 channels in the first stage
         norm='batch_norm',
-        fc6_dilation=2,
         l2_norm_scale=None,  # all levels are normalised alike
-        extra_layers=((32, 64, 3, 2, 1),),
+        extra_layers=(),  # strides 8, 16 and 32
         anchor_sizes=(20.0, 36.0, 60.0, 90.0),  # nuclei are 9 to 31 pixels, enlarged 18 to 63
         aspect_ratios=((2 / 3, 3 / 2),) * 3,
         anchor_strides=(8, 16, 32),

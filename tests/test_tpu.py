@@ -9,6 +9,8 @@ import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -16,14 +18,12 @@ from detzoo.comparison import TPU_ENVIRONMENT
 from detzoo.comparison.cost import CHIPS
 
 ROOT = pathlib.Path(__file__).parents[1]
-TOPOLOGIES = {'v5e:2x4': 8, 'v4:2x2x1': 4}  # devices of each
+DEVICES = {'v5e:2x4': 8, 'v4:2x2x1': 4}
 IMAGES = 16
-# The small config, smaller still: compiling takes as long as there are different operations.
+# The small configs, smaller still: compiling takes as long as there are different operations.
 SMALLER = {
     'data.canvases': '((64, 64),)',
     'model.width': 0.125,
-    'model.fpn_features': 16,
-    'model.head_depth': 1,
     'optimizer.name': 'sgd',
     'optimizer.ema_decay': 0.0,
     'training.batch_size': IMAGES,
@@ -31,15 +31,40 @@ SMALLER = {
 }
 
 
+class Case(NamedTuple):
+    """A config with its further changes, the topologies that it is compiled for, and its stages besides loss and post."""
+
+    config: str
+    changes: dict[str, Any] = {}
+    topologies: Sequence[str] = ('v5e:2x4',)
+    stages: Sequence[str] = ('backbone', 'heads', 'other')
+
+
+CASES = {
+    'retinanet': Case('retinanet_shapes.py', {'model.fpn_features': 16}, tuple(DEVICES), ('backbone', 'neck', 'heads', 'other')),
+    'ssd': Case('ssd_shapes.py'),
+    'yolo_v3': Case('yolo_shapes.py:v3', {'model.head_features': 64}),
+    # With --full only:
+    'yolo_v1': Case('yolo_shapes.py:v1', {'model.head_features': '(64, 32)'}),
+    'yolo_v2': Case('yolo_shapes.py:v2', {'model.head_features': '(64, 64, 64)'}),
+}
+MARKS = {'yolo_v1': pytest.mark.full, 'yolo_v2': pytest.mark.full}
+
+
+@pytest.fixture(scope='module', params=[pytest.param(name, marks=MARKS.get(name, ())) for name in CASES])
+def case(request):
+    return CASES[request.param]
+
+
 @pytest.fixture(scope='module')
-def rows(tmp_path_factory):
+def rows(tmp_path_factory, case):
     """The results of scripts/benchmark.py: {(topology, program): row}."""
     if importlib.util.find_spec('libtpu') is None:
         pytest.fail("libtpu is not installed: pip install -e '.[test,tpu]', or bash scripts/test.sh, which does that")
     output = tmp_path_factory.mktemp('tpu') / 'costs.json'
-    command = [sys.executable, ROOT / 'scripts' / 'benchmark.py', f'--config={ROOT}/configs/retinanet_shapes.py']
-    command += [f'--tpu={",".join(TOPOLOGIES)}', '--num_classes=3', f'--output={output}']
-    command += [f'--config.{key}={value}' for key, value in SMALLER.items()]
+    command = [sys.executable, ROOT / 'scripts' / 'benchmark.py', f'--config={ROOT}/configs/{case.config}']
+    command += [f'--tpu={",".join(case.topologies)}', '--num_classes=3', f'--output={output}']
+    command += [f'--config.{key}={value}' for key, value in (SMALLER | case.changes).items()]
     # The cache of the other tests is of programs for this machine.
     environment = {**os.environ, **TPU_ENVIRONMENT, 'PYTHONPATH': str(ROOT), 'JAX_ENABLE_COMPILATION_CACHE': 'false'}
     child = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -48,14 +73,14 @@ def rows(tmp_path_factory):
     return {(row['topology'], 'train' if 'train step' in row['program'] else 'predict'): row for row in found}
 
 
-def test_all_programs_compile(rows):
-    assert set(rows) == {(topology, program) for topology in TOPOLOGIES for program in ('train', 'predict')}
-    assert all(f'on {TOPOLOGIES[topology]} chips' in row['program'] for (topology, _), row in rows.items())
+def test_all_programs_compile(case, rows):
+    assert set(rows) == {(topology, program) for topology in case.topologies for program in ('train', 'predict')}
+    assert all(f'on {DEVICES[topology]} chips' in row['program'] for (topology, _), row in rows.items())
 
 
 def test_memory_holds_the_images_and_the_donated_state(rows):
     for (topology, program), row in rows.items():
-        images = IMAGES // TOPOLOGIES[topology] * 64 * 64 * 3
+        images = IMAGES // DEVICES[topology] * 64 * 64 * 3
         assert row['argument_bytes'] > images
         assert row['temporary_bytes'] >= 0  # a chip's own memory may take all of so small a network's
         donated = row['argument_bytes'] + row['output_bytes'] + row['temporary_bytes'] - row['peak_bytes']
@@ -65,19 +90,22 @@ def test_memory_holds_the_images_and_the_donated_state(rows):
             assert donated == 0
 
 
-def test_flops_follow_the_images_of_a_chip(rows):
-    """A chip of 4 has twice the images of a chip of 8, and training does more than its forward pass."""
-    for program in ('train', 'predict'):
-        ratio = rows['v4:2x2x1', program]['flops'] / rows['v5e:2x4', program]['flops']
-        assert 1.7 < ratio < 2.3
-    for topology in TOPOLOGIES:
+def test_flops_of_training_are_more_than_of_its_forward_pass(case, rows):
+    for topology in case.topologies:
         assert rows[topology, 'train']['flops'] > 1.5 * rows[topology, 'predict']['flops']
 
 
-def test_estimates_have_all_stages_and_no_more_than_the_peak(rows):
+@pytest.mark.parametrize('case', ['retinanet'], indirect=True)
+def test_flops_follow_the_images_of_a_chip(rows):
+    """A chip of 4 has twice the images of a chip of 8."""
+    for program in ('train', 'predict'):
+        ratio = rows['v4:2x2x1', program]['flops'] / rows['v5e:2x4', program]['flops']
+        assert 1.7 < ratio < 2.3
+
+
+def test_estimates_have_all_stages_and_no_more_than_the_peak(case, rows):
     for (topology, program), row in rows.items():
-        stages = {'backbone', 'neck', 'heads', 'other', 'loss' if program == 'train' else 'post'}
-        assert set(row['seconds']) == stages
+        assert set(row['seconds']) == {*case.stages, 'loss' if program == 'train' else 'post'}
         assert min(row['seconds'].values()) > 0
         assert row['total_seconds'] == pytest.approx(sum(row['seconds'].values()))
         assert row['flops'] / row['total_seconds'] < CHIPS[topology.partition(':')[0]].peak

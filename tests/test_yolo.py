@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import TINY_YOLO_V1, TINY_YOLO_V2, TINY_YOLO_V3
 
-from detzoo.detectors import make_detector, yolo_v2
+from detzoo.detectors import make_detector, yolo_v1, yolo_v2
 from detzoo.types import Batch, GroundTruth, Inputs
 
 IMAGES, CANVAS, ROWS, CLASSES = 6, (64, 96), 7, 3
@@ -276,6 +276,23 @@ def test_yolo_v1_gradient_is_darknets_delta():
     gradient, _ = gradient_of(detector, 'YOLOv1', raw, batch)
     for ours, expected in zip(gradient, deltas_v1(*raw, batch.gt, grid)):
         np.testing.assert_allclose(-ours, expected, atol=2e-5)
+
+
+def test_connected_layer_starts_as_one_map_for_all_cells():
+    cells, features, parts = 6, 4, (3, 2, 8)
+    kernel = yolo_v1.connected_init(jax.random.key(0), (cells * features, cells * sum(parts)), parts=parts)
+    x = np.random.RandomState(0).normal(size=(cells, features)).astype(np.float32)
+
+    def outputs(x):
+        """[S, parts], as the detector splits them."""
+        flat = np.split(x.reshape(-1) @ np.asarray(kernel), np.cumsum(parts)[:-1] * cells)
+        return np.concatenate([part.reshape(cells, -1) for part in flat], axis=1)
+
+    order = [3, 0, 5, 1, 2, 4]
+    np.testing.assert_allclose(outputs(x[order]), outputs(x)[order], atol=1e-7)  # cells are alike
+    changed = abs(outputs(x + np.eye(cells)[:, :1]) - outputs(x)) > 1e-6
+    assert changed[0].all() and not changed[1:].any()  # and alone
+    assert kernel.std() > 0.003 and len(np.unique(kernel)) == features * sum(parts) + 1
 
 
 def test_yolo_v2_counts_the_images_it_has_seen():

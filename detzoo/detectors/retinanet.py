@@ -220,11 +220,14 @@ def make(
         labels, target_boxes = matching.gather_targets(matched, anchors, gt, background=num_classes)
         targets = labels[:, None] == jnp.arange(num_classes)  # [A, K]
         cls_loss = losses.sigmoid_focal(cls_logits, targets, gamma=focal_gamma, alpha=focal_alpha)
-        box_loss = losses.smooth_l1(box_deltas, box_coding.encode(target_boxes, anchors), beta=box_loss_beta)
+        if box_loss == 'smooth_l1':
+            box_error = losses.smooth_l1(box_deltas, box_coding.encode(target_boxes, anchors), beta=box_loss_beta)  # [A, 4]
+        else:
+            box_error = losses.iou_loss(box_coding.decode(box_deltas, anchors), target_boxes, kind=box_loss)[:, None]
         positive = matched >= 0
         return dict(
             cls_loss=jnp.where((matched != matching.IGNORE)[:, None], cls_loss, 0).sum(),
-            box_loss=jnp.where(positive[:, None], box_loss, 0).sum(),
+            box_loss=jnp.where(positive[:, None], box_error, 0).sum(),
             positives=positive.sum(),
             ignored=(matched == matching.IGNORE).sum(),
         )

@@ -1,6 +1,7 @@
 """SSD: *Single Shot MultiBox Detector* (arXiv 1512.02325), and SSDLite (MobileNetV2, 1801.04381, section 6.2).
 
-    images [B, H, W, 3] -> normalise -> VGG-16 (conv4_3, scaled by its L2 norm; fc7) or MobileNetV3-Large (C4, C5)
+    images [B, H, W, 3] -> normalise -> VGG-16 (conv4_3, scaled by its L2 norm; fc7), MobileNetV3-Large (C4, C5)
+         or ResNet (C3, C4, C5)
       -> extra layers, each a 1x1 convolution and a smaller grid -> L levels
       -> on each level, by its own 3x3 convolutions: class logits and box deltas
       -> cls_logits [B, A, K + 1], background last; box_deltas [B, A, 4]
@@ -33,6 +34,8 @@ import optax
 from detzoo.backbones.conv import ConvNorm
 from detzoo.backbones.mobilenet import MobileNetV3Large
 from detzoo.backbones.norms import make_norm
+from detzoo.backbones.resnet import DEPTHS as RESNET_DEPTHS
+from detzoo.backbones.resnet import ResNet
 from detzoo.backbones.vgg import VGG16
 from detzoo.core import anchors as anchor_ops
 from detzoo.core import box_coding, losses, matching
@@ -118,7 +121,7 @@ class Head(nn.Module):
 class SSD(nn.Module):
     """The network: normalised images to class logits and box deltas of all anchors.
 
-    backbone: a module that returns two levels. l2_norm_scale: of the first, or None. The rest are `make`'s arguments.
+    backbone: a module that returns levels. l2_norm_scale: of the first, or None. The rest are `make`'s arguments.
     """
 
     num_classes: int
@@ -139,12 +142,12 @@ class SSD(nn.Module):
                                        epsilon=self.norm_epsilon)
         shared = dict(lite=self.lite, norm=norm, dtype=self.dtype)
         with jax.named_scope('backbone'):
-            first, second = self.backbone(x, train=train)
+            levels = self.backbone(x, train=train)[-3:]  # without a ResNet's C2
         with jax.named_scope('neck'):
-            extra = ExtraLayers(self.extra_layers, **shared, name='extra_layers')(second)
+            extra = ExtraLayers(self.extra_layers, **shared, name='extra_layers')(levels[-1])
             if self.l2_norm_scale is not None:
-                first = L2Norm(self.l2_norm_scale, self.dtype, name='l2_norm')(first)
-            levels = (first, second, *extra)
+                levels = (L2Norm(self.l2_norm_scale, self.dtype, name='l2_norm')(levels[0]), *levels[1:])
+            levels = (*levels, *extra)
         with jax.named_scope('heads'):
             cls_logits = Head(self.num_classes + 1, self.anchors_per_cell, **shared, name='cls_head')(levels)
             box_deltas = Head(4, self.anchors_per_cell, **shared, name='box_head')(levels)
@@ -186,9 +189,9 @@ def make(
 
     Args:
         num_classes: K.
-        backbone: 'vgg16' or 'mobilenet_v3_large'.
+        backbone: 'vgg16', 'mobilenet_v3_large', 'resnet18', 'resnet34', 'resnet50' or 'resnet101'.
         width: factor on the backbone's channels.
-        norm: of all but the heads, and of lite ones too: None as in the paper (of VGG only), 'batch_norm' (synchronised
+        norm: of all but the heads, and of lite ones too: None as in the paper (VGG only), 'batch_norm' (synchronised
             over devices), 'frozen_batch_norm' or 'group_norm'.
         norm_epsilon: added to variances.
         fc6_dilation: of vgg16, see `VGG16`.
@@ -218,24 +221,29 @@ def make(
         a Detector. The metrics of its loss are 'cls_loss', 'box_loss', and 'positives', 'negatives' and 'ignored' (neither)
         anchors an image.
     """
-    backbones = {
-        'vgg16': partial(VGG16, fc6_dilation=fc6_dilation),
-        'mobilenet_v3_large': partial(MobileNetV3Large, reduced_tail=reduced_tail),
+    backbones = {  # and the number of levels that it gives
+        'vgg16': (partial(VGG16, fc6_dilation=fc6_dilation), 2),
+        'mobilenet_v3_large': (partial(MobileNetV3Large, reduced_tail=reduced_tail), 2),
+        **{f'resnet{depth}': (partial(ResNet, depth), 3) for depth in RESNET_DEPTHS},
     }
     if backbone not in backbones:
         raise ValueError(f'backbone is {backbone!r}: use one of {", ".join(backbones)}')
-    levels = 2 + len(extra_layers)
+    if norm is None and backbone != 'vgg16':
+        raise ValueError(f'norm is None: {backbone} needs one, only vgg16 has none in the paper')
+    make_backbone, backbone_levels = backbones[backbone]
+    levels = backbone_levels + len(extra_layers)
     for name, given, wanted in (
         ('anchor_sizes', anchor_sizes, levels + 1),
         ('aspect_ratios', aspect_ratios, levels),
         ('anchor_strides', anchor_strides or range(levels), levels),
     ):
         if len(given) != wanted:
-            raise ValueError(f'{name} has {len(given)} entries: {levels} levels, 2 and the extra layers, need {wanted}')
+            raise ValueError(f'{name} has {len(given)} entries: {levels} levels, {backbone_levels} and the extra layers, '
+                             f'need {wanted}')
     normalization = dict(norm=norm, norm_epsilon=norm_epsilon, axis_name=axis_name)
     network = SSD(
         num_classes=num_classes,
-        backbone=backbones[backbone](width=width, **normalization, dtype=jnp.dtype(dtype)),
+        backbone=make_backbone(width=width, **normalization, dtype=jnp.dtype(dtype)),
         l2_norm_scale=l2_norm_scale,
         extra_layers=extra_layers,
         lite=lite,

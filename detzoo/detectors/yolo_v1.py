@@ -19,7 +19,8 @@ Differences from the paper and the source:
 - cfg/yolov1.cfg has 3 predictors a cell; the default is the paper's 2, as in yolov1-tiny.cfg.
 - Of crowds darknet does not know: cells at least half inside one are not pushed towards no object.
 - Scores are confidence times class score, each clipped to 0..1, since nothing else bounds them.
-- The fully connected layer starts near 0; darknet's has He's initialisation.
+- The fully connected layer starts as one small map for all cells (`connected_init`), which the convolutions before it can
+  learn together; darknet's has He's initialisation.
 - What lies outside of the image is black, darknet's letterbox is gray.
 - Batch norm's moving average forgets 0.1 a step (darknet: 0.01).
 """
@@ -42,14 +43,32 @@ from detzoo.detectors import network as network_ops
 from detzoo.types import Array, Assignment, Batch, Detections, Detector, GroundTruth, Inputs
 
 
+def connected_init(key: Array, shape: tuple[int, int], dtype: Any = jnp.float32, *, parts: Sequence[int]) -> Array:
+    """Draws a fully connected layer that starts as a 1x1 convolution: each cell sees itself, all through one small map.
+
+    Args:
+        key: of the random numbers.
+        shape: (S * features, S * values).
+        dtype: of the weights.
+        parts: values a cell of each part of the outputs; the parts follow each other, each [S, part] flattened.
+
+    Returns:
+        weights of `shape`.
+    """
+    cells = shape[1] // sum(parts)
+    shared = 0.01 * jax.random.normal(key, (shape[0] // cells, sum(parts)), dtype)
+    maps = jnp.split(shared, np.cumsum(parts)[:-1], axis=1)
+    return jnp.concatenate([jnp.kron(jnp.eye(cells, dtype=dtype), x) for x in maps], axis=1)
+
+
 class Head(nn.Module):
     """Convolutions, a locally connected layer in the large net, and the fully connected one.
 
-    values: outputs a cell; features: of the convolutions; local_features: of the locally connected layer with dropout
-    behind it, or None for the small net, which pools instead of striding.
+    parts: numbers of class scores, confidences and box values of a cell; features: of the convolutions; local_features: of
+    the locally connected layer with dropout behind it, or None for the small net, which pools instead of striding.
     """
 
-    values: int
+    parts: Sequence[int]
     features: Sequence[int]
     local_features: int | None
     dropout: float
@@ -58,7 +77,7 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, keys: Array | None) -> tuple[Array, tuple[int, int]]:
-        """Maps [B, h, w, C] to [B, S * values] float32 and the grid; keys [B] are those of dropout, None for none."""
+        """Maps [B, h, w, C] to [B, S * sum(parts)] float32 and the grid; keys [B] are those of dropout, None for none."""
         conv = partial(ConvBlock, kernel=3, norm=self.norm, dtype=self.dtype)
         large = self.local_features is not None
         x = x if large else max_pool(x)
@@ -72,8 +91,8 @@ class Head(nn.Module):
                 kept = jax.vmap(partial(jax.random.bernoulli, p=1 - self.dropout, shape=x.shape[1:]))(keys)
                 x = jnp.where(kept, x / (1 - self.dropout), 0)
         grid = x.shape[1:3]
-        connected = nn.Dense(grid[0] * grid[1] * self.values, kernel_init=nn.initializers.normal(0.01), dtype=self.dtype,
-                             name='connected')
+        connected = nn.Dense(grid[0] * grid[1] * sum(self.parts), kernel_init=partial(connected_init, parts=self.parts),
+                             dtype=self.dtype, name='connected')
         return connected(x.reshape(x.shape[0], -1)).astype(jnp.float32), grid
 
 
@@ -94,8 +113,8 @@ class YOLOv1(nn.Module):
         with jax.named_scope('heads'):
             norm = make_norm(self.backbone['norm'], train=train, axis_name=self.backbone['axis_name'], dtype=self.dtype,
                              epsilon=self.backbone['norm_epsilon'])
-            values = self.num_classes + 5 * self.boxes_per_cell
-            x, grid = Head(values, **self.head, norm=norm, dtype=self.dtype, name='head')(x, keys)
+            parts = self.num_classes, self.boxes_per_cell, 4 * self.boxes_per_cell
+            x, grid = Head(parts, **self.head, norm=norm, dtype=self.dtype, name='head')(x, keys)
         cells = grid[0] * grid[1]
         cls_scores, confidences, outputs = jnp.split(
             x, [cells * self.num_classes, cells * (self.num_classes + self.boxes_per_cell)], axis=1
