@@ -18,9 +18,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         v1=dict(
             name='yolo_v1',
             backbone='tiny',
-            stages=3,  # one pooling more, in the head: a grid of 16 x 16 cells of 8 pixels
+            stages=5,  # one pooling more, in the head: a grid of 8 x 8 cells of 32 pixels, each for one nucleus
             width=0.5,
-            head_features=(256, 32),  # few, since each is connected to each cell
+            head_features=(512, 64),  # each of the last is connected to each cell
             local_features=None,
         ),
         v2=dict(
@@ -55,5 +55,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         c.data.recipe.scale_range = (0.9, 1.3)
         c.evaluation = dict(canvases=((256, 256),), batch_size=4)
     c.training = dict(steps=900, batch_size=8, checkpoint_every=250, evaluate_every=450)
-    c.optimizer = dict(name='adamw', learning_rate=6e-3, warmup_steps=50, weight_decay=1e-2, ema_decay=0.995)
+    rate = 3e-3 if version == 'v1' else 6e-3
+    c.optimizer = dict(name='adamw', learning_rate=rate, warmup_steps=50, weight_decay=1e-2, ema_decay=0.995)
     return complete(c)

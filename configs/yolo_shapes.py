@@ -59,6 +59,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.optimizer = dict(name='adamw', learning_rate=6e-3, warmup_steps=50, weight_decay=1e-4, ema_decay=0.995)
     if version == 'v1':  # many steps on small pictures
         c.data.canvases = ((64, 64),)
-        c.training.steps, c.training.checkpoint_every, c.training.evaluate_every = 4500, 1500, 1500
-        c.optimizer.learning_rate, c.optimizer.ema_decay = 3e-3, 0.998
+        c.data.recipe.scale_range = (0.7, 1.4)
+        c.training = dict(steps=6000, batch_size=16, checkpoint_every=1500, evaluate_every=3000)
+        c.optimizer.learning_rate, c.optimizer.ema_decay = 1.5e-3, 0.998
     return complete(c)
