@@ -1,0 +1,125 @@
+"""Masks of objects: what a mask head is trained towards, and from its output to the pixels of an image.
+
+    ground truth [S, S] in the frame of its box -> mask_targets -> [size, size] in the frame of a RoI
+    probabilities [m, m] in the frame of a detection -> paste_masks, on the host -> [H, W] of the image
+
+Mask R-CNN, 1703.06870, section 3.
+"""
+
+from collections.abc import Sequence
+
+import chex
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from detzoo.types import Array
+
+PADDING = 1  # cells of zeros around a mask before it is pasted, so that it ends softly at its box
+
+
+def mask_targets(
+    gt_masks: Array, gt_boxes: Array, matched: Array, rois: Array, *, size: int, threshold: float = 0.5
+) -> Array:
+    """Resamples ground-truth masks from the frames of their boxes to those of RoIs (Mask R-CNN, 1703.06870, section 3).
+
+    A target is 1 where the mask at the centre of the RoI's cell, interpolated between the four nearest centres of the
+    mask's cells, is at least the threshold; outside of the mask's box it is 0. So a target is a point of the shape, as
+    when polygons are drawn on the RoI's grid. (torchvision averages the mask at full resolution over each cell, with
+    RoIAlign at legacy coordinates, and trains on that average without a threshold.)
+
+    As two small matrix products a RoI. Carries no gradient.
+
+    Args:
+        gt_masks: [M, S, S] float or bool, 0..1, each in the frame of its box.
+        gt_boxes: [M, 4] float xyxy.
+        matched: [R] int, the row of the ground truth of each RoI; below 0 there is none.
+        rois: [R, 4] float xyxy.
+        size: cells along a side of a target.
+        threshold: in 0..1.
+
+    Returns:
+        [R, size, size] float32, 0 or 1; 0 where there is no ground truth, no area, or a coordinate is not finite.
+    """
+    chex.assert_shape([rois, gt_boxes], (None, 4))
+    chex.assert_shape(gt_masks, (len(gt_boxes), None, gt_masks.shape[1]))
+    chex.assert_shape(matched, (len(rois),))
+    if not len(gt_boxes):
+        return jnp.zeros((len(rois), size, size), jnp.float32)
+    row = jnp.maximum(matched, 0)
+    # No gradient, and no NaN in a product: what is not finite has weight 0 everywhere.
+    rois, boxes = jax.lax.stop_gradient((rois, gt_boxes[row]))
+    usable = (matched >= 0)[:, None, None] & jnp.isfinite(rois).all(axis=1)[:, None, None]
+    masks = jax.lax.stop_gradient(gt_masks[row]).astype(jnp.float32)
+    weight_x, weight_y = (
+        jnp.where(usable, _weights(rois[:, i::2], boxes[:, i::2], size, masks.shape[1]), 0) for i in (0, 1)
+    )
+    value = jnp.einsum('riy,ryx,rjx->rij', weight_y, masks, weight_x, precision='highest')
+    inside = weight_y.any(axis=2)[:, :, None] & weight_x.any(axis=2)[:, None, :]
+    return (inside & (value >= threshold)).astype(jnp.float32)
+
+
+def _weights(spans: Array, frames: Array, size: int, cells: int) -> Array:
+    """How the values at the centres of cells add up to those along a RoI.
+
+    Args:
+        spans: [R, 2] float, the first and last coordinate of a RoI.
+        frames: [R, 2] float, those of the mask.
+        size: points along the RoI.
+        cells: S, of the mask.
+
+    Returns:
+        [R, size, S] float, 0 in all cells for a point outside of the frame.
+    """
+    (first, last), (low, high) = ((x[:, :1], x[:, 1:]) for x in (spans, frames))
+    extent = high - low
+    point = first + (last - first) * (jnp.arange(size) + 0.5) / size  # [R, size]
+    inside = (last > first) & (extent > 0) & (point >= low) & (point <= high)
+    place = (point - low) / jnp.where(extent > 0, extent, 1) * cells - 0.5  # whole numbers are centres
+    place = jnp.clip(place, 0, cells - 1)  # the border's value goes on to its edge
+    tent = jnp.maximum(1 - abs(place[..., None] - jnp.arange(cells)), 0)
+    return jnp.where(inside[..., None], tent, 0)
+
+
+def paste_masks(
+    masks: np.ndarray, boxes: np.ndarray, image_size: Sequence[int], *, threshold: float = 0.5
+) -> np.ndarray:
+    """Pastes masks into images: runs on the host, mask by mask, and works inside of its box only.
+
+    With torchvision's convention: the mask gets a border of zeros, the box grows with it, its corners are cut to whole
+    pixels (towards zero), of which the last one is included; then the mask is resized to that with bilinear
+    interpolation.
+
+    Args:
+        masks: [D, m, m] float, probabilities in the frames of the boxes.
+        boxes: [D, 4] float xyxy, pixels of the image.
+        image_size: H, W.
+        threshold: a pixel with more is part of the object.
+
+    Returns:
+        [D, H, W] bool.
+
+    Raises:
+        ValueError: if the counts differ, or a box is not finite.
+    """
+    masks, boxes = np.asarray(masks, np.float32), np.asarray(boxes, np.float32)
+    if masks.ndim != 3 or boxes.shape != (len(masks), 4) or masks.shape[1] != masks.shape[2]:
+        raise ValueError(f'masks {masks.shape} and boxes {boxes.shape}: not [D, m, m] and [D, 4]')
+    if not np.isfinite(boxes).all():
+        raise ValueError('a box is not finite')
+    height, width = image_size
+    result = np.zeros((len(masks), height, width), bool)
+    if not len(masks):
+        return result
+    masks = np.pad(masks, [(0, 0), (PADDING, PADDING), (PADDING, PADDING)])
+    center, half = (boxes[:, 2:] + boxes[:, :2]) * np.float32(0.5), (boxes[:, 2:] - boxes[:, :2]) * np.float32(0.5)
+    half = half * np.float32(masks.shape[1] / (masks.shape[1] - 2 * PADDING))
+    corners = np.concatenate([center - half, center + half], axis=1).astype(np.int64)
+    for pasted, mask, (x1, y1, x2, y2) in zip(result, masks, corners.tolist()):
+        size = max(x2 - x1 + 1, 1), max(y2 - y1 + 1, 1)
+        left, right, top, bottom = max(x1, 0), min(x2 + 1, width), max(y1, 0), min(y2 + 1, height)
+        if left < right and top < bottom:
+            resized = cv2.resize(mask, size, interpolation=cv2.INTER_LINEAR)
+            pasted[top:bottom, left:right] = resized[top - y1 : bottom - y1, left - x1 : right - x1] > threshold
+    return result

@@ -1,0 +1,497 @@
+"""Features of regions: RoIAlign, RoIPool and RoIWarp, over one level or a pyramid.
+
+    levels of one image -> one list of cells; each RoI knows where its level begins and how wide it is
+    RoIAlign, RoIWarp: sample points along y and along x -> two cells and weights each -> gathers, summed sample by sample
+    RoIPool: the cells of each bin, one after the other, RoI by RoI
+    backwards: RoI by RoI, added to one gradient of all cells
+
+No RoI costs anything on a level that is not its own. Gradients go to the features only, none to the RoIs
+(`stop_gradient`). Sums and weights are float32 for features of less, and float64 for float64. A RoI with a coordinate that
+is not finite gives zeros; coordinates beyond a million pixels are taken for a million.
+
+The formulations were chosen by scripts/benchmark_roi_features.py, on a CPU.
+
+RoIPool: Fast R-CNN, 1504.08083, section 2.1. RoIAlign: Mask R-CNN, 1703.06870, section 3. RoIWarp: Multi-task Network
+Cascades, 1512.04412, section 3.2, as ablated in Mask R-CNN, table 2c. Levels: FPN, 1612.03144, section 4.2.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from detzoo.core import boxes as box_ops
+from detzoo.types import Array
+
+LEVEL_TOLERANCE = 1e-6  # levels: so that a side of exactly 224 pixels, rounded down a little, is at the level of 224
+FARTHEST = 2.0**20  # pixels: a cell times the number of bins still is an int32
+UNROLLED_SAMPLES = 4  # of a bin: as many are summed in one fused loop
+POOLED_AT_ONCE = 8  # RoIs whose bins RoIPool walks through together: as fast as one by one on a CPU, in fewer steps
+
+
+def assign_levels(
+    rois: Array, *, min_level: int, max_level: int, canonical_size: float = 224, canonical_level: int = 4
+) -> Array:
+    """Assigns RoIs to the levels of a pyramid by their size (FPN, 1612.03144, section 4.2, equation 1).
+
+    Level k = floor(canonical_level + log2(sqrt(area) / canonical_size)), clipped; an area of 0 or NaN is at min_level.
+
+    Args:
+        rois: [R, 4] float xyxy, pixels.
+        min_level: the finest level there is; level k has stride 2^k.
+        max_level: the coarsest.
+        canonical_size: pixels, the side of a square at canonical_level.
+        canonical_level: at which a square of canonical_size is.
+
+    Returns:
+        level: [R] int32 in 0..max_level - min_level: 0 is min_level.
+    """
+    chex.assert_shape(rois, (None, 4))
+    # As comparisons, not as a logarithm that is rounded: the side from which on a RoI belongs to the next level.
+    levels = np.arange(min_level + 1, max_level + 1)
+    sides = canonical_size * 2.0 ** (levels - canonical_level - LEVEL_TOLERANCE)
+    side = jnp.sqrt(box_ops.area(rois))
+    return (side[:, None] >= sides.astype(side.dtype)).sum(axis=1, dtype=jnp.int32)
+
+
+def roi_align(
+    levels: Sequence[Array],
+    rois: Array,
+    level: Array,
+    *,
+    strides: Sequence[float],
+    output_size: int,
+    samples_per_bin: int,
+    aligned: bool,
+    max_samples_per_bin: int = 4,
+    reduce: str = 'average',
+) -> Array:
+    """Pools RoIs from bilinear samples at points that are not rounded (Mask R-CNN, 1703.06870, section 3).
+
+    Each RoI has output_size x output_size equal bins, and each bin samples_per_bin x samples_per_bin points in its interior,
+    evenly spread. A sample is interpolated between the centres of the four nearest cells. Up to one cell beyond the
+    outermost centres the border goes on, farther out a sample is 0.
+
+    Args:
+        levels: L times [h, w, C] float, features.
+        rois: [R, 4] float xyxy, pixels of the canvas.
+        level: [R] int32 in 0..L-1, which level a RoI is pooled from.
+        strides: L numbers, pixels a cell.
+        output_size: bins along a side.
+        samples_per_bin: points along a side of a bin. 0 takes as many as the bin has cells, rounded up
+            (`adaptive_samples`), for height and width apart, but at most max_samples_per_bin; the cost is that of
+            max_samples_per_bin.
+        aligned: True: cell i has its centre at pixel (i + 0.5) * stride, and RoIs may be small (detectron2). False: at
+            pixel i * stride, half a cell off, and a RoI is at least one cell wide and high (the original code, and
+            torchvision's default).
+        max_samples_per_bin: points along a side of a bin with samples_per_bin 0.
+        reduce: 'average' or 'max' over the samples of a bin; of equal ones the first has the gradient.
+
+    Returns:
+        [R, output_size, output_size, C], the dtype of the features.
+
+    Raises:
+        ValueError: if a number of samples, of bins or of strides, or `reduce`, cannot be.
+    """
+    _check(levels, strides, output_size, reduce)
+    if samples_per_bin < 0 or max_samples_per_bin < 1:
+        raise ValueError(
+            f'samples_per_bin {samples_per_bin}, max_samples_per_bin {max_samples_per_bin}: a bin needs points'
+        )
+    cells, frame = _flatten(levels, rois, level, strides)
+    start, extent = _extent(rois, frame.stride, aligned)  # [R, 2]
+    if samples_per_bin:
+        samples, count = samples_per_bin, jnp.full(start.shape, samples_per_bin)
+    else:
+        samples = max_samples_per_bin
+        count = jnp.minimum(_samples_needed(extent, output_size), samples)
+    points = _sample_points(start, extent, count, output_size, samples)
+    return _pool_samples(cells, frame, points, count, reduce)
+
+
+def adaptive_samples(rois: Array, level: Array, *, strides: Sequence[float], output_size: int, aligned: bool) -> Array:
+    """Counts the samples that `roi_align` takes along the longer side of a bin with samples_per_bin 0 and no limit.
+
+    For a metric: how many RoIs need more than max_samples_per_bin.
+
+    Args:
+        rois: [R, 4] float xyxy, pixels of the canvas.
+        level: [R] int32.
+        strides: pixels a cell, of each level.
+        output_size: bins along a side.
+        aligned: as in `roi_align`.
+
+    Returns:
+        [R] int32, 0 for a RoI of no size.
+    """
+    chex.assert_shape(rois, (None, 4))
+    stride = jnp.asarray(strides, _coordinates(rois).dtype)[level]
+    return _samples_needed(_extent(rois, stride, aligned)[1], output_size).max(axis=1)
+
+
+def roi_warp(
+    levels: Sequence[Array],
+    rois: Array,
+    level: Array,
+    *,
+    strides: Sequence[float],
+    output_size: int,
+    samples_per_bin: int,
+    reduce: str = 'average',
+) -> Array:
+    """Crops RoIs in whole cells, and pools bilinear samples of the crop (the RoIWarp of Mask R-CNN, table 2c).
+
+    Like RoIPool it quantises: the corners, divided by the stride, are rounded (half away from zero), and the crop has
+    all cells from the first corner's to the second's, both included, hence at least one. Like RoIAlign it samples: the
+    crop, whose cell i spans i..i+1 with its centre in the middle, has output_size x output_size equal bins of
+    samples_per_bin x samples_per_bin points, each interpolated between the four nearest centres *of the crop*: cells
+    outside of it have no influence, its border goes on to its edge. Of a crop that leaves the map, samples farther than
+    one cell from the map's outermost centres are 0. (1512.04412 interpolates to a grid, then takes the maximum over
+    2 x 2: samples_per_bin 2, reduce 'max'.)
+
+    Args:
+        levels: L times [h, w, C] float, features.
+        rois: [R, 4] float xyxy, pixels of the canvas.
+        level: [R] int32 in 0..L-1, which level a RoI is pooled from.
+        strides: L numbers, pixels a cell.
+        output_size: bins along a side.
+        samples_per_bin: points along a side of a bin, >= 1.
+        reduce: 'average' or 'max' over the samples of a bin; of equal ones the first has the gradient.
+
+    Returns:
+        [R, output_size, output_size, C], the dtype of the features.
+
+    Raises:
+        ValueError: if a number of samples, of bins or of strides, or `reduce`, cannot be.
+    """
+    _check(levels, strides, output_size, reduce)
+    if samples_per_bin < 1:
+        raise ValueError(f'samples_per_bin {samples_per_bin}: a bin needs points')
+    cells, frame = _flatten(levels, rois, level, strides)
+    first, count = _quantize(rois, frame.stride)  # [R, 2]
+    dtype = _coordinates(rois).dtype
+    start, extent = first.astype(dtype) - 0.5, count.astype(dtype)  # from edge to edge; whole numbers are centres
+    samples = jnp.full(first.shape, samples_per_bin)
+    points = _sample_points(start, extent, samples, output_size, samples_per_bin)
+    inside = jnp.clip(points, first[..., None, None], (first + count - 1)[..., None, None])
+    return _pool_samples(cells, frame, inside, samples, reduce)
+
+
+def roi_pool(
+    levels: Sequence[Array], rois: Array, level: Array, *, strides: Sequence[float], output_size: int
+) -> Array:
+    """Takes the maximum over all cells of each bin of RoIs in whole cells (Fast R-CNN, 1504.08083, section 2.1).
+
+    The corners, divided by the stride, are rounded (half away from zero), and the RoI has the n cells from the first
+    corner's to the second's, both included, hence at least one. Bin i of k has cells floor(i n / k) up to
+    ceil((i + 1) n / k), exactly, so that bins may share cells; those outside of the map do not count, and a bin
+    that has no others is 0. The gradient goes to the first maximum in row-major order. (Code which computes i n / k in
+    float32 has another cell now and then: torchvision for 57 cells and 7 bins.)
+
+    It costs as many steps for a RoI as its largest bin has cells, each a gather of output_size^2 rows, so for a RoI as
+    large as the map about as many reads as the map has cells, plus those that bins share. Besides the features and the
+    result it needs one int32 for each value of the result, for the gradient.
+
+    Args:
+        levels: L times [h, w, C] float, features.
+        rois: [R, 4] float xyxy, pixels of the canvas.
+        level: [R] int32 in 0..L-1, which level a RoI is pooled from.
+        strides: L numbers, pixels a cell.
+        output_size: bins along a side.
+
+    Returns:
+        [R, output_size, output_size, C], the dtype of the features.
+
+    Raises:
+        ValueError: if a number of bins or of strides cannot be.
+    """
+    _check(levels, strides, output_size)
+    cells, frame = _flatten(levels, rois, level, strides)
+    first, count = _quantize(rois, frame.stride)  # [R, 2]
+    bins = jnp.arange(output_size, dtype=jnp.int32)
+    count = count[..., None]
+    low, high = bins * count // output_size, -(-(bins + 1) * count // output_size)  # [R, 2, output_size]
+    limit = frame.sides[..., None]
+    low, high = (jnp.clip(x + first[..., None], 0, limit) for x in (low, high))
+    return _pool_cells(cells, frame.start, frame.sides[:, 1], low, high)
+
+
+class _Frame(NamedTuple):
+    """Where the level of each RoI lies among all cells: start [R], sides [R, 2] height and width, stride [R]."""
+
+    start: Array
+    sides: Array
+    stride: Array
+
+
+class _Taps(NamedTuple):
+    """The two cells on either side of each sample point, along y (axis 1: 0) and x.
+
+    index: [R, 2, size, s, 2] int32, row or column.
+    weight: [R, 2, size, s, 2] float in 0..1.
+    share: [R, 2, s] float: 1 / number of samples, 0 for those that are too many.
+    """
+
+    index: Array
+    weight: Array
+    share: Array
+
+
+def _check(levels: Sequence[Array], strides: Sequence[float], output_size: int, reduce: str = 'average') -> None:
+    """Refuses arguments that cannot be."""
+    if not len(levels) == len(strides) > 0:
+        raise ValueError(f'{len(levels)} levels have {len(strides)} strides')
+    if output_size < 1:
+        raise ValueError(f'output_size {output_size}: a RoI needs bins')
+    if reduce not in ('average', 'max'):
+        raise ValueError(f"reduce {reduce!r}: 'average' or 'max'")
+
+
+def _coordinates(rois: Array) -> Array:
+    """RoIs without gradients, at least in float32, within limits; what isn't finite lies far outside."""
+    rois = jax.lax.stop_gradient(rois)
+    rois = rois.astype(jnp.promote_types(rois.dtype, jnp.float32))
+    return jnp.where(jnp.isfinite(rois).all(axis=-1, keepdims=True), jnp.clip(rois, -FARTHEST, FARTHEST), -FARTHEST)
+
+
+def _flatten(levels: Sequence[Array], rois: Array, level: Array, strides: Sequence[float]) -> tuple[Array, _Frame]:
+    """Joins levels to one list of cells [N, C], and looks up the frame of each RoI."""
+    chex.assert_shape(levels, (None, None, levels[0].shape[-1]))
+    chex.assert_shape(rois, (None, 4))
+    chex.assert_shape(level, (len(rois),))
+    sides = np.array([x.shape[:2] for x in levels], np.int32)
+    starts = np.cumsum([0, *sides.prod(axis=1)])[:-1].astype(np.int32)
+    cells = jnp.concatenate([x.reshape(-1, x.shape[-1]) for x in levels])
+    stride = jnp.asarray(strides, _coordinates(rois).dtype)
+    return cells, _Frame(jnp.asarray(starts)[level], jnp.asarray(sides)[level], stride[level])
+
+
+def _extent(rois: Array, stride: Array, aligned: bool) -> tuple[Array, Array]:
+    """Where RoIs begin and how far they go in cells, y and x: two times [R, 2]. Whole numbers are centres of cells."""
+    x1, y1, x2, y2 = jnp.split(_coordinates(rois) / stride[:, None], 4, axis=1)
+    start, end = jnp.concatenate([y1, x1], axis=1), jnp.concatenate([y2, x2], axis=1)
+    return start - (0.5 if aligned else 0), jnp.maximum(end - start, 0 if aligned else 1)
+
+
+def _quantize(rois: Array, stride: Array) -> tuple[Array, Array]:
+    """The first cell of RoIs in whole cells, and how many there are, y and x: two times [R, 2] int32."""
+    corners, stride = _coordinates(rois), stride[:, None]
+    whole = jnp.floor(abs(corners) / stride)
+    # Half away from zero, and by what is left: a compiled division by a constant is a multiplication, a little off.
+    whole += 2 * (abs(corners) - whole * stride) >= stride
+    x1, y1, x2, y2 = jnp.split((jnp.sign(corners) * whole).astype(jnp.int32), 4, axis=1)
+    start, end = jnp.concatenate([y1, x1], axis=1), jnp.concatenate([y2, x2], axis=1)
+    return start, jnp.maximum(end - start + 1, 1)
+
+
+def _samples_needed(extent: Array, output_size: int) -> Array:
+    """A sample for each cell of a bin, and one for what is left: int32, like extent."""
+    needed = jnp.ceil(extent / output_size)
+    return (needed - ((needed - 1) * output_size >= extent)).astype(jnp.int32)  # the division may be a little off
+
+
+def _sample_points(start: Array, extent: Array, count: Array, output_size: int, samples: int) -> Array:
+    """Spreads samples over bins, evenly.
+
+    Args:
+        start: [R, 2] float, y and x.
+        extent: [R, 2] float.
+        count: [R, 2] int, points along a side of a bin, <= samples.
+        output_size: bins along a side.
+        samples: s.
+
+    Returns:
+        [R, 2, output_size, s] float; those from count on are of no use.
+    """
+    start, size, count = (x[..., None, None] for x in (start, extent / output_size, jnp.maximum(count, 1)))
+    return start + (jnp.arange(output_size)[:, None] + (jnp.arange(samples) + 0.5) / count.astype(size.dtype)) * size
+
+
+def _pool_samples(cells: Array, frame: _Frame, points: Array, count: Array, reduce: str) -> Array:
+    """Pools bilinear samples at the crossings of points along y and x.
+
+    Args:
+        cells: [N, C] float.
+        frame: of R RoIs.
+        points: [R, 2, size, s] float, in cells; whole numbers are centres.
+        count: [R, 2] int: how many of the s are used.
+        reduce: 'average' or 'max'.
+
+    Returns:
+        [R, size, size, C].
+    """
+    last = (frame.sides - 1)[..., None, None]
+    inside = (points >= -1) & (points <= last + 1)
+    points = jnp.clip(points, 0, last)
+    low = jnp.floor(points).astype(jnp.int32)
+    fraction = points - low
+    samples = jnp.arange(points.shape[-1])
+    taps = _Taps(
+        index=jnp.stack([low, jnp.minimum(low + 1, last)], axis=-1),
+        weight=jnp.where(inside[..., None], jnp.stack([1 - fraction, fraction], axis=-1), 0),
+        share=(samples < count[..., None]) / jnp.maximum(count, 1)[..., None].astype(points.dtype),
+    )
+    return _combine(reduce, cells, frame.start, frame.sides[:, 1], taps)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _combine(reduce: str, cells: Array, start: Array, width: Array, taps: _Taps) -> Array:
+    """Reduces the samples of each bin: [R, size, size, C]. start and width [R] are of the RoIs' levels."""
+    rois, _, size, samples, _ = taps.index.shape
+    shape = (rois, size, size, cells.shape[-1])
+    dtype = jnp.promote_types(cells.dtype, jnp.float32)
+
+    def add(number: Array, total: Array) -> Array:
+        value, share = _sample(number, cells, start, width, taps)
+        return total + share * value
+
+    def compare(number: Array, best: Array) -> Array:
+        value, share = _sample(number, cells, start, width, taps)
+        return jnp.where(share > 0, jnp.maximum(value, best), best)
+
+    step, initial = (add, 0) if reduce == 'average' else (compare, -jnp.inf)
+    unroll = min(samples**2, UNROLLED_SAMPLES)
+    result = jax.lax.fori_loop(0, samples**2, step, jnp.full(shape, initial, dtype), unroll=unroll)
+    used = (taps.share > 0).any(axis=2).all(axis=1)[:, None, None, None]
+    return jnp.where(used, result, 0).astype(cells.dtype)
+
+
+def _sample(number: Array, cells: Array, start: Array, width: Array, taps: _Taps) -> tuple[Array, Array]:
+    """Interpolates one of the s x s samples of each bin: [R, size, size, C], and its share of the average [R, 1, 1, 1]."""
+    dtype = jnp.promote_types(cells.dtype, jnp.float32)
+    row, column = jnp.divmod(number, taps.index.shape[3])
+    y, x = taps.index[:, 0, :, row], taps.index[:, 1, :, column]  # [R, size, 2]
+    weight_y, weight_x = taps.weight[:, 0, :, row], taps.weight[:, 1, :, column]
+    value = 0
+    for i in (0, 1):
+        for j in (0, 1):
+            cell = start[:, None, None] + y[:, :, None, i] * width[:, None, None] + x[:, None, :, j]
+            weight = weight_y[:, :, None, i] * weight_x[:, None, :, j]
+            value += weight[..., None].astype(dtype) * cells[cell].astype(dtype)
+    share = taps.share[:, 0, row] * taps.share[:, 1, column]
+    return value, share[:, None, None, None].astype(dtype)
+
+
+def _combine_forward(reduce: str, *arguments):
+    return _combine(reduce, *arguments), arguments
+
+
+def _combine_backward(reduce: str, arguments, gradient: Array):
+    """Adds the gradient of the bins to the cells, RoI by RoI and sample by sample."""
+    cells, *rois = arguments
+    samples = rois[-1].index.shape[3]
+    numbers = jnp.arange(samples**2)
+    dtype = jnp.promote_types(cells.dtype, jnp.float32)
+
+    def add_roi(total: Array, roi) -> tuple[Array, None]:
+        (start, width, taps), gradient = roi
+        gradient = gradient.astype(dtype)
+        one = jax.tree.map(lambda x: x[None], (start, width, taps))
+
+        if reduce == 'max':  # sampled again: to remember which sample it was takes more memory and time
+
+            def used(number: Array) -> Array:
+                value, share = _sample(number, cells, *one)
+                return jnp.where(share > 0, value, -jnp.inf)[0]
+
+            values = jax.lax.map(used, numbers)  # [s * s, size, size, C]
+            first = jnp.where(values == values.max(axis=0), numbers[:, None, None, None], samples**2)
+            which = first.min(axis=0)  # [size, size, C]
+
+        def add_sample(number: Array, total: Array) -> Array:
+            row, column = jnp.divmod(number, samples)
+            (y, x), (weight_y, weight_x) = (
+                (both[0, :, row], both[1, :, column]) for both in (taps.index, taps.weight)
+            )  # [size, 2]
+            share = (taps.share[0, row] * taps.share[1, column]).astype(dtype)
+            if reduce == 'average':
+                chosen = gradient * share
+            else:
+                chosen = jnp.where((share > 0) & (which == number), gradient, 0)
+            weight = weight_y[:, :, None, None] * weight_x
+            cell = start + y[:, :, None, None] * width + x  # [size, 2, size, 2]
+            return total.at[cell].add(weight[..., None].astype(dtype) * chosen[:, None, :, None])
+
+        return jax.lax.fori_loop(0, samples**2, add_sample, total), None
+
+    total, _ = jax.lax.scan(add_roi, jnp.zeros(cells.shape, dtype), (tuple(rois), gradient))
+    return total.astype(cells.dtype), None, None, None
+
+
+_combine.defvjp(_combine_forward, _combine_backward)
+
+
+@jax.custom_vjp
+def _pool_cells(cells: Array, start: Array, width: Array, low: Array, high: Array) -> Array:
+    """The maximum over the cells of each bin.
+
+    Args:
+        cells: [N, C] float.
+        start: [R] int32, the first cell of the RoI's level.
+        width: [R] int32, of the RoI's level.
+        low: [R, 2, size] int32, the first row and column of each bin.
+        high: [R, 2, size] int32, one after the last.
+
+    Returns:
+        [R, size, size, C].
+    """
+    return _pool_cells_forward(cells, start, width, low, high)[0]
+
+
+def _bin_cell(step: Array, start: Array, width: Array, low: Array, high: Array) -> tuple[Array, Array]:
+    """The step-th cell of each bin of a RoI, in row-major order of the largest bin: ([size, size], whether there is one)."""
+    columns = jnp.max(high[1] - low[1])
+    y, x = low[0] + step // columns, low[1] + step % columns
+    exists = (y < high[0])[:, None] & (x < high[1])
+    return start + jnp.where(exists, y[:, None] * width + x, 0), exists
+
+
+def _steps(low: Array, high: Array) -> Array:
+    """The number of cells of the largest bin of a RoI, 0 if it has none."""
+    return jnp.maximum(high - low, 0).max(axis=1).prod()
+
+
+def _pool_cells_forward(cells: Array, start: Array, width: Array, low: Array, high: Array):
+    size = low.shape[2]
+
+    def pool(roi) -> tuple[Array, Array]:
+        def compare(step: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+            best, where = state
+            cell, exists = _bin_cell(step, *roi)
+            value = cells[cell]  # [size, size, C]
+            better = exists[..., None] & (value > best)
+            return jnp.where(better, value, best), jnp.where(better, cell[..., None], where)
+
+        shape = (size, size, cells.shape[1])
+        state = jnp.full(shape, -jnp.inf, cells.dtype), jnp.full(shape, -1, jnp.int32)
+        best, where = jax.lax.fori_loop(0, _steps(roi[2], roi[3]), compare, state)
+        return jnp.where(where >= 0, best, 0), where
+
+    result, where = jax.lax.map(pool, (start, width, low, high), batch_size=POOLED_AT_ONCE)
+    return result, (cells, start, width, low, high, where)
+
+
+def _pool_cells_backward(saved, gradient: Array):
+    """Adds the gradient of the bins to the cells, RoI by RoI."""
+    cells, start, width, low, high, where = saved
+    dtype = jnp.promote_types(gradient.dtype, jnp.float32)
+
+    def add(total: Array, roi) -> tuple[Array, None]:
+        *bins, where, gradient = roi
+
+        def add_step(step: Array, total: Array) -> Array:
+            cell, exists = _bin_cell(step, *bins)
+            chosen = exists[..., None] & (where == cell[..., None])
+            return total.at[cell].add(jnp.where(chosen, gradient.astype(dtype), 0))
+
+        return jax.lax.fori_loop(0, _steps(bins[2], bins[3]), add_step, total), None
+
+    total, _ = jax.lax.scan(add, jnp.zeros(cells.shape, dtype), (start, width, low, high, where, gradient))
+    return total.astype(cells.dtype), None, None, None, None
+
+
+_pool_cells.defvjp(_pool_cells_forward, _pool_cells_backward)

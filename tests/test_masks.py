@@ -1,0 +1,156 @@
+"""Mask targets in the frames of RoIs, against a loop and shapes with a formula; pasted masks, against torchvision's."""
+
+import functools
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from detzoo.core import masks as masks_module
+from detzoo.core.masks import paste_masks
+
+GOLDEN = dict(np.load(pathlib.Path(__file__).parent / 'fixtures' / 'masks.npz'))
+IMAGE = tuple(GOLDEN['image_size'].tolist())
+mask_targets = jax.jit(masks_module.mask_targets, static_argnames=('size', 'threshold'))
+
+BOXES = np.array([[20, 10, 120, 100], [5.5, 30.25, 60.75, 110], [0, 0, 0, 0]], np.float32)  # the last one is padding
+MASKS = np.random.RandomState(0).uniform(size=(3, 8, 8)).astype(np.float32)
+RNG = np.random.RandomState(1)
+MATCHED = np.concatenate([RNG.randint(0, 2, 20), [2, -1, -2, 0]]).astype(np.int32)
+ROIS = (BOXES[np.maximum(MATCHED, 0)] + RNG.normal(size=(24, 4)) * 9).astype(np.float32)
+ROIS[-1] = 150, 150, 160, 170  # its box is elsewhere
+
+
+def targets_by_loops(masks, boxes, matched, rois, size, threshold):
+    """Point by point."""
+    result = np.zeros((len(rois), size, size))
+    for r, (row, roi) in enumerate(zip(matched, rois.astype(np.float64))):
+        x1, y1, x2, y2 = boxes[max(row, 0)].astype(np.float64)
+        for i in range(size):
+            for j in range(size):
+                x = roi[0] + (roi[2] - roi[0]) * (j + 0.5) / size
+                y = roi[1] + (roi[3] - roi[1]) * (i + 0.5) / size
+                if row < 0 or x2 <= x1 or not (x1 <= x <= x2 and y1 <= y <= y2):
+                    continue
+                side = masks.shape[1]
+                at = [
+                    min(max(p, 0), side - 1)
+                    for p in ((y - y1) / (y2 - y1) * side - 0.5, (x - x1) / (x2 - x1) * side - 0.5)
+                ]
+                low = [min(int(p), side - 2) for p in at]
+                (a, b), (top, left) = [p - q for p, q in zip(at, low)], low
+                upper = (1 - b) * masks[row, top, left] + b * masks[row, top, left + 1]
+                lower = (1 - b) * masks[row, top + 1, left] + b * masks[row, top + 1, left + 1]
+                result[r, i, j] = (1 - a) * upper + a * lower >= threshold
+    return result
+
+
+def test_mask_targets_equals_loops():
+    expected = targets_by_loops(MASKS, BOXES, MATCHED, ROIS, 7, 0.5)
+    result = np.asarray(mask_targets(MASKS, BOXES, MATCHED, ROIS, size=7))
+    assert result.dtype == np.float32 and 0.2 < result[:20].mean() < 0.8
+    np.testing.assert_array_equal(result, expected)
+
+
+def test_mask_targets_with_another_threshold():
+    expected = targets_by_loops(MASKS, BOXES, MATCHED, ROIS, 7, 0.25)
+    np.testing.assert_array_equal(mask_targets(MASKS, BOXES, MATCHED, ROIS, size=7, threshold=0.25), expected)
+
+
+def test_mask_targets_by_hand():
+    # The mask of a box of 20 x 20 is its left half. The RoI is the box shifted by 5 to the right and down: of four columns,
+    # centres at 7.5, 12.5, 17.5 and 22.5, the first is in the left half; of the rows the last one is below the box.
+    mask = np.zeros((1, 8, 8), np.float32)
+    mask[:, :, :4] = 1
+    box = np.float32([[0, 0, 20, 20]])
+    found = mask_targets(
+        mask, box, np.zeros(3, np.int32), np.float32([[5, 5, 25, 25], [0, 0, 20, 20], [-20, 0, 20, 20]]), size=4
+    )
+    assert found[0].tolist() == [[1, 0, 0, 0]] * 3 + [[0] * 4]
+    assert found[1].tolist() == [[1, 1, 0, 0]] * 4
+    assert found[2].tolist() == [[0, 0, 1, 0]] * 4
+
+
+def test_mask_targets_of_its_own_box_is_the_mask():
+    whole = (MASKS >= 0.5).astype(np.float32)
+    found = mask_targets(whole[:2], BOXES[:2], np.arange(2, dtype=np.int32), BOXES[:2], size=8)
+    np.testing.assert_array_equal(found, whole[:2])
+
+
+def test_mask_targets_of_an_ellipse_is_the_ellipse():
+    def ellipse(y, x, box):
+        center, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) / 2
+        return ((x - center[0]) / half[0]) ** 2 + ((y - center[1]) / half[1]) ** 2 <= 1
+
+    def on_grid(roi, box, cells):
+        step = (np.arange(cells) + 0.5) / cells
+        x, y = (roi[i] + (roi[i + 2] - roi[i]) * step for i in (0, 1))
+        return ellipse(y[:, None], x[None, :], box)
+
+    frames = np.stack([on_grid(box, box, 112) for box in BOXES[:2]])
+    found = np.asarray(mask_targets(frames, BOXES[:2], MATCHED[:20], ROIS[:20], size=28))
+    expected = np.stack([on_grid(roi, BOXES[row], 28) for roi, row in zip(ROIS, MATCHED[:20])])
+    assert (found == expected).mean() > 0.995  # but for points that all but touch the border
+
+
+def test_mask_targets_without_ground_truth_are_zero():
+    assert not np.any(mask_targets(np.ones_like(MASKS), BOXES, MATCHED, ROIS, size=7)[20:])
+    none = mask_targets(MASKS[:0], BOXES[:0], np.full(24, -1, np.int32), ROIS, size=7)
+    assert none.shape == (24, 7, 7) and not np.any(none)
+    assert mask_targets(MASKS, BOXES, MATCHED[:0], ROIS[:0], size=7).shape == (0, 7, 7)
+
+
+@pytest.mark.parametrize('odd', [(np.nan, 0, 50, 50), (0, 0, np.inf, 50), (50, 10, 50, 90), (90, 60, 30, 20)])
+def test_mask_targets_of_a_roi_that_is_none_are_zero(odd):
+    rois = ROIS.copy()
+    rois[0] = odd
+    found = mask_targets(np.ones_like(MASKS), BOXES, np.where(MATCHED == 1, 0, MATCHED), rois, size=7)
+    assert not np.any(found[0]) and np.any(found[1])
+
+
+def test_mask_targets_under_vmap_and_without_jit():
+    function = functools.partial(masks_module.mask_targets, size=7)
+    order = np.stack([np.arange(24), np.arange(24)[::-1]])
+    masks = np.stack([MASKS, 1 - MASKS])
+    found = jax.jit(jax.vmap(function, (0, None, 0, 0)))(masks, BOXES, MATCHED[order], ROIS[order])
+    for i in range(2):
+        expected = function(masks[i], BOXES, MATCHED[order[i]], ROIS[order[i]])
+        np.testing.assert_array_equal(found[i], expected)
+
+
+# Pasting
+
+
+def test_paste_masks_equals_torchvision():
+    shape = (len(GOLDEN['boxes']), *IMAGE)
+    expected = np.unpackbits(GOLDEN['pasted'], count=np.prod(shape)).reshape(shape).astype(bool)
+    result = paste_masks(GOLDEN['masks'], GOLDEN['boxes'], IMAGE)
+    assert result.dtype == bool and expected.any(axis=(1, 2)).sum() > 15
+    np.testing.assert_array_equal(result, expected)
+
+
+def test_paste_masks_by_hand():
+    # A mask of one cell: with its zeros around it is 3 x 3, and the box 0..4 grows by 3 about its centre, to -4..8:
+    # 13 pixels of which 0 to 8 are in the image. Along one axis pixel p lies at (p + 4.5) * 3 / 13 - 0.5, the cell at 1:
+    # the weight 1 - |distance| is 0.58, 0.81, 0.96 (p = 0 to 2: 0.54, 0.77, 1.0).
+    pasted = paste_masks(np.ones((1, 1, 1)), np.float32([[0, 0, 4, 4]]), (9, 9))[0]
+    along = 1 - abs((np.arange(9) + 4.5) * 3 / 13 - 0.5 - 1)
+    np.testing.assert_array_equal(pasted, np.outer(np.maximum(along, 0), np.maximum(along, 0)) > 0.5)
+    assert pasted.any() and not pasted.all()
+
+
+def test_paste_masks_outside_of_the_image_is_empty():
+    boxes = np.float32([[-50, 0, -20, 30], [0, 100, 30, 130]])
+    assert not paste_masks(np.ones((2, 14, 14)), boxes, (90, 60)).any()
+
+
+def test_paste_masks_of_nothing():
+    assert paste_masks(np.zeros((0, 28, 28)), np.zeros((0, 4)), (5, 7)).shape == (0, 5, 7)
+
+
+def test_paste_masks_refuses_what_it_cannot_paste():
+    with pytest.raises(ValueError, match='not finite'):
+        paste_masks(np.ones((1, 14, 14)), np.float32([[0, 0, np.nan, 5]]), (9, 9))
+    with pytest.raises(ValueError, match=r'masks \(2, 14, 14\) and boxes \(1, 4\)'):
+        paste_masks(np.ones((2, 14, 14)), np.float32([[0, 0, 5, 5]]), (9, 9))
