@@ -159,6 +159,18 @@ TINY_RETINANET = dict(
     name='retinanet', depth=18, width=0.125, norm='batch_norm', fpn_features=24, head_depth=1, head_norm='group_norm',
     anchor_sizes=((12.0,), (20.0,), (32.0,), (48.0,), (64.0,)), score_threshold=0.001, max_detections=10,
 )
+TINY_FASTER_RCNN = dict(
+    name='faster_rcnn', depth=18, width=0.125, norm='batch_norm', fpn_features=24, trunk_features=64,
+    rpn=dict(anchor_sizes=((8.0,), (12.0,), (20.0,), (32.0,), (48.0,)), samples=64, train_pre_nms_topk=64,
+             pre_nms_topk=64, train_post_nms_topk=48, post_nms_topk=32),
+    roi=dict(output_size=4, canonical_size=32.0),
+    head=dict(samples=32, positive_share=0.5, score_threshold=0.001, max_detections=10),
+)
+TINY_FASTER_RCNN_C4 = TINY_FASTER_RCNN | dict(
+    fpn_features=None,
+    rpn=TINY_FASTER_RCNN['rpn'] | dict(anchor_sizes=((8.0, 12.0, 20.0, 32.0, 48.0),)),
+    roi=dict(output_size=6),
+)
 TINY_SSD = dict(
     name='ssd', backbone='vgg16', width=0.125, norm='batch_norm', fc6_dilation=2, extra_layers=((16, 32, 3, 2, 1),),
     anchor_sizes=(12, 20, 28, 36), aspect_ratios=((1 / 2, 2),) * 3, anchor_strides=(8, 16, 32), std=(58, 57, 57),

@@ -11,7 +11,7 @@ from detzoo.backbones import mobilenet, norms, resnet
 from detzoo.backbones.conv import ConvNorm
 from detzoo.backbones.fpn import FPN, upsample
 from detzoo.backbones.mobilenet import MobileNetV3Large
-from detzoo.backbones.resnet import ResNet
+from detzoo.backbones.resnet import LastStage, ResNet
 from detzoo.backbones.vgg import VGG16
 
 DEVICES = 8
@@ -45,6 +45,21 @@ def test_resnet_shapes_on_a_canvas_that_is_no_multiple_of_32(depth, channels):
     stages, _ = shapes_of(ResNet(depth=depth), (2, 72, 100, 3), train=False)
     grids = [(18, 25), (9, 13), (5, 7), (3, 4)]
     assert [stage.shape for stage in stages] == [(2, *grid, c) for grid, c in zip(grids, channels)]
+
+
+def test_last_stage_goes_on_where_three_stages_end():
+    whole, three, last = ResNet(depth=18, width=0.125), ResNet(depth=18, width=0.125, stages=3), LastStage(depth=18, width=0.125)
+    x = random_features(2, 64, 48, 3)
+    variables = jax.jit(functools.partial(whole.init, train=False))(jax.random.key(0), x)
+
+    def part(fits):
+        return {kind: {name: leaf for name, leaf in tree.items() if fits(name)} for kind, tree in variables.items()}
+
+    *expected, c5 = whole.apply(variables, x, train=False)
+    stages = three.apply(part(lambda name: 'stage4' not in name), x, train=False)
+    assert len(stages) == 3
+    jax.tree.map(np.testing.assert_array_equal, stages, tuple(expected))
+    np.testing.assert_array_equal(last.apply(part(lambda name: 'stage4' in name), stages[-1], train=False), c5)
 
 
 # torchvision 0.29.1: the parameters of resnet18(weights=None) and so on whose name doesn't start with 'fc', and the
@@ -240,6 +255,15 @@ def identity_fpn(extra_from, stages):
         return kernel
 
     return jax.jit(module.apply)(jax.tree.map(identity, variables), [jnp.asarray(stage) for stage in stages])
+
+
+def test_fpn_pools_one_more_level_without_parameters():
+    stages = [random_features(1, 6, 9, 4), random_features(1, 3, 5, 6)]
+    module = FPN(features=5, extra_from='pool')
+    variables = module.init(jax.random.key(0), stages)
+    *levels, pooled = module.apply(variables, stages)
+    jax.tree.map(np.testing.assert_array_equal, tuple(levels), FPN(features=5, extra_from=None).apply(variables, stages))
+    np.testing.assert_array_equal(pooled, np.asarray(levels[-1])[:, [0, 2]][:, :, [0, 2, 4]])
 
 
 @pytest.mark.parametrize('extra_from', ['p5', 'c5'])

@@ -176,6 +176,21 @@ def test_make_detector_names_the_nearest_argument():
     assert "retinanet takes no argument 'head_dept': the nearest is 'head_depth'" in str(raised.value)
 
 
+def test_groups_of_arguments_are_keys_of_their_own():
+    config = ml_collections.ConfigDict(dict(model=dict(name='faster_rcnn', rpn=dict(samples=64))))
+    whole = complete(config)
+    assert whole.model.rpn.samples == 64 and whole.model.rpn.positive_iou == 0.7
+    assert set(differences(complete(ml_collections.ConfigDict(dict(model=dict(name='faster_rcnn')))), whole)) == {
+        'model.rpn.samples'
+    }
+    assert differences(whole, from_json(to_json(whole))) == {}
+    with pytest.raises(TypeError, match=r"faster_rcnn takes no argument 'rpn.sample': the nearest is 'rpn.samples'"):
+        make_detector('faster_rcnn', num_classes=3, rpn=dict(sample=3))
+    config.model.rpn = dict(sample=64)
+    with pytest.raises(ConfigError, match=r"no config key 'model.rpn.sample': the nearest is 'model.rpn.samples'"):
+        complete(config)
+
+
 def test_make_detector_names_the_known_ones():
     with pytest.raises(ValueError, match="unknown detector 'retina': .*retinanet"):
         make_detector('retina', num_classes=3)

@@ -402,3 +402,40 @@ def test_gather_targets_by_hand(make_ground_truth):
     labels, boxes = matching.gather_targets(np.int32([1, NEGATIVE, 0, IGNORE]), anchors, gt, background=9)
     assert labels.tolist() == [2, 9, 4, 9]
     np.testing.assert_array_equal(boxes, [gt.boxes[1], anchors[1], gt.boxes[0], anchors[3]])
+
+
+MIXED = np.array([NEGATIVE] * 40 + [IGNORE] * 10 + [0, 1, 2, 0, 1, 2, 0, 1, 2, 3] + [NEGATIVE] * 40, np.int32)
+sample = jax.jit(matching.sample_balanced, static_argnames=('count', 'positive_share'))
+
+
+@pytest.mark.parametrize('matched, count, share, positives, negatives', [
+    (MIXED, 16, 0.5, 8, 8),
+    (MIXED, 16, 0.25, 4, 12),
+    (MIXED, 60, 0.5, 10, 50),  # there are no more positives: negatives fill up
+    (MIXED, 100, 0.5, 10, 80),
+    (MIXED, 16, 0.0, 0, 16),
+    (np.where(MIXED == NEGATIVE, IGNORE, MIXED), 16, 0.5, 8, 0),  # positives do not
+    (np.full(7, IGNORE, np.int32), 4, 0.5, 0, 0),
+])
+def test_sample_balanced_counts(matched, count, share, positives, negatives):
+    for seed in range(5):
+        drawn = np.asarray(sample(matched, jax.random.key(seed), count=count, positive_share=share))
+        assert drawn.dtype == bool and drawn.shape == matched.shape
+        assert (drawn & (matched >= 0)).sum() == positives and (drawn & (matched == NEGATIVE)).sum() == negatives
+        assert not drawn[matched == IGNORE].any()
+
+
+def test_sample_balanced_is_fair():
+    # Of 10 positives 4 are drawn, of 80 negatives 12, 2000 times: shares of 0.4 and 0.15, deviations of 0.011 and 0.008.
+    keys = jax.random.split(jax.random.key(0), 2000)
+    drawn = jax.jit(jax.vmap(lambda key: matching.sample_balanced(MIXED, key, count=16, positive_share=0.25)))(keys)
+    share = np.asarray(drawn).mean(axis=0)
+    np.testing.assert_allclose(share[MIXED >= 0], 0.4, atol=0.05)
+    np.testing.assert_allclose(share[MIXED == NEGATIVE], 0.15, atol=0.04)
+    assert not (np.asarray(drawn)[0] == np.asarray(drawn)[1]).all()
+
+
+def test_sample_balanced_does_not_depend_on_rows_that_follow():
+    longer = np.concatenate([MIXED, np.full(30, IGNORE, np.int32)])
+    draws = [sample(matched, jax.random.key(1), count=16, positive_share=0.5) for matched in (MIXED, longer)]
+    np.testing.assert_array_equal(draws[0], draws[1][: len(MIXED)])

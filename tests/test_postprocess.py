@@ -196,3 +196,24 @@ def test_postprocess_without_jit():
     arguments = {'pre_nms_topk': 6, 'score_threshold': 0.05, 'iou_threshold': 0.5, 'max_detections': 12}
     ours = run(scores, boxes, jnp.asarray(WINDOW), level_sizes=(4,), **arguments)
     assert listed(ours) == listed(postprocess(scores, boxes, WINDOW, level_sizes=(4,))) != []
+
+
+def test_postprocess_takes_each_classes_own_box():
+    scores, boxes = random_case(3)
+    own = np.stack([boxes + shift for shift in (0, 1, 2)], axis=1)  # [A, K, 4]
+    found = postprocess(scores, own, WINDOW, iou_threshold=1.0, pre_nms_topk=5)
+    rows = {tuple(box): row for row, box in enumerate(boxes)}
+    assert found.valid.sum() > 5
+    for box, score, label in zip(*(np.asarray(x) for x in found[:3])):
+        shifted = [tuple(np.clip(b + label, WINDOW[[0, 1, 0, 1]], WINDOW[[2, 3, 2, 3]])) for b in rows]
+        places = [row for row, b in zip(rows.values(), shifted) if b == tuple(box)]
+        assert any(scores[row, label] == score for row in places)
+    same = np.repeat(boxes[:, None], CLASSES, axis=1)
+    jax.tree.map(np.testing.assert_array_equal, postprocess(scores, same, WINDOW), postprocess(scores, boxes, WINDOW))
+
+
+def test_postprocess_drops_boxes_below_the_smallest_size():
+    boxes = np.float32([[2, 2, 5, 9], [2, 2, 4.9, 9], [8, 2, 12, 4], [20, 4, 30, 9]])  # the last is 4 wide once it is clipped
+    found = run(np.float32([[0.9], [0.8], [0.7], [0.6]]), boxes, WINDOW, level_sizes=(4,), pre_nms_topk=4, iou_threshold=0.9,
+                score_threshold=0.0, max_detections=4, min_size=3.0)  # fmt: skip
+    assert found.scores[found.valid].tolist() == pytest.approx([0.9, 0.6])

@@ -20,7 +20,7 @@ import ml_collections
 import numpy as np
 import optax
 import pytest
-from conftest import TINY_SSD, TINY_YOLO_V1, TINY_YOLO_V2, TINY_YOLO_V3
+from conftest import TINY_FASTER_RCNN, TINY_SSD, TINY_YOLO_V1, TINY_YOLO_V2, TINY_YOLO_V3
 
 from detzoo import inference
 from detzoo.config import ConfigError, complete, defaults, to_json
@@ -353,7 +353,10 @@ def test_checkpoints_refuse_what_is_not_finite(tmp_path, bad):
     assert Checkpoints(tmp_path).latest_step() == 5
 
 
-@pytest.mark.parametrize('model', [TINY_SSD, TINY_YOLO_V1, TINY_YOLO_V2, TINY_YOLO_V3], ids=lambda model: model['name'])
+OTHERS = TINY_FASTER_RCNN, TINY_SSD, TINY_YOLO_V1, TINY_YOLO_V2, TINY_YOLO_V3
+
+
+@pytest.mark.parametrize('model', OTHERS, ids=lambda model: model['name'])
 def test_checkpoints_let_every_kind_of_detector_go_on_with_the_same_bits(tmp_path, tiny_config, model):
     """What RetinaNet does by the training script, see below, the others do by its parts."""
     config = tiny_config(optimizer__name='adamw')

@@ -22,7 +22,8 @@ class FPN(nn.Module):
     """A top-down pathway with lateral connections.
 
     features: channels of every level.
-    extra_from: what P6 and P7 are made from, 'p5' or 'c5' (both exist in the field), or None to leave them out.
+    extra_from: what P6 and P7 are made from, 'p5' or 'c5' (both exist in the field); 'pool': one more level only, every
+        other cell of the last (1612.03144, footnote 1); None: none.
     dtype: of the computation.
     """
 
@@ -33,8 +34,8 @@ class FPN(nn.Module):
     @nn.compact
     def __call__(self, stages: Sequence[jax.Array]) -> Sequence[jax.Array]:
         """Maps backbone stages, finest first, to pyramid levels, finest first, each [B, h, w, features]."""
-        if self.extra_from not in ('p5', 'c5', None):
-            raise ValueError(f"extra_from is {self.extra_from!r}: use 'p5', 'c5' or None")
+        if self.extra_from not in ('p5', 'c5', 'pool', None):
+            raise ValueError(f"extra_from is {self.extra_from!r}: use 'p5', 'c5', 'pool' or None")
 
         def conv(kernel: int, stride: int, name: str) -> nn.Conv:
             return nn.Conv(self.features, (kernel, kernel), (stride, stride), padding=kernel // 2, dtype=self.dtype,
@@ -44,7 +45,9 @@ class FPN(nn.Module):
         for i in reversed(range(len(merged) - 1)):
             merged[i] += upsample(merged[i + 1], *merged[i].shape[1:3])
         levels = [conv(3, 1, f'layer{i + 1}')(x) for i, x in enumerate(merged)]
-        if self.extra_from is not None:
+        if self.extra_from == 'pool':
+            levels.append(levels[-1][:, ::2, ::2])
+        elif self.extra_from is not None:
             first = conv(3, 2, 'extra1')(levels[-1] if self.extra_from == 'p5' else stages[-1])
             levels += [first, conv(3, 2, 'extra2')(nn.relu(first))]
         return tuple(levels)

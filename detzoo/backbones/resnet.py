@@ -80,15 +80,55 @@ DEPTHS = {
 }
 
 
+def run_stage(
+    x: jax.Array, number: int, *, depth: int, width: float, norm: Callable[..., nn.Module], dtype: Any
+) -> jax.Array:
+    """Runs a stage, 1 to 4, whose blocks are parts of the module in whose compact method it is called."""
+    block, block_counts = DEPTHS[depth]
+    features = round(64 * width) * 2 ** (number - 1)
+    for index in range(block_counts[number - 1]):
+        stride = 2 if number > 1 and index == 0 else 1
+        x = block(features, stride, norm, dtype, name=f'stage{number}_block{index + 1}')(x)
+    return x
+
+
 class ResNet(nn.Module):
-    """The four stages of a ResNet.
+    """The stages of a ResNet.
 
     depth: 18, 34, 50 or 101.
     width: factor on all channels; 1 is the paper's 64 in the first stage.
     norm: a name of `norms.NORMS`; norm_epsilon: added to variances.
+    stages: how many, from the first.
     axis_name: the axis over which batch statistics are synchronised.
     dtype: of the computation.
     """
+
+    depth: int = 50
+    width: float = 1.0
+    norm: str = 'batch_norm'
+    norm_epsilon: float = 1e-5
+    stages: int = 4
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> Sequence[jax.Array]:
+        """Maps [B, H, W, 3] to (C2, C3, C4, C5), each [B, H / stride, W / stride, C] with stride 4, 8, 16, 32."""
+        if self.depth not in DEPTHS:
+            raise ValueError(f'no ResNet of depth {self.depth}: use one of {", ".join(map(str, DEPTHS))}')
+        norm = make_norm(self.norm, train=train, axis_name=self.axis_name, dtype=self.dtype, epsilon=self.norm_epsilon)
+        x = conv(round(64 * self.width), 7, 2, self.dtype, 'stem_conv')(x.astype(self.dtype))
+        x = nn.relu(norm(name='stem_norm')(x))
+        x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        outputs = []
+        for number in range(1, self.stages + 1):
+            x = run_stage(x, number, depth=self.depth, width=self.width, norm=norm, dtype=self.dtype)
+            outputs.append(x)
+        return tuple(outputs)
+
+
+class LastStage(nn.Module):
+    """The fourth stage of a ResNet, for features of RoIs (`res5` of Faster R-CNN's C4); the arguments are ResNet's."""
 
     depth: int = 50
     width: float = 1.0
@@ -98,20 +138,7 @@ class ResNet(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> Sequence[jax.Array]:
-        """Maps [B, H, W, 3] to (C2, C3, C4, C5), each [B, H / stride, W / stride, C] with stride 4, 8, 16, 32."""
-        if self.depth not in DEPTHS:
-            raise ValueError(f'no ResNet of depth {self.depth}: use one of {", ".join(map(str, DEPTHS))}')
-        block, block_counts = DEPTHS[self.depth]
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps [N, h, w, C] to [N, h / 2, w / 2, 2 * C]."""
         norm = make_norm(self.norm, train=train, axis_name=self.axis_name, dtype=self.dtype, epsilon=self.norm_epsilon)
-        features = round(64 * self.width)
-        x = conv(features, 7, 2, self.dtype, 'stem_conv')(x.astype(self.dtype))
-        x = nn.relu(norm(name='stem_norm')(x))
-        x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
-        stages = []
-        for stage, count in enumerate(block_counts):
-            for index in range(count):
-                stride = 2 if stage > 0 and index == 0 else 1
-                x = block(features * 2**stage, stride, norm, self.dtype, name=f'stage{stage + 1}_block{index + 1}')(x)
-            stages.append(x)
-        return tuple(stages)
+        return run_stage(x, 4, depth=self.depth, width=self.width, norm=norm, dtype=self.dtype)

@@ -4,6 +4,7 @@ A matcher returns [A] int32: the row of the ground truth an anchor is positive f
 """
 
 import chex
+import jax
 import jax.numpy as jnp
 
 from detzoo.core import boxes as box_ops
@@ -120,6 +121,29 @@ def last_winner(best: Array, candidate: Array, num_anchors: int) -> Array:
     # A maximum over rows, since duplicate indices in a scatter have no order.
     chosen = candidate[:, None] & (best[:, None] == jnp.arange(num_anchors))  # [M, A]
     return jnp.where(chosen, jnp.arange(best.shape[0])[:, None], NEGATIVE).max(axis=0, initial=NEGATIVE).astype(jnp.int32)
+
+
+def sample_balanced(matched: Array, key: Array, *, count: int, positive_share: float) -> Array:
+    """Draws some of the positives and negatives of an image (Faster R-CNN, 1506.01497, section 3.1.3; Fast R-CNN, 2.3).
+
+    Args:
+        matched: [A] int32, as a matcher returns it.
+        key: of the random numbers; an entry's number depends on its row, not on A.
+        count: how many are drawn; fewer if there are fewer.
+        positive_share: at most this share of them is positive; negatives fill the rest.
+
+    Returns:
+        [A] bool.
+    """
+    noise = jax.random.uniform(key, matched.shape)
+
+    def draw(candidate: Array, limit: Array | int) -> Array:
+        value, row = jax.lax.top_k(jnp.where(candidate, noise, -1), min(count, len(matched)))
+        drawn = (value >= 0) & (jnp.arange(len(row)) < limit)
+        return jnp.zeros_like(candidate).at[row].set(drawn, unique_indices=True)
+
+    positive = draw(matched >= 0, int(count * positive_share))
+    return positive | draw(matched == NEGATIVE, count - positive.sum())
 
 
 def inside_crowd(boxes: Array, gt: GroundTruth) -> Array:

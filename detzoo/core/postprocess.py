@@ -22,25 +22,28 @@ def postprocess(
     score_threshold: float,
     iou_threshold: float,
     max_detections: int,
+    min_size: float = 0.0,
 ) -> Detections:
     """Selects, clips and prunes the boxes of one image.
 
     Args:
         scores: [A, K] float in 0..1.
-        boxes: [A, 4] float xyxy.
+        boxes: [A, 4] float xyxy, or [A, K, 4]: of each class its own.
         window: [4] float xyxy, what boxes are clipped to.
         select: scores -> candidates: `top_per_level` or `top_per_class`.
         score_threshold: candidates at or below it are dropped.
         iou_threshold: of the NMS within a class.
         max_detections: D.
+        min_size: boxes that are narrower or lower once they are clipped are dropped, pixels; those without area always.
 
     Returns:
         Detections of one image.
     """
-    chex.assert_shape(boxes, (scores.shape[0], 4))
+    chex.assert_shape(boxes, (scores.shape[0], 4) if boxes.ndim == 2 else (*scores.shape, 4))
     score, label, row = select(scores)  # [T]
-    boxes = box_ops.clip(boxes[row], window)
-    valid = (score > score_threshold) & (box_ops.area(boxes) > 0)
+    boxes = box_ops.clip(boxes[row] if boxes.ndim == 2 else boxes[row, label], window)
+    large = (box_ops.area(boxes) > 0) & (boxes[:, 2:] - boxes[:, :2] >= min_size).all(axis=-1)
+    valid = (score > score_threshold) & large
     indices, kept = nms(boxes, score, label, valid, iou_threshold=iou_threshold, max_detections=max_detections)
     return Detections(
         boxes=jnp.where(kept[:, None], boxes[indices], 0),

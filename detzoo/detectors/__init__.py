@@ -2,12 +2,14 @@
 
 import difflib
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
-from detzoo.detectors import retinanet, ssd, yolo_v1, yolo_v2, yolo_v3
+from detzoo.detectors import faster_rcnn, retinanet, ssd, yolo_v1, yolo_v2, yolo_v3
 from detzoo.types import Detector
 
 DETECTORS = {
+    'faster_rcnn': faster_rcnn.make,
     'retinanet': retinanet.make,
     'ssd': ssd.make,
     'yolo_v1': yolo_v1.make,
@@ -28,13 +30,22 @@ def make_detector(name: str, **kwargs: Any) -> Detector:
 
     Raises:
         ValueError: for an unknown name.
-        TypeError: for an unknown keyword argument; the message names the nearest known one.
+        TypeError: for an unknown keyword argument, or key of a group of them; the message names the nearest known one.
     """
     if name not in DETECTORS:
         raise ValueError(f'unknown detector {name!r}: {", ".join(DETECTORS)} are known')
-    known = list(inspect.signature(DETECTORS[name]).parameters)
-    for key in kwargs:
+    known = _flat({key: parameter.default for key, parameter in inspect.signature(DETECTORS[name]).parameters.items()})
+    for key in _flat(kwargs):
         if key not in known:
             nearest = difflib.get_close_matches(key, known, 1, cutoff=0)
             raise TypeError(f'{name} takes no argument {key!r}: the nearest is {nearest[0]!r} (all: {", ".join(known)})')
     return DETECTORS[name](**kwargs)
+
+
+def _flat(arguments: Mapping[str, Any]) -> list[str]:
+    """The names of arguments; of one that is a group of them, 'group.name' of each."""
+    return [
+        name
+        for key, value in arguments.items()
+        for name in ([f'{key}.{inner}' for inner in value] if hasattr(value, 'keys') else [key])
+    ]

@@ -1,7 +1,8 @@
 """What all detectors do with their network: draw its variables, and run it on inputs."""
 
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,11 @@ from detzoo.types import Array, Inputs, ModelState, Params
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
+
+
+def arguments_of(make: Callable) -> dict[str, Any]:
+    """Lists the arguments of a stage's function that have defaults, with them: a group of a config's keys."""
+    return {name: x.default for name, x in inspect.signature(make).parameters.items() if x.default is not x.empty}
 
 
 def prior_bias(probability: float) -> float:

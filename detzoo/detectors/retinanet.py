@@ -200,15 +200,8 @@ def make(
     )
     base_anchors = [anchor_ops.base_anchors(sizes, aspect_ratios, rounded=round_anchors) for sizes in anchor_sizes]
 
-    def make_anchors(canvas: tuple[int, int], grids: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-        """The anchors of each level, each [h * w * n, 4]."""
-        if len(grids) != len(base_anchors):
-            raise ValueError(f'anchor_sizes has {len(base_anchors)} levels, the pyramid {len(grids)}')
-        strides = [(8 * 2**level,) * 2 for level in range(len(grids))]
-        if anchor_strides == 'canvas_over_grid':
-            strides = [(canvas[0] // height, canvas[1] // width) for height, width in grids]
-        return [anchor_ops.grid_anchors(*level) for level in zip(grids, strides, base_anchors)]
-
+    make_anchors = partial(anchor_ops.pyramid_anchors, bases=base_anchors,
+                           first_stride=8 if anchor_strides == 'power_of_two' else None)
     run = partial(network_ops.apply, network, mean=mean, std=std, bgr=bgr)
 
     match = partial(matching.match_by_threshold, positive_iou=positive_iou, negative_iou=negative_iou,

@@ -1,0 +1,518 @@
+"""Faster R-CNN: *Towards Real-Time Object Detection with Region Proposal Networks* (arXiv 1506.01497), on a feature
+pyramid (1612.03144) or on C4 alone (1512.03385, appendix A).
+
+    images [B, H, W, 3] -> normalise -> ResNet -> levels: FPN P2..P6 (strides 4..64), or C4 (stride 16)
+      -> RPN, on every level: objectness_logits [B, A], deltas [B, A, 4]
+      -> decode -> the best of each level -> clip -> NMS -> proposals [B, P, 4]
+      -> rois [B, R, 4]: in training sampled from proposals and ground truth, else the proposals
+      -> features of each RoI [B, R, s, s, C] -> two fully connected layers, or with C4 the ResNet's last stage
+      -> cls_logits [B, R, K + 1], background last; box_deltas [B, R, K, 4]
+    loss:    anchors x ground truth -> match -> sample -> cross-entropy, smooth L1;
+             rois likewise; each sum divided by the number of its samples
+    predict: softmax -> decode class by class -> clip -> class-aware NMS
+
+The stages are functions of one image, bound to their arguments by `make_rpn`, `make_roi_head` and `make_extract`; they
+carry no gradient from one to the next but through the levels. Detectors of two stages spell out how they follow.
+
+Differences from the paper:
+- The stages are trained together, not in turns, as in the authors' later code and everybody's since.
+- Residual blocks stride in their 3x3 convolution (torchvision), not in the first 1x1.
+- Anchors that leave the image are trained as any other (section 3.3 ignores them), as in 1612.03144.
+- Anchors and RoIs that lie in a crowd are no negatives.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from detzoo.backbones.fpn import FPN
+from detzoo.backbones.resnet import LastStage, ResNet
+from detzoo.core import anchors as anchor_ops
+from detzoo.core import box_coding, losses, matching, roi_features
+from detzoo.core.postprocess import Candidates, postprocess, top_per_level
+from detzoo.detectors import network as network_ops
+from detzoo.detectors.network import IMAGENET_MEAN, IMAGENET_STD
+from detzoo.types import Array, Assignment, Batch, Detections, Detector, GroundTruth, Inputs
+
+Sums = dict[str, Array]
+EMPTY_ROI = (0.0, 0.0, 1.0, 1.0)  # stands where there is no RoI, so that all arithmetic stays finite
+
+
+class RPNHead(nn.Module):
+    """A 3x3 convolution and two of 1x1, applied to every level by the same weights."""
+
+    anchors_per_cell: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, levels: Sequence[Array]) -> tuple[Array, Array]:
+        """Maps levels [B, h, w, C] to objectness_logits [B, A] and deltas [B, A, 4], float32, levels in order."""
+        conv = partial(nn.Conv, kernel_init=nn.initializers.normal(0.01), dtype=self.dtype)
+        shared = conv(levels[0].shape[-1], (3, 3), padding=1, name='conv')
+        objectness = conv(self.anchors_per_cell, (1, 1), name='objectness')
+        deltas = conv(4 * self.anchors_per_cell, (1, 1), name='deltas')
+        hidden = [nn.relu(shared(x)) for x in levels]
+        batch = len(levels[0])
+        return (
+            jnp.concatenate([objectness(x).reshape(batch, -1) for x in hidden], axis=1).astype(jnp.float32),
+            jnp.concatenate([deltas(x).reshape(batch, -1, 4) for x in hidden], axis=1).astype(jnp.float32),
+        )
+
+
+class TwoLayerTrunk(nn.Module):
+    """The two fully connected layers of the head on a pyramid (1612.03144, section 4.2)."""
+
+    features: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Maps [N, s, s, C] to [N, features]."""
+        del train
+        dense = partial(nn.Dense, self.features, kernel_init=nn.initializers.he_normal(), dtype=self.dtype)
+        x = nn.relu(dense(name='fc1')(x.reshape(len(x), -1)))
+        return nn.relu(dense(name='fc2')(x))
+
+
+class BoxHead(nn.Module):
+    """Class logits and box deltas from what a trunk made of the features of RoIs."""
+
+    num_classes: int
+    class_agnostic: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array) -> tuple[Array, Array]:
+        """Maps [N, C] to cls_logits [N, K + 1] and box_deltas [N, K or 1, 4], float32."""
+        dense = partial(nn.Dense, dtype=self.dtype)
+        boxes = 1 if self.class_agnostic else self.num_classes
+        cls_logits = dense(self.num_classes + 1, kernel_init=nn.initializers.normal(0.01), name='cls_logits')(x)
+        box_deltas = dense(4 * boxes, kernel_init=nn.initializers.normal(0.001), name='box_deltas')(x)
+        return cls_logits.astype(jnp.float32), box_deltas.reshape(len(x), boxes, 4).astype(jnp.float32)
+
+
+class FasterRCNN(nn.Module):
+    """The parts of the network.
+
+    fpn_features: None for C4. extract: takes the features of RoIs from levels, see `make_extract`. The rest are `make`'s
+    arguments, or arguments of the parts.
+    """
+
+    num_classes: int
+    backbone: dict[str, Any]
+    fpn_features: int | None
+    anchors_per_cell: int
+    trunk_features: int
+    class_agnostic: bool
+    extract: Callable[[Sequence[Array], Array], Array]
+    dtype: Any
+
+    def setup(self) -> None:
+        """Makes the parts."""
+        if self.fpn_features is None:
+            self.resnet = ResNet(**self.backbone, stages=3, dtype=self.dtype)
+            self.trunk = LastStage(**self.backbone, dtype=self.dtype)
+        else:
+            self.resnet = ResNet(**self.backbone, dtype=self.dtype)
+            self.fpn = FPN(self.fpn_features, extra_from='pool', dtype=self.dtype)
+            self.trunk = TwoLayerTrunk(self.trunk_features, self.dtype)
+        self.rpn_head = RPNHead(self.anchors_per_cell, self.dtype)
+        self.box_head = BoxHead(self.num_classes, self.class_agnostic, self.dtype)
+
+    def levels(self, x: Array, *, train: bool) -> Sequence[Array]:
+        """Maps images [B, H, W, 3] to levels [B, h, w, C], finest first."""
+        with jax.named_scope('backbone'):
+            stages = self.resnet(x, train=train)
+        if self.fpn_features is None:
+            return stages[-1:]
+        with jax.named_scope('neck'):
+            return self.fpn(stages)
+
+    def rpn(self, levels: Sequence[Array]) -> tuple[Array, Array]:
+        """Maps levels to objectness_logits [B, A] and deltas [B, A, 4]."""
+        with jax.named_scope('rpn'):
+            return self.rpn_head(levels)
+
+    def boxes(self, levels: Sequence[Array], rois: Array, *, train: bool) -> tuple[Array, Array]:
+        """Maps rois [B, R, 4] to cls_logits [B, R, K + 1] and box_deltas [B, R, K or 1, 4]."""
+        # The coarsest level of a pyramid is the RPN's alone.
+        x = self.extract(levels if self.fpn_features is None else levels[:-1], rois)  # [B, R, s, s, C]
+        with jax.named_scope('heads'):
+            x = self.trunk(x.reshape(-1, *x.shape[2:]), train=train)
+            outputs = self.box_head(x.mean(axis=(1, 2)) if x.ndim == 4 else x)
+            return jax.tree.map(lambda y: y.reshape(*rois.shape[:2], *y.shape[1:]), outputs)
+
+    def __call__(self, x: Array, *, train: bool) -> Any:
+        """Runs all parts, on one RoI an image, which draws their parameters."""
+        levels = self.levels(x, train=train)
+        return self.rpn(levels), self.boxes(levels, jnp.broadcast_to(jnp.asarray(EMPTY_ROI), (len(x), 1, 4)), train=train)
+
+
+class RPN(NamedTuple):
+    """The first stage.
+
+    anchors_per_cell: n.
+    anchors(canvas, grids): the anchors of each level, each [h * w * n, 4] numpy.
+    match(anchors, gt, key): the sampled anchors' rows of the ground truth, or NEGATIVE; IGNORE elsewhere; [A].
+    loss(objectness_logits, deltas, anchors, matched, gt): sums over an image's sampled anchors.
+    propose(objectness_logits, deltas, window, anchors=, train=): proposals [P, 4], and which are valid [P].
+    """
+
+    anchors_per_cell: int
+    anchors: Callable[..., list[np.ndarray]]
+    match: Callable[..., Array]
+    loss: Callable[..., Sums]
+    propose: Callable[..., tuple[Array, Array]]
+
+
+def make_rpn(
+    first_stride: int,
+    *,
+    anchor_sizes: Sequence[Sequence[float]] = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,)),
+    aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
+    round_anchors: bool = False,
+    anchor_strides: str = 'power_of_two',
+    positive_iou: float = 0.7,
+    negative_iou: float = 0.3,
+    match_best_anchors: bool = True,
+    samples: int = 256,
+    positive_share: float = 0.5,
+    box_loss_beta: float = 1 / 9,
+    pre_nms_topk: int = 1000,
+    train_pre_nms_topk: int = 2000,
+    post_nms_topk: int = 1000,
+    train_post_nms_topk: int = 2000,
+    iou_threshold: float = 0.7,
+    min_size: float = 0.0,
+) -> RPN:
+    """Makes the region proposal network's functions (1506.01497, section 3.1; on levels: 1612.03144, section 4.1).
+
+    Args:
+        first_stride: of the finest level, pixels.
+        anchor_sizes: for each level its anchors' sizes, pixels; all levels have equally many.
+        aspect_ratios: height / width.
+        round_anchors: whether the anchors of a cell have whole coordinates (torchvision).
+        anchor_strides: 'power_of_two', or 'canvas_over_grid': canvas // cells (torchvision).
+        positive_iou, negative_iou: an anchor is positive from the one, negative below the other, ignored between.
+        match_best_anchors: whether each object also gets the anchors that overlap it most.
+        samples: anchors an image that are trained.
+        positive_share: of them, at most.
+        box_loss_beta: of the smooth L1 loss.
+        pre_nms_topk, train_pre_nms_topk: candidates a level, in prediction and in training.
+        post_nms_topk, train_post_nms_topk: P, in prediction and in training.
+        iou_threshold: of the NMS, which is within levels.
+        min_size: narrower or lower proposals are dropped, pixels.
+
+    Returns:
+        an RPN. The sums of its loss are 'rpn_cls_loss', 'rpn_box_loss', 'rpn_positives', 'rpn_negatives'.
+    """
+    if anchor_strides not in ('power_of_two', 'canvas_over_grid'):
+        raise ValueError(f"rpn.anchor_strides is {anchor_strides!r}: use 'power_of_two' or 'canvas_over_grid'")
+    if len({len(sizes) for sizes in anchor_sizes}) != 1:
+        raise ValueError(f'rpn.anchor_sizes must have equally many sizes at each level, which share one head: {anchor_sizes}')
+    anchors = partial(
+        anchor_ops.pyramid_anchors,
+        bases=[anchor_ops.base_anchors(sizes, aspect_ratios, rounded=round_anchors) for sizes in anchor_sizes],
+        first_stride=first_stride if anchor_strides == 'power_of_two' else None,
+    )
+
+    def match(anchors: Array, gt: GroundTruth, key: Array) -> Array:
+        matched = matching.match_by_threshold(anchors, gt, positive_iou=positive_iou, negative_iou=negative_iou,
+                                              match_best_anchors=match_best_anchors)
+        sampled = matching.sample_balanced(matched, key, count=samples, positive_share=positive_share)
+        return jnp.where(sampled, matched, matching.IGNORE)
+
+    def loss(objectness_logits: Array, deltas: Array, anchors: Array, matched: Array, gt: GroundTruth) -> Sums:
+        positive, sampled = matched >= 0, matched != matching.IGNORE
+        _, target_boxes = matching.gather_targets(matched, anchors, gt, background=0)
+        cls_loss = optax.sigmoid_binary_cross_entropy(objectness_logits, positive)
+        box_loss = losses.smooth_l1(deltas, box_coding.encode(target_boxes, anchors), beta=box_loss_beta)
+        return dict(
+            rpn_cls_loss=jnp.where(sampled, cls_loss, 0).sum(),
+            rpn_box_loss=jnp.where(positive[:, None], box_loss, 0).sum(),
+            rpn_positives=positive.sum(),
+            rpn_negatives=(sampled & ~positive).sum(),
+        )
+
+    def propose(
+        objectness_logits: Array, deltas: Array, window: Array, *, anchors: Sequence[np.ndarray], train: bool
+    ) -> tuple[Array, Array]:
+        sizes = [len(level) for level in anchors]
+        level = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+        best = partial(top_per_level, level_sizes=sizes, count=train_pre_nms_topk if train else pre_nms_topk)
+
+        def select(scores: Array) -> Candidates:
+            score, _, row = best(scores)
+            return score, jnp.asarray(level)[row], row  # an NMS within labels is one within levels
+
+        found = postprocess(
+            jax.nn.sigmoid(objectness_logits)[:, None],
+            box_coding.decode(deltas, jnp.asarray(np.concatenate(anchors))),
+            window,
+            select=select,
+            score_threshold=-1.0,
+            iou_threshold=iou_threshold,
+            max_detections=train_post_nms_topk if train else post_nms_topk,
+            min_size=min_size,
+        )
+        return found.boxes, found.valid
+
+    return RPN(len(anchor_sizes[0]) * len(aspect_ratios), anchors, match, loss, propose)
+
+
+class RoIHead(NamedTuple):
+    """The second stage, without its network.
+
+    sample(proposals, valid, gt, key): rois [R, 4], positives first, and their rows of the ground truth, NEGATIVE, or
+        IGNORE where fewer than R were found; [R].
+    loss(cls_logits, box_deltas, rois, matched, gt): sums over an image's RoIs.
+    detect(cls_logits, box_deltas, proposals, valid, window): Detections.
+    """
+
+    sample: Callable[..., tuple[Array, Array]]
+    loss: Callable[..., Sums]
+    detect: Callable[..., Detections]
+
+
+def make_roi_head(
+    num_classes: int,
+    *,
+    positive_iou: float = 0.5,
+    negative_iou: float = 0.5,
+    samples: int = 512,
+    positive_share: float = 0.25,
+    add_ground_truth: bool = True,
+    delta_weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0),
+    box_loss_beta: float = 1 / 9,
+    pre_nms_topk: int = 2000,
+    score_threshold: float = 0.05,
+    iou_threshold: float = 0.5,
+    max_detections: int = 100,
+    min_size: float = 0.0,
+) -> RoIHead:
+    """Makes the functions of the head on RoIs (Fast R-CNN, 1504.08083, section 2.3).
+
+    Args:
+        num_classes: K.
+        positive_iou, negative_iou: a RoI is positive from the one, negative below the other, ignored between.
+        samples: R, RoIs an image that are trained.
+        positive_share: of them, at most.
+        add_ground_truth: whether objects are among the RoIs from which is sampled.
+        delta_weights: factors of the deltas.
+        box_loss_beta: of the smooth L1 loss.
+        pre_nms_topk: candidates of an image.
+        score_threshold: candidates must exceed it.
+        iou_threshold: of the NMS.
+        max_detections: D.
+        min_size: narrower or lower detections are dropped, pixels.
+
+    Returns:
+        a RoIHead. The sums of its loss are 'cls_loss', 'box_loss', 'positives' and 'negatives'.
+    """
+
+    def sample(proposals: Array, valid: Array, gt: GroundTruth, key: Array) -> tuple[Array, Array]:
+        if add_ground_truth:
+            proposals = jnp.concatenate([proposals, gt.boxes])
+            valid = jnp.concatenate([valid, gt.valid & ~gt.crowd])
+        proposals = jnp.where(valid[:, None], proposals, jnp.asarray(EMPTY_ROI))
+        matched = matching.match_by_threshold(proposals, gt, positive_iou=positive_iou, negative_iou=negative_iou,
+                                              match_best_anchors=False)
+        matched = jnp.where(valid, matched, matching.IGNORE)
+        sampled = matching.sample_balanced(matched, key, count=samples, positive_share=positive_share)
+        rank, row = jax.lax.top_k(sampled * (1 + (matched >= 0)), min(samples, len(proposals)))
+        return (
+            jnp.where((rank > 0)[:, None], proposals[row], jnp.asarray(EMPTY_ROI)),
+            jnp.where(rank > 0, matched[row], matching.IGNORE),
+        )
+
+    def loss(cls_logits: Array, box_deltas: Array, rois: Array, matched: Array, gt: GroundTruth) -> Sums:
+        positive, sampled = matched >= 0, matched != matching.IGNORE
+        labels, target_boxes = matching.gather_targets(matched, rois, gt, background=num_classes)
+        cls_loss = optax.softmax_cross_entropy_with_integer_labels(cls_logits, labels)
+        column = jnp.minimum(labels, box_deltas.shape[1] - 1)  # of the object's class, or the only one
+        deltas = jnp.take_along_axis(box_deltas, column[:, None, None], axis=1)[:, 0]  # [R, 4]
+        targets = box_coding.encode(target_boxes, rois, weights=delta_weights)
+        box_loss = losses.smooth_l1(deltas, targets, beta=box_loss_beta)
+        return dict(
+            cls_loss=jnp.where(sampled, cls_loss, 0).sum(),
+            box_loss=jnp.where(positive[:, None], box_loss, 0).sum(),
+            positives=positive.sum(),
+            negatives=(sampled & ~positive).sum(),
+        )
+
+    def detect(cls_logits: Array, box_deltas: Array, proposals: Array, valid: Array, window: Array) -> Detections:
+        scores = jnp.where(valid[:, None], jax.nn.softmax(cls_logits)[:, :-1], 0)  # [P, K]
+        proposals = jnp.broadcast_to(proposals[:, None], (*scores.shape, 4))
+        boxes = box_coding.decode(jnp.broadcast_to(box_deltas, proposals.shape), proposals, weights=delta_weights)
+        select = partial(top_per_level, level_sizes=[len(scores)], count=pre_nms_topk)
+        return postprocess(scores, boxes, window, select=select, score_threshold=score_threshold,
+                           iou_threshold=iou_threshold, max_detections=max_detections, min_size=min_size)
+
+    return RoIHead(sample, loss, detect)
+
+
+def make_extract(
+    first_stride: int,
+    *,
+    operator: str = 'align',
+    output_size: int = 7,
+    samples_per_bin: int = 2,
+    aligned: bool = True,
+    reduce: str = 'average',
+    canonical_size: float = 224.0,
+) -> Callable[[Sequence[Array], Array], Array]:
+    """Makes the function that takes the features of RoIs from levels (see `core.roi_features`).
+
+    Args:
+        first_stride: of the finest level, pixels.
+        operator: 'align' (RoIAlign), 'pool' (RoIPool) or 'warp' (RoIWarp).
+        output_size: s, bins a side.
+        samples_per_bin: s x s of them; 0 with 'align': as many as the RoI's size asks for, up to 4 x 4. Not with 'pool'.
+        aligned: of 'align': whether a cell's features are those of its centre (detectron2), or of its corner (torchvision).
+        reduce: 'average' or 'max', of the samples of a bin. Not with 'pool'.
+        canonical_size: of a RoI that is read from the level of stride 16, pixels (1612.03144, equation 1).
+
+    Returns:
+        a function of levels [B, h, w, C], finest first, and rois [B, R, 4] that gives [B, R, s, s, C].
+    """
+    operators = {
+        'align': partial(roi_features.roi_align, samples_per_bin=samples_per_bin, aligned=aligned, reduce=reduce),
+        'pool': roi_features.roi_pool,
+        'warp': partial(roi_features.roi_warp, samples_per_bin=samples_per_bin, reduce=reduce),
+    }
+    if operator not in operators:
+        raise ValueError(f'roi.operator is {operator!r}: use one of {", ".join(operators)}')
+
+    def extract(levels: Sequence[Array], rois: Array) -> Array:
+        finest = int(math.log2(first_stride))
+        level_of = partial(roi_features.assign_levels, min_level=finest, max_level=finest + len(levels) - 1,
+                           canonical_size=canonical_size)
+        strides = [first_stride * 2**number for number in range(len(levels))]
+        read = partial(operators[operator], strides=strides, output_size=output_size)
+        with jax.named_scope('roi'):
+            return jax.vmap(lambda levels, rois: read(levels, rois, level_of(rois)))(levels, rois)
+
+    return extract
+
+
+def make(
+    *,
+    num_classes: int,
+    depth: int = 50,
+    width: float = 1.0,
+    norm: str = 'frozen_batch_norm',
+    norm_epsilon: float = 1e-5,
+    fpn_features: int | None = 256,
+    trunk_features: int = 1024,
+    class_agnostic: bool = False,
+    rpn: Mapping[str, Any] = network_ops.arguments_of(make_rpn),
+    roi: Mapping[str, Any] = network_ops.arguments_of(make_extract),
+    head: Mapping[str, Any] = network_ops.arguments_of(make_roi_head),
+    rpn_loss_weight: float = 1.0,
+    cls_loss_weight: float = 1.0,
+    box_loss_weight: float = 1.0,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    bgr: bool = False,
+    dtype: str = 'float32',
+    axis_name: str | None = None,
+) -> Detector:
+    """Makes a Faster R-CNN.
+
+    Args:
+        num_classes: K.
+        depth: of the ResNet: 18, 34, 50 or 101.
+        width: factor on the backbone's channels.
+        norm: of the backbone: 'batch_norm' (synchronised over devices), 'frozen_batch_norm' or 'group_norm'.
+        norm_epsilon: added to the backbone's variances.
+        fpn_features: channels of the pyramid; None: no pyramid, but C4, whose head is the ResNet's last stage.
+        trunk_features: of the two fully connected layers of the head on a pyramid.
+        class_agnostic: whether a RoI has one box for all classes.
+        rpn: arguments of `make_rpn`; C4 is one level of anchors.
+        roi: arguments of `make_extract`; C4's output_size is 14, of which the last stage makes 7.
+        head: arguments of `make_roi_head`.
+        rpn_loss_weight, cls_loss_weight, box_loss_weight: of the RPN's two losses, and of the head's.
+        mean, std: of the pixels (0..255) in the network's channel order.
+        bgr: whether the network reads BGR.
+        dtype: of the network's computation, 'float32' or 'bfloat16'; parameters, logits and losses are float32.
+        axis_name: the mapped axis of the devices, or None.
+
+    Returns:
+        a Detector. The metrics of its loss are 'rpn_cls_loss', 'rpn_box_loss', 'cls_loss', 'box_loss', and an image's
+        'rpn_positives', 'rpn_negatives' (anchors), 'positives' and 'negatives' (RoIs). The stages of its assignment are
+        'rpn' and 'rois'.
+    """
+    first_stride = 16 if fpn_features is None else 4
+    stage, head_stage = make_rpn(first_stride, **rpn), make_roi_head(num_classes, **head)
+    network = FasterRCNN(
+        num_classes=num_classes,
+        backbone=dict(depth=depth, width=width, norm=norm, norm_epsilon=norm_epsilon, axis_name=axis_name),
+        fpn_features=fpn_features,
+        anchors_per_cell=stage.anchors_per_cell,
+        trunk_features=trunk_features,
+        class_agnostic=class_agnostic,
+        extract=make_extract(first_stride, **roi),
+        dtype=jnp.dtype(dtype),
+    )
+    run = partial(network_ops.apply, network, mean=mean, std=std, bgr=bgr)
+
+    def propose(net: FasterRCNN, x: Array, window: Array, *, train: bool) -> tuple[Any, ...]:
+        """The first stage: levels; objectness_logits, deltas and anchors [A, 4]; proposals [B, P, 4] and their validity."""
+        levels = net.levels(x, train=train)
+        outputs = net.rpn(levels)  # objectness_logits, deltas
+        with jax.named_scope('rpn'):
+            anchors = stage.anchors(x.shape[1:3], [level.shape[1:3] for level in levels])
+            propose_one = partial(stage.propose, anchors=anchors, train=train)
+            proposals = jax.vmap(lambda *arrays: propose_one(*arrays))(*jax.lax.stop_gradient(outputs), window)
+        return levels, (*outputs, jnp.asarray(np.concatenate(anchors))), proposals
+
+    def both_stages(net: FasterRCNN, x: Array, batch: Batch, rng: Array, *, train: bool) -> tuple[Any, Any]:
+        """What is trained: (objectness_logits, deltas, anchors, matched) and (cls_logits, box_deltas, rois, matched)."""
+        levels, rpn_outputs, proposals = propose(net, x, batch.inputs.window, train=train)
+        with jax.named_scope('loss'):
+            keys = jax.vmap(lambda image: jax.random.split(jax.random.fold_in(rng, image)))(batch.image_id)  # [B, 2]
+            anchors_matched = jax.vmap(stage.match, in_axes=(None, 0, 0))(rpn_outputs[-1], batch.gt, keys[:, 0])
+            rois, rois_matched = jax.vmap(head_stage.sample)(*proposals, batch.gt, keys[:, 1])
+        roi_outputs = net.boxes(levels, rois, train=train)
+        return (*rpn_outputs, anchors_matched), (*roi_outputs, rois, rois_matched)
+
+    def loss(params: Any, model_state: Any, batch: Batch, rng: Array) -> tuple[Array, tuple[Any, dict[str, Array]]]:
+        (of_rpn, of_rois), model_state = run(params, model_state, batch.inputs, train=True, method=both_stages,
+                                             batch=batch, rng=rng)
+        with jax.named_scope('loss'):
+            sums = jax.vmap(stage.loss, in_axes=(0, 0, None, 0, 0))(*of_rpn, batch.gt)
+            sums |= jax.vmap(head_stage.loss)(*of_rois, batch.gt)
+            anchors = losses.normalizer((sums['rpn_positives'] + sums['rpn_negatives']).sum(), axis_name)
+            rois = losses.normalizer((sums['positives'] + sums['negatives']).sum(), axis_name)
+            metrics = dict(
+                rpn_cls_loss=rpn_loss_weight * sums['rpn_cls_loss'].sum() / anchors,
+                rpn_box_loss=rpn_loss_weight * sums['rpn_box_loss'].sum() / anchors,
+                cls_loss=cls_loss_weight * sums['cls_loss'].sum() / rois,
+                box_loss=box_loss_weight * sums['box_loss'].sum() / rois,
+            )
+            counts = {name: sums[name].mean() for name in ('rpn_positives', 'rpn_negatives', 'positives', 'negatives')}
+        return sum(metrics.values()), (model_state, metrics | counts)
+
+    def predict(params: Any, model_state: Any, inputs: Inputs) -> Detections:
+        def detect(net: FasterRCNN, x: Array, *, train: bool) -> Detections:
+            levels, _, (proposals, valid) = propose(net, x, inputs.window, train=train)
+            outputs = net.boxes(levels, proposals, train=train)
+            with jax.named_scope('post'):
+                return jax.vmap(head_stage.detect)(*outputs, proposals, valid, inputs.window)
+
+        return run(params, model_state, inputs, train=False, method=detect)[0]
+
+    def assign(params: Any, model_state: Any, batch: Batch, rng: Array) -> dict[str, Assignment]:
+        (of_rpn, of_rois), _ = run(params, model_state, batch.inputs, train=True, method=both_stages, batch=batch, rng=rng)
+        (_, _, anchors, anchors_matched), (_, _, rois, rois_matched) = of_rpn, of_rois
+        anchors = jnp.broadcast_to(anchors, (*anchors_matched.shape, 4))
+        return {'rpn': Assignment(anchors, anchors_matched), 'rois': Assignment(rois, rois_matched)}
+
+    return Detector(partial(network_ops.init, network), loss, predict, assign)
