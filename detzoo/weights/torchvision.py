@@ -140,7 +140,7 @@ def load_backbone(path: str, params: Params, model_state: ModelState) -> Templat
 
     Args:
         path: of the file.
-        params: of the detector; its backbone lies under 'backbone'.
+        params: of the detector; its backbone lies under 'backbone', a last stage that RoIs run through under 'trunk'.
         model_state: of the detector, likewise in each of its collections.
 
     Returns:
@@ -157,10 +157,17 @@ def load_backbone(path: str, params: Params, model_state: ModelState) -> Templat
     fill = next((fill for first, fill in _CLASSIFIERS.items() if first in params['backbone']), None)
     if fill is None:
         raise ValueError(f'{path}: torchvision has no classifier like the backbone of this model: initialise none')
-    template = params['backbone'], {name: tree['backbone'] for name, tree in model_state.items()}
-    backbone, statistics = fill(entries, template, source=path)
-    model_state = {name: {**tree, 'backbone': statistics[name]} for name, tree in model_state.items()}
-    return {**params, 'backbone': backbone}, model_state
+    parts = ['backbone', 'trunk'] if 'stage4_block1' in params.get('trunk', ()) else ['backbone']
+
+    def joined(tree: Any) -> Any:
+        return {name: module for part in parts for name, module in tree[part].items()}
+
+    def parted(tree: Any, modules: Any) -> Any:
+        return {**tree, **{part: {name: modules[name] for name in tree[part]} for part in parts}}
+
+    template = joined(params), {name: joined(tree) for name, tree in model_state.items()}
+    modules, statistics = fill(entries, template, source=path)
+    return parted(params, modules), {name: parted(tree, statistics[name]) for name, tree in model_state.items()}
 
 
 def _fill(
