@@ -4,7 +4,8 @@
 
 `:v1` and `:v2` are the other two. 24 tiles train, so augmentation decides: crops, flips, quarter turns, changes of colour.
 
-Not measured yet.
+Measured, seed 0, in about 8 minutes each on 2 cores of an x86-64 machine that others shared: v3 AP 0.334, AP50 0.653 and
+v2 AP 0.332, AP50 0.654 after 900 steps; v1 AP 0.016, AP50 0.060 after 4000.
 """
 
 import ml_collections

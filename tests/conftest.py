@@ -182,7 +182,7 @@ TINY_SSDLITE = TINY_SSD | dict(
 # Strides of 4 to 8, so that few of the toy objects share a cell.
 TINY_YOLO_V1 = dict(
     name='yolo_v1', backbone='tiny', stages=3, width=0.25, head_features=(256, 32), local_features=None,
-    score_threshold=0.001, max_detections=10,
+    score_threshold=1e-6, max_detections=10,  # products of two numbers that start near 0
 )
 TINY_YOLO_V2 = dict(
     name='yolo_v2', stages=4, width=0.125, head_features=(256, 256, 256), warm_up_images=16,
