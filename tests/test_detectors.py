@@ -48,12 +48,14 @@ class Variant(NamedTuple):
     counts: {stage of assign: {metric of the loss: function of matched [B, A]}}.
     any_canvas: whether its parameters serve every canvas.
     learns_from_nothing: whether a batch without objects teaches what background is.
+    rates: the first and the last learning rate with which it learns a batch by heart.
     """
 
     arguments: dict[str, Any]
     counts: dict[str, dict[str, Callable]]
     any_canvas: bool = True
     learns_from_nothing: bool = True
+    rates: tuple[float, float] = (8e-3, 1e-3)
 
 
 COUNTS = {'positives': lambda matched: matched >= 0, 'ignored': lambda matched: matched == IGNORE}
@@ -65,9 +67,14 @@ def ssd_variant(arguments):
     return Variant(arguments, {'anchors': COUNTS | SAMPLES}, learns_from_nothing=False)
 
 
-RCNN_COUNTS = {'rpn': {f'rpn_{name}': count for name, count in SAMPLES.items()}, 'rois': SAMPLES}
+def rcnn_variant(arguments):
+    """What a second stage is trained on depends on the first: both want to settle."""
+    counts = {'rpn': {f'rpn_{name}': count for name, count in SAMPLES.items()}, 'rois': SAMPLES}
+    return Variant(arguments, counts, rates=(4e-3, 1e-4))
+
+
 VARIANTS = {
-    'faster_rcnn': Variant(TINY_FASTER_RCNN, RCNN_COUNTS),
+    'faster_rcnn': rcnn_variant(TINY_FASTER_RCNN),
     'retinanet': Variant(TINY_RETINANET, {'anchors': COUNTS}),
     'ssd': ssd_variant(TINY_SSD),
     'yolo_v1': Variant(TINY_YOLO_V1, {'cells': COUNTS}, any_canvas=False),
@@ -77,7 +84,7 @@ VARIANTS = {
 # The contract of these runs with --full only.
 MORE_VARIANTS = {
     'retinanet_giou': Variant(TINY_RETINANET | dict(box_loss='giou', norm='group_norm'), {'anchors': COUNTS}),
-    'faster_rcnn_c4': Variant(TINY_FASTER_RCNN_C4, RCNN_COUNTS),
+    'faster_rcnn_c4': rcnn_variant(TINY_FASTER_RCNN_C4),
     'ssd_resnet18': ssd_variant(TINY_SSD | dict(backbone='resnet18', l2_norm_scale=None, extra_layers=())),
     'ssdlite': ssd_variant(TINY_SSDLITE),
     'yolo_v1_local': Variant(
@@ -379,7 +386,7 @@ def test_loss_on_8_devices_equals_that_on_one(tiny):
 
 
 def test_detector_learns_a_batch_by_heart(tiny):
-    optimizer = optax.adam(optax.linear_schedule(8e-3, 1e-3, 200))
+    optimizer = optax.adam(optax.linear_schedule(*tiny.variant.rates, 200))
     params, model_state, key = tiny.params, tiny.model_state, jax.random.key(0)
     opt_state = optimizer.init(params)
 
