@@ -19,7 +19,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.data.recipe = dict(flip=0.5, scale_range=(0.8, 1.25))
     c.model = dict(
         name='ssd',
-        backbone='resnet18',  # the RetinaNet's, at a third of the time of a VGG-16 as wide
+        backbone='resnet18',  # the RetinaNet's
         width=0.25,  # 16 channels in the first stage
         norm='batch_norm',
         l2_norm_scale=None,  # all levels are normalised alike

@@ -7,7 +7,7 @@ whole: two of them can be compared key by key, and each key can be set on the co
 import difflib
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_collections
@@ -36,8 +36,13 @@ def defaults() -> ml_collections.ConfigDict:
     c.data.validation_split = 'validation'
     c.data.canvases = ((128, 128),)  # (height, width) each; a step draws one; one compilation each
     c.data.canvas_steps = 1  # for how many steps a drawn canvas is kept
+    c.data.mask_size = 0  # side of the masks of objects, cells of their boxes' frames; 0: no masks
     c.data.max_boxes = 32  # rows of ground truth an image; what finds no row is counted (gt_dropped)
     c.data.threads = 8  # that decode and augment
+    # Proposals in place of an RPN's: a file in COCO's results format, or 'ground_truth', the objects; default: none.
+    c.data.train_proposals = config_dict.placeholder(str)
+    c.data.validation_proposals = config_dict.placeholder(str)
+    c.data.max_proposals = 2000  # rows an image, for the best by score; what finds none is counted when the file is read
 
     c.data.recipe = ml_collections.ConfigDict()
     # How an image comes onto a canvas, in training, evaluation and prediction:
@@ -77,6 +82,7 @@ def defaults() -> ml_collections.ConfigDict:
     c.optimizer.warmup_steps = 100
     c.optimizer.weight_decay = 1e-4  # not on biases and normalisation
     c.optimizer.momentum = 0.9  # of 'sgd'
+    c.optimizer.epsilon = 1e-8  # of 'adamw', added to the gradient's root mean square: gradients far below it move nothing
     c.optimizer.clip_norm = 0.0  # limit on the gradient's global norm; 0: none
     c.optimizer.ema_decay = 0.0  # of the moving average of parameters with which is evaluated; 0: none
     c.optimizer.frozen = ''  # regular expression on parameter paths like 'backbone/stem_conv/kernel'
@@ -100,15 +106,17 @@ def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
     Raises:
         ConfigError: for a key that does not exist, with the nearest that does; for a value of `data` that means nothing.
+
+    A group of the detector's arguments that it can do without may be None as a whole (model.rpn).
     """
     name = config.get('model', {}).get('name')
     if name not in DETECTORS:
         raise ConfigError(f'model.name is {name!r}: {", ".join(DETECTORS)} are known')
     whole = defaults()
     whole.model.update(model_defaults(DETECTORS[name]))
-    known = dict(flatten(whole))
+    known, optional = dict(flatten(whole)), optional_groups(DETECTORS[name])
     for key, value in flatten(config):
-        if key not in known:
+        if key not in known and not (value is None and key in optional):
             nearest = difflib.get_close_matches(key, known, 1, cutoff=0)[0]
             raise ConfigError(f'there is no config key {key!r}: the nearest is {nearest!r}')
         whole.update_from_flattened_dict({key: value})
@@ -120,6 +128,8 @@ def check_data(data: ml_collections.ConfigDict) -> None:
     """Refuses values of `config.data` that mean nothing."""
     if data.canvas_steps < 1:
         raise ConfigError(f'data.canvas_steps is {data.canvas_steps}: set it to 1 step or more')
+    if data.max_proposals < 1:
+        raise ConfigError(f'data.max_proposals is {data.max_proposals}: set it to 1 row or more')
     try:
         check_recipe(data.recipe)
     except ValueError as error:
@@ -136,6 +146,14 @@ def model_defaults(make: Callable[..., Any]) -> dict[str, Any]:
         absent = parameter.default is None
         arguments[key] = config_dict.placeholder(types[str(parameter.annotation)]) if absent else parameter.default
     return arguments
+
+
+def optional_groups(make: Callable[..., Any]) -> set[str]:
+    """Lists the keys of a detector's groups of arguments that may be None."""
+    parameters = inspect.signature(make).parameters.values()
+    return {
+        f'model.{p.name}' for p in parameters if isinstance(p.default, Mapping) and str(p.annotation).endswith('| None')
+    }
 
 
 def flatten(config: ml_collections.ConfigDict, prefix: str = '') -> list[tuple[str, Any]]:

@@ -21,11 +21,14 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 import numpy as np
+import pycocotools.mask
 from tqdm.auto import tqdm
 
 from detzoo.config import from_json
+from detzoo.core.masks import paste_masks
 from detzoo.data.geometry import Placement, choose_canvas, place, placement, resize_rule
 from detzoo.data.pipeline import evaluation_batches, shard
+from detzoo.data.proposals import Proposals, load_proposals
 from detzoo.data.records import MAX_PIXELS, DataError, Dataset, decode_image, ground_truth, open_dataset
 from detzoo.detectors import make_detector
 from detzoo.evaluation import coco_metrics, write_detections
@@ -47,6 +50,7 @@ class ImageDetections(NamedTuple):
     labels: [N] int in 0..K-1.
     category_ids: [N] int, the data's own ids.
     class_names: N names.
+    masks: [N, h, w] bool, pixels of the image; or None.
     """
 
     boxes: np.ndarray
@@ -54,11 +58,12 @@ class ImageDetections(NamedTuple):
     labels: np.ndarray
     category_ids: np.ndarray
     class_names: tuple[str, ...]
+    masks: np.ndarray | None = None
 
     def at_least(self, score: float) -> 'ImageDetections':
         """Leaves out lower scores."""
         count = int((self.scores >= score).sum())  # they are sorted
-        return ImageDetections(*(field[:count] for field in self))
+        return ImageDetections(*(None if field is None else field[:count] for field in self))
 
 
 class Classes(NamedTuple):
@@ -82,27 +87,38 @@ class Predictor:
         self.detector = detector_of(config, len(classes.class_names))
         self._predict = jax.jit(self.detector.predict)
 
-    def __call__(self, image: np.ndarray) -> ImageDetections:
+    def __call__(self, image: np.ndarray, proposals: np.ndarray | None = None) -> ImageDetections:
         """Detects the objects of an image.
 
         The image goes onto the config's canvas on which it is largest; a program is compiled for each canvas once.
 
         Args:
             image: [h, w, 3] uint8, RGB, of any size.
+            proposals: [n, 4] xyxy, pixels of the image, at most `data.max_proposals`; a detector of two stages looks there
+                instead of where its RPN would, and needs them if it has none.
 
         Returns:
             ImageDetections.
 
         Raises:
-            ValueError: it is not such an array.
+            ValueError: they are not such arrays.
+            DataError: the detector takes no proposals, or needs them.
         """
         if not (isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8):
             shape = f'{getattr(image, "dtype", type(image).__name__)}{list(np.shape(image))}'
             raise ValueError(f'an image is [h, w, 3] uint8 RGB, not {shape}')
+        check_proposals(self.config, proposals is not None, 'proposals, as in predictor(image, proposals)')
         rule = resize_rule(self.config.data.recipe)
         canvas = choose_canvas(image.shape[:2], evaluation_canvases(self.config), rule)
         pixels, where = place(image, canvas, rule)
-        detections = self._predict(self.params, self.model_state, Inputs(pixels[None], where.window[None]))
+        given = ()
+        if proposals is not None:
+            boxes, rows = np.asarray(proposals, np.float64), self.config.data.max_proposals
+            if boxes.shape[1:] != (4,) or len(boxes) > rows:
+                raise ValueError(f'proposals are [n, 4] xyxy, n at most data.max_proposals={rows}, not {list(boxes.shape)}')
+            given = Proposals([boxes], rows).on_canvas(0, where.matrix_to_image[:2], where.window)
+        inputs = jax.tree.map(lambda x: x[None], Inputs(pixels, where.window, *given))
+        detections = self._predict(self.params, self.model_state, inputs)
         return to_image(jax.tree.map(lambda x: np.asarray(x)[0], detections), where, self.classes)
 
 
@@ -132,32 +148,61 @@ def detector_of(config: ml_collections.ConfigDict, num_classes: int, axis_name: 
     return make_detector(**config.model, num_classes=num_classes, axis_name=axis_name)
 
 
+def check_proposals(config: ml_collections.ConfigDict, given: bool, what: str) -> None:
+    """Refuses proposals for a detector that takes none, and none for one that has no RPN to make them.
+
+    Args:
+        config: of the detector.
+        given: whether it gets proposals.
+        what: to give or to leave out, for the message.
+
+    Raises:
+        DataError: it gets what it cannot use, or lacks what it needs.
+    """
+    if given and 'rpn' not in config.model:
+        raise DataError(f'{config.model.name} takes no proposals: leave out {what}')
+    if not given and config.model.get('rpn', True) is None:
+        raise DataError(f'this {config.model.name} has no RPN (model.rpn is None) and detects nothing by itself: give {what}')
+
+
 def evaluation_canvases(config: ml_collections.ConfigDict) -> Sequence[tuple[int, int]]:
     """The canvases on which images are put for prediction; an image takes the one on which it is largest."""
     return config.evaluation.canvases or config.data.canvases
+
+
+def evaluated_kinds(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """What of detections is evaluated: boxes, and masks where the data bring them."""
+    return ('bbox', 'segm') if config.data.mask_size else ('bbox',)
 
 
 def to_image(detections: Detections, where: Placement, classes: Classes) -> ImageDetections:
     """Maps the detections of one image, as numpy, from its canvas to its own pixels."""
     rows = np.flatnonzero(detections.valid)
     labels = detections.labels[rows]
+    boxes = where.to_image(detections.boxes[rows].astype(np.float64))
+    size = round(where.size[1] / where.scale[1]), round(where.size[0] / where.scale[0])
     return ImageDetections(
-        boxes=where.to_image(detections.boxes[rows].astype(np.float64)),
+        boxes=boxes,
         scores=detections.scores[rows].astype(np.float64),
         labels=labels,
         category_ids=np.asarray(classes.category_ids)[labels],
         class_names=tuple(classes.class_names[label] for label in labels),
+        masks=None if detections.masks is None else paste_masks(detections.masks[rows], boxes, size),
     )
 
 
 def to_coco(detections: ImageDetections, image_id: int) -> list[dict[str, Any]]:
-    """Writes the detections of an image in COCO's results format: boxes are xywh."""
+    """Writes the detections of an image in COCO's results format: boxes are xywh, masks compressed RLE."""
     boxes = detections.boxes.copy()
     boxes[:, 2:] -= boxes[:, :2]
-    return [
+    results = [
         {'image_id': int(image_id), 'category_id': int(category), 'bbox': box.tolist(), 'score': float(score)}
         for category, box, score in zip(detections.category_ids, boxes, detections.scores)
     ]
+    if detections.masks is not None:
+        for result, rle in zip(results, pycocotools.mask.encode(np.asfortranarray(detections.masks.transpose(1, 2, 0)))):
+            result['segmentation'] = {'size': rle['size'], 'counts': rle['counts'].decode()}
+    return results
 
 
 def make_predict_step(detector: Detector, canvases: Sequence[Any], devices: Any = None) -> Callable[..., Any]:
@@ -178,6 +223,7 @@ def predict_dataset(
     truth: dict[str, Any],
     config: ml_collections.ConfigDict,
     *,
+    proposals: Proposals | None = None,
     on_batch: Callable[[Batch], None] = lambda batch: None,
 ) -> list[dict[str, Any]]:
     """Detects the objects of a split on all devices, each image once.
@@ -188,6 +234,7 @@ def predict_dataset(
         dataset: the split.
         truth: its `records.ground_truth`.
         config: of the run.
+        proposals: of the split, for a detector that is to look there; None: none.
         on_batch: is called with each sharded batch, for what else is to be computed from it.
 
     Returns:
@@ -203,6 +250,8 @@ def predict_dataset(
         max_boxes=config.data.max_boxes,
         recipe=config.data.recipe,
         batch_size=config.evaluation.batch_size,
+        mask_size=config.data.mask_size,
+        proposals=proposals,
         process=jax.process_index(),
         processes=jax.process_count(),
         threads=config.data.threads,
@@ -233,24 +282,30 @@ def predict_dataset(
 
 
 def evaluate_workdir(
-    workdir: str | os.PathLike, step: int | None = None, data_dir: str | None = None
+    workdir: str | os.PathLike, step: int | None = None, data_dir: str | None = None, proposals: str | None = None
 ) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
     """Evaluates a checkpoint on all devices; writes `evaluation.json` and `detections.json.gz` into the workdir.
+
+    With other proposals than the run's they are `evaluation_given_proposals.json` and
+    `detections_given_proposals.json.gz`, so that the usual ones stay; 'proposals' among the metrics says which.
 
     Args:
         workdir: of a run.
         step: of the checkpoint, the newest by default.
         data_dir: where data sets lie, as in training by default.
+        proposals: of the validation split, as `load_proposals` takes them; those of the config by default.
 
     Returns:
         the metrics with their 'step', the ground truth, and the detections as COCO results.
 
     Raises:
-        DataError: the data set is not there, or its classes are not those of the run.
+        DataError: the data set is not there, or its classes are not those of the run; the proposals cannot be used.
         FileNotFoundError: there is no such run or checkpoint.
     """
     predictor = load(workdir, step)
     config = predictor.config
+    source = proposals or config.data.validation_proposals
+    check_proposals(config, source is not None, 'proposals (--proposals)')
     dataset = open_dataset(config.data.name, config.data.validation_split, data_dir or config.data.data_dir)
     if predictor.classes != (dataset.class_names, dataset.category_ids):
         raise DataError(
@@ -260,14 +315,18 @@ def evaluate_workdir(
     devices = jax.local_device_count() * jax.process_count()
     config = config.copy_and_resolve_references()
     config.evaluation.batch_size = -(-config.evaluation.batch_size // devices) * devices  # any machine may evaluate
+    given = load_proposals(source, dataset, config.data.max_proposals)
     truth = ground_truth(dataset)
     predict_step = make_predict_step(predictor.detector, evaluation_canvases(config))
     params, model_state = parallel.replicate((predictor.params, predictor.model_state))
-    results = predict_dataset(predict_step, params, model_state, dataset, truth, config)
-    metrics = {'step': predictor.step, **coco_metrics(truth, results)}
+    results = predict_dataset(predict_step, params, model_state, dataset, truth, config, proposals=given)
+    metrics = {'step': predictor.step, **coco_metrics(truth, results, evaluated_kinds(config))}
+    suffix = ''
+    if proposals is not None:
+        metrics, suffix = {'proposals': proposals, **metrics}, '_given_proposals'
     if jax.process_index() == 0:
-        write_detections(pathlib.Path(workdir) / 'detections.json.gz', results)
-        write_text(pathlib.Path(workdir) / 'evaluation.json', json.dumps(metrics, indent=2) + '\n')
+        write_detections(pathlib.Path(workdir) / f'detections{suffix}.json.gz', results)
+        write_text(pathlib.Path(workdir) / f'evaluation{suffix}.json', json.dumps(metrics, indent=2) + '\n')
     return metrics, truth, results
 
 
@@ -326,7 +385,8 @@ def predict_files(
             if picture.exists() or picture == written / 'overview.png':  # a.jpg beside a.png; the sheet's own name
                 picture = picture.with_name(f'{path.name}.png')
             picture.parent.mkdir(parents=True, exist_ok=True)
-            drawn = draw_boxes(image, found.boxes, found.labels, found.scores, predictor.classes.class_names)
+            names = predictor.classes.class_names
+            drawn = draw_boxes(image, found.boxes, found.labels, found.scores, names, masks=found.masks)
             write_png(picture, drawn)
             if len(overview) < OVERVIEW:
                 overview.append(drawn)

@@ -49,7 +49,7 @@ class GroundTruth(NamedTuple):
     crowd: [..., M] bool, True where a box stands for a group: never a positive; what lies in it is ignored.
     dropped: [...] int32, how many objects of the image found no row because it has more than M.
     cropped: [...] int32, how many objects of the image lie outside of the crop that was taken.
-    masks: [..., M, S, S] float32 in 0..1 in the frame of each box, or None.
+    masks: [..., M, S, S] bool in the frame of each box, or None.
     """
 
     boxes: Array

@@ -35,6 +35,7 @@ _PALETTE = (
     (124, 77, 255),
 )
 _READABLE = 480  # pixels: images whose shorter side is less are enlarged
+_OPACITY = 0.45  # of masks
 _CROWDED = 0.15  # names that would cover more than this share of the picture give way to a legend
 
 Rectangle = tuple[int, int, int, int]  # x1, y1, x2, y2 pixels, the second corner exclusive
@@ -53,9 +54,10 @@ def draw_boxes(
     class_names: Sequence[str],
     *,
     crowd: np.ndarray | None = None,
+    masks: np.ndarray | None = None,
     scale: float | None = None,
 ) -> np.ndarray:
-    """Draws boxes on an enlarged copy of an image, in the colours of their classes, the best score on top.
+    """Draws boxes, and masks, on an enlarged copy of an image, in the colours of their classes, the best score on top.
 
     A box's line lies inside the box, its outer edge on the box's, and is thinner where boxes are small. Each box is named,
     with its score; where the names would cover too much of the picture, a legend below counts the classes instead.
@@ -67,6 +69,7 @@ def draw_boxes(
       scores: [N] in 0..1, or None.
       class_names: [K].
       crowd: [N] bool, True for boxes to be dashed; or None.
+      masks: [N, h, w] bool, to be tinted; or None.
       scale: factor of enlargement; None for the least whole number that makes the shorter side 480 pixels or more.
 
     Returns:
@@ -91,6 +94,10 @@ def draw_boxes(
     font = ImageFont.load_default(max(14, min(size) // 50))
     crowded = sum(math.prod(_text_size(text, font)) for text in texts) > _CROWDED * math.prod(size)
 
+    if masks is not None:
+        for index in reversed(best_first):
+            mask = Image.fromarray(np.uint8(255 * _OPACITY) * masks[index]).resize(size, Image.Resampling.BILINEAR)
+            picture.paste(class_color(labels[index]), mask=mask)
     draw = ImageDraw.Draw(picture)
     width = _line_width(rectangles, size)
     for index in reversed(best_first):

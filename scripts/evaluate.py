@@ -5,6 +5,9 @@
 Prints the COCO table; writes evaluation.json (step, images, the 12 numbers, AP per class; an absent number is null) and
 detections.json.gz (COCO's results format) into the workdir. Every image counts once, on all devices; the averaged
 parameters are used where the run keeps an average.
+
+--proposals=ground_truth gives a detector of two stages the objects as proposals, and so tells errors of its first stage
+from those of its second; the results are then called evaluation_given_proposals.json and detections_given_proposals.json.gz.
 """
 
 import sys
@@ -14,6 +17,9 @@ from absl import app, flags, logging
 WORKDIR = flags.DEFINE_string('workdir', None, 'The workdir of a run.', required=True)
 CHECKPOINT = flags.DEFINE_integer('checkpoint', None, 'The step of the checkpoint; the newest by default.')
 DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where data sets lie; as in training by default.')
+PROPOSALS = flags.DEFINE_string(
+    'proposals', None, "Proposals instead of the RPN's: 'ground_truth', or a file in COCO's results format."
+)
 VOC = flags.DEFINE_bool('voc', False, "Also print PASCAL VOC's mAP, of 2007 and of 2010 on.")
 CLASS_AGNOSTIC = flags.DEFINE_bool('class_agnostic', False, 'Also print the table in which all classes count as one.')
 
@@ -29,7 +35,7 @@ def main(argv: list[str]) -> None:
 
     keep_compilations()
     try:
-        metrics, truth, results = evaluate_workdir(WORKDIR.value, CHECKPOINT.value, DATA_DIR.value)
+        metrics, truth, results = evaluate_workdir(WORKDIR.value, CHECKPOINT.value, DATA_DIR.value, PROPOSALS.value)
     except (DataError, FileNotFoundError) as error:
         sys.exit(f'error: {error}')
     print(format_table(metrics))

@@ -4,27 +4,33 @@
   python scripts/make_parity_fixtures.py
 
 The weights are drawn from the names of their entries (`torchvision_parity.drawn_entries`), so only names and shapes are
-stored, with one small image, every n-th value of each tensor, and all detections.
+stored, with one small image, every n-th value of each tensor, all detections, and the losses that are compared.
 """
 
 import json
 import pathlib
 
 import numpy as np
-from absl import app
+from absl import app, flags
 
 from detzoo.weights.parity import drawn_image
-from detzoo.weights.torchvision_parity import build_peer, draw_peer, run_peer
+from detzoo.weights.torchvision import PEERS
+from detzoo.weights.torchvision_parity import VIEWS, build_peer, draw_peer, drawn_training, peer_losses, run_peer
+
+_MODELS = flags.DEFINE_list('models', [], 'Whose fixtures are made; by default all.')
 
 FOLDER = pathlib.Path(__file__).parents[1] / 'tests' / 'fixtures'
-# (Sides of the image, how often each of its pixels is repeated, arguments of the model): none is resized then. RetinaNet
-# pads its image to 96 x 128, the SSDs see all of 300 x 300 and 320 x 320.
+# (Sides of the image, how often each of its pixels is repeated): none is resized then. RetinaNet pads its image to 96 x 128,
+# the R-CNNs to 128 x 256, the SSDs see all of 300 x 300 and 320 x 320.
 CASES = {
-    'retinanet_resnet50_fpn': ((96, 118), 1, dict(min_size=96, max_size=128)),
-    'ssd300_vgg16': ((75, 75), 4, {}),
-    'ssdlite320_mobilenet_v3_large': ((80, 80), 4, {}),
+    'retinanet_resnet50_fpn': ((96, 118), 1),
+    'ssd300_vgg16': ((75, 75), 4),
+    'ssdlite320_mobilenet_v3_large': ((80, 80), 4),
+    'fasterrcnn_resnet50_fpn': ((32, 62), 4),
+    'maskrcnn_resnet50_fpn': ((32, 62), 4),
 }
-VALUES, ANCHOR_VALUES = 500, 10_000  # stored of a tensor, at most about
+VALUES = 500  # stored of a tensor, at most about
+MORE_VALUES = {'anchors': 10_000, 'proposals': 10_000}  # all proposals: the rows of other tensors are in their order
 
 
 def main(argv: list[str]) -> None:
@@ -32,16 +38,22 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f'unknown arguments: {" ".join(argv[1:])}')
 
     FOLDER.mkdir(exist_ok=True)
-    for name, (sides, repeat, changes) in CASES.items():
-        model = build_peer(name, **changes)
+    for name in _MODELS.value or CASES:
+        sides, repeat = CASES[name]
+        model = build_peer(name, **VIEWS[name].reduced)
         shapes = {entry: array.shape for entry, array in draw_peer(model).items()}
         image = drawn_image(*sides, seed=0)
-        tensors, detections, _ = run_peer(name, model, image.repeat(repeat, axis=0).repeat(repeat, axis=1))
+        enlarged = image.repeat(repeat, axis=0).repeat(repeat, axis=1)
+        tensors, detections, _ = run_peer(name, model, enlarged)
         golden = {'image': image, 'repeat': repeat, 'shapes': json.dumps(shapes)}
         for key, tensor in tensors.items():
-            values = ANCHOR_VALUES if key == 'anchors' else VALUES
-            step = max(1, tensor.size // values) | 1  # odd: not always the same channels
+            step = max(1, tensor.size // MORE_VALUES.get(key, VALUES)) | 1  # odd: not always the same channels
             golden |= {f'{key}.step': step, f'{key}.max': abs(tensor).max(), f'{key}.values': tensor.ravel()[::step]}
+        if 'masks' in detections:
+            detections['masks'] = np.packbits(detections['masks'], axis=-1)
+        if VIEWS[name].losses:
+            losses = peer_losses(name, model, *drawn_training(enlarged, PEERS[name].model['num_classes']))
+            golden |= {f'loss.{key}': value for key, value in losses.items()}
         path = FOLDER / f'{name}.npz'
         np.savez_compressed(path, **golden, **detections)
         print(f'{path.name}: {path.stat().st_size / 1000:.0f} kB, {len(detections["scores"])} detections')

@@ -15,12 +15,13 @@ tests/fixtures/roi_features.npz has four levels of features, RoIs on their canva
     CASE.gradient       like the features; of pyramid one array a level, pyramid.gradient_0 and so on
     level               [R] int64, the level of each RoI in pyramid
 
-tests/fixtures/masks.npz has what torchvision pastes:
+tests/fixtures/masks.npz has what torchvision pastes, and what it trains masks towards:
 
     masks       [D, m, m] float32, probabilities
     boxes       [D, 4] float32 xyxy: in the image, across its border, smaller than a pixel
     image_size  [2], H and W
     pasted      the probabilities above 0.5, [D, H, W] packed to bits
+    gt_masks, gt_boxes, matched, rois, average_targets: of `masks.average_mask_targets`, its arguments and result
 """
 
 import functools
@@ -96,7 +97,24 @@ def mask_arrays() -> dict[str, np.ndarray]:
     boxes[:, 2:] = np.maximum(boxes[:, 2:], 1)  # torchvision has none that is outside
     boxes = boxes.astype(np.float32)
     pasted = paste_masks_in_image(torch.tensor(masks)[:, None], torch.tensor(boxes), size)[:, 0].numpy()
-    return dict(masks=masks, boxes=boxes, image_size=np.array(size), pasted=np.packbits(pasted > 0.5))
+    return dict(masks=masks, boxes=boxes, image_size=np.array(size), pasted=np.packbits(pasted > 0.5), **target_arrays())
+
+
+def target_arrays() -> dict[str, np.ndarray]:
+    """Masks of as many cells as their boxes have pixels, RoIs around them, and what torchvision trains them towards."""
+    rng = np.random.RandomState(2)
+    side, count = 40, 12
+    gt_masks = np.kron(rng.uniform(size=(2, 8, 8)) < 0.6, np.ones((5, 5))).astype(bool)
+    gt_boxes = np.float32([[12, 8, 12 + side, 8 + side], [45, 15, 45 + side, 15 + side]])
+    matched = rng.randint(0, 2, count)
+    rois = (gt_boxes[matched] + rng.normal(size=(count, 4)) * 8).astype(np.float32)
+    rois[:2, 2:] = rois[:2, :2] + [[9, 5], [0.5, 70]]  # cells smaller than a pixel; narrower than one
+    whole = np.zeros((2, 70, 110), np.float32)
+    for mask, pixels, (x1, y1, x2, y2) in zip(gt_masks, whole, gt_boxes.astype(int)):
+        pixels[y1:y2, x1:x2] = mask
+    rows = torch.tensor(np.concatenate([matched[:, None], rois], axis=1).astype(np.float32))
+    targets = roi_align(torch.tensor(whole)[:, None], rows, 14, 1.0)[:, 0].numpy()
+    return dict(gt_masks=gt_masks, gt_boxes=gt_boxes, matched=matched, rois=rois, average_targets=targets)
 
 
 def main(argv: list[str]) -> None:

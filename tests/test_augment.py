@@ -2,11 +2,13 @@
 
 import colorsys
 
+import cv2
 import numpy as np
 import pytest
 
 from detzoo.config import defaults
 from detzoo.data import augment as aug
+from detzoo.data.geometry import mask_in_frame
 
 RECIPE = defaults().data.recipe.to_dict() | dict(flip=0.0)  # nothing is varied
 SSD = dict(resize='stretch', zoom_out=4.0, iou_crop=True)
@@ -75,6 +77,24 @@ def test_augment_moves_boxes_with_pixels(flip, rotate90, size, scale_range):
         assert len(seen) == (4 if rotate90 else 1)  # all four turns occur
     else:
         assert len(seen) > 10
+
+
+@pytest.mark.parametrize('name', OPTIONS)
+def test_augment_says_where_pixels_come_from(name):
+    """What a mask in a box's frame shows, painted onto the canvas, is the object that augmentation put there."""
+    image, boxes = painted(40, 60, (3, 5, 22, 31), (30, 8, 51, 36))
+    image[5:12, 3:10, 0] = image[20:36, 44:51, 1] = 0  # each misses a corner, so that turns and flips show
+    compared = 0
+    for seed in range(20):
+        result = run(image, boxes, (64, 80), seed, **dict(flip=0.5, rotate90=True) | OPTIONS[name])
+        for box, channel in zip(result.boxes, result.kept):
+            mask = mask_in_frame(image[..., channel] > 0, box, result.to_record, 64)
+            x1, y1, x2, y2 = np.rint(box).astype(int)
+            if min(x2 - x1, y2 - y1) >= 8:
+                expected = cv2.resize(result.image[y1:y2, x1:x2, channel], (64, 64), interpolation=cv2.INTER_LINEAR) > 127
+                assert (mask & expected).sum() > 0.8 * (mask | expected).sum()
+                compared += 1
+    assert compared > 10
 
 
 def test_augment_draws_scales_log_uniformly_between_the_limits():

@@ -3,6 +3,8 @@
 import pathlib
 import runpy
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import ml_collections
 import pytest
@@ -50,7 +52,9 @@ def from_command_line(tmp_path, monkeypatch):
 def test_config_files_are_whole(path):
     config = runpy.run_path(str(path))['get_config']()
     whole = complete(ml_collections.ConfigDict(dict(model=dict(name=config.model.name))))
-    assert set(dict(configs.flatten(config))) == set(dict(configs.flatten(whole)))
+    keys, known = (set(dict(configs.flatten(c))) for c in (config, whole))
+    left_out = keys - known  # groups that are None
+    assert keys - left_out == {key for key in known if key.rpartition('.')[0] not in left_out}
     assert differences(config, complete(config)) == {}
     assert differences(config, from_json(to_json(config))) == {}
 
@@ -128,6 +132,7 @@ def test_differences_name_the_keys_with_both_values():
 
 @pytest.mark.parametrize('data, words', [
     (dict(canvas_steps=0), 'data.canvas_steps is 0'),
+    (dict(max_proposals=0), 'data.max_proposals is 0'),
     (dict(recipe=dict(resize='warp')), "data.recipe.resize is 'warp'"),
 ])
 def test_complete_refuses_data_that_mean_nothing(data, words):
@@ -142,9 +147,11 @@ def test_mutable_keys_exist():
 
 
 @pytest.mark.parametrize('argument, value', [
-    ('model.head_norm=group_norm', 'group_norm'),  # these four are None by default
+    ('model.head_norm=group_norm', 'group_norm'),  # the first of these are None by default
     ('data.recipe.shorter_side=50', 50),
     ('data.data_dir=/data', '/data'),
+    ('data.train_proposals=ground_truth', 'ground_truth'),
+    ('data.validation_proposals=detections.json.gz', 'detections.json.gz'),
     ('initialize_backbone=r50.safetensors', 'r50.safetensors'),
     ('model.width=0.5', 0.5),
     ('model.anchor_sizes=((8.0,),(16.0,),(32.0,),(64.0,),(99.0,))', ((8.0,), (16.0,), (32.0,), (64.0,), (99.0,))),
@@ -189,6 +196,24 @@ def test_groups_of_arguments_are_keys_of_their_own():
     config.model.rpn = dict(sample=64)
     with pytest.raises(ConfigError, match=r"no config key 'model.rpn.sample': the nearest is 'model.rpn.samples'"):
         complete(config)
+
+
+def test_groups_of_arguments_may_be_none_where_the_detector_says_so(monkeypatch):
+    def make(*, num_classes: int, first: Mapping[str, Any] | None = {'a': 1}, second: Mapping[str, Any] = {'b': 2}):  # noqa: B006
+        pass
+
+    monkeypatch.setitem(DETECTORS, 'two_groups', make)
+
+    def completed(**model):
+        return complete(ml_collections.ConfigDict(dict(model=dict(name='two_groups', **model))))
+
+    assert completed().model.to_dict() == dict(name='two_groups', first=dict(a=1), second=dict(b=2))
+    whole = completed(first=None)
+    assert whole.model.to_dict() == dict(name='two_groups', first=None, second=dict(b=2))
+    assert differences(whole, complete(whole)) == differences(whole, from_json(to_json(whole))) == {}
+    assert differences(completed(), whole) == {'model.first.a': (1, None)}
+    with pytest.raises(ConfigError, match="no config key 'model.second': the nearest is 'model.second.b'"):
+        completed(second=None)
 
 
 def test_make_detector_names_the_known_ones():

@@ -160,6 +160,20 @@ def test_random_batch_is_valid_and_seeded():
     jax.tree.map(np.testing.assert_array_equal, batch, again)
 
 
+def test_random_batch_has_proposals_where_the_config_gives_them():
+    config = small_config()
+    plain = cost.random_batch(config, (64, 96), 2, num_classes=5)
+    assert plain.inputs.proposals is None
+    config.data.max_proposals = 7
+    for key in ('train_proposals', 'validation_proposals'):
+        config.data.update(dict(train_proposals=None, validation_proposals=None) | {key: 'ground_truth'})
+        inputs = cost.random_batch(config, (64, 96), 2, num_classes=5).inputs
+        boxes = inputs.proposals
+        assert boxes.shape == (2, 7, 4) and boxes.dtype == np.float32 and (boxes[..., 2:] > boxes[..., :2]).all()
+        assert inputs.proposals_valid.shape == (2, 7) and inputs.proposals_valid.all()
+        np.testing.assert_array_equal(inputs.images, plain.inputs.images)
+
+
 def test_train_program_needs_no_weights():
     """The file does not exist; no parameter is made either. Each of 2 devices gets its half of the batch."""
     config = small_config()

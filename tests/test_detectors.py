@@ -21,6 +21,8 @@ from conftest import (
     CATEGORY_IDS,
     TINY_FASTER_RCNN,
     TINY_FASTER_RCNN_C4,
+    TINY_MASK_RCNN,
+    TINY_MASK_RCNN_C4,
     TINY_RETINANET,
     TINY_SSD,
     TINY_SSDLITE,
@@ -75,6 +77,7 @@ def rcnn_variant(arguments):
 
 VARIANTS = {
     'faster_rcnn': rcnn_variant(TINY_FASTER_RCNN),
+    'mask_rcnn': rcnn_variant(TINY_MASK_RCNN),
     'retinanet': Variant(TINY_RETINANET, {'anchors': COUNTS}),
     'ssd': ssd_variant(TINY_SSD),
     'yolo_v1': Variant(TINY_YOLO_V1, {'cells': COUNTS}, any_canvas=False),
@@ -85,6 +88,7 @@ VARIANTS = {
 MORE_VARIANTS = {
     'retinanet_giou': Variant(TINY_RETINANET | dict(box_loss='giou', norm='group_norm'), {'anchors': COUNTS}),
     'faster_rcnn_c4': rcnn_variant(TINY_FASTER_RCNN_C4),
+    'mask_rcnn_c4': rcnn_variant(TINY_MASK_RCNN_C4),
     'ssd_resnet18': ssd_variant(TINY_SSD | dict(backbone='resnet18', l2_norm_scale=None, extra_layers=())),
     'ssdlite': ssd_variant(TINY_SSDLITE),
     'yolo_v1_local': Variant(
@@ -116,6 +120,9 @@ SWITCHES = [
         rpn=TINY_FASTER_RCNN['rpn'] | dict(anchor_strides='canvas_over_grid', round_anchors=True, match_best_anchors=False),
     ),  # fmt: skip
     TINY_FASTER_RCNN_C4 | dict(depth=50, norm='frozen_batch_norm', dtype='bfloat16', roi=dict(operator='pool', output_size=14)),
+    TINY_MASK_RCNN | dict(mask=dict(head='mlp', layers=1, features=16, class_agnostic=True)),
+    TINY_MASK_RCNN | dict(mask=dict(layers=1, features=16, activation='softmax'), dtype='bfloat16'),
+    TINY_MASK_RCNN_C4 | dict(mask=dict(layers=0, features=16, activation='softmax', class_agnostic=True)),
     TINY_RETINANET | dict(depth=34, norm='frozen_batch_norm', head_norm=None, extra_levels_from='c5'),
     TINY_RETINANET | dict(depth=50, norm='group_norm', head_depth=4, aspect_ratios=(0.5, 1.0), box_loss='diou'),
     TINY_RETINANET | dict(depth=101, norm='batch_norm', dtype='bfloat16', box_loss='ciou'),
@@ -136,6 +143,9 @@ SWITCHES = [
 ]
 
 
+DISC = np.hypot(*(np.mgrid[:8, :8] - 3.5)) < 4  # of all objects, in the frames of their boxes
+
+
 def make_batch(rows=ROWS):
     """Images of blocks on canvases which they do not fill; the third without objects, the fourth with a crowd."""
     images = np.zeros((BATCH, *CANVAS, 3), np.uint8)
@@ -146,6 +156,7 @@ def make_batch(rows=ROWS):
         crowd=np.zeros((BATCH, rows), bool),
         dropped=np.zeros(BATCH, np.int32),
         cropped=np.zeros(BATCH, np.int32),
+        masks=np.zeros((BATCH, rows, 8, 8), bool),
     )
     window = np.zeros((BATCH, 4), np.float32)
     for i in range(BATCH):
@@ -153,7 +164,7 @@ def make_batch(rows=ROWS):
         images[i, :height, :width], boxes, labels = draw_blocks(50 + i, height, width, 0 if i == 2 else 3)
         count = len(boxes)
         gt.boxes[i, :count] = boxes + np.pad(boxes[:, :2], ((0, 0), (2, 0)))
-        gt.labels[i, :count], gt.valid[i, :count] = labels, True
+        gt.labels[i, :count], gt.valid[i, :count], gt.masks[i, :count] = labels, True, DISC
         window[i, 2:] = width, height
     gt.crowd[3, 0] = True
     return Batch(Inputs(images, window), gt, np.arange(BATCH, dtype=np.int32), np.ones(BATCH, bool))
@@ -209,7 +220,7 @@ def assert_close(first, second, tolerance=1e-5):
 def garble(batch, rows=True, pixels=True):
     """Garbage in the padding rows of the ground truth, and outside of the windows."""
     rng = np.random.RandomState(3)
-    images, boxes, labels = batch.inputs.images.copy(), batch.gt.boxes.copy(), batch.gt.labels.copy()
+    images, boxes, labels, masks = (x.copy() for x in (batch.inputs.images, batch.gt.boxes, batch.gt.labels, batch.gt.masks))
     crowd = batch.gt.crowd | ~batch.gt.valid
     if pixels:
         for image, (_, _, width, height) in zip(images, batch.inputs.window.astype(int)):
@@ -222,7 +233,8 @@ def garble(batch, rows=True, pixels=True):
         garbage = [[-50, np.nan, 1e9, 3], [0, 0, 64, 64], [9, 9, 9, 9], [30, 30, 10, np.inf]]
         boxes[padding] = np.array(garbage)[rng.randint(4, size=padding.sum())]
         labels[padding] = rng.randint(-5, 1000, padding.sum())
-        batch = batch._replace(gt=batch.gt._replace(boxes=boxes, labels=labels, crowd=crowd))
+        masks[padding] = rng.randint(2, size=masks[padding].shape)
+        batch = batch._replace(gt=batch.gt._replace(boxes=boxes, labels=labels, crowd=crowd, masks=masks))
     return batch
 
 

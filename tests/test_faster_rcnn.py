@@ -12,6 +12,7 @@ from conftest import TINY_FASTER_RCNN, TINY_FASTER_RCNN_C4
 from detzoo.core import box_coding
 from detzoo.core.matching import IGNORE, NEGATIVE
 from detzoo.detectors import faster_rcnn, make_detector
+from detzoo.types import Batch, GroundTruth, Inputs
 
 WINDOW = np.float32([0, 0, 64, 64])
 KEY = jax.random.key(0)
@@ -65,6 +66,15 @@ def test_propose_takes_the_best_of_each_level():
     anchors, found, valid = propose(make_rpn(), [18, 64 + 10, 9, 27, 64 + 5, 36], train=True)
     assert len(found) == 6
     np.testing.assert_allclose(found[:5], anchors[[18, 64 + 10, 9, 27, 64 + 5]], atol=1e-5)
+
+
+def test_propose_ranks_logits_whose_sigmoids_are_equal():
+    rpn = make_rpn()
+    anchors = rpn.anchors((64, 64), [(8, 8), (4, 4)])
+    logits = np.full(80, -5, np.float32)
+    logits[[9, 18, 27]] = 20, 21, 22  # all of them 1 as a float32 probability
+    found, _ = rpn.propose(logits, np.zeros((80, 4), np.float32), WINDOW, anchors=anchors, train=False)
+    np.testing.assert_allclose(found[:2], np.concatenate(anchors)[[27, 18]], atol=1e-5)
 
 
 def test_propose_decodes_and_clips():
@@ -140,6 +150,73 @@ def test_detect_decodes_the_box_of_each_class():
     np.testing.assert_allclose(found.scores[:2], np.exp([3, 2]) / np.exp([3, 2, -9, 0]).sum(), rtol=1e-5)
 
 
+def given(proposals, valid):
+    """A batch of two images with proposals [2, P, 4], of which the first has two objects."""
+    none = np.zeros(2, np.int32)
+    boxes = np.zeros((2, 4, 4), np.float32)
+    boxes[0, :2] = [8, 8, 24, 24], [30, 30, 54, 50]
+    exists = np.zeros((2, 4), bool)
+    exists[0, :2] = True
+    labels = np.tile(np.int32([1, 2, 0, 0]), (2, 1))
+    gt = GroundTruth(boxes, labels, exists, np.zeros((2, 4), bool), none, none)
+    images = np.random.RandomState(0).randint(0, 255, (2, 64, 64, 3)).astype(np.uint8)
+    inputs = Inputs(images, np.tile(WINDOW, (2, 1)), np.float32(proposals), np.array(valid))
+    return Batch(inputs, gt, np.arange(2, dtype=np.int32), np.ones(2, bool))
+
+
+def test_given_proposals_stand_where_the_rpn_would():
+    detector = make_detector(num_classes=3, **TINY_FASTER_RCNN)
+    variables = jax.jit(detector.init, static_argnums=1)(KEY, (64, 64))
+    near = boxes_of([9, 8, 24, 25], [30, 28, 54, 50], [40, 2, 60, 20])
+    batch = given([near, near[::-1]], [[True, True, False], [True, False, False]])
+
+    step = jax.jit(jax.value_and_grad(detector.loss, has_aux=True))
+    (loss, (_, metrics)), gradient = step(*variables, batch, KEY)
+    assert {name for name in metrics if name.endswith('loss')} == {'cls_loss', 'box_loss'}
+    assert loss == pytest.approx(float(metrics['cls_loss'] + metrics['box_loss']), rel=1e-6)
+    # Positive are two proposals and the two objects, negative the only proposal of the second image.
+    assert (metrics['positives'], metrics['negatives']) == (4 / 2, 1 / 2)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient['rpn_head']))
+    assert np.any(gradient['backbone']['stem_conv']['kernel'])
+    assigned = detector.assign(*variables, batch, KEY)
+    assert set(assigned) == {'rois'} and (assigned['rois'].matched[0] >= 0).sum() == 4
+
+    found = jax.jit(detector.predict)(*variables, batch.inputs)
+    # Untrained, deltas are nearly 0: what is found lies where the valid proposals do.
+    assert all(abs(near[:2] - box).max(axis=1).min() < 1 for box in np.asarray(found.boxes[0][found.valid[0]]))
+    assert all(abs(near[2] - box).max() < 1 for box in np.asarray(found.boxes[1][found.valid[1]]))
+    assert found.valid.any(axis=1).all()
+
+
+def test_without_an_rpn_proposals_must_be_given():
+    detector = make_detector(num_classes=3, **TINY_FASTER_RCNN | dict(rpn=None))
+    variables = jax.eval_shape(lambda: detector.init(KEY, (64, 64)))
+    whole = jax.eval_shape(lambda: make_detector(num_classes=3, **TINY_FASTER_RCNN).init(KEY, (64, 64)))
+    assert set(whole[0]) - set(variables[0]) == {'rpn_head'}
+    batch = given(np.zeros((2, 3, 4)), np.zeros((2, 3), bool))
+    _, (_, metrics) = jax.eval_shape(detector.loss, *variables, batch, KEY)
+    assert not any(name.startswith('rpn') for name in metrics)
+    assert jax.eval_shape(detector.predict, *variables, batch.inputs).boxes.shape == (2, 10, 4)
+    with pytest.raises(ValueError, match='without an RPN .* proposals must be given'):
+        jax.eval_shape(detector.predict, *variables, Inputs(*batch.inputs[:2]))
+
+
+def test_rois_that_ask_for_more_samples_are_counted():
+    # With a canonical size of 64 these are read at stride 4, where 15 pixels are 3.75 cells and ask for 4 samples, 7 for 2.
+    rois = np.float32([[[0, 0, 15, 15], [0, 0, 7, 7], [0, 0, 15, 15]]])
+    matched = np.int32([[0, NEGATIVE, IGNORE]])
+    arguments = dict(output_size=1, samples_per_bin=0, canonical_size=64.0)
+    for limit, count in ((4, 0), (3, 1), (1, 2)):
+        reader = faster_rcnn.make_roi_reader(4, 4, **arguments, max_samples_per_bin=limit)
+        assert reader.metrics(rois, matched) == {'undersampled_rois': count}
+    assert faster_rcnn.make_roi_reader(4, 4).metrics(rois, matched) == {}
+    # The limit is what RoIAlign takes: the features with 3 samples differ from those with 4.
+    level = np.random.RandomState(0).normal(size=(1, 16, 16, 2)).astype(np.float32)
+    read = [faster_rcnn.make_roi_reader(4, 1, **arguments, max_samples_per_bin=n).read([level], rois) for n in (3, 4, 5)]
+    assert abs(read[0] - read[1]).max() > 1e-3
+    np.testing.assert_allclose(read[1], read[2], atol=1e-6)
+
+
 @pytest.mark.parametrize('changes, words', [
     (dict(rpn=dict(anchor_strides='canvas')), "rpn.anchor_strides is 'canvas'"),
     (dict(rpn=dict(anchor_sizes=((8,), (8, 9)))), 'rpn.anchor_sizes must have equally many'),
@@ -155,4 +232,4 @@ def test_faster_rcnn_refuses_another_number_of_levels():
     inputs = jax.ShapeDtypeStruct((1, 64, 64, 3), np.uint8), jax.ShapeDtypeStruct((1, 4), np.float32)
     variables = jax.eval_shape(lambda: detector.init(KEY, (64, 64)))
     with pytest.raises(ValueError, match='anchor_sizes has 5 levels, the pyramid 1'):
-        jax.eval_shape(detector.predict, *variables, faster_rcnn.Inputs(*inputs))
+        jax.eval_shape(detector.predict, *variables, Inputs(*inputs))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from detzoo.data import geometry
-from detzoo.data.geometry import Placement, ResizeRule
+from detzoo.data.geometry import Placement, ResizeRule, mask_in_frame
 
 FIT, LETTERBOX, STRETCH = (ResizeRule(resize=resize) for resize in ('fit', 'letterbox', 'stretch'))
 
@@ -114,6 +114,24 @@ def test_resize_averages_where_it_shrinks(size, value):
     np.testing.assert_array_equal(geometry.resize(image, size), np.full((*size[::-1], 3), value))
     turned = np.ascontiguousarray(image.swapaxes(0, 1))
     np.testing.assert_array_equal(geometry.resize(turned, size[::-1]), np.full((*size, 3), value))
+
+
+def test_mask_in_frame_by_hand():
+    # A record of 8 x 8 with an object at x 2..6, y 1..5 whose right half is hidden; on the canvas it is twice as large and
+    # 3, 1 off.
+    mask = np.zeros((8, 8), bool)
+    mask[1:5, 2:4] = True
+    where = Placement((2.0, 2.0), (16, 16), (3, 1))
+    box = where.to_canvas(np.array([2.0, 1, 6, 5]))
+    frame = mask_in_frame(mask, box, where.matrix_to_image[:2], 8)
+    assert frame.dtype == bool
+    np.testing.assert_array_equal(frame, np.tile([True] * 4 + [False] * 4, (8, 1)))
+    # Flipped: x of the canvas is that of the record from the right.
+    flip = np.array([[-1.0, 0, 8], [0, 1, 0]])
+    frame = mask_in_frame(mask, np.array([2.0, 1, 6, 5]), flip, 4)
+    np.testing.assert_array_equal(frame, np.tile([False, False, True, True], (4, 1)))
+    # What lies outside of the image belongs to nothing.
+    assert not mask_in_frame(~np.zeros((8, 8), bool), np.array([9.0, 0, 12, 3]), np.eye(3)[:2], 4).any()
 
 
 def test_pad_puts_an_image_where_it_is_told():

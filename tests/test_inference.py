@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import PIL.Image
+import pycocotools.mask
 import pytest
 from pycocotools.coco import COCO
 
@@ -14,7 +15,7 @@ from detzoo.data.geometry import Placement, ResizeRule, place, placement
 from detzoo.data.records import DataError, decode_image, ground_truth, open_dataset
 from detzoo.evaluation import coco_metrics, read_detections
 from detzoo.inference import Classes, ImageDetections
-from detzoo.types import Detections
+from detzoo.types import Detections, Detector
 
 CLASSES = Classes(('red', 'green', 'blue'), (3, 8, 9))
 
@@ -58,6 +59,25 @@ def test_to_image_of_nothing():
     nothing = Detections(np.zeros((3, 4), np.float32), np.zeros(3, np.float32), np.zeros(3, int), np.zeros(3, bool))
     result = inference.to_image(nothing, Placement((0.5, 0.5), (50, 15)), CLASSES)
     assert result.boxes.shape == (0, 4) and result.class_names == () and inference.to_coco(result, 1) == []
+
+
+def test_to_image_pastes_masks_and_to_coco_encodes_them():
+    # A canvas at half the size of an image 40 wide and 30 high; the mask's left half.
+    masks = np.zeros((3, 14, 14), np.float32)
+    masks[:, :, :7] = 1
+    detections = Detections(
+        boxes=np.float32([[2, 3, 12, 13], [5, 5, 9, 9], [0, 0, 0, 0]]), scores=np.float32([0.9, 0.8, 0]),
+        labels=np.int32([1, 0, 0]), valid=np.array([True, True, False]), masks=masks,
+    )  # fmt: skip
+    found = inference.to_image(detections, Placement((0.5, 0.5), (20, 15)), Classes(('a', 'b'), (7, 9)))
+    assert found.masks.shape == (2, 30, 40) and found.masks.dtype == bool
+    ys, xs = np.nonzero(found.masks[0])
+    assert abs(xs.min() - 4) <= 1 and abs(xs.max() - 13) <= 1 and abs(ys.min() - 6) <= 1 and abs(ys.max() - 25) <= 1
+    results = inference.to_coco(found, 5)
+    decoded = np.stack([pycocotools.mask.decode(result['segmentation']) for result in results])
+    np.testing.assert_array_equal(decoded, found.masks)
+    assert found.at_least(0.85).masks.shape == (1, 30, 40)
+    assert json.dumps(results)
 
 
 def test_at_least_leaves_out_lower_scores():
@@ -148,7 +168,6 @@ def test_predict_dataset_puts_images_on_the_canvases_of_evaluation(data_dir, tin
     import itertools
 
     from detzoo.training import parallel
-    from detzoo.types import Detector
 
     def predict(params, model_state, inputs):
         boxes = inputs.window[:, None]
@@ -164,6 +183,113 @@ def test_predict_dataset_puts_images_on_the_canvases_of_evaluation(data_dir, tin
     assert [row['image_id'] for row in results] == [image['id'] for image in truth['images']]
     sizes = [[0, 0, image['width'], image['height']] for image in truth['images']]
     np.testing.assert_allclose([row['bbox'] for row in results], sizes, rtol=1e-6, atol=1e-9)
+
+
+# Proposals from outside. Detectors that find what they are given show what they get.
+
+
+def find_proposals(params, model_state, inputs):
+    ones = inputs.proposals[..., 0] * 0 + 1
+    return Detections(inputs.proposals, ones, ones.astype('int32'), inputs.proposals_valid)
+
+
+@pytest.fixture
+def two_stages(monkeypatch, tiny_config):
+    """A function: changes of a config -> a Predictor that finds its proposals; its config is of a detector of two stages."""
+    monkeypatch.setattr(inference, 'detector_of', lambda *args: Detector(None, None, find_proposals, None))
+
+    def make(rpn, **changes):
+        config = tiny_config(data__max_proposals=5, **changes)
+        with config.unlocked():
+            config.model.rpn = rpn
+        return inference.Predictor(config, CLASSES, 16, {}, {})
+
+    return make
+
+
+@pytest.mark.parametrize('rpn', [None, {'samples': 64}])
+@pytest.mark.parametrize('resize', ['fit', 'stretch', 'letterbox'])
+def test_predictor_takes_proposals_in_pixels_of_the_image(two_stages, rpn, resize):
+    predictor, image = two_stages(rpn, data__recipe__resize=resize), np.zeros((30, 100, 3), np.uint8)
+    found = predictor(image, np.array([[10, 5, 20, 30], [0.5, 0, 100, 7.5], [90, -9, 105, 11]]))
+    np.testing.assert_allclose(found.boxes, [[10, 5, 20, 30], [0.5, 0, 100, 7.5], [90, 0, 100, 11]], atol=1e-4)
+    assert predictor(image, [[1, 2, 3, 4]] * 5).boxes.shape == (5, 4)
+    assert predictor(image, np.zeros((0, 4))).boxes.shape == (0, 4)
+    for bad in (np.zeros((6, 4)), np.zeros(4), np.zeros((2, 3)), []):
+        with pytest.raises(ValueError, match=r'proposals are \[n, 4\] xyxy, n at most data.max_proposals=5, not \['):
+            predictor(image, bad)
+
+
+def test_predictor_without_rpn_needs_proposals(two_stages, predictor, pictures, tmp_path):
+    needy = two_stages(None)
+    with pytest.raises(DataError, match=r'has no RPN .*: give proposals, as in predictor\(image, proposals\)'):
+        needy(np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(DataError, match='has no RPN'):
+        inference.predict_files(needy, [str(pictures)], tmp_path / 'output')
+    assert not (tmp_path / 'output').exists()
+    with pytest.raises(DataError, match='retinanet takes no proposals: leave out proposals'):
+        predictor(np.zeros((8, 8, 3), np.uint8), np.zeros((1, 4)))
+
+
+@pytest.fixture
+def workdir_of(monkeypatch, tmp_path):
+    """A function: a Predictor -> a workdir of which it is."""
+
+    def make(predictor):
+        monkeypatch.setattr(inference, 'load', lambda *args: predictor)
+        return tmp_path
+
+    return make
+
+
+def test_evaluate_workdir_takes_proposals(two_stages, workdir_of):
+    workdir = workdir_of(two_stages({'samples': 64}))
+    metrics, truth, results = inference.evaluate_workdir(workdir, proposals='ground_truth')
+    things = [thing for thing in truth['annotations'] if not thing['iscrowd']]
+    assert [row['image_id'] for row in results] == [thing['image_id'] for thing in things]
+    np.testing.assert_allclose([row['bbox'] for row in results], [thing['bbox'] for thing in things], atol=1e-4)
+    assert metrics['proposals'] == 'ground_truth' and metrics['step'] == 16
+    # The usual results of the run stay what they are.
+    assert {path.name for path in workdir.iterdir()} == {
+        'evaluation_given_proposals.json', 'detections_given_proposals.json.gz'
+    }  # fmt: skip
+    assert json.loads((workdir / 'evaluation_given_proposals.json').read_text()) == metrics
+    # What one detector found are another's proposals.
+    path = workdir / 'detections_given_proposals.json.gz'
+    again = inference.evaluate_workdir(workdir, proposals=str(path))[2]
+    np.testing.assert_allclose([row['bbox'] for row in again], [row['bbox'] for row in results], atol=1e-4)
+
+
+def test_evaluate_workdir_takes_the_proposals_of_the_config(two_stages, workdir_of):
+    workdir = workdir_of(two_stages(None, data__validation_proposals='ground_truth'))
+    metrics, _, results = inference.evaluate_workdir(workdir)
+    assert len(results) > 10 and 'proposals' not in metrics
+    assert {path.name for path in workdir.iterdir()} == {'evaluation.json', 'detections.json.gz'}
+
+
+def test_evaluate_workdir_refuses_proposals_that_cannot_be(two_stages, workdir_of, tiny_run):
+    with pytest.raises(DataError, match=r'retinanet takes no proposals: leave out proposals \(--proposals\)'):
+        inference.evaluate_workdir(tiny_run, proposals='ground_truth')
+    workdir = workdir_of(two_stages(None))
+    with pytest.raises(DataError, match=r'has no RPN .*: give proposals \(--proposals\)'):
+        inference.evaluate_workdir(workdir)
+    with pytest.raises(DataError, match='cannot read the proposals nowhere.json'):
+        inference.evaluate_workdir(workdir, proposals='nowhere.json')
+    assert not list(workdir.iterdir())
+
+
+@pytest.mark.parametrize('key', ['train_proposals', 'validation_proposals'])
+def test_check_names_proposals_that_are_missing_or_too_many(tiny_config, toy, key):
+    from detzoo.training.loop import check
+
+    with pytest.raises(DataError, match=f'retinanet takes no proposals: leave out data.{key}'):
+        check(tiny_config(**{f'data__{key}': 'ground_truth'}), toy())
+    config = tiny_config(data__train_proposals='a', data__validation_proposals='b')
+    with config.unlocked():
+        config.model.rpn = None
+    config.data[key] = None
+    with pytest.raises(DataError, match=rf'has no RPN \(model.rpn is None\) .*: give data.{key}'):
+        check(config, toy())
 
 
 # Files

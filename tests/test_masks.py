@@ -119,6 +119,22 @@ def test_mask_targets_under_vmap_and_without_jit():
         np.testing.assert_array_equal(found[i], expected)
 
 
+def test_average_mask_targets_equals_torchvision():
+    found = jax.jit(functools.partial(masks_module.average_mask_targets, size=14))(
+        *(GOLDEN[name] for name in ('gt_masks', 'gt_boxes', 'matched', 'rois'))
+    )
+    between = (GOLDEN['average_targets'] > 0.1) & (GOLDEN['average_targets'] < 0.9)
+    assert 0.1 < between.mean() < 0.5  # most cells lie inside or outside of the object
+    np.testing.assert_allclose(found, GOLDEN['average_targets'], atol=1e-5)
+
+
+def test_average_mask_targets_without_ground_truth_are_zero():
+    found = masks_module.average_mask_targets(np.ones_like(MASKS), BOXES, MATCHED, ROIS, size=7)
+    assert np.any(found[:20]) and not np.any(found[20:])
+    none = masks_module.average_mask_targets(MASKS[:0], BOXES[:0], np.full(24, -1, np.int32), ROIS, size=7)
+    assert none.shape == (24, 7, 7) and not np.any(none)
+
+
 # Pasting
 
 

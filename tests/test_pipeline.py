@@ -4,11 +4,13 @@ import itertools
 
 import jax
 import numpy as np
+import pycocotools.mask
 import pytest
 
 from detzoo.config import defaults
 from detzoo.data import pipeline
 from detzoo.data.geometry import ResizeRule, choose_canvas, placement
+from detzoo.data.proposals import load_proposals
 from detzoo.types import GroundTruth
 
 RECIPE = defaults().data.recipe.to_dict() | dict(rotate90=True, scale_range=(0.7, 1.4))
@@ -175,6 +177,91 @@ def test_load_augmented_of_a_single_pixel_and_of_an_empty_image(toy):
     empty = pipeline.load_augmented(dataset, 0, (32, 32), 2, recipe, rng)
     assert not empty.gt.valid.any() and empty.gt.dropped == 0 and empty.gt.cropped == 0
     assert jax.tree.map(lambda x: (x.shape, x.dtype), empty) == jax.tree.map(lambda x: (x.shape, x.dtype), example)
+
+
+def with_masks(dataset):
+    """The toy data with masks: an object is what has its colour inside of its box, but for its lower right quarter."""
+
+    def masked(record):
+        segmentations = []
+        for x, y, w, h in record['boxes'].astype(int):
+            mask = np.zeros((record['height'], record['width']), np.uint8, order='F')
+            mask[y : y + h, x : x + w] = 1
+            mask[y + h // 2 : y + h, x + w // 2 : x + w] = 0
+            segmentations.append(pycocotools.mask.encode(mask)['counts'].decode())
+        return record | dict(segmentations=segmentations)
+
+    return dataset._replace(records=[masked(record) for record in dataset.records])
+
+
+def test_batches_bring_masks_in_the_frames_of_boxes(toy):
+    corner = np.ones((16, 16), bool)
+    corner[8:, 8:] = False
+    plain = RECIPE | dict(flip=0.0, rotate90=False, scale_range=(1.0, 1.0))
+    for batches in (train(with_masks(toy()), 3, mask_size=16, recipe=plain), evaluation(with_masks(toy()), mask_size=16)):
+        for batch in batches:
+            objects = batch.gt.valid & ~batch.gt.crowd
+            assert batch.gt.masks.shape == (*objects.shape, 16, 16) and batch.gt.masks.dtype == bool
+            assert (batch.gt.masks[objects] == corner).mean() > 0.93  # sides are whole pixels, halves are not
+            assert not batch.gt.masks[~objects].any()
+    turned = train(with_masks(toy()), 8, mask_size=16)
+    masks = np.concatenate([batch.gt.masks[batch.gt.valid & ~batch.gt.crowd] for batch in turned])
+    shares = [(masks == np.rot90(corner, turns)).mean(axis=(1, 2)) > 0.85 for turns in range(4)]
+    assert np.any(shares, axis=0).mean() > 0.6 and all(share.any() for share in shares)
+    # Everything else is as without masks.
+    for first, second in zip(turned, train(toy(), 8), strict=True):
+        assert_same(first._replace(gt=first.gt._replace(masks=None)), second)
+
+
+def test_batches_with_masks_refuse_an_object_without(toy):
+    with pytest.raises(ValueError, match=r'0?[1-9].png: annotation \d+ has no mask, and data.mask_size'):
+        pipeline.load_augmented(toy(), 3, (48, 64), 3, RECIPE, np.random.RandomState(0), mask_size=8)
+
+
+def without_proposals(batch):
+    return batch._replace(inputs=batch.inputs._replace(proposals=None, proposals_valid=None))
+
+
+def test_train_batches_bring_proposals(toy):
+    objects = load_proposals('ground_truth', toy(), 6)
+    batches = train(toy(), 6, proposals=objects, max_boxes=6)
+    for batch in batches:
+        inputs, gt = batch.inputs, batch.gt
+        assert inputs.proposals.shape == (4, 6, 4) and inputs.proposals_valid.shape == (4, 6)
+        assert inputs.proposals.dtype == np.float32 and inputs.proposals_valid.dtype == bool
+        for row in range(4):  # an object that a crop makes a crowd stays a proposal, a crowd never is one
+            proposals = inputs.proposals[row][inputs.proposals_valid[row]]
+            for box in gt.boxes[row][gt.valid[row] & ~gt.crowd[row]]:
+                assert np.abs(proposals - box).max(axis=1).min() < 1e-4
+            assert len(proposals) <= gt.valid[row].sum()
+    assert sum(batch.inputs.proposals_valid.sum() for batch in batches) > 40
+    # Everything else is as without, and without there is nothing.
+    for first, second in zip(batches, train(toy(), 6, max_boxes=6), strict=True):
+        assert second.inputs.proposals is None and second.inputs.proposals_valid is None
+        assert_same(without_proposals(first), second)
+
+
+def test_train_batches_with_proposals_are_the_same_for_any_number_of_processes(toy):
+    given = dict(proposals=load_proposals('ground_truth', toy(), 2))
+    alone = train(toy(), 4, **given)
+    shares = [train(toy(), 4, process=i, processes=2, **given) for i in range(2)]
+    for expected, *parts in zip(alone, *shares, strict=True):
+        assert_same(interleave(parts), expected)
+
+
+@pytest.mark.parametrize('resize', ['fit', 'stretch', 'letterbox'])
+def test_evaluation_batches_bring_proposals(toy, resize):
+    dataset, recipe = toy(), RECIPE | dict(resize=resize)
+    batches = evaluation(dataset, recipe=recipe, max_boxes=6, proposals=load_proposals('ground_truth', dataset, 7))
+    for batch in batches:
+        assert batch.inputs.proposals.shape == (4, 7, 4)
+        for row in range(4):
+            gt, inputs = (jax.tree.map(lambda x, row=row: x[row], part) for part in (batch.gt, batch.inputs))
+            expected = gt.boxes[gt.valid & ~gt.crowd]
+            np.testing.assert_allclose(inputs.proposals[inputs.proposals_valid], expected, atol=1e-4)
+    for first, second in zip(batches, evaluation(dataset, recipe=recipe, max_boxes=6), strict=True):
+        assert second.inputs.proposals is None and second.inputs.proposals_valid is None
+        assert_same(without_proposals(first), second)
 
 
 def test_pad_ground_truth_drops_crowds_first_then_the_smallest():

@@ -48,12 +48,22 @@ CASES = {
         {'model.fpn_features': 16, 'model.trunk_features': 32, 'model.rpn.train_post_nms_topk': 50},
         stages=('backbone', 'neck', 'rpn', 'roi', 'heads', 'other'),
     ),
+    'mask_rcnn': Case(
+        'mask_rcnn_shapes.py',
+        # As many masks in prediction as in training.
+        {'model.fpn_features': 16, 'model.trunk_features': 32, 'model.rpn.train_post_nms_topk': 50, 'model.mask.layers': 1,
+         'model.head.max_detections': 8},
+        stages=('backbone', 'neck', 'rpn', 'roi', 'heads', 'other'),
+    ),
     'yolo_v3': Case('yolo_shapes.py:v3', {'model.head_features': 64}),
     # With --full only:
+    'mask_rcnn_c4': Case(
+        'mask_rcnn_shapes.py:c4', {'model.roi.operator': 'pool'}, stages=('backbone', 'rpn', 'roi', 'heads', 'other')
+    ),
     'yolo_v1': Case('yolo_shapes.py:v1', {'model.head_features': '(64, 32)'}),
     'yolo_v2': Case('yolo_shapes.py:v2', {'model.head_features': '(64, 64, 64)'}),
 }
-MARKS = {'yolo_v1': pytest.mark.full, 'yolo_v2': pytest.mark.full}
+MARKS = {name: pytest.mark.full for name in ('mask_rcnn_c4', 'yolo_v1', 'yolo_v2')}
 
 
 @pytest.fixture(scope='module', params=[pytest.param(name, marks=MARKS.get(name, ())) for name in CASES])
@@ -114,3 +124,35 @@ def test_estimates_have_all_stages_and_no_more_than_the_peak(case, rows):
         assert min(row['seconds'].values()) > 0
         assert row['total_seconds'] == pytest.approx(sum(row['seconds'].values()))
         assert row['flops'] / row['total_seconds'] < CHIPS[topology.partition(':')[0]].peak
+
+
+OPERATORS = """
+import functools, jax, jax.numpy as jnp
+from detzoo.comparison.cost import topology_devices
+from detzoo.core import roi_features
+
+device = topology_devices('v5e:2x2')[0]
+on_chip = functools.partial(jax.ShapeDtypeStruct, sharding=jax.sharding.SingleDeviceSharding(device))
+levels = [on_chip((n, n, 8), jnp.bfloat16) for n in (16, 8)]
+arguments = levels, on_chip((6, 4), jnp.float32), on_chip((6,), jnp.int32)
+operators = dict(
+    align=functools.partial(roi_features.roi_align, samples_per_bin=2, aligned=True),
+    adaptive=functools.partial(roi_features.roi_align, samples_per_bin=0, aligned=True, max_samples_per_bin=2),
+    align_max=functools.partial(roi_features.roi_align, samples_per_bin=2, aligned=False, reduce='max'),
+    warp=functools.partial(roi_features.roi_warp, samples_per_bin=2),
+    pool=roi_features.roi_pool,
+)
+for name, operator in operators.items():
+    def total(levels, rois, level):
+        return operator(levels, rois, level, strides=[8, 16], output_size=3).astype(jnp.float32).sum()
+
+    jax.jit(jax.value_and_grad(total)).lower(*arguments).compile()
+    print(name)
+"""
+
+
+def test_roi_operators_and_their_gradients_compile():
+    environment = {**os.environ, **TPU_ENVIRONMENT, 'PYTHONPATH': str(ROOT), 'JAX_ENABLE_COMPILATION_CACHE': 'false'}
+    child = subprocess.run([sys.executable, '-c', OPERATORS], env=environment, capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr[-3000:]
+    assert child.stdout.split() == ['align', 'adaptive', 'align_max', 'warp', 'pool']

@@ -280,6 +280,13 @@ def test_make_optimizer_sgd_by_hand():
     np.testing.assert_allclose(params['conv']['bias'], 1.51, rtol=1e-6)
 
 
+def test_make_optimizer_adamw_by_hand():
+    # The first step of Adam is gradient / (|gradient| + epsilon) of the rate: all of it, or half where epsilon is as large.
+    for epsilon, share in ((1e-8, 1.0), (1e-3, 0.5)):
+        params = updated(optimizer_config(name='adamw', weight_decay=0.0, epsilon=epsilon), 1e-3)
+        np.testing.assert_allclose(params['conv']['bias'], 2 - 0.1 * share, rtol=1e-5)
+
+
 def test_make_optimizer_clips_the_norm_of_all_gradients():
     # 12 numbers of gradient 5 have norm 5 * sqrt(12); clipped to 1, each is 1 / sqrt(12). Decay is not clipped.
     params = updated(optimizer_config(clip_norm=1.0, weight_decay=0.5), 5.0)

@@ -139,6 +139,19 @@ def test_draw_boxes_crowded_picture_has_thin_lines_and_a_legend_instead_of_names
     assert [bool(is_color(picture[600:], label).any()) for label in range(3)] == [True, False, True]
 
 
+def test_draw_boxes_tints_masks():
+    image = np.full((600, 500, 3), 100, np.uint8)
+    masks = np.zeros((1, 600, 500), bool)
+    masks[0, 200:300, 100:200] = True
+    picture = draw_boxes(image, np.array([[50.0, 150, 300, 400]]), np.array([0]), None, ['one'], masks=masks)
+    plain = draw_boxes(image, np.array([[50.0, 150, 300, 400]]), np.array([0]), None, ['one'])
+    changed = (picture != plain).any(axis=2)
+    np.testing.assert_array_equal(changed[205:295, 105:195], True)
+    assert changed.sum() <= 104 * 104
+    expected = 100 + 0.45 * (np.array(class_color(0)) - 100.0)
+    np.testing.assert_allclose(picture[250, 150], expected, atol=2)
+
+
 def test_draw_boxes_legend_wraps_where_the_picture_is_narrow():
     boxes = np.tile([2.0, 2.0, 8.0, 8.0], (300, 1))
     heights = [

@@ -265,7 +265,7 @@ def stage_of(line: str) -> str:
 def random_batch(
     config: ml_collections.ConfigDict, canvas: tuple[int, int], count: int, num_classes: int, seed: int = 0
 ) -> Batch:
-    """Draws a batch: noise for images, `data.max_boxes` boxes each.
+    """Draws a batch: noise for images, `data.max_boxes` boxes each; `data.max_proposals` too if the config gives proposals.
 
     Args:
         config: complete.
@@ -279,16 +279,32 @@ def random_batch(
     """
     rng = np.random.RandomState(seed)
     (height, width), rows = canvas, config.data.max_boxes
-    start = rng.uniform(0, 0.75, (count, rows, 2))
-    size = rng.uniform(0.02, 0.25, (count, rows, 2))
-    boxes = np.concatenate([start, start + size], axis=-1) * [width, height, width, height]
+
+    def draw_boxes(rows: int) -> np.ndarray:
+        start = rng.uniform(0, 0.75, (count, rows, 2))
+        size = rng.uniform(0.02, 0.25, (count, rows, 2))
+        return np.float32(np.concatenate([start, start + size], axis=-1) * [width, height, width, height])
+
+    boxes = draw_boxes(rows)
     labels = rng.randint(0, num_classes, (count, rows)).astype(np.int32)
     none = np.zeros(count, np.int32)
     true = np.ones((count, rows), bool)
-    gt = GroundTruth(boxes.astype(np.float32), labels, valid=true, crowd=~true, dropped=none, cropped=none)
     images = rng.randint(0, 256, (count, height, width, 3), np.uint8)
+    side = config.data.mask_size
+    gt = GroundTruth(
+        boxes=boxes,
+        labels=labels,
+        valid=true,
+        crowd=~true,
+        dropped=none,
+        cropped=none,
+        masks=rng.uniform(size=(count, rows, side, side)) < 0.7 if side else None,
+    )
     window = np.tile(np.float32([0, 0, width, height]), (count, 1))
-    return Batch(Inputs(images, window), gt, np.arange(count, dtype=np.int32), np.ones(count, bool))
+    given = ()
+    if config.data.train_proposals or config.data.validation_proposals:
+        given = draw_boxes(config.data.max_proposals), np.ones((count, config.data.max_proposals), bool)
+    return Batch(Inputs(images, window, *given), gt, np.arange(count, dtype=np.int32), np.ones(count, bool))
 
 
 def shapes(tree: Any, devices: int | None = None) -> Any:

@@ -6,7 +6,7 @@
 Mask R-CNN, 1703.06870, section 3.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import chex
 import cv2
@@ -16,6 +16,8 @@ import numpy as np
 
 from detzoo.types import Array
 
+AVERAGED_SAMPLES = 8  # along a side of a cell, of a target that is an average
+LEGACY_SHIFT = 0.5  # pixels: a pixel's value lies at its corner
 PADDING = 1  # cells of zeros around a mask before it is pasted, so that it ends softly at its box
 
 
@@ -26,8 +28,7 @@ def mask_targets(
 
     A target is 1 where the mask at the centre of the RoI's cell, interpolated between the four nearest centres of the
     mask's cells, is at least the threshold; outside of the mask's box it is 0. So a target is a point of the shape, as
-    when polygons are drawn on the RoI's grid. (torchvision averages the mask at full resolution over each cell, with
-    RoIAlign at legacy coordinates, and trains on that average without a threshold.)
+    when polygons are drawn on the RoI's grid (detectron2).
 
     As two small matrix products a RoI. Carries no gradient.
 
@@ -42,26 +43,54 @@ def mask_targets(
     Returns:
         [R, size, size] float32, 0 or 1; 0 where there is no ground truth, no area, or a coordinate is not finite.
     """
+    weights = _weights_along(_point_weights, gt_masks, gt_boxes, matched, rois, size)
+    inside = weights[1].any(axis=2)[:, :, None] & weights[0].any(axis=2)[:, None, :]
+    return (inside & (_resample(gt_masks, matched, *weights) >= threshold)).astype(jnp.float32)
+
+
+def average_mask_targets(gt_masks: Array, gt_boxes: Array, matched: Array, rois: Array, *, size: int) -> Array:
+    """Averages ground-truth masks over the cells of RoIs, as torchvision does: without a threshold.
+
+    A cell's average is that of RoIAlign with as many samples along a side as the cell has pixels, rounded up, but at most
+    `AVERAGED_SAMPLES`, and at legacy coordinates: half a pixel off (see `roi_features.roi_align`, aligned False).
+
+    Args:
+        gt_masks, gt_boxes, matched, rois, size: see `mask_targets`. The masks are taken as if each cell were a pixel:
+            for masks of as many cells as their boxes have pixels these are torchvision's targets, but for RoIs with cells
+            of more than `AVERAGED_SAMPLES` pixels, and at the right and lower border of the image, where torchvision
+            repeats the last pixel.
+
+    Returns:
+        [R, size, size] float32 in 0..1; 0 where there is no ground truth, no area, or a coordinate is not finite.
+    """
+    return _resample(gt_masks, matched, *_weights_along(_average_weights, gt_masks, gt_boxes, matched, rois, size))
+
+
+def _weights_along(
+    weights: Callable[..., Array], gt_masks: Array, gt_boxes: Array, matched: Array, rois: Array, size: int
+) -> tuple[Array, Array]:
+    """How the values at the centres of a mask's cells add up to those of a RoI's, along x and y: two of [R, size, S]."""
     chex.assert_shape([rois, gt_boxes], (None, 4))
     chex.assert_shape(gt_masks, (len(gt_boxes), None, gt_masks.shape[1]))
     chex.assert_shape(matched, (len(rois),))
     if not len(gt_boxes):
-        return jnp.zeros((len(rois), size, size), jnp.float32)
-    row = jnp.maximum(matched, 0)
+        return (jnp.zeros((len(rois), size, gt_masks.shape[1]), jnp.float32),) * 2
     # No gradient, and no NaN in a product: what is not finite has weight 0 everywhere.
-    rois, boxes = jax.lax.stop_gradient((rois, gt_boxes[row]))
+    rois, boxes = jax.lax.stop_gradient((rois, gt_boxes[jnp.maximum(matched, 0)]))
     usable = (matched >= 0)[:, None, None] & jnp.isfinite(rois).all(axis=1)[:, None, None]
-    masks = jax.lax.stop_gradient(gt_masks[row]).astype(jnp.float32)
-    weight_x, weight_y = (
-        jnp.where(usable, _weights(rois[:, i::2], boxes[:, i::2], size, masks.shape[1]), 0) for i in (0, 1)
-    )
-    value = jnp.einsum('riy,ryx,rjx->rij', weight_y, masks, weight_x, precision='highest')
-    inside = weight_y.any(axis=2)[:, :, None] & weight_x.any(axis=2)[:, None, :]
-    return (inside & (value >= threshold)).astype(jnp.float32)
+    return tuple(jnp.where(usable, weights(rois[:, i::2], boxes[:, i::2], size, gt_masks.shape[1]), 0) for i in (0, 1))
 
 
-def _weights(spans: Array, frames: Array, size: int, cells: int) -> Array:
-    """How the values at the centres of cells add up to those along a RoI.
+def _resample(gt_masks: Array, matched: Array, weight_x: Array, weight_y: Array) -> Array:
+    """Adds up masks with weights along x and y: [R, size, size] float32."""
+    if not len(gt_masks):
+        return jnp.zeros((*weight_x.shape[:2], weight_x.shape[1]), jnp.float32)
+    masks = jax.lax.stop_gradient(gt_masks[jnp.maximum(matched, 0)]).astype(jnp.float32)
+    return jnp.einsum('riy,ryx,rjx->rij', weight_y, masks, weight_x, precision='highest')
+
+
+def _point_weights(spans: Array, frames: Array, size: int, cells: int) -> Array:
+    """Weights of linear interpolation at the centres of a RoI's cells.
 
     Args:
         spans: [R, 2] float, the first and last coordinate of a RoI.
@@ -73,13 +102,34 @@ def _weights(spans: Array, frames: Array, size: int, cells: int) -> Array:
         [R, size, S] float, 0 in all cells for a point outside of the frame.
     """
     (first, last), (low, high) = ((x[:, :1], x[:, 1:]) for x in (spans, frames))
-    extent = high - low
     point = first + (last - first) * (jnp.arange(size) + 0.5) / size  # [R, size]
-    inside = (last > first) & (extent > 0) & (point >= low) & (point <= high)
-    place = (point - low) / jnp.where(extent > 0, extent, 1) * cells - 0.5  # whole numbers are centres
-    place = jnp.clip(place, 0, cells - 1)  # the border's value goes on to its edge
-    tent = jnp.maximum(1 - abs(place[..., None] - jnp.arange(cells)), 0)
-    return jnp.where(inside[..., None], tent, 0)
+    inside = (last > first) & (high > low) & (point >= low) & (point <= high)
+    place = jnp.clip(_place(point, low, high, cells), 0, cells - 1)  # the border's value goes on to its edge
+    return jnp.where(inside[..., None], _tent(place, cells), 0)
+
+
+def _average_weights(spans: Array, frames: Array, size: int, cells: int) -> Array:
+    """Weights of the averages over a RoI's cells, of arguments and shape as `_point_weights`."""
+    (first, last), (low, high) = ((x[:, :1], x[:, 1:]) for x in (spans, frames))
+    extent = jnp.maximum(last - first, 1)  # pixels
+    count = jnp.clip(jnp.ceil(extent / size), 1, AVERAGED_SAMPLES)[..., None]
+    samples = jnp.arange(AVERAGED_SAMPLES)
+    bins = jnp.arange(size)[:, None] + (samples + 0.5) / count  # [R, size, samples]
+    point = first[..., None] + extent[..., None] / size * bins + LEGACY_SHIFT
+    tent = _tent(_place(point, low[..., None], high[..., None], cells), cells)  # [R, size, samples, S]
+    average = jnp.where((samples < count)[..., None], tent, 0).sum(axis=2) / count
+    return jnp.where((high > low)[..., None], average, 0)
+
+
+def _place(point: Array, low: Array, high: Array, cells: int) -> Array:
+    """Where points lie among the cells of a mask that spans low..high: whole numbers are centres."""
+    extent = high - low
+    return (point - low) / jnp.where(extent > 0, extent, 1) * cells - 0.5
+
+
+def _tent(place: Array, cells: int) -> Array:
+    """The weights of linear interpolation: 1 at a cell's centre, 0 from its neighbours' on; a new last axis [S]."""
+    return jnp.maximum(1 - abs(place[..., None] - jnp.arange(cells)), 0)
 
 
 def paste_masks(

@@ -27,7 +27,7 @@ def postprocess(
     """Selects, clips and prunes the boxes of one image.
 
     Args:
-        scores: [A, K] float in 0..1.
+        scores: [A, K] float, in 0..1 or logits: their order counts.
         boxes: [A, 4] float xyxy, or [A, K, 4]: of each class its own.
         window: [4] float xyxy, what boxes are clipped to.
         select: scores -> candidates: `top_per_level` or `top_per_class`.

@@ -33,6 +33,7 @@ class Augmented(NamedTuple):
     boxes: [n, 4] float64 xyxy, canvas pixels, inside the window.
     kept: [n] int, which of the record's objects these are.
     crowd: [n] bool: was a crowd, or so little of it is left that it counts as one.
+    to_record: [2, 3] float64, maps (x, y, 1) of the canvas to pixels of the record's image.
     """
 
     image: np.ndarray
@@ -40,6 +41,7 @@ class Augmented(NamedTuple):
     boxes: np.ndarray
     kept: np.ndarray
     crowd: np.ndarray
+    to_record: np.ndarray
 
 
 def augment(
@@ -72,11 +74,14 @@ def augment(
         paper's rule holds for that crop: what has its centre inside stays an object, however little is left of it, and
         the rest, but for crowds, is dropped.
     """
+    back = np.eye(3)  # from pixels of `image` to the record's
     if rng.uniform() < recipe['flip']:
-        image, boxes = image[:, ::-1], flip_boxes(boxes, image.shape[1])
+        width = image.shape[1]
+        image, boxes, back = image[:, ::-1], flip_boxes(boxes, width), back @ [[-1, 0, width], [0, 1, 0], [0, 0, 1]]
     if recipe['rotate90']:
         for _ in range(rng.randint(4)):
-            image, boxes = np.rot90(image), rotate_boxes(boxes, image.shape[1])
+            width = image.shape[1]
+            image, boxes, back = np.rot90(image), rotate_boxes(boxes, width), back @ [[0, -1, width], [1, 0, 0], [0, 0, 1]]
 
     height, width = image.shape[:2]
     part, kept = np.array([0, 0, width, height]), np.arange(len(boxes))
@@ -96,6 +101,7 @@ def augment(
     where = place_inside(shown - np.tile(part[:2], 2), where)
     image = resize(np.ascontiguousarray(image[y1:y2, x1:x2]), where.size)
     whole = where.to_canvas(boxes - [x1, y1, x1, y1])
+    back = (back @ [[1, 0, x1], [0, 1, y1], [0, 0, 1]] @ where.matrix_to_image)[:2]
 
     window = np.clip(where.window, 0, np.float32([canvas[1], canvas[0]] * 2))
     left, top, right, bottom = window.astype(int)
@@ -106,7 +112,7 @@ def augment(
     visible = _areas(boxes) / np.maximum(_areas(whole), 1e-9)
     seen = np.flatnonzero((boxes[:, 2:] - boxes[:, :2] > MIN_SIDE).all(axis=1))
     crowd = crowd | (visible < MIN_VISIBLE)
-    return Augmented(pad(image, (left, top), canvas), window, boxes[seen], kept[seen], crowd[seen])
+    return Augmented(pad(image, (left, top), canvas), window, boxes[seen], kept[seen], crowd[seen], back)
 
 
 def flip_boxes(boxes: np.ndarray, width: int) -> np.ndarray:

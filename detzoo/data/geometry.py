@@ -62,6 +62,12 @@ class Placement(NamedTuple):
         """Maps [..., 4] xyxy boxes of the canvas to the image: the inverse of `to_canvas`."""
         return (boxes - np.tile(self.offset, 2)) / np.tile(self.scale, 2)
 
+    @property
+    def matrix_to_image(self) -> np.ndarray:
+        """[3, 3] float64, maps (x, y, 1) of the canvas to the image."""
+        (x, y), (left, top) = self.scale, self.offset
+        return np.array([[1 / x, 0, -left / x], [0, 1 / y, -top / y], [0, 0, 1]])
+
 
 def fit_scale(size: tuple[float, float], canvas: tuple[int, int], rule: ResizeRule) -> float:
     """Computes the scale at which an image fits the canvas, and neither side exceeds its limit.
@@ -137,6 +143,27 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     # One row less may be what rounding makes of a scale of nearly 1: nothing to average.
     shrinks = size[0] < image.shape[1] or size[1] < image.shape[0] - 1
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def mask_in_frame(mask: np.ndarray, box: np.ndarray, to_record: np.ndarray, size: int) -> np.ndarray:
+    """Samples an object's mask in the frame of its box on the canvas.
+
+    Args:
+        mask: [h, w] bool or uint8 0 and 1, of the record's image.
+        box: [4] float xyxy, canvas pixels.
+        to_record: [2, 3] float64, maps (x, y, 1) of the canvas to pixels of the record's image; turns and flips included.
+        size: S.
+
+    Returns:
+        [S, S] bool: whether the mask, interpolated between the centres of its pixels, is at least a half at the centre of
+        each of the frame's cells; False outside of the image.
+    """
+    x1, y1, x2, y2 = box
+    width, height = (x2 - x1) / size, (y2 - y1) / size  # of a cell
+    cells = np.array([[width, 0, x1 + width / 2], [0, height, y1 + height / 2], [0, 0, 1]])  # from indices to the canvas
+    matrix = to_record @ cells - [[0, 0, 0.5], [0, 0, 0.5]]  # pixels have whole indices at their centres
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(255 * mask.astype(np.uint8), matrix, (size, size), flags=flags, borderValue=0) >= 128
 
 
 def pad(image: np.ndarray, offset: tuple[int, int], canvas: tuple[int, int]) -> np.ndarray:

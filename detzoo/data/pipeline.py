@@ -14,11 +14,13 @@ import cv2
 import grain
 import jax
 import numpy as np
+import pycocotools.mask
 from tqdm.auto import tqdm
 
 from detzoo.data.augment import augment
-from detzoo.data.geometry import choose_canvas, place, placement, resize_rule
-from detzoo.data.records import Dataset, decode_image
+from detzoo.data.geometry import choose_canvas, mask_in_frame, place, placement, resize_rule
+from detzoo.data.proposals import Proposals
+from detzoo.data.records import DataError, Dataset, decode_image
 from detzoo.types import Batch, GroundTruth, Inputs
 
 cv2.setNumThreads(1)  # Grain's threads each take an image; OpenCV's own would only get in their way
@@ -32,6 +34,8 @@ def train_batches(
     recipe: Mapping[str, Any],
     batch_size: int,
     seed: int,
+    mask_size: int = 0,
+    proposals: Proposals | None = None,
     canvas_steps: int = 1,
     start_step: int = 0,
     process: int = 0,
@@ -47,6 +51,8 @@ def train_batches(
         recipe: of `augment`.
         batch_size: of all processes together.
         seed: of shuffling, augmentation and canvases.
+        mask_size: S, of the objects' masks; 0: none.
+        proposals: of the split, for the inputs; None: none.
         canvas_steps: for how many steps a canvas is kept.
         start_step: the first step to make.
         process, processes: this process makes the elements process, process + processes, ... of each batch.
@@ -61,7 +67,8 @@ def train_batches(
     def load(position: int, index: int) -> Batch:
         """The example at a position of the stream."""
         canvas = canvas_of_step(position // batch_size, canvases, seed, canvas_steps)
-        return load_augmented(dataset, index, canvas, max_boxes, recipe, np.random.RandomState([seed, position]))
+        rng = np.random.RandomState([seed, position])
+        return load_augmented(dataset, index, canvas, max_boxes, recipe, rng, mask_size=mask_size, proposals=proposals)
 
     stream = grain.MapDataset.range(len(dataset.records)).seed(seed).shuffle().repeat().map_with_index(load)
     batches = stream[process::processes].batch(batch_size // processes)[start_step:]
@@ -83,6 +90,8 @@ def evaluation_batches(
     max_boxes: int,
     recipe: Mapping[str, Any],
     batch_size: int,
+    mask_size: int = 0,
+    proposals: Proposals | None = None,
     process: int = 0,
     processes: int = 1,
     threads: int = 16,
@@ -92,7 +101,7 @@ def evaluation_batches(
     Args:
         sizes: (height, width) of each record's image.
         recipe: of it, `resize_rule` is used: nothing is drawn.
-        dataset, canvases, max_boxes, batch_size, process, processes, threads: see `train_batches`.
+        dataset, canvases, max_boxes, batch_size, mask_size, proposals, process, processes, threads: see `train_batches`.
 
     Returns:
         an iterator of Batch with leading axis batch_size / processes, numpy, the same number of batches for each
@@ -112,8 +121,11 @@ def evaluation_batches(
         record = dataset.records[index]
         image, where = place(decode_image(record['image'], name=record['file_name']), canvas, rule)
         boxes = where.to_canvas(xywh_to_xyxy(record['boxes']))
-        gt = pad_ground_truth(boxes, record['labels'], record['is_crowd'], max_boxes, cropped=0)
-        return Batch(Inputs(image, where.window), gt, np.int32(index), np.bool_(valid))
+        to_record = where.matrix_to_image[:2]
+        masks = object_masks(record, np.arange(len(boxes)), boxes, record['is_crowd'], to_record, mask_size)
+        gt = pad_ground_truth(boxes, record['labels'], record['is_crowd'], max_boxes, cropped=0, masks=masks)
+        given = () if proposals is None else proposals.on_canvas(index, to_record, where.window)
+        return Batch(Inputs(image, where.window, *given), gt, np.int32(index), np.bool_(valid))
 
     batches = grain.MapDataset.source(plan).map(load)[process::processes].batch(batch_size // processes)
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=8)))
@@ -126,18 +138,64 @@ def load_augmented(
     max_boxes: int,
     recipe: Mapping[str, Any],
     rng: np.random.RandomState,
+    *,
+    mask_size: int = 0,
+    proposals: Proposals | None = None,
 ) -> Batch:
     """Decodes, augments and pads a record: a Batch without the leading axis."""
     record = dataset.records[index]
     image = decode_image(record['image'], name=record['file_name'])
     result = augment(image, xywh_to_xyxy(record['boxes']), record['is_crowd'], canvas, recipe, rng)
     cropped = len(record['boxes']) - len(result.kept)
-    gt = pad_ground_truth(result.boxes, record['labels'][result.kept], result.crowd, max_boxes, cropped=cropped)
-    return Batch(Inputs(result.image, result.window), gt, np.int32(index), np.bool_(True))
+    masks = object_masks(record, result.kept, result.boxes, result.crowd, result.to_record, mask_size)
+    labels = record['labels'][result.kept]
+    gt = pad_ground_truth(result.boxes, labels, result.crowd, max_boxes, cropped=cropped, masks=masks)
+    given = () if proposals is None else proposals.on_canvas(index, result.to_record, result.window)
+    return Batch(Inputs(result.image, result.window, *given), gt, np.int32(index), np.bool_(True))
+
+
+def object_masks(
+    record: Mapping[str, Any], rows: np.ndarray, boxes: np.ndarray, crowd: np.ndarray, to_record: np.ndarray, size: int
+) -> np.ndarray | None:
+    """Samples the masks of a record's objects in the frames of their boxes on a canvas.
+
+    Args:
+        record: see `records.Records`.
+        rows: [n] int, which objects.
+        boxes: [n, 4] float64 xyxy, canvas pixels.
+        crowd: [n] bool; crowds have no mask, which nobody asks for.
+        to_record: [2, 3] float64, maps (x, y, 1) of the canvas to the record's image.
+        size: S; 0: no masks.
+
+    Returns:
+        [n, S, S] bool, or None.
+
+    Raises:
+        DataError: an object has no mask; the message names the file and the annotation.
+    """
+    if not size:
+        return None
+    masks = np.zeros((len(rows), size, size), bool)
+    for i in np.flatnonzero(~crowd):
+        counts = record['segmentations'][rows[i]]
+        if not counts:
+            raise DataError(
+                f'{record["file_name"]}: annotation {record["annotation_ids"][rows[i]]} has no mask, and data.mask_size asks '
+                'for them: set it to 0, choose a detector without masks, or prepare data that has masks for all objects'
+            )
+        whole = pycocotools.mask.decode({'size': [record['height'], record['width']], 'counts': counts})
+        masks[i] = mask_in_frame(whole, boxes[i], to_record, size)
+    return masks
 
 
 def pad_ground_truth(
-    boxes: np.ndarray, labels: np.ndarray, crowd: np.ndarray, max_boxes: int, *, cropped: int
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    crowd: np.ndarray,
+    max_boxes: int,
+    *,
+    cropped: int,
+    masks: np.ndarray | None = None,
 ) -> GroundTruth:
     """Pads the objects of an image to M rows; where they are more, crowds go first, then the smallest.
 
@@ -147,18 +205,28 @@ def pad_ground_truth(
         crowd: [N] bool.
         max_boxes: M.
         cropped: how many objects were left out before.
+        masks: [N, S, S] bool, or None.
 
     Returns:
         GroundTruth of one image, numpy.
     """
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     rows = np.sort(np.lexsort((-area, crowd))[:max_boxes])  # in the order of the record
-    padded = [np.zeros((max_boxes, *x.shape[1:]), dtype) for x, dtype in ((boxes, np.float32), (labels, np.int32), (crowd, bool))]
-    for target, values in zip(padded, (boxes, labels, crowd)):
+
+    def padded(values: np.ndarray, dtype: Any) -> np.ndarray:
+        target = np.zeros((max_boxes, *values.shape[1:]), dtype)
         target[: len(rows)] = values[rows]
-    valid = np.arange(max_boxes) < len(rows)
-    dropped = np.int32(len(boxes) - len(rows))
-    return GroundTruth(padded[0], padded[1], valid, padded[2], dropped=dropped, cropped=np.int32(cropped))
+        return target
+
+    return GroundTruth(
+        boxes=padded(boxes, np.float32),
+        labels=padded(labels, np.int32),
+        valid=np.arange(max_boxes) < len(rows),
+        crowd=padded(crowd, bool),
+        dropped=np.int32(len(boxes) - len(rows)),
+        cropped=np.int32(cropped),
+        masks=None if masks is None else padded(masks, bool),
+    )
 
 
 def object_sizes(dataset: Dataset, canvases: Sequence[tuple[int, int]], recipe: Mapping[str, Any]) -> np.ndarray:

@@ -5,11 +5,12 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from detzoo.detectors import faster_rcnn, retinanet, ssd, yolo_v1, yolo_v2, yolo_v3
+from detzoo.detectors import faster_rcnn, mask_rcnn, retinanet, ssd, yolo_v1, yolo_v2, yolo_v3
 from detzoo.types import Detector
 
 DETECTORS = {
     'faster_rcnn': faster_rcnn.make,
+    'mask_rcnn': mask_rcnn.make,
     'retinanet': retinanet.make,
     'ssd': ssd.make,
     'yolo_v1': yolo_v1.make,
@@ -34,9 +35,10 @@ def make_detector(name: str, **kwargs: Any) -> Detector:
     """
     if name not in DETECTORS:
         raise ValueError(f'unknown detector {name!r}: {", ".join(DETECTORS)} are known')
-    known = _flat({key: parameter.default for key, parameter in inspect.signature(DETECTORS[name]).parameters.items()})
+    parameters = inspect.signature(DETECTORS[name]).parameters
+    known = _flat({key: parameter.default for key, parameter in parameters.items()})
     for key in _flat(kwargs):
-        if key not in known:
+        if key not in known and key not in parameters:  # a group may be None as a whole
             nearest = difflib.get_close_matches(key, known, 1, cutoff=0)
             raise TypeError(f'{name} takes no argument {key!r}: the nearest is {nearest[0]!r} (all: {", ".join(known)})')
     return DETECTORS[name](**kwargs)

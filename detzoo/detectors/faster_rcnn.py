@@ -11,7 +11,10 @@ pyramid (1612.03144) or on C4 alone (1512.03385, appendix A).
              rois likewise; each sum divided by the number of its samples
     predict: softmax -> decode class by class -> clip -> class-aware NMS
 
-The stages are functions of one image, bound to their arguments by `make_rpn`, `make_roi_head` and `make_extract`; they
+With proposals among the inputs it is Fast R-CNN (1504.08083): they stand where the RPN's would, and there is no loss of
+the RPN, if there is one at all.
+
+The stages are functions of one image, bound to their arguments by `make_rpn`, `make_roi_head` and `make_roi_reader`; they
 carry no gradient from one to the next but through the levels. Detectors of two stages spell out how they follow.
 
 Differences from the paper:
@@ -42,6 +45,7 @@ from detzoo.detectors.network import IMAGENET_MEAN, IMAGENET_STD
 from detzoo.types import Array, Assignment, Batch, Detections, Detector, GroundTruth, Inputs
 
 Sums = dict[str, Array]
+PYRAMID_LEVELS = 4  # P2 to P5, from which RoIs are read; P6 is the RPN's alone
 EMPTY_ROI = (0.0, 0.0, 1.0, 1.0)  # stands where there is no RoI, so that all arithmetic stays finite
 
 
@@ -101,17 +105,17 @@ class BoxHead(nn.Module):
 class FasterRCNN(nn.Module):
     """The parts of the network.
 
-    fpn_features: None for C4. extract: takes the features of RoIs from levels, see `make_extract`. The rest are `make`'s
-    arguments, or arguments of the parts.
+    fpn_features: None for C4. anchors_per_cell: None for no RPN. read_rois: takes the features of RoIs from levels, see
+    `RoIReader`. The rest are `make`'s arguments, or arguments of the parts.
     """
 
     num_classes: int
     resnet: dict[str, Any]
     fpn_features: int | None
-    anchors_per_cell: int
+    anchors_per_cell: int | None
     trunk_features: int
     class_agnostic: bool
-    extract: Callable[[Sequence[Array], Array], Array]
+    read_rois: Callable[[Sequence[Array], Array], Array]
     dtype: Any
 
     def setup(self) -> None:
@@ -123,7 +127,8 @@ class FasterRCNN(nn.Module):
             self.backbone = ResNet(**self.resnet, dtype=self.dtype)
             self.fpn = FPN(self.fpn_features, extra_from='pool', dtype=self.dtype)
             self.trunk = TwoLayerTrunk(self.trunk_features, self.dtype)
-        self.rpn_head = RPNHead(self.anchors_per_cell, self.dtype)
+        if self.anchors_per_cell is not None:
+            self.rpn_head = RPNHead(self.anchors_per_cell, self.dtype)
         self.box_head = BoxHead(self.num_classes, self.class_agnostic, self.dtype)
 
     def levels(self, x: Array, *, train: bool) -> Sequence[Array]:
@@ -140,19 +145,28 @@ class FasterRCNN(nn.Module):
         with jax.named_scope('rpn'):
             return self.rpn_head(levels)
 
-    def boxes(self, levels: Sequence[Array], rois: Array, *, train: bool) -> tuple[Array, Array]:
-        """Maps rois [B, R, 4] to cls_logits [B, R, K + 1] and box_deltas [B, R, K or 1, 4]."""
+    def roi_features(self, levels: Sequence[Array], rois: Array, *, train: bool) -> Array:
+        """Maps rois [B, R, 4] to what the heads read: [B, R, trunk_features], of C4 [B, R, s / 2, s / 2, C]."""
         # The coarsest level of a pyramid is the RPN's alone.
-        x = self.extract(levels if self.fpn_features is None else levels[:-1], rois)  # [B, R, s, s, C]
+        x = self.read_rois(levels if self.fpn_features is None else levels[:-1], rois)  # [B, R, s, s, C]
         with jax.named_scope('heads'):
             x = self.trunk(x.reshape(-1, *x.shape[2:]), train=train)
-            outputs = self.box_head(x.mean(axis=(1, 2)) if x.ndim == 4 else x)
-            return jax.tree.map(lambda y: y.reshape(*rois.shape[:2], *y.shape[1:]), outputs)
+            return x.reshape(*rois.shape[:2], *x.shape[1:])
+
+    def boxes(self, x: Array) -> tuple[Array, Array]:
+        """Maps features of RoIs to cls_logits [B, R, K + 1] and box_deltas [B, R, K or 1, 4]."""
+        with jax.named_scope('heads'):
+            if x.ndim == 5:
+                x = x.mean(axis=(2, 3))
+            outputs = self.box_head(x.reshape(-1, x.shape[-1]))
+            return jax.tree.map(lambda y: y.reshape(*x.shape[:2], *y.shape[1:]), outputs)
 
     def __call__(self, x: Array, *, train: bool) -> Any:
         """Runs all parts, on one RoI an image, which draws their parameters."""
         levels = self.levels(x, train=train)
-        return self.rpn(levels), self.boxes(levels, jnp.broadcast_to(jnp.asarray(EMPTY_ROI), (len(x), 1, 4)), train=train)
+        rois = jnp.broadcast_to(jnp.asarray(EMPTY_ROI), (len(x), 1, 4))
+        proposed = None if self.anchors_per_cell is None else self.rpn(levels)
+        return proposed, self.boxes(self.roi_features(levels, rois, train=train))
 
 
 class RPN(NamedTuple):
@@ -253,11 +267,11 @@ def make_rpn(
             return score, jnp.asarray(level)[row], row  # an NMS within labels is one within levels
 
         found = postprocess(
-            jax.nn.sigmoid(objectness_logits)[:, None],
+            objectness_logits[:, None],  # not their sigmoid: float32 has no room for an order close to 1
             box_coding.decode(deltas, jnp.asarray(np.concatenate(anchors))),
             window,
             select=select,
-            score_threshold=-1.0,
+            score_threshold=-jnp.inf,
             iou_threshold=iou_threshold,
             max_detections=train_post_nms_topk if train else post_nms_topk,
             min_size=min_size,
@@ -274,11 +288,13 @@ class RoIHead(NamedTuple):
         IGNORE where fewer than R were found; [R].
     loss(cls_logits, box_deltas, rois, matched, gt): sums over an image's RoIs.
     detect(cls_logits, box_deltas, proposals, valid, window): Detections.
+    max_positives: rows of rois in which positives are.
     """
 
     sample: Callable[..., tuple[Array, Array]]
     loss: Callable[..., Sums]
     detect: Callable[..., Detections]
+    max_positives: int
 
 
 def make_roi_head(
@@ -355,51 +371,167 @@ def make_roi_head(
         return postprocess(scores, boxes, window, select=select, score_threshold=score_threshold,
                            iou_threshold=iou_threshold, max_detections=max_detections, min_size=min_size)
 
-    return RoIHead(sample, loss, detect)
+    return RoIHead(sample, loss, detect, int(samples * positive_share))
 
 
-def make_extract(
+class RoIReader(NamedTuple):
+    """How the features of RoIs are taken from levels.
+
+    read(levels, rois): of levels [B, h, w, C], finest first, and rois [B, R, 4]: [B, R, s, s, C].
+    metrics(rois, matched): of rois [B, R, 4] and their rows of the ground truth, IGNORE where there is no RoI.
+    """
+
+    read: Callable[[Sequence[Array], Array], Array]
+    metrics: Callable[[Array, Array], Sums]
+
+
+def make_roi_reader(
     first_stride: int,
+    num_levels: int,
     *,
     operator: str = 'align',
     output_size: int = 7,
     samples_per_bin: int = 2,
+    max_samples_per_bin: int = 4,
     aligned: bool = True,
     reduce: str = 'average',
     canonical_size: float = 224.0,
-) -> Callable[[Sequence[Array], Array], Array]:
-    """Makes the function that takes the features of RoIs from levels (see `core.roi_features`).
+) -> RoIReader:
+    """Makes the functions that take the features of RoIs from levels (see `core.roi_features`).
 
     Args:
         first_stride: of the finest level, pixels.
+        num_levels: from which RoIs are read.
         operator: 'align' (RoIAlign), 'pool' (RoIPool) or 'warp' (RoIWarp).
         output_size: s, bins a side.
-        samples_per_bin: s x s of them; 0 with 'align': as many as the RoI's size asks for, up to 4 x 4. Not with 'pool'.
+        samples_per_bin: s x s of them; 0 with 'align': as many as the RoI's size asks for. Not with 'pool'.
+        max_samples_per_bin: the most that are taken, with 0.
         aligned: of 'align': whether a cell's features are those of its centre (detectron2), or of its corner (torchvision).
         reduce: 'average' or 'max', of the samples of a bin. Not with 'pool'.
         canonical_size: of a RoI that is read from the level of stride 16, pixels (1612.03144, equation 1).
 
     Returns:
-        a function of levels [B, h, w, C], finest first, and rois [B, R, 4] that gives [B, R, s, s, C].
+        a RoIReader. With samples_per_bin 0 its metric is 'undersampled_rois', an image's RoIs that ask for more samples
+        than they get; else it has none.
     """
     operators = {
-        'align': partial(roi_features.roi_align, samples_per_bin=samples_per_bin, aligned=aligned, reduce=reduce),
+        'align': partial(roi_features.roi_align, samples_per_bin=samples_per_bin, aligned=aligned, reduce=reduce,
+                         max_samples_per_bin=max_samples_per_bin),
         'pool': roi_features.roi_pool,
         'warp': partial(roi_features.roi_warp, samples_per_bin=samples_per_bin, reduce=reduce),
-    }
+    }  # fmt: skip
     if operator not in operators:
         raise ValueError(f'roi.operator is {operator!r}: use one of {", ".join(operators)}')
+    finest = int(math.log2(first_stride))
+    level_of = partial(roi_features.assign_levels, min_level=finest, max_level=finest + num_levels - 1,
+                       canonical_size=canonical_size)  # fmt: skip
+    bins = dict(strides=[first_stride * 2**number for number in range(num_levels)], output_size=output_size)
 
-    def extract(levels: Sequence[Array], rois: Array) -> Array:
-        finest = int(math.log2(first_stride))
-        level_of = partial(roi_features.assign_levels, min_level=finest, max_level=finest + len(levels) - 1,
-                           canonical_size=canonical_size)
-        strides = [first_stride * 2**number for number in range(len(levels))]
-        read = partial(operators[operator], strides=strides, output_size=output_size)
+    def read(levels: Sequence[Array], rois: Array) -> Array:
         with jax.named_scope('roi'):
-            return jax.vmap(lambda levels, rois: read(levels, rois, level_of(rois)))(levels, rois)
+            read_image = partial(operators[operator], **bins)
+            return jax.vmap(lambda levels, rois: read_image(levels, rois, level_of(rois)))(levels, rois)
 
-    return extract
+    def metrics(rois: Array, matched: Array) -> Sums:
+        if operator != 'align' or samples_per_bin:
+            return {}
+        needed = jax.vmap(lambda rois: roi_features.adaptive_samples(rois, level_of(rois), **bins, aligned=aligned))(rois)
+        undersampled = (needed > max_samples_per_bin) & (matched != matching.IGNORE)
+        return {'undersampled_rois': undersampled.sum(axis=1).mean()}
+
+    return RoIReader(read, metrics)
+
+
+def propose(net: FasterRCNN, rpn: RPN | None, x: Array, inputs: Inputs, *, train: bool) -> tuple[Any, Any, Any]:
+    """Runs the first stage, or takes the proposals that are given instead.
+
+    Args:
+        net: bound to its variables.
+        rpn: see `make_rpn`.
+        x: [B, H, W, 3] float, normalised images.
+        inputs: with the windows, and proposals or None.
+        train: whether as in training.
+
+    Returns:
+        levels; objectness_logits [B, A], deltas [B, A, 4] and anchors [A, 4], or None where proposals are given;
+        proposals [B, P, 4] and which are valid.
+    """
+    levels = net.levels(x, train=train)
+    if inputs.proposals is not None:
+        return levels, None, (inputs.proposals, inputs.proposals_valid)
+    if rpn is None:
+        raise ValueError('without an RPN (model.rpn is None) proposals must be given: set data.train_proposals and '
+                         'data.validation_proposals, or inputs.proposals')
+    outputs = net.rpn(levels)
+    with jax.named_scope('rpn'):
+        anchors = rpn.anchors(x.shape[1:3], [level.shape[1:3] for level in levels])
+        propose_one = partial(rpn.propose, anchors=anchors, train=train)
+        proposals = jax.vmap(lambda *arrays: propose_one(*arrays))(*jax.lax.stop_gradient(outputs), inputs.window)
+    return levels, (*outputs, jnp.asarray(np.concatenate(anchors))), proposals
+
+
+def sample(rpn: RPN | None, head: RoIHead, rpn_outputs: Any, proposals: Any, batch: Batch, rng: Array) -> tuple[Any, Array, Array]:
+    """Draws what both stages are trained on; an image's draw depends on its id, not on its place.
+
+    Args:
+        rpn, head: see `make_rpn`, `make_roi_head`.
+        rpn_outputs, proposals: as `propose` returns them.
+        batch: with the ground truth.
+        rng: a key.
+
+    Returns:
+        of_rpn: objectness_logits [B, A], deltas [B, A, 4], anchors [A, 4], and the anchors' rows of the ground truth
+            [B, A]; or None.
+        rois: [B, R, 4].
+        matched: [B, R], the rows of the RoIs.
+    """
+    with jax.named_scope('loss'):
+        keys = jax.vmap(lambda image: jax.random.split(jax.random.fold_in(rng, image)))(batch.image_id)  # [B, 2]
+        of_rpn = None
+        if rpn_outputs is not None:
+            of_rpn = (*rpn_outputs, jax.vmap(rpn.match, in_axes=(None, 0, 0))(rpn_outputs[-1], batch.gt, keys[:, 0]))
+        return of_rpn, *jax.vmap(head.sample)(*proposals, batch.gt, keys[:, 1])
+
+
+def reduce_losses(
+    rpn: RPN | None, head: RoIHead, of_rpn: Any, of_rois: Any, gt: GroundTruth, axis_name: str | None
+) -> Sums:
+    """Sums the losses of both stages over a batch and divides each by the number of its samples, on all devices.
+
+    Args:
+        rpn, head: see `make_rpn`, `make_roi_head`.
+        of_rpn: see `sample`.
+        of_rois: cls_logits [B, R, K + 1], box_deltas [B, R, K or 1, 4], rois [B, R, 4], matched [B, R].
+        gt: of the batch.
+        axis_name: the mapped axis of the devices, or None.
+
+    Returns:
+        'cls_loss' and 'box_loss', and an image's 'positives' and 'negatives'; unless of_rpn is None likewise
+        'rpn_cls_loss', 'rpn_box_loss', 'rpn_positives' and 'rpn_negatives'.
+    """
+    sums = {} if of_rpn is None else jax.vmap(rpn.loss, in_axes=(0, 0, None, 0, 0))(*of_rpn, gt)
+    sums |= jax.vmap(head.loss)(*of_rois, gt)
+    metrics = {name: values.mean() for name, values in sums.items()}
+    for stage in ('',) if of_rpn is None else ('rpn_', ''):
+        normalizer = losses.normalizer((sums[f'{stage}positives'] + sums[f'{stage}negatives']).sum(), axis_name)
+        for name in (f'{stage}cls_loss', f'{stage}box_loss'):
+            metrics[name] = sums[name].sum() / normalizer
+    return metrics
+
+
+def weigh(metrics: Sums, weights: Mapping[str, float]) -> tuple[Array, Sums]:
+    """Multiplies the losses among metrics by their weights, and adds them up: (loss, metrics)."""
+    weighted = {name: weight * metrics[name] for name, weight in weights.items() if name in metrics}
+    return sum(weighted.values()), metrics | weighted
+
+
+def assignments(of_rpn: Any, of_rois: Any) -> dict[str, Assignment]:
+    """What both stages are trained on, of the same arguments as `reduce_losses`."""
+    rois = {'rois': Assignment(*of_rois[2:])}
+    if of_rpn is None:
+        return rois
+    _, _, anchors, matched = of_rpn
+    return {'rpn': Assignment(jnp.broadcast_to(anchors, (*matched.shape, 4)), matched), **rois}
 
 
 def make(
@@ -412,8 +544,8 @@ def make(
     fpn_features: int | None = 256,
     trunk_features: int = 1024,
     class_agnostic: bool = False,
-    rpn: Mapping[str, Any] = network_ops.arguments_of(make_rpn),
-    roi: Mapping[str, Any] = network_ops.arguments_of(make_extract),
+    rpn: Mapping[str, Any] | None = network_ops.arguments_of(make_rpn),
+    roi: Mapping[str, Any] = network_ops.arguments_of(make_roi_reader),
     head: Mapping[str, Any] = network_ops.arguments_of(make_roi_head),
     rpn_loss_weight: float = 1.0,
     cls_loss_weight: float = 1.0,
@@ -435,8 +567,8 @@ def make(
         fpn_features: channels of the pyramid; None: no pyramid, but C4, whose head is the ResNet's last stage.
         trunk_features: of the two fully connected layers of the head on a pyramid.
         class_agnostic: whether a RoI has one box for all classes.
-        rpn: arguments of `make_rpn`; C4 is one level of anchors.
-        roi: arguments of `make_extract`; C4's output_size is 14, of which the last stage makes 7.
+        rpn: arguments of `make_rpn`; C4 is one level of anchors. None: no RPN, proposals are given.
+        roi: arguments of `make_roi_reader`; C4's output_size is 14, of which the last stage makes 7.
         head: arguments of `make_roi_head`.
         rpn_loss_weight, cls_loss_weight, box_loss_weight: of the RPN's two losses, and of the head's.
         mean, std: of the pixels (0..255) in the network's channel order.
@@ -446,73 +578,51 @@ def make(
 
     Returns:
         a Detector. The metrics of its loss are 'rpn_cls_loss', 'rpn_box_loss', 'cls_loss', 'box_loss', and an image's
-        'rpn_positives', 'rpn_negatives' (anchors), 'positives' and 'negatives' (RoIs). The stages of its assignment are
-        'rpn' and 'rois'.
+        'rpn_positives', 'rpn_negatives' (anchors), 'positives' and 'negatives' (RoIs), besides those of `make_roi_reader`.
+        The stages of its assignment are 'rpn' and 'rois'. With proposals among the inputs there is nothing of the RPN.
     """
     first_stride = 16 if fpn_features is None else 4
-    first, second = make_rpn(first_stride, **rpn), make_roi_head(num_classes, **head)
+    first = None if rpn is None else make_rpn(first_stride, **rpn)
+    second = make_roi_head(num_classes, **head)
+    reader = make_roi_reader(first_stride, 1 if fpn_features is None else PYRAMID_LEVELS, **roi)
     network = FasterRCNN(
         num_classes=num_classes,
         resnet=dict(depth=depth, width=width, norm=norm, norm_epsilon=norm_epsilon, axis_name=axis_name),
         fpn_features=fpn_features,
-        anchors_per_cell=first.anchors_per_cell,
+        anchors_per_cell=first and first.anchors_per_cell,
         trunk_features=trunk_features,
         class_agnostic=class_agnostic,
-        extract=make_extract(first_stride, **roi),
+        read_rois=reader.read,
         dtype=jnp.dtype(dtype),
     )
     run = partial(network_ops.apply, network, mean=mean, std=std, bgr=bgr)
-
-    def propose(net: FasterRCNN, x: Array, window: Array, *, train: bool) -> tuple[Any, ...]:
-        """The first stage: levels; objectness_logits, deltas and anchors [A, 4]; proposals [B, P, 4] and their validity."""
-        levels = net.levels(x, train=train)
-        outputs = net.rpn(levels)  # objectness_logits, deltas
-        with jax.named_scope('rpn'):
-            anchors = first.anchors(x.shape[1:3], [level.shape[1:3] for level in levels])
-            propose_one = partial(first.propose, anchors=anchors, train=train)
-            proposals = jax.vmap(lambda *arrays: propose_one(*arrays))(*jax.lax.stop_gradient(outputs), window)
-        return levels, (*outputs, jnp.asarray(np.concatenate(anchors))), proposals
+    weights = dict(rpn_cls_loss=rpn_loss_weight, rpn_box_loss=rpn_loss_weight, cls_loss=cls_loss_weight,
+                   box_loss=box_loss_weight)  # fmt: skip
 
     def both_stages(net: FasterRCNN, x: Array, batch: Batch, rng: Array, *, train: bool) -> tuple[Any, Any]:
-        """What is trained: (objectness_logits, deltas, anchors, matched) and (cls_logits, box_deltas, rois, matched)."""
-        levels, rpn_outputs, proposals = propose(net, x, batch.inputs.window, train=train)
-        with jax.named_scope('loss'):
-            keys = jax.vmap(lambda image: jax.random.split(jax.random.fold_in(rng, image)))(batch.image_id)  # [B, 2]
-            anchors_matched = jax.vmap(first.match, in_axes=(None, 0, 0))(rpn_outputs[-1], batch.gt, keys[:, 0])
-            rois, rois_matched = jax.vmap(second.sample)(*proposals, batch.gt, keys[:, 1])
-        roi_outputs = net.boxes(levels, rois, train=train)
-        return (*rpn_outputs, anchors_matched), (*roi_outputs, rois, rois_matched)
+        """What is trained: of_rpn and of_rois, see `reduce_losses`."""
+        levels, rpn_outputs, proposals = propose(net, first, x, batch.inputs, train=train)
+        of_rpn, rois, matched = sample(first, second, rpn_outputs, proposals, batch, rng)
+        return of_rpn, (*net.boxes(net.roi_features(levels, rois, train=train)), rois, matched)
 
     def loss(params: Any, model_state: Any, batch: Batch, rng: Array) -> tuple[Array, tuple[Any, dict[str, Array]]]:
-        (of_rpn, of_rois), model_state = run(params, model_state, batch.inputs, train=True, method=both_stages,
-                                             batch=batch, rng=rng)
+        outputs, model_state = run(params, model_state, batch.inputs, train=True, method=both_stages, batch=batch, rng=rng)
         with jax.named_scope('loss'):
-            sums = jax.vmap(first.loss, in_axes=(0, 0, None, 0, 0))(*of_rpn, batch.gt)
-            sums |= jax.vmap(second.loss)(*of_rois, batch.gt)
-            anchors = losses.normalizer((sums['rpn_positives'] + sums['rpn_negatives']).sum(), axis_name)
-            rois = losses.normalizer((sums['positives'] + sums['negatives']).sum(), axis_name)
-            metrics = dict(
-                rpn_cls_loss=rpn_loss_weight * sums['rpn_cls_loss'].sum() / anchors,
-                rpn_box_loss=rpn_loss_weight * sums['rpn_box_loss'].sum() / anchors,
-                cls_loss=cls_loss_weight * sums['cls_loss'].sum() / rois,
-                box_loss=box_loss_weight * sums['box_loss'].sum() / rois,
-            )
-            counts = {name: sums[name].mean() for name in ('rpn_positives', 'rpn_negatives', 'positives', 'negatives')}
-        return sum(metrics.values()), (model_state, metrics | counts)
+            metrics = reduce_losses(first, second, *outputs, batch.gt, axis_name) | reader.metrics(*outputs[1][2:])
+            loss, metrics = weigh(metrics, weights)
+        return loss, (model_state, metrics)
 
     def predict(params: Any, model_state: Any, inputs: Inputs) -> Detections:
         def detect(net: FasterRCNN, x: Array, *, train: bool) -> Detections:
-            levels, _, (proposals, valid) = propose(net, x, inputs.window, train=train)
-            outputs = net.boxes(levels, proposals, train=train)
+            levels, _, (proposals, valid) = propose(net, first, x, inputs, train=train)
+            outputs = net.boxes(net.roi_features(levels, proposals, train=train))
             with jax.named_scope('post'):
                 return jax.vmap(second.detect)(*outputs, proposals, valid, inputs.window)
 
         return run(params, model_state, inputs, train=False, method=detect)[0]
 
     def assign(params: Any, model_state: Any, batch: Batch, rng: Array) -> dict[str, Assignment]:
-        (of_rpn, of_rois), _ = run(params, model_state, batch.inputs, train=True, method=both_stages, batch=batch, rng=rng)
-        (_, _, anchors, anchors_matched), (_, _, rois, rois_matched) = of_rpn, of_rois
-        anchors = jnp.broadcast_to(anchors, (*anchors_matched.shape, 4))
-        return {'rpn': Assignment(anchors, anchors_matched), 'rois': Assignment(rois, rois_matched)}
+        outputs, _ = run(params, model_state, batch.inputs, train=True, method=both_stages, batch=batch, rng=rng)
+        return assignments(*outputs)
 
     return Detector(partial(network_ops.init, network), loss, predict, assign)

@@ -20,11 +20,13 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
+import pycocotools.mask
 from tqdm.auto import tqdm
 
 from detzoo import inference, visualize
 from detzoo.config import ConfigError, complete
 from detzoo.data.pipeline import shard, train_batches
+from detzoo.data.proposals import Proposals, load_proposals
 from detzoo.data.records import Dataset, decode_image, ground_truth, open_dataset
 from detzoo.evaluation.coco import coco_metrics
 from detzoo.training import parallel
@@ -62,6 +64,8 @@ def train_and_evaluate(
     data = open_dataset(config.data.name, config.data.train_split, config.data.data_dir)
     validation = open_dataset(config.data.name, config.data.validation_split, config.data.data_dir)
     detector, state = check(config, data)
+    proposals = load_proposals(config.data.train_proposals, data, config.data.max_proposals)
+    validation_proposals = load_proposals(config.data.validation_proposals, validation, config.data.max_proposals)
 
     workdir = pathlib.Path(workdir)
     checkpoints = prepare_workdir(workdir, config, data)
@@ -71,7 +75,7 @@ def train_and_evaluate(
     announce(config, state, start)
 
     train_step = make_train_step(config, detector, state)
-    evaluate = make_evaluation(config, detector, validation)
+    evaluate = make_evaluation(config, detector, validation, validation_proposals)
     state = parallel.replicate(state)
     evaluation = None
     with Progress(config, start) as progress, Profiler(workdir, start, profile_steps) as profiler:
@@ -87,7 +91,7 @@ def train_and_evaluate(
                 log.write(step, metrics)
                 log.write_scalars(step, progress.update(step, metrics))
 
-        batches = make_batches(config, data, start)
+        batches = make_batches(config, data, start, proposals)
         try:
             for step in range(start + 1, config.training.steps + 1):
                 profiler.at(step)
@@ -179,7 +183,7 @@ def make_train_step(
 
 
 def make_evaluation(
-    config: ml_collections.ConfigDict, detector: Detector, dataset: Dataset
+    config: ml_collections.ConfigDict, detector: Detector, dataset: Dataset, proposals: Proposals | None = None
 ) -> Callable[[TrainState], dict[str, Any]]:
     """Makes a function from a replicated state to the validation metrics, loss and detections.
 
@@ -199,13 +203,13 @@ def make_evaluation(
         params = state.params if state.ema_params is None else state.ema_params
         losses = []
         results = inference.predict_dataset(
-            predict_step, params, state.model_state, dataset, truth, config,
+            predict_step, params, state.model_state, dataset, truth, config, proposals=proposals,
             on_batch=lambda batch: losses.append(loss_step(params, state.model_state, batch)),
         )  # fmt: skip
         losses = np.array([parallel.first_replica(pair) for pair in losses], np.float64)  # [batches, (loss, whole)]
         whole = losses[:, 1] > 0
         return dict(
-            metrics=coco_metrics(truth, results),
+            metrics=coco_metrics(truth, results, inference.evaluated_kinds(config)),
             loss=float(losses[whole if whole.any() else slice(None), 0].mean()),
             pictures=draw_pictures(dataset, results),
         )
@@ -224,18 +228,25 @@ def draw_pictures(dataset: Dataset, results: list[dict[str, Any]], score_thresho
         labels = np.array([dataset.category_ids.index(r['category_id']) for r in found], int)
         image = decode_image(record['image'], name=record['file_name'])
         scores = np.array([r['score'] for r in found])
-        pictures[f'validation/{record["image_id"]}'] = visualize.draw_boxes(image, boxes, labels, scores, dataset.class_names)
+        masks = None
+        if found and 'segmentation' in found[0]:
+            masks = np.stack([pycocotools.mask.decode(r['segmentation']).astype(bool) for r in found])
+        picture = visualize.draw_boxes(image, boxes, labels, scores, dataset.class_names, masks=masks)
+        pictures[f'validation/{record["image_id"]}'] = picture
     return pictures
 
 
 def log_evaluation(log: MetricsLog, step: int, evaluation: dict[str, Any]) -> None:
     """Writes the loss and the 12 numbers, and the pictures."""
     boxes = {f'validation/{name}': value for name, value in evaluation['metrics']['boxes'].items()}
-    log.write(step, {'validation/loss': evaluation['loss'], **boxes})
+    masks = {f'validation/mask_{name}': value for name, value in evaluation['metrics'].get('masks', {}).items()}
+    log.write(step, {'validation/loss': evaluation['loss'], **boxes, **masks})
     log.write_images(step, evaluation['pictures'])
 
 
-def make_batches(config: ml_collections.ConfigDict, data: Dataset, start: int) -> Any:
+def make_batches(
+    config: ml_collections.ConfigDict, data: Dataset, start: int, proposals: Proposals | None = None
+) -> Any:
     """This process's share of the training stream from a step on."""
     return train_batches(
         data,
@@ -244,6 +255,8 @@ def make_batches(config: ml_collections.ConfigDict, data: Dataset, start: int) -
         recipe=config.data.recipe.to_dict(),
         batch_size=config.training.batch_size,
         seed=config.seed,
+        mask_size=config.data.mask_size,
+        proposals=proposals,
         canvas_steps=config.data.canvas_steps,
         start_step=start,
         process=jax.process_index(),
@@ -253,12 +266,14 @@ def make_batches(config: ml_collections.ConfigDict, data: Dataset, start: int) -
 
 
 def check(config: ml_collections.ConfigDict, data: Dataset) -> tuple[Detector, TrainState]:
-    """Makes the detector and the shapes of its state, or raises ConfigError; nothing is computed or written yet."""
+    """Makes the detector and the shapes of its state, or raises ConfigError or DataError; nothing is computed or written yet."""
     if config.model.get('norm') == 'frozen_batch_norm' and not config.initialize_backbone:
         raise ConfigError(
             "model.norm is 'frozen_batch_norm', which without the statistics of trained weights normalises nothing: set "
             "initialize_backbone to a .safetensors file, or model.norm to 'batch_norm'"
         )
+    for key in ('train_proposals', 'validation_proposals'):
+        inference.check_proposals(config, config.data[key] is not None, f'data.{key}')
     try:
         detector = inference.detector_of(config, len(data.class_names), parallel.AXIS)
         state = jax.eval_shape(lambda: initial_state(config, detector))

@@ -60,7 +60,7 @@ def make_optimizer(config: ml_collections.ConfigDict, steps: int, params: Params
         return jax.tree.map(lambda x: x.ndim > 1, tree)
 
     if config.name == 'adamw':
-        update = optax.adamw(schedule, weight_decay=config.weight_decay, mask=is_matrix)
+        update = optax.adamw(schedule, eps=config.epsilon, weight_decay=config.weight_decay, mask=is_matrix)
     elif config.name == 'sgd':
         # As in torch: the decay is part of the gradient that the momentum accumulates.
         decay = optax.add_decayed_weights(config.weight_decay, mask=is_matrix)

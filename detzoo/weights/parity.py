@@ -2,18 +2,20 @@
 
 Parity is shown with weights that are drawn, not downloaded: `weights.torchvision_parity` and `weights.darknet_parity` draw
 them from nothing but the names or places and shapes of a file's entries, and run a peer and our detector on the same
-canvas. Here is what both need: `drawn_image`, and `predict_with_intermediates` and `match_detections`, with which the
-tensors on the way and what comes out are compared.
+canvas. Here is what both need: `drawn_image` and `drawn_objects`, and `predict_with_intermediates`, `pair_boxes` and
+`match_detections`, with which the tensors on the way and what comes out are compared.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import numpy as np
 
 from detzoo.core import boxes as box_ops
-from detzoo.types import Detections, Detector, Inputs
+from detzoo.types import Detections, Detector, GroundTruth, Inputs
+
+_DETECTION = ('boxes', 'labels', 'scores', 'masks')
 
 
 def drawn_image(height: int, width: int, seed: int) -> np.ndarray:
@@ -36,6 +38,41 @@ def drawn_image(height: int, width: int, seed: int) -> np.ndarray:
     return image.clip(0, 255).astype(np.uint8)
 
 
+def drawn_objects(
+    sizes: Sequence[tuple[int, int]], counts: Sequence[int], *, side: int, num_classes: int, seed: int
+) -> GroundTruth:
+    """Draws ground truth with masks: squares at whole pixels, so that each cell of a mask is a pixel.
+
+    Args:
+        sizes: height and width of each image.
+        counts: objects of each.
+        side: S, pixels; of the squares and of their masks.
+        num_classes: K.
+        seed: of places, labels and masks.
+
+    Returns:
+        the ground truth of all images, numpy, with as many rows as the most objects.
+    """
+    random = np.random.RandomState(seed)
+    rows = len(counts), max(counts)
+    gt = GroundTruth(
+        boxes=np.zeros((*rows, 4), np.float32),
+        labels=np.zeros(rows, np.int32),
+        valid=np.arange(max(counts)) < np.array(counts)[:, None],
+        crowd=np.zeros(rows, bool),
+        dropped=np.zeros(len(counts), np.int32),
+        cropped=np.zeros(len(counts), np.int32),
+        masks=np.zeros((*rows, side, side), bool),
+    )
+    for image, row in np.argwhere(gt.valid):
+        height, width = sizes[image]
+        corner = random.randint(width - side + 1), random.randint(height - side + 1)
+        gt.boxes[image, row] = np.add((0, 0, side, side), corner * 2)
+        gt.labels[image, row] = random.randint(num_classes)
+        gt.masks[image, row] = drawn_image(side, side, random.randint(2**31))[..., 0] > 128
+    return gt
+
+
 def predict_with_intermediates(
     detector: Detector, params: Any, model_state: Any, inputs: Inputs
 ) -> tuple[Detections, dict[str, Any]]:
@@ -47,7 +84,8 @@ def predict_with_intermediates(
         inputs: B images.
 
     Returns:
-        the detections, and the outputs of the network's direct submodules by their names ('backbone', 'cls_head', ...).
+        the detections, and the outputs of the network's direct submodules by their names ('backbone', 'cls_head', ...); of
+        two stages also 'rois' [B, P, 4], the boxes whose features the second one reads.
     """
     outputs = {}
 
@@ -55,11 +93,37 @@ def predict_with_intermediates(
         output = method(*args, **kwargs)
         if context.method_name == '__call__' and len(context.module.path) == 1:
             outputs[context.module.path[0]] = output
+        if context.method_name == 'roi_features':
+            outputs['rois'] = args[1]
         return output
 
     with nn.intercept_methods(keep_output):
         detections = detector.predict(params, model_state, inputs)
     return detections, outputs
+
+
+def pair_boxes(
+    ours: np.ndarray, theirs: np.ndarray, *, alike: np.ndarray | bool = True, min_iou: float = 0.5
+) -> np.ndarray:
+    """Pairs boxes of two implementations: each of theirs, in order, with our free one of most IoU.
+
+    Args:
+        ours: [m, 4] xyxy.
+        theirs: [n, 4] xyxy.
+        alike: [n, m] bool, which may be a pair.
+        min_iou: the IoU of a pair is above it.
+
+    Returns:
+        [n] int, the row of ours for each of theirs, or -1.
+    """
+    iou = np.where(alike, box_ops.pairwise_iou(theirs, ours), 0)
+    rows = np.full(len(theirs), -1)
+    for row in range(len(theirs) if len(ours) else 0):
+        best = iou[row].argmax()
+        if iou[row, best] > min_iou:
+            rows[row] = best
+            iou[:, best] = 0
+    return rows
 
 
 class Agreement(NamedTuple):
@@ -68,6 +132,7 @@ class Agreement(NamedTuple):
     ours, theirs: their lengths; matched: how many of theirs have a partner of their own in ours.
     empty: how many of theirs had no area and were left out.
     min_iou, max_score_difference: over the partners.
+    min_mask_iou: likewise; 1 without masks.
     """
 
     ours: int
@@ -76,11 +141,13 @@ class Agreement(NamedTuple):
     empty: int
     min_iou: float
     max_score_difference: float
+    min_mask_iou: float
 
-    def holds(self, *, iou: float = 0.999, score: float = 1e-3) -> bool:
+    def holds(self, *, iou: float = 0.999, score: float = 1e-3, mask_iou: float = 0.99) -> bool:
         """Tells whether the lists are the same one to one, within tolerances."""
         complete = self.ours == self.theirs == self.matched
-        return complete and self.min_iou > iou and self.max_score_difference <= score
+        alike = self.min_iou > iou and self.max_score_difference <= score and self.min_mask_iou > mask_iou
+        return complete and alike
 
 
 def match_detections(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray], *, limit: int) -> Agreement:
@@ -90,7 +157,8 @@ def match_detections(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.nda
     limit was reached they took the places of as many others, the last of ours, which are left out with them.
 
     Args:
-        ours: 'boxes' [n, 4] xyxy, 'labels' [n], 'scores' [n], best first, without padding.
+        ours: 'boxes' [n, 4] xyxy, 'labels' [n], 'scores' [n], best first, without padding; of some models 'masks'
+            [n, h, w] bool, pixels of the image.
         theirs: likewise.
         limit: how many detections the two keep of an image.
 
@@ -99,15 +167,23 @@ def match_detections(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.nda
     """
     solid = np.asarray(box_ops.area(theirs['boxes'])) > 0
     end = solid.sum() if len(solid) == limit else len(ours['boxes'])
-    ours = {name: ours[name][:end] for name in ('boxes', 'labels', 'scores')}
-    theirs = {name: theirs[name][solid] for name in ('boxes', 'labels', 'scores')}
-    iou = np.where(theirs['labels'][:, None] == ours['labels'], box_ops.pairwise_iou(theirs['boxes'], ours['boxes']), 0)
-    pairs = []
-    for row in range(len(iou)):
-        best = iou[row].argmax() if iou.size else 0
-        if iou.size and iou[row, best] > 0.5:
-            pairs.append((iou[row, best], abs(theirs['scores'][row] - ours['scores'][best])))
-            iou[:, best] = 0
-    ious, differences = zip(*pairs) if pairs else ((1.0,), (0.0,))
-    empty = int((~solid).sum())
-    return Agreement(len(ours['boxes']), len(iou), len(pairs), empty, float(min(ious)), float(max(differences)))
+    ours = {name: ours[name][:end] for name in _DETECTION if name in ours}
+    theirs = {name: theirs[name][solid] for name in _DETECTION if name in theirs}
+    rows = pair_boxes(ours['boxes'], theirs['boxes'], alike=theirs['labels'][:, None] == ours['labels'])
+    our = {name: x[rows[rows >= 0]] for name, x in ours.items()}
+    their = {name: x[rows >= 0] for name, x in theirs.items()}
+    return Agreement(
+        ours=len(ours['boxes']),
+        theirs=len(rows),
+        matched=len(our['boxes']),
+        empty=int((~solid).sum()),
+        min_iou=float(np.asarray(box_ops.iou(our['boxes'], their['boxes'])).min(initial=1)),
+        max_score_difference=float(abs(our['scores'] - their['scores']).max(initial=0)),
+        min_mask_iou=float(_mask_iou(our['masks'], their['masks']).min(initial=1)) if 'masks' in our else 1.0,
+    )
+
+
+def _mask_iou(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """The IoU of each pair of masks [n, h, w] bool, 1 where both are empty: [n]."""
+    shared, union = (x.sum(axis=(1, 2)) for x in (ours & theirs, ours | theirs))
+    return np.where(union > 0, shared / np.maximum(union, 1), 1)

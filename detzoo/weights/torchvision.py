@@ -1,4 +1,4 @@
-"""Weights of torchvision in ours: the same arrays under other names, convolutions OIHW -> HWIO.
+"""Weights of torchvision in ours: the same arrays under other names, kernels OIHW -> HWIO.
 
     file -> entries {name: array} -> for each of our variables: its name there -> transposed -> (params, model_state)
 
@@ -7,6 +7,7 @@ Our tree leads: each variable asks for its entry, so nothing can be left out, an
 weights come over; `weights.torchvision_parity` compares the two.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ Entries = Mapping[str, np.ndarray]
 Template = tuple[Params, ModelState]  # arrays or shapes, as `Detector.init` or `jax.eval_shape` of it return them
 
 _LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean', 'var': 'running_var'}
+_AXES = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}  # torch's axes in our order: OIHW -> HWIO, OI -> IO
 _OTHERS = {'l2_norm/scale': 'backbone.scale_weight'}  # entries that are not named by module and leaf
 _LISTED = 4  # entries a kind of an error message
 
@@ -135,6 +137,45 @@ def ssd_variables(entries: Entries, template: Template, *, source: str = 'the en
     return _fill(template, _with_background_last(entries), torchvision_names.ssdlite if lite else torchvision_names.ssd, source)
 
 
+def faster_rcnn_variables(entries: Entries, template: Template, *, source: str = 'the entries') -> Template:
+    """Fills a Faster R-CNN on a pyramid from torchvision's, by the names of old files or of new ones.
+
+    Background, first among torchvision's classes, becomes the last; the boxes that torchvision regresses for it are left
+    out.
+
+    Args:
+        entries: arrays by torchvision's names.
+        template: (params, model_state) of a `detectors.faster_rcnn`.
+        source: what an error calls the entries, for example their file.
+
+    Returns:
+        (params, model_state) like the template, numpy.
+
+    Raises:
+        ValueError: if an entry is missing, of another shape, or left over; or if torchvision has no such R-CNN.
+    """
+    return _fill(template, _with_our_rois(_with_new_names(entries)), torchvision_names.rcnn, source)
+
+
+def mask_rcnn_variables(entries: Entries, template: Template, *, source: str = 'the entries') -> Template:
+    """Fills a Mask R-CNN on a pyramid from torchvision's, by the names of old files or of new ones.
+
+    As `faster_rcnn_variables` does, without the mask of background.
+
+    Args:
+        entries: arrays by torchvision's names.
+        template: (params, model_state) of a `detectors.mask_rcnn`.
+        source: what an error calls the entries, for example their file.
+
+    Returns:
+        (params, model_state) like the template, numpy.
+
+    Raises:
+        ValueError: if an entry is missing, of another shape, or left over; or if torchvision has no such R-CNN.
+    """
+    return _fill(template, _with_our_masks(_with_our_rois(_with_new_names(entries))), torchvision_names.rcnn, source)
+
+
 def load_backbone(path: str, params: Params, model_state: ModelState) -> Template:
     """Reads a classifier of torchvision's names from a `.safetensors` file into the backbone of a detector.
 
@@ -192,15 +233,15 @@ def _fill(
         _, *modules, variable = (key.key for key in path)  # the first is the collection
         name = _OTHERS.get('/'.join((*modules, variable)))
         name = name or f'{torch_module("/".join(modules))}.{_LEAVES[variable]}'
-        shape = tuple(leaf.shape[axis] for axis in (3, 2, 0, 1)) if len(leaf.shape) == 4 else leaf.shape
+        axes = _AXES[len(leaf.shape)]
+        shape = tuple(leaf.shape[axes.index(axis)] for axis in range(len(axes)))
         asked.add(name)
         if name not in entries:
             missing.append(name)
         elif entries[name].shape != shape:
             misshapen.append(f'{name} {entries[name].shape} where the model has {shape}')
         else:
-            value = entries[name].transpose(2, 3, 1, 0) if len(shape) == 4 else entries[name]
-            return np.ascontiguousarray(value, leaf.dtype)
+            return np.ascontiguousarray(entries[name].transpose(axes), leaf.dtype)
 
     variables = jax.tree_util.tree_map_with_path(take, {'params': params, **model_state})
     unused = [name for name in entries if name not in asked and not name.endswith('num_batches_tracked')]
@@ -223,6 +264,8 @@ def _with_new_names(entries: Entries) -> dict[str, np.ndarray]:
 
     def new_name(name: str) -> str:
         new = re.sub(r'((?:inner|layer)_blocks\.\d)\.(weight|bias)$', r'\1.0.\2', name)
+        new = re.sub(r'(rpn\.head\.conv)\.(weight|bias)$', r'\1.0.0.\2', new)
+        new = re.sub(r'mask_fcn(\d)\.(weight|bias)$', lambda m: f'{int(m[1]) - 1}.0.{m[2]}', new)
         new = re.sub(r'(_head\.conv)\.(\d)\.(weight|bias)$', lambda m: f'{m[1]}.{int(m[2]) // 2}.0.{m[3]}', new)
         return name if new in entries else new  # twice there: the old one is left over, and an error says so
 
@@ -241,6 +284,37 @@ def _with_background_last(entries: Entries) -> dict[str, np.ndarray]:
     return {name: moved(name, array) for name, array in entries.items()}
 
 
+def _with_our_rois(entries: Entries) -> dict[str, np.ndarray]:
+    """Brings the box head to our order: RoI features as [s, s, C], background last and without boxes."""
+
+    def ours(name: str, array: np.ndarray) -> np.ndarray:
+        if name.endswith('box_head.fc6.weight') and pyramid in entries:
+            channels = len(entries[pyramid])
+            side = math.isqrt(array.shape[1] // channels)
+            return array.reshape(-1, channels, side, side).transpose(0, 2, 3, 1).reshape(array.shape)
+        if 'box_predictor.cls_score.' in name:
+            return np.roll(array, -1, axis=0)
+        return array[4:] if 'box_predictor.bbox_pred.' in name else array
+
+    pyramid = 'backbone.fpn.layer_blocks.0.0.bias'
+    return {name: ours(name, array) for name, array in entries.items()}
+
+
+def _with_our_masks(entries: Entries) -> dict[str, np.ndarray]:
+    """Drops the mask of background, and turns the deconvolution's kernel into the one of a convolution.
+
+    Torch's deconvolution spreads each input over the kernel, IOHW; ours convolves a grid with zeros between the inputs,
+    where the kernel's first cell meets the input that torch's last one spread: OIHW, turned by half a turn.
+    """
+
+    def ours(name: str, array: np.ndarray) -> np.ndarray:
+        if name.endswith('conv5_mask.weight'):
+            return array.swapaxes(0, 1)[:, :, ::-1, ::-1]
+        return array[1:] if 'mask_fcn_logits.' in name else array
+
+    return {name: ours(name, array) for name, array in entries.items()}
+
+
 _CLASSIFIERS = {'stem_conv': resnet_variables, 'stem': mobilenet_variables, 'conv1_1': vgg_variables}  # by a first layer
 
 
@@ -254,6 +328,63 @@ class Peer(NamedTuple):
     model: dict[str, Any]
     mapping: Callable[..., Template]
 
+    @property
+    def max_detections(self) -> int:
+        """How many detections both keep of an image."""
+        return self.model.get('head', self.model)['max_detections']
+
+
+_FASTER_RCNN = {
+    'name': 'faster_rcnn',
+    'num_classes': 90,  # background is torchvision's class 0, and none of ours
+    'depth': 50,
+    'norm': 'frozen_batch_norm',
+    'norm_epsilon': 0.0,  # set in torchvision's code when it loads its COCO_V1 files; the files do not say
+    'fpn_features': 256,
+    'trunk_features': 1024,
+    'class_agnostic': False,
+    'rpn': {
+        'anchor_sizes': ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,)),
+        'aspect_ratios': (0.5, 1.0, 2.0),
+        'round_anchors': True,
+        'anchor_strides': 'canvas_over_grid',
+        'positive_iou': 0.7,
+        'negative_iou': 0.3,
+        'match_best_anchors': True,
+        'samples': 256,
+        'positive_share': 0.5,
+        'box_loss_beta': 1 / 9,
+        'pre_nms_topk': 1000,
+        'train_pre_nms_topk': 2000,
+        'post_nms_topk': 1000,
+        'train_post_nms_topk': 2000,
+        'iou_threshold': 0.7,
+        'min_size': 1e-3,
+    },
+    'roi': {
+        'operator': 'align',
+        'output_size': 7,
+        'samples_per_bin': 2,
+        'aligned': False,
+        'canonical_size': 224.0,
+    },
+    'head': {
+        'positive_iou': 0.5,
+        'negative_iou': 0.5,
+        'samples': 512,
+        'positive_share': 0.25,
+        'add_ground_truth': True,
+        'delta_weights': (10.0, 10.0, 5.0, 5.0),
+        'box_loss_beta': 1 / 9,
+        'pre_nms_topk': 19 * 1000,  # all: at most 19 classes of a proposal have more than 0.05
+        'score_threshold': 0.05,
+        'iou_threshold': 0.5,
+        'max_detections': 100,
+        'min_size': 1e-2,
+    },
+    'mean': tuple(255 * x for x in (0.485, 0.456, 0.406)),
+    'std': tuple(255 * x for x in (0.229, 0.224, 0.225)),
+}
 
 PEERS = {
     'retinanet_resnet50_fpn': Peer(
@@ -326,5 +457,22 @@ PEERS = {
             'std': (127.5,) * 3,
         },
         mapping=ssd_variables,
+    ),
+    'fasterrcnn_resnet50_fpn': Peer(model=_FASTER_RCNN, mapping=faster_rcnn_variables),
+    'maskrcnn_resnet50_fpn': Peer(
+        model={
+            **_FASTER_RCNN,
+            'name': 'mask_rcnn',
+            'mask_roi': {**_FASTER_RCNN['roi'], 'output_size': 14},
+            'mask': {
+                'head': 'fcn',
+                'layers': 4,
+                'features': 256,
+                'class_agnostic': False,
+                'activation': 'sigmoid',
+                'targets': 'average',
+            },
+        },
+        mapping=mask_rcnn_variables,
     ),
 }

@@ -11,6 +11,17 @@ from detzoo.backbones import mobilenet
 _VGG_STAGES = (0, 5, 10, 17, 24)  # the places of their first convolutions
 _SSD_CUT = 23  # the pooling before VGG's fifth stage, where torchvision's SSD cuts it in two
 _SSD_FC = {'fc6': 'backbone.extra.0.7.1', 'fc7': 'backbone.extra.0.7.3'}
+_RCNN = {
+    'rpn_head/conv': 'rpn.head.conv.0.0',
+    'rpn_head/objectness': 'rpn.head.cls_logits',
+    'rpn_head/deltas': 'rpn.head.bbox_pred',
+    'trunk/fc1': 'roi_heads.box_head.fc6',
+    'trunk/fc2': 'roi_heads.box_head.fc7',
+    'box_head/cls_logits': 'roi_heads.box_predictor.cls_score',
+    'box_head/box_deltas': 'roi_heads.box_predictor.bbox_pred',
+    'mask_head/deconv': 'roi_heads.mask_predictor.conv5_mask',
+    'mask_head/logits': 'roi_heads.mask_predictor.mask_fcn_logits',
+}
 _HEADS = {'cls_head': ('classification', 'cls_logits'), 'box_head': ('regression', 'bbox_reg')}
 
 
@@ -55,16 +66,26 @@ def mobilenet_v3_large(path: str) -> str:
 def retinanet(path: str) -> str:
     """Names a part of a RetinaNet: 'cls_head/norm1/norm' -> 'head.classification_head.conv.0.1'."""
     part, rest = path.split('/', 1)
-    if part == 'backbone':
-        return f'backbone.body.{resnet(rest)}'
-    if part == 'fpn':
-        kind, index = rest[:-1], int(rest[-1]) - 1
-        return f'backbone.fpn.extra_blocks.p{index + 6}' if kind == 'extra' else f'backbone.fpn.{kind}_blocks.{index}.0'
+    if part in ('backbone', 'fpn'):
+        return _resnet_fpn(part, rest)
     head, output = _HEADS[part]
     if rest == 'output':
         return f'head.{head}_head.{output}'
     kind, number = re.fullmatch(r'(conv|norm)(\d)(?:/norm)?', rest).groups()
     return f'head.{head}_head.conv.{int(number) - 1}.{_place(kind)}'
+
+
+def rcnn(path: str) -> str:
+    """Names a part of a Faster R-CNN or Mask R-CNN on a pyramid: 'trunk/fc1' -> 'roi_heads.box_head.fc6'."""
+    part, rest = path.split('/', 1)
+    if part in ('backbone', 'fpn'):
+        return _resnet_fpn(part, rest)
+    if path in _RCNN:
+        return _RCNN[path]
+    if number := re.fullmatch(r'mask_head/conv(\d)', path):
+        return f'roi_heads.mask_head.{int(number[1]) - 1}.0'
+    raise ValueError(f"torchvision has no such R-CNN: {path} is not in its models. Set the model's fpn_features and the head of "
+                     'its mask branch to those of the file')
 
 
 def ssd(path: str) -> str:
@@ -97,6 +118,14 @@ def ssdlite(path: str) -> str:
     if part == 'extra_layers':
         return f'backbone.extra.{number - 1}.{("reduce", "depthwise", "").index(layer)}.{_place(kind)}'
     return f'head.{_HEADS[part][0]}_head.module_list.{number - 1}.{f"0.{_place(kind)}" if layer else 1}'
+
+
+def _resnet_fpn(part: str, rest: str) -> str:
+    """Names a part of a ResNet with a pyramid: 'fpn', 'inner1' -> 'backbone.fpn.inner_blocks.0.0'."""
+    if part == 'backbone':
+        return f'backbone.body.{resnet(rest)}'
+    kind, index = rest[:-1], int(rest[-1]) - 1
+    return f'backbone.fpn.extra_blocks.p{index + 6}' if kind == 'extra' else f'backbone.fpn.{kind}_blocks.{index}.0'
 
 
 def _level(path: str) -> tuple[int, str, str]:

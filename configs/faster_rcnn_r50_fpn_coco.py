@@ -1,0 +1,74 @@
+"""Faster R-CNN R50-FPN on COCO: *Feature Pyramid Networks* (arXiv 1612.03144, section 5.2) with RoIAlign (1703.06870).
+
+    python scripts/prepare_data.py --name=coco \\
+        --train_annotations=annotations/instances_train2017.json --train_images=train2017 \\
+        --validation_annotations=annotations/instances_val2017.json --validation_images=val2017
+    python scripts/train.py --config=configs/faster_rcnn_r50_fpn_coco.py --workdir=runs/faster_rcnn_r50_fpn_coco \\
+        --config.initialize_backbone=resnet50.safetensors
+
+It needs torchvision's ImageNet ResNet-50, since frozen batch norm without its statistics does not train. Meant for 8 TPU
+chips (2 images each), or as many devices as divide 16. It was not trained here.
+Published: 36.7 box AP on val2017 (Detectron's model zoo, R-50-FPN, 1x), after 13.6 hours on 8 P100.
+
+One canvas of 1344 x 1344 takes every image as the paper resizes it, at the price of padding; evaluation has one for each
+orientation.
+
+Where the papers are silent or brief, their authors' code (github.com/facebookresearch/Detectron, its config
+12_2017_baselines/e2e_faster_rcnn_R-50-FPN_1x) decides. Other than there, biases learn at the same rate as
+weights (there at twice), the warm-up starts at 1/500 of the rate (there at 1/3), anchors that leave the image are trained
+too, blocks stride in their 3x3 convolution and pixels are RGB, as torchvision's weights want it.
+"""
+
+import ml_collections
+
+from detzoo.config import ConfigError, complete
+
+CANVAS = 1344  # the longer side, rounded up to a multiple of the backbone's stride of 32
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """Makes the config; it has no variants."""
+    if arg:
+        raise ConfigError(f'configs/faster_rcnn_r50_fpn_coco.py has no variant {arg!r}')
+    c = ml_collections.ConfigDict()
+
+    c.data = ml_collections.ConfigDict()
+    c.data.name = 'coco'
+    c.data.canvases = ((CANVAS, CANVAS),)
+    c.data.max_boxes = 100  # at most 93 objects an image in train2017
+    c.data.threads = 32  # of a TPU host's 100 or more
+    c.data.recipe = dict(flip=0.5, shorter_side=800, longer_side=1333)  # horizontal flips only
+
+    c.model = ml_collections.ConfigDict()
+    c.model.name = 'faster_rcnn'
+    c.model.depth = 50
+    c.model.norm = 'frozen_batch_norm'
+    c.model.rpn = dict(
+        anchor_sizes=((32.0,), (64.0,), (128.0,), (256.0,), (512.0,)),  # 1612.03144, section 4.1
+        train_pre_nms_topk=2000,  # of a level
+        train_post_nms_topk=2000,
+        pre_nms_topk=1000,
+        post_nms_topk=1000,
+    )
+    c.model.roi = dict(output_size=7, samples_per_bin=2, aligned=False)
+    c.model.head = dict(samples=512, positive_share=0.25, box_loss_beta=1.0)
+    c.model.dtype = 'bfloat16'
+
+    c.training = ml_collections.ConfigDict()
+    c.training.batch_size = 16  # 2 a chip
+    c.training.steps = 90_000
+    c.training.checkpoint_every = 5000
+    c.training.evaluate_every = 10_000
+
+    c.optimizer = ml_collections.ConfigDict()
+    c.optimizer.name = 'sgd'
+    c.optimizer.learning_rate = 0.02
+    c.optimizer.schedule = 'steps'
+    c.optimizer.decay_at = (60 / 90, 80 / 90)
+    c.optimizer.warmup_steps = 500
+    c.optimizer.momentum = 0.9
+    c.optimizer.weight_decay = 1e-4
+    c.optimizer.frozen = r'backbone/(stem|stage1)'
+
+    c.evaluation = dict(batch_size=16, canvases=((800, CANVAS), (CANVAS, 800)))  # each image has the one it fits
+    return complete(c)

@@ -1,0 +1,48 @@
+"""Mask R-CNN on `histology`: nuclei of three kinds in real tissue, with their outlines, for a laptop.
+
+    python scripts/train.py --config=configs/mask_rcnn_histology.py --workdir=runs/mask_rcnn_histology
+
+24 tiles train, so augmentation decides: crops at about twice their size, flips, quarter turns, changes of colour.
+
+Measured: box AP 0.351, AP50 0.665 and mask AP 0.369, AP50 0.688 after 900 steps, seed 0, on 2 cores of an
+x86-64 machine that others shared; proposals were ranked by the sigmoids of their logits then.
+"""
+
+import ml_collections
+
+from detzoo.config import ConfigError, complete
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """Makes the config; it has no variants."""
+    if arg:
+        raise ConfigError(f'configs/mask_rcnn_histology.py has no variant {arg!r}')
+    c = ml_collections.ConfigDict()
+    # A step sees crops of 256 pixels of tiles enlarged to 384..680; validation sees whole tiles enlarged to 512.
+    c.data = dict(name='histology', canvases=((256, 256),), max_boxes=100, mask_size=28)
+    c.data.recipe = dict(flip=0.5, rotate90=True, scale_range=(1.5, 2.66), color_jitter=0.2)
+    c.evaluation = dict(canvases=((512, 512),), batch_size=4)
+    c.model = dict(
+        name='mask_rcnn',
+        depth=18,
+        width=0.25,  # 16 channels in the first stage
+        norm='batch_norm',
+        fpn_features=48,
+        trunk_features=128,
+        # Nuclei are 9 to 31 pixels, enlarged 18 to 63.
+        rpn=dict(
+            anchor_sizes=((16.0,), (24.0,), (36.0,), (54.0,), (80.0,)),
+            samples=128,
+            pre_nms_topk=300,
+            train_pre_nms_topk=200,
+            post_nms_topk=300,
+            train_post_nms_topk=200,
+        ),
+        roi=dict(output_size=5, canonical_size=56.0),
+        head=dict(samples=64, positive_share=0.5, score_threshold=0.01, max_detections=200),
+        mask_roi=dict(output_size=10, canonical_size=56.0),
+        mask=dict(layers=2, features=48),
+    )
+    c.training = dict(steps=900, batch_size=8, checkpoint_every=250, evaluate_every=450)
+    c.optimizer = dict(name='adamw', learning_rate=3e-3, warmup_steps=50, weight_decay=1e-2, ema_decay=0.995)
+    return complete(c)

@@ -1,0 +1,86 @@
+"""Mask R-CNN R50-FPN on COCO: *Mask R-CNN* (arXiv 1703.06870).
+
+    python scripts/prepare_data.py --name=coco \\
+        --train_annotations=annotations/instances_train2017.json --train_images=train2017 \\
+        --validation_annotations=annotations/instances_val2017.json --validation_images=val2017
+    python scripts/train.py --config=configs/mask_rcnn_r50_fpn_coco.py --workdir=runs/mask_rcnn_r50_fpn_coco \\
+        --config.initialize_backbone=resnet50.safetensors
+
+It needs torchvision's ImageNet ResNet-50, since frozen batch norm without its statistics does not train. Meant for 8 TPU
+chips (2 images each), or as many devices as divide 16. It was not trained here.
+Published: 37.7 box AP and 33.9 mask AP on val2017 (Detectron's model zoo, R-50-FPN, 1x), after 22.2 hours on 8 P100; in the
+paper 33.6 mask AP (table 2a, 160k steps).
+
+What a step costs on a TPU, without having one:
+
+    python scripts/benchmark.py --config=configs/mask_rcnn_r50_fpn_coco.py --tpu=v5e:2x4 \\
+        --config.data.canvases='((1024, 1024),)' --config.evaluation.canvases='((1024, 1024),)'
+
+At 1024 x 1024, 2 images a chip, that says 4.6 GB of a chip's 17.2 (nothing is rematerialised), and 193 ms without gathers and
+all-reduce: the compiler's estimate, not a measurement.
+
+One canvas of 1344 x 1344 takes every image as the paper resizes it, at the price of padding; evaluation has one for each
+orientation.
+
+Where the papers are silent or brief, their authors' code (github.com/facebookresearch/Detectron, its config
+12_2017_baselines/e2e_mask_rcnn_R-50-FPN_1x) decides. Other than there, biases learn at the same rate as
+weights (there at twice), the warm-up starts at 1/500 of the rate (there at 1/3), anchors that leave the image are trained
+too, blocks stride in their 3x3 convolution and pixels are RGB, as torchvision's weights want it.
+"""
+
+import ml_collections
+
+from detzoo.config import ConfigError, complete
+
+CANVAS = 1344  # the longer side, rounded up to a multiple of the backbone's stride of 32
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """Makes the config; it has no variants."""
+    if arg:
+        raise ConfigError(f'configs/mask_rcnn_r50_fpn_coco.py has no variant {arg!r}')
+    c = ml_collections.ConfigDict()
+
+    c.data = ml_collections.ConfigDict()
+    c.data.name = 'coco'
+    c.data.canvases = ((CANVAS, CANVAS),)
+    c.data.max_boxes = 100  # at most 93 objects an image in train2017
+    c.data.mask_size = 112  # of each object in its box's frame
+    c.data.threads = 32  # of a TPU host's 100 or more
+    c.data.recipe = dict(flip=0.5, shorter_side=800, longer_side=1333)  # horizontal flips only
+
+    c.model = ml_collections.ConfigDict()
+    c.model.name = 'mask_rcnn'
+    c.model.depth = 50
+    c.model.norm = 'frozen_batch_norm'
+    c.model.rpn = dict(
+        anchor_sizes=((32.0,), (64.0,), (128.0,), (256.0,), (512.0,)),  # 1612.03144, section 4.1
+        train_pre_nms_topk=2000,  # of a level
+        train_post_nms_topk=2000,
+        pre_nms_topk=1000,
+        post_nms_topk=1000,
+    )
+    c.model.roi = dict(output_size=7, samples_per_bin=2, aligned=False)
+    c.model.head = dict(samples=512, positive_share=0.25, box_loss_beta=1.0)
+    c.model.mask_roi = dict(output_size=14, samples_per_bin=2, aligned=False)
+    c.model.mask = dict(layers=4, features=256)  # figure 4, right: masks of 28 x 28
+    c.model.dtype = 'bfloat16'
+
+    c.training = ml_collections.ConfigDict()
+    c.training.batch_size = 16  # 2 a chip
+    c.training.steps = 90_000
+    c.training.checkpoint_every = 5000
+    c.training.evaluate_every = 10_000
+
+    c.optimizer = ml_collections.ConfigDict()
+    c.optimizer.name = 'sgd'
+    c.optimizer.learning_rate = 0.02
+    c.optimizer.schedule = 'steps'
+    c.optimizer.decay_at = (60 / 90, 80 / 90)
+    c.optimizer.warmup_steps = 500
+    c.optimizer.momentum = 0.9
+    c.optimizer.weight_decay = 1e-4
+    c.optimizer.frozen = r'backbone/(stem|stage1)'
+
+    c.evaluation = dict(batch_size=16, canvases=((800, CANVAS), (CANVAS, 800)))  # each image has the one it fits
+    return complete(c)

@@ -1,0 +1,53 @@
+"""Mask R-CNN on `shapes`, for a laptop: with split heads on a pyramid, and `:c4` with a joint head on C4.
+
+    python scripts/train.py --config=configs/mask_rcnn_shapes.py --workdir=runs/mask_rcnn
+    python scripts/train.py --config=configs/mask_rcnn_shapes.py:c4 --workdir=runs/mask_rcnn_c4
+
+Measured, seed 0, on 2 cores of an x86-64 machine that others shared: box AP 0.565, AP50 0.818 and mask AP 0.490, AP50 0.791
+after 1100 steps; proposals were ranked by the sigmoids of their logits then. `:c4` is for comparing what is done with RoIs,
+see experiments/roi_features.py.
+"""
+
+import ml_collections
+
+from detzoo.config import ConfigError, complete
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """Makes the config: that of the pyramid by default, or 'c4'."""
+    if arg not in (None, '', 'c4'):
+        raise ConfigError(f"configs/mask_rcnn_shapes.py has the variant 'c4', not {arg!r}")
+    c = ml_collections.ConfigDict()
+    c.data = dict(name='shapes', canvases=((128, 128),), max_boxes=16, mask_size=56)
+    c.data.recipe = dict(flip=0.5, scale_range=(0.8, 1.25))
+    c.model = dict(
+        name='mask_rcnn',
+        depth=18,
+        width=0.25,  # 16 channels in the first stage
+        norm='batch_norm',
+        fpn_features=48,
+        trunk_features=128,
+        # Objects are 14 to 70 pixels.
+        rpn=dict(
+            anchor_sizes=((16.0,), (24.0,), (36.0,), (54.0,), (80.0,)),
+            aspect_ratios=(2 / 3, 1.0, 3 / 2),
+            samples=64,
+            pre_nms_topk=100,
+            train_pre_nms_topk=100,
+            post_nms_topk=50,
+            train_post_nms_topk=100,
+        ),
+        roi=dict(output_size=5, canonical_size=56.0),
+        head=dict(samples=32, score_threshold=0.01, max_detections=32),
+        mask_roi=dict(output_size=10, canonical_size=56.0),
+        mask=dict(layers=2, features=48),
+    )
+    if arg == 'c4':
+        c.model.fpn_features = None
+        c.model.rpn.anchor_sizes = ((16.0, 24.0, 36.0, 54.0, 80.0),)
+        c.model.rpn.train_pre_nms_topk = c.model.rpn.pre_nms_topk = 200  # of one level
+        c.model.roi.output_size = 10  # of which the last stage makes 5
+        c.model.mask = dict(layers=0, features=48)
+    c.training = dict(steps=1100, batch_size=16, checkpoint_every=275, evaluate_every=550)
+    c.optimizer = dict(name='adamw', learning_rate=3e-3, warmup_steps=50, weight_decay=1e-4, ema_decay=0.995)
+    return complete(c)

@@ -1,0 +1,32 @@
+"""What should a mask head look like: joint or split, classes that compete or not, convolutions or not?
+
+    python scripts/sweep.py --experiment=experiments/mask_heads.py --workdir=runs/mask_heads
+
+The paper's answers (Mask R-CNN, arXiv 1703.06870): the split head on a pyramid is better than the joint one on C4 (table 2a);
+masks per class by a sigmoid each are far better than a softmax over classes (2b), and one mask for all classes is nearly as good as
+one a class (section 4.2); convolutions are better than fully connected layers (2e).
+
+Held fixed: data, recipe, steps, seed, and within each pair everything but the row's change. Varied: one at a time. The paper's
+2b and its class-agnostic masks are on C4, 2e on the pyramid, and so they are here. Laptop scale.
+"""
+
+from detzoo.comparison.sweep import Run, Sweep
+
+PYRAMID, C4 = 'configs/mask_rcnn_shapes.py', 'configs/mask_rcnn_shapes.py:c4'
+METRICS = 'mask_AP', 'mask_AP50', 'mask_AP75'
+# Published: mask AP, AP50, AP75 of tables 2a, 2b and 2e; of class-agnostic masks AP alone.
+ROWS = {
+    'joint_sigmoid': (C4, {}, (30.3, 51.2, 31.5)),
+    'joint_softmax': (C4, {'model.mask.activation': 'softmax'}, (24.8, 44.1, 25.1)),
+    'joint_class_agnostic': (C4, {'model.mask.class_agnostic': True}, (29.7,)),
+    'split_fcn': (PYRAMID, {}, (33.6, 55.2, 35.3)),
+    'split_mlp': (PYRAMID, {'model.mask.head': 'mlp', 'model.mask.features': 256}, (31.5, 53.7, 32.8)),
+}
+
+
+def get_sweep(arg: str | None = None) -> Sweep:
+    """Makes the runs; there are no variants."""
+    if arg:
+        raise ValueError(f'experiments/mask_heads.py has no variant {arg!r}')
+    runs = [Run(name, config, changes, dict(zip(METRICS, published))) for name, (config, changes, published) in ROWS.items()]
+    return Sweep(runs, METRICS)
