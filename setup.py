@@ -10,6 +10,7 @@ VERSION = re.search(r"^__version__ = '(.+)'$", (ROOT / 'detzoo' / '__init__.py')
 README = ROOT / 'README.md'
 
 PLOTS = ['matplotlib>=3.9']
+CLUSTER = ['submitit>=1.5']
 
 setup(
     name='detzoo',
@@ -38,23 +39,26 @@ setup(
         'orbax-checkpoint>=0.12',
         'pillow>=10.1',
         'pycocotools>=2.0.8',  # masks as run lengths; the oracle of the metric's tests
+        'rich',  # how far a sweep is
         'safetensors',
         'tensorboardX>=2.6',  # writes TensorBoard's files without TensorFlow
         'tensorflow-datasets>=4.9.10',  # works without TensorFlow
         'tqdm',
     ],
     extras_require={
-        # Precision-recall curves. Run by the tests.
+        # Curves, figures and reports. Run by the tests.
         'plots': PLOTS,
         # The tests, on CPU; scripts/test.sh installs this and `tpu`. Installed and run on Python 3.11 and 3.12.
-        'test': ['pytest>=8', 'ruff', *PLOTS],
+        'test': ['ipykernel', 'nbclient', 'pytest>=8', 'ruff', *PLOTS, *CLUSTER],
         # For working on the code: the hooks of .pre-commit-config.yaml. Installed on Python 3.12; the hooks were not run.
         'dev': ['pre-commit', 'pytest>=8', 'ruff', *PLOTS],
+        # Sweeps on a SLURM cluster. Run with submitit's local processes.
+        'cluster': CLUSTER,
         # To train on TPU, and to compile for one without having one. Compiled for TPU, not run on one.
         'tpu': ['jax[tpu]'],
         # To train on NVIDIA GPUs. Not run yet.
         'cuda': ['jax[cuda12]'],
-        # To run the notebooks. Not run yet.
+        # To run the notebooks. The tests run them, without JupyterLab.
         'notebooks': ['jupyterlab', 'nbclient', 'ipykernel', *PLOTS],
         # scripts/check_parity.py and make_parity_fixtures.py: the same weights in torchvision.
         'parity': ['torch', 'torchvision'],

@@ -36,7 +36,7 @@ from detzoo.training import parallel
 from detzoo.training.checkpoint import Checkpoints
 from detzoo.training.workdir import write_text
 from detzoo.types import Batch, Detections, Detector, Inputs
-from detzoo.visualize import draw_boxes, grid, write_png
+from detzoo.visualize import draw_boxes, grid, write_image
 
 OVERVIEW = 8  # pictures at most on the sheet that `predict_files` adds
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff')
@@ -387,11 +387,11 @@ def predict_files(
             picture.parent.mkdir(parents=True, exist_ok=True)
             names = predictor.classes.class_names
             drawn = draw_boxes(image, found.boxes, found.labels, found.scores, names, masks=found.masks)
-            write_png(picture, drawn)
+            write_image(picture, drawn)
             if len(overview) < OVERVIEW:
                 overview.append(drawn)
         if len(overview) > 1:
-            write_png(written / 'overview.png', grid(overview, columns=4))
+            write_image(written / 'overview.png', grid(overview, columns=4))
         write_text(written / 'detections.json', json.dumps(results, indent=1) + '\n')
         shutil.copytree(written, output, dirs_exist_ok=True)
     return len(paths) - len(skipped), skipped

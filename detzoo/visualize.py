@@ -1,9 +1,10 @@
 """Pictures of detections: boxes on images, contact sheets and precision-recall curves, as uint8 arrays.
 
     draw_boxes -> [h', w', 3]      the image enlarged till it is readable, the boxes, and names or a legend
+    draw_assignment -> [h', w', 3] what a stage is trained on: positive, negative and ignored boxes
     plot_pr_curves -> [h', w', 3]
     grid -> [h', w', 3]            any of these side by side: ground truth beside predictions, or a contact sheet
-    write_png                      to a file
+    write_image                    to a file
 
 Everything is drawn with Pillow, its own font included, so that a picture is the same on every machine; only the curves
 need matplotlib.
@@ -18,6 +19,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from detzoo.core.matching import IGNORE, NEGATIVE
 
 # Saturated, far apart for neighbouring labels, and readable on photographs as on pink-violet tissue.
 _PALETTE = (
@@ -111,6 +114,51 @@ def draw_boxes(
     return np.array(picture)
 
 
+def draw_assignment(
+    image: np.ndarray, boxes: np.ndarray, matched: np.ndarray, gt_boxes: np.ndarray, *, crowd: np.ndarray | None = None
+) -> np.ndarray:
+    """Draws what a stage of a detector is trained on: objects, the boxes that learn them, and what else is there.
+
+    Objects have thick lines, each of a colour, and the boxes matched to them thin ones of the same; a dot is the middle of
+    a box: coloured if it is positive, white if it is negative, black if it is ignored. Where several share a middle, a
+    positive hides the others, and of these the rarer kind the other. A line below counts them.
+
+    Args:
+      image: [h, w, 3] uint8, RGB.
+      boxes: [A, 4] xyxy, pixels of the image: anchors, cells or RoIs.
+      matched: [A] int: a row of gt_boxes, NEGATIVE or IGNORE (see `types.Assignment`).
+      gt_boxes: [M, 4] xyxy, pixels of the image, without padding.
+      crowd: [M] bool, True for objects to be dashed; or None.
+
+    Returns:
+      [h', w', 3] uint8.
+    """
+    scale = max(1, math.ceil(_READABLE / min(image.shape[:2])))
+    size = (image.shape[1] * scale, image.shape[0] * scale)
+    picture = Image.fromarray(image // 2 + 64).resize(size, Image.Resampling.BICUBIC)  # pale: what is drawn matters
+    draw = ImageDraw.Draw(picture)
+    radius = max(1, scale // 2)
+    middles = scale * (boxes[:, :2] + boxes[:, 2:]) / 2
+
+    def dot(index: int, color: str | tuple[int, int, int]) -> None:
+        x, y = middles[index]
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)
+
+    positive, negative, ignored = (np.flatnonzero(which) for which in (matched >= 0, matched == NEGATIVE, matched == IGNORE))
+    for indices, color in sorted([(negative, 'white'), (ignored, 'black')], key=lambda pair: -len(pair[0])):
+        for index in indices:
+            dot(index, color)
+    for index in positive:
+        color = class_color(matched[index])
+        _draw_rectangle(draw, _to_pixels(boxes[index], scale, size), color, 1, dashed=False)
+        dot(index, color)
+    for row, box in enumerate(gt_boxes):
+        dashed = crowd is not None and bool(crowd[row])
+        _draw_rectangle(draw, _to_pixels(box, scale, size), class_color(row), 4, dashed)
+    text = f'positive {len(positive)}, negative {len(negative)}, ignored {len(ignored)}'
+    return np.vstack([picture, _line(text, size[0], ImageFont.load_default(18))])
+
+
 def grid(
     images: Sequence[np.ndarray], columns: int, titles: Sequence[str] | None = None, padding: int = 12
 ) -> np.ndarray:
@@ -192,11 +240,11 @@ def plot_pr_curves(curves: dict[str, dict[str, np.ndarray] | None]) -> np.ndarra
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
-    """Writes an [h, w, 3] uint8 RGB image as a PNG file: complete or not at all."""
+def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
+    """Writes an [h, w, 3] uint8 RGB image to a .png or .jpg file: complete or not at all."""
     path = Path(path)
     encoded = io.BytesIO()
-    Image.fromarray(image).save(encoded, 'PNG')
+    Image.fromarray(image).save(encoded, {'.png': 'PNG', '.jpg': 'JPEG'}[path.suffix.lower()], quality=85)
     temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
     temporary.write_bytes(encoded.getvalue())
     os.replace(temporary, path)
@@ -271,6 +319,14 @@ def _draw_text(
     draw.rectangle((x1, y1, x2 - 1, y2 - 1), fill=color)
     luminance = np.dot(color, (0.299, 0.587, 0.114))
     draw.text(((x1 + x2) / 2, (y1 + y2) / 2), text, 'black' if luminance > 120 else 'white', font, anchor='mm')
+
+
+def _line(text: str, width: int, font: ImageFont.FreeTypeFont) -> np.ndarray:
+    """Writes a text on white: [h', width, 3] uint8."""
+    height = _text_size(text, font)[1]
+    strip = Image.new('RGB', (width, height), 'white')
+    ImageDraw.Draw(strip).text((6, height / 2), text, 'black', font, anchor='lm')
+    return np.asarray(strip)
 
 
 def _legend(labels: list[int], class_names: Sequence[str], width: int, font: ImageFont.FreeTypeFont) -> np.ndarray:

@@ -125,7 +125,7 @@ SWITCHES = [
     TINY_MASK_RCNN_C4 | dict(mask=dict(layers=0, features=16, activation='softmax', class_agnostic=True)),
     TINY_RETINANET | dict(depth=34, norm='frozen_batch_norm', head_norm=None, extra_levels_from='c5'),
     TINY_RETINANET | dict(depth=50, norm='group_norm', head_depth=4, aspect_ratios=(0.5, 1.0), box_loss='diou'),
-    TINY_RETINANET | dict(depth=101, norm='batch_norm', dtype='bfloat16', box_loss='ciou'),
+    TINY_RETINANET | dict(depth=101, norm='batch_norm', dtype='bfloat16', box_loss='ciou', negatives_per_positive=3.0),
     TINY_SSD | dict(norm='frozen_batch_norm', l2_norm_scale=None, clip_anchors=True, anchor_strides=(), bgr=True),
     TINY_SSD | dict(norm='group_norm', lite=True, dtype='bfloat16'),
     TINY_SSD | dict(norm=None),
@@ -513,10 +513,13 @@ def test_retinanet_regresses_what_box_loss_says(tiny, kind):
     assert box_loss(np.asarray(box_coding.encode(targets, anchors))) == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.parametrize('negatives_per_positive', [None, 3.0])
 @retinanet
-def test_retinanet_trains_what_assign_says(tiny):
+def test_retinanet_trains_what_assign_says(tiny, negatives_per_positive):
     """Takes hold of the heads' outputs: their gradients, and the box loss at its minimum, show what the loss matches."""
-    anchors, matched = tiny.assign(tiny.params, tiny.model_state, BLOCKS, jax.random.key(0))['anchors']
+    arguments = TINY_RETINANET | dict(negatives_per_positive=negatives_per_positive)
+    detector = make_detector(num_classes=CLASSES, **arguments)
+    anchors, matched = jax.jit(detector.assign)(tiny.params, tiny.model_state, BLOCKS, jax.random.key(0))['anchors']
     anchors, matched = np.asarray(anchors), np.asarray(matched)
     rows = np.maximum(matched, 0)
     targets = np.take_along_axis(BLOCKS.gt.boxes, rows[..., None], axis=1)
@@ -531,7 +534,7 @@ def test_retinanet_trains_what_assign_says(tiny):
             return outputs + cls_shift if name == 'cls_head' else box_outputs if name == 'box_head' else outputs
 
         with nn.intercept_methods(replace):
-            value, (_, metrics) = tiny.detector.loss(params, model_state, BLOCKS, jax.random.key(0))
+            value, (_, metrics) = detector.loss(params, model_state, BLOCKS, jax.random.key(0))
         return value, metrics
 
     differentiate = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
@@ -549,6 +552,8 @@ def test_retinanet_trains_what_assign_says(tiny):
     sign = np.where(wanted, -1, np.where((matched == IGNORE)[..., None], 0, 1))
     np.testing.assert_array_equal(np.sign(cls_gradient), sign)
     assert (matched == IGNORE).any() and wanted.any()
+    if negatives_per_positive is not None:
+        np.testing.assert_array_equal((matched == NEGATIVE).sum(axis=1), 3 * (matched >= 0).sum(axis=1))
 
 
 @retinanet

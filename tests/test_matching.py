@@ -4,6 +4,7 @@ import functools
 from fractions import Fraction
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -439,3 +440,26 @@ def test_sample_balanced_does_not_depend_on_rows_that_follow():
     longer = np.concatenate([MIXED, np.full(30, IGNORE, np.int32)])
     draws = [sample(matched, jax.random.key(1), count=16, positive_share=0.5) for matched in (MIXED, longer)]
     np.testing.assert_array_equal(draws[0], draws[1][: len(MIXED)])
+
+
+def test_keep_hard_negatives_by_hand():
+    # Two positives keep 1.5 x 2 = 3 negatives, those of losses 9, 5 and 4; what was ignored or positive stays.
+    matched = np.int32([NEGATIVE, 3, NEGATIVE, NEGATIVE, IGNORE, 0, NEGATIVE, NEGATIVE])
+    loss = np.float32([5, 99, 1, 9, 99, 99, 4, 0])
+    kept = jax.jit(matching.keep_hard_negatives, static_argnums=2)(matched, loss, 1.5)
+    assert kept.tolist() == [NEGATIVE, 3, IGNORE, NEGATIVE, IGNORE, 0, NEGATIVE, IGNORE]
+    assert kept.dtype == np.int32
+
+
+def test_keep_hard_negatives_without_positives_keeps_none():
+    matched = np.int32([NEGATIVE, IGNORE, NEGATIVE])
+    assert matching.keep_hard_negatives(matched, np.ones(3, np.float32), 3.0).tolist() == [IGNORE] * 3
+
+
+def test_keep_hard_negatives_gives_the_loss_no_gradient():
+    matched = np.int32([NEGATIVE, 0, NEGATIVE])
+
+    def total(loss):
+        return jnp.where(matching.keep_hard_negatives(matched, loss, 1.0) == NEGATIVE, loss, 0).sum()
+
+    np.testing.assert_array_equal(jax.grad(total)(jnp.array([1.0, 5.0, 2.0])), [0, 0, 1])

@@ -5,16 +5,29 @@ import pathlib
 import runpy
 
 import jax
-import numpy as np
 import pytest
 
 from detzoo.comparison.cost import random_batch
-from detzoo.comparison.sweep import Run, Sweep, config_of, format_results, load_sweep
+from detzoo.comparison.sweep import Run, config_of, load_sweep, with_seeds
 from detzoo.config import ConfigError, differences
 from detzoo.inference import detector_of
 
-EXPERIMENTS = sorted(pathlib.Path(__file__).parents[1].glob('experiments/*.py'))
-ALL_RUNS = [pytest.param(run, id=f'{path.stem}-{run.name}') for path in EXPERIMENTS for run in load_sweep(str(path)).runs]
+ROOT = pathlib.Path(__file__).parents[1]
+EXPERIMENTS = sorted(ROOT.glob('experiments/*.py'))
+VARIANTS = [*map(str, EXPERIMENTS), *(f'{ROOT}/experiments/speed_accuracy.py:{arg}' for arg in ('histology', 'coco'))]
+
+
+def different_runs():
+    """The runs of all experiments, but of those with one network on one canvas only the first; large ones with --full."""
+    runs = {}
+    for path in VARIANTS:
+        for run in load_sweep(path)[0].runs:
+            config = config_of(run)
+            marks = [pytest.mark.full] if path.endswith(':coco') else []
+            runs.setdefault(json.dumps([config.model.to_dict(), config.data.canvases]), pytest.param(run, id=run.name, marks=marks))
+    return runs.values()
+
+
 EXPERIMENT = '''
 from detzoo.comparison.sweep import Run, Sweep
 
@@ -37,7 +50,7 @@ def experiment(tmp_path):
     return write
 
 
-@pytest.mark.parametrize('run', ALL_RUNS)
+@pytest.mark.parametrize('run', different_runs())
 def test_every_run_of_an_experiment_can_take_a_step(run):
     config = config_of(run)
     detector = detector_of(config, 5, None)
@@ -47,9 +60,10 @@ def test_every_run_of_an_experiment_can_take_a_step(run):
     assert loss.shape == ()
 
 
-@pytest.mark.parametrize('path', EXPERIMENTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', VARIANTS, ids=lambda path: path.rpartition('/')[2])
 def test_runs_of_an_experiment_differ_in_what_they_change_alone(path):
-    sweep = load_sweep(str(path))
+    sweep, docstring = load_sweep(path)
+    assert docstring.splitlines()[0].endswith('?')  # it asks something
     bases = {run.config: config_of(Run('base', run.config)) for run in sweep.runs}
     for run in sweep.runs:
         changed = differences(bases[run.config], config_of(run))
@@ -62,7 +76,7 @@ def test_runs_of_an_experiment_differ_in_what_they_change_alone(path):
 def test_load_sweep_refuses_what_cannot_run(experiment, tmp_path):
     with pytest.raises(ConfigError, match='there is no experiment nothing.py'):
         load_sweep('nothing.py')
-    with pytest.raises(ConfigError, match="run 'cross_entropy' sets 'model.gamma', which configs/retinanet_shapes.py has not"):
+    with pytest.raises(ConfigError, match="'cross_entropy' sets 'model.gamma', .* the nearest is 'model.focal_gamma'"):
         load_sweep(str(experiment('model.gamma')))
     path = tmp_path / 'twice.py'
     path.write_text(EXPERIMENT.replace('KEY', "'model.focal_gamma'").replace("'cross_entropy'", "'focal'"))
@@ -70,48 +84,44 @@ def test_load_sweep_refuses_what_cannot_run(experiment, tmp_path):
         load_sweep(str(path))
 
 
-def test_flags_say_what_the_changes_do():
-    run = Run('pool', 'configs/mask_rcnn_shapes.py:c4', {'model.roi.operator': 'pool'})
-    config, change = run.flags()
-    assert config.startswith('--config=/') and config.endswith('configs/mask_rcnn_shapes.py:c4')
-    assert change == '--config.model.roi.operator=pool' and config_of(run).model.roi.operator == 'pool'
+def test_with_seeds_repeats_runs_under_their_names():
+    runs = with_seeds([Run('a', '', {'x': 1}), Run('b', '', group='c')], (0, 7))
+    assert [(run.name, run.group, run.changes) for run in runs] == [
+        ('a_seed0', 'a', {'x': 1, 'seed': 0}), ('a_seed7', 'a', {'x': 1, 'seed': 7}),
+        ('b_seed0', 'c', {'seed': 0}), ('b_seed7', 'c', {'seed': 7}),
+    ]  # fmt: skip
 
 
-def test_format_results_by_hand():
-    runs = [Run('a', '', published={'AP': 30.0}), Run('b', '', published={'AP': 32.5}), Run('c', ''), Run('d', '')]
-    results = {'a': {'AP': 0.5, 'AP50': 0.75}, 'b': {'AP': 0.52, 'AP50': None}, 'd': {'AP': 0.0, 'AP50': np.nan}}
-    lines = format_results(Sweep(runs, ('AP', 'AP50')), results).splitlines()
-    assert lines == [
-        '| run | AP | published | AP50 | published |',
-        '| --- | --- | --- | --- | --- |',
-        '| a | 50.0 | 30.0 | 75.0 |  |',
-        '| b | 52.0 (+2.0) | 32.5 (+2.5) |  |  |',
-        '| c |  |  |  |  |',
-        '| d | 0.0 (-50.0) |  |  |  |',
-    ]
+@pytest.mark.parametrize('argument, key, value', [
+    ('training.steps=7', 'steps', 7), ('training.checkpoint_every=0x10', 'checkpoint_every', 16),
+])
+def test_config_of_takes_flags(argument, key, value):
+    assert config_of(Run('', 'configs/retinanet_shapes.py'), [f'--config.{argument}']).training[key] == value
 
 
-def test_sweep_skips_what_is_finished_and_reports_what_fails(experiment, run_script, tmp_path):
-    folder = tmp_path / 'runs'
-    finished = folder / 'focal'
-    finished.mkdir(parents=True)
-    (finished / 'config.json').write_text('{"training": {"steps": 5}}')
-    rows = [{'step': 5, 'loss': 1.0}, {'step': 5, 'validation/AP': 0.4}]
-    (finished / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, rows)))
-    nowhere = '--config.data.name=nowhere', f'--config.data.data_dir={tmp_path}'
-    command = f'--experiment={experiment()}', f'--workdir={folder}', *nowhere
-    done = run_script('sweep', *command)
-    assert done.code == 1 and '| focal | 40.0 | 31.0 |' in done.stdout and '| cross_entropy |  | 30.5 (-0.5) |' in done.stdout
-    assert 'error: 1 of 2 runs failed: cross_entropy' in done.stderr
-    assert "no data set 'nowhere'" in (folder / 'cross_entropy.log').read_text()  # the reason
-    assert (folder / 'results.md').read_text().strip() in done.stdout
-    assert not (folder / 'focal.log').exists()  # was not started
+def test_config_of_takes_flags_of_every_type():
+    flags = ['model.head_norm=group_norm', 'data.data_dir=/a b', 'optimizer.clip_norm=1', 'data.recipe.rotate90=true',
+             'data.canvases=((64, 64), (96, 96))', 'model.focal_alpha=None', 'optimizer.frozen=1']  # fmt: skip
+    config = config_of(Run('', 'configs/retinanet_shapes.py'), [f'--config.{flag}' for flag in flags])
+    assert config.model.head_norm == 'group_norm' and config.data.data_dir == '/a b' and config.optimizer.frozen == '1'
+    assert config.optimizer.clip_norm == 1.0 and isinstance(config.optimizer.clip_norm, float)
+    assert config.data.recipe.rotate90 is True and config.data.canvases == ((64, 64), (96, 96))
+    assert config.model.focal_alpha is None
 
-    (finished / 'config.json').write_text('{"training": {"steps": 6}}')  # cut before its last step
-    assert '2 of 2 runs failed' in run_script('sweep', *command).stderr
+
+def test_speed_accuracy_scales_what_is_as_large_as_objects():
+    sweep, _ = load_sweep(f'{ROOT}/experiments/speed_accuracy.py')
+    runs = {run.name: config_of(run) for run in sweep.runs}
+    large, small = runs['mask_rcnn_128'], runs['mask_rcnn_64']
+    assert large.model.rpn.anchor_sizes == ((16.0,), (24.0,), (36.0,), (54.0,), (80.0,))
+    assert small.model.rpn.anchor_sizes == ((8.0,), (12.0,), (18.0,), (27.0,), (40.0,))
+    assert (small.model.roi.canonical_size, small.model.mask_roi.canonical_size) == (28.0, 28.0)
+    changed = set(differences(large, small))
+    assert changed == {'data.canvases', 'model.rpn.anchor_sizes', 'model.roi.canonical_size', 'model.mask_roi.canonical_size'}
+    assert len({(run.training.steps, run.training.batch_size, run.seed, str(run.data.recipe)) for run in runs.values()}) == 1
 
 
 def test_experiments_say_their_command():
     for path in EXPERIMENTS:
         doc = runpy.run_path(str(path))['__doc__']
-        assert f'--experiment=experiments/{path.name}' in doc
+        assert f'--experiment=experiments/{path.name}' in doc or 'bash scripts/quickstart.sh' in doc

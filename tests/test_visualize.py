@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detzoo.visualize import class_color, draw_boxes, grid, plot_pr_curves, write_png
+from detzoo.visualize import class_color, draw_boxes, grid, plot_pr_curves, write_image
 
 NAMES = ('cell', 'nucleus', 'debris')
 GRAY = np.full((600, 600, 3), 128, np.uint8)  # large enough not to be enlarged; its lines are 3 pixels wide
@@ -209,10 +209,10 @@ def test_plot_pr_curves_of_many_classes_names_their_mean_only():
     assert sum(is_color(many, label).any() for label in range(12)) == 0
 
 
-def test_write_png_round_trip_leaves_one_file(tmp_path):
+def test_write_image_round_trip_leaves_one_file(tmp_path):
     image = np.random.RandomState(0).randint(0, 256, (7, 9, 3), np.uint8)
     path = tmp_path / 'picture.png'
-    write_png(path, GRAY)
-    write_png(path, image)
+    write_image(path, GRAY)
+    write_image(path, image)
     np.testing.assert_array_equal(np.asarray(Image.open(path)), image)
     assert [file.name for file in tmp_path.iterdir()] == ['picture.png']

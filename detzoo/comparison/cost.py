@@ -11,6 +11,7 @@ FLOPs and memory are those of one device. Estimates are the compiler's own, and 
 
 import collections
 import math
+import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -375,3 +376,13 @@ def latency(step: Callable[[], Any], *, repeats: int, budget: float) -> np.ndarr
         jax.block_until_ready(step())
         times.append(time.perf_counter() - start)
     return np.array(times)
+
+
+def device_name() -> str:
+    """Names JAX's first device; a CPU by its model and cores."""
+    name = jax.local_devices()[0].device_kind
+    if name != 'cpu' or not os.path.exists('/proc/cpuinfo'):
+        return name
+    with open('/proc/cpuinfo') as file:
+        models = [line.partition(':')[2].strip() for line in file if line.startswith('model name')]
+    return f'cpu ({models[0] if models else "unknown model"}, {os.cpu_count()} cores)'

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from detzoo.core import boxes as box_ops
+from detzoo.core import losses
 from detzoo.types import Array, GroundTruth
 
 NEGATIVE = -1
@@ -144,6 +145,22 @@ def sample_balanced(matched: Array, key: Array, *, count: int, positive_share: f
 
     positive = draw(matched >= 0, int(count * positive_share))
     return positive | draw(matched == NEGATIVE, count - positive.sum())
+
+
+def keep_hard_negatives(matched: Array, negative_loss: Array, negatives_per_positive: float) -> Array:
+    """Ignores all negatives but the hardest, so many to a positive (SSD, 1512.02325, section 2.2; OHEM 1:3 in 1708.02002).
+
+    Args:
+        matched: [A] int32, a row of the ground truth, NEGATIVE or IGNORE.
+        negative_loss: [A] float, the loss of each anchor as background; it gets no gradient.
+        negatives_per_positive: how many are kept for each positive; none in an image without.
+
+    Returns:
+        matched: [A] int32.
+    """
+    negative, count = matched == NEGATIVE, negatives_per_positive * (matched >= 0).sum()
+    chosen = losses.hard_negatives(jax.lax.stop_gradient(negative_loss), negative, count)
+    return jnp.where(negative & ~chosen, IGNORE, matched)
 
 
 def inside_crowd(boxes: Array, gt: GroundTruth) -> Array:

@@ -24,6 +24,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from detzoo.backbones.fpn import FPN
 from detzoo.backbones.norms import make_norm
@@ -133,6 +134,7 @@ def make(
     match_best_anchors: bool = True,
     focal_gamma: float = 2.0,
     focal_alpha: float | None = 0.25,
+    negatives_per_positive: float | None = None,
     box_loss: str = 'smooth_l1',
     box_loss_beta: float = 0.0,
     box_loss_weight: float = 1.0,
@@ -167,6 +169,8 @@ def make(
         positive_iou, negative_iou: an anchor is positive from the one, negative below the other, ignored between.
         match_best_anchors: whether each object also gets the anchors that overlap it most.
         focal_gamma, focal_alpha: of the focal loss; gamma 0 and alpha None is cross-entropy.
+        negatives_per_positive: how many negatives are trained for each positive of an image, the hardest (table 1d's OHEM);
+            None for all, as the focal loss has it.
         box_loss: 'smooth_l1' of the deltas, or 'giou', 'diou' or 'ciou' of the boxes (see `losses.iou_loss`).
         box_loss_beta: of the smooth L1 loss; 0 is L1.
         box_loss_weight: of the regression loss.
@@ -204,12 +208,18 @@ def make(
                            first_stride=8 if anchor_strides == 'power_of_two' else None)
     run = partial(network_ops.apply, network, mean=mean, std=std, bgr=bgr)
 
-    match = partial(matching.match_by_threshold, positive_iou=positive_iou, negative_iou=negative_iou,
-                    match_best_anchors=match_best_anchors)
+    def match(cls_logits: Array, anchors: np.ndarray, gt: GroundTruth) -> Array:
+        """Matches the anchors of one image: [A]."""
+        matched = matching.match_by_threshold(anchors, gt, positive_iou=positive_iou, negative_iou=negative_iou,
+                                              match_best_anchors=match_best_anchors)
+        if negatives_per_positive is None:
+            return matched
+        negative_loss = optax.sigmoid_binary_cross_entropy(cls_logits, jnp.zeros_like(cls_logits)).sum(axis=-1)
+        return matching.keep_hard_negatives(matched, negative_loss, negatives_per_positive)
 
     def image_loss(cls_logits: Array, box_deltas: Array, anchors: Array, gt: GroundTruth) -> dict[str, Array]:
         """Sums over the anchors of one image."""
-        matched = match(anchors, gt)
+        matched = match(cls_logits, anchors, gt)
         labels, target_boxes = matching.gather_targets(matched, anchors, gt, background=num_classes)
         targets = labels[:, None] == jnp.arange(num_classes)  # [A, K]
         cls_loss = losses.sigmoid_focal(cls_logits, targets, gamma=focal_gamma, alpha=focal_alpha)
@@ -252,9 +262,9 @@ def make(
             return jax.vmap(finish)(jax.nn.sigmoid(cls_logits), boxes, inputs.window)
 
     def assign(params: Any, model_state: Any, batch: Batch, rng: Array) -> dict[str, Assignment]:
-        (_, _, grids), _ = run(params, model_state, batch.inputs, train=False)
+        (cls_logits, _, grids), _ = run(params, model_state, batch.inputs, train=True)
         anchors = np.concatenate(make_anchors(batch.inputs.images.shape[1:3], grids))
-        matched = jax.vmap(partial(match, anchors))(batch.gt)
+        matched = jax.vmap(match, in_axes=(0, None, 0))(cls_logits, anchors, batch.gt)
         return {'anchors': Assignment(jnp.broadcast_to(anchors, (*matched.shape, 4)), matched)}
 
     return Detector(partial(network_ops.init, network), loss, predict, assign)

@@ -267,9 +267,7 @@ def make(
         """Matches the anchors of one image, [A]; negatives that are not among the hardest are ignored."""
         matched = matching.match_and_reassign(anchors, gt, positive_iou=positive_iou)
         negative_loss = optax.softmax_cross_entropy_with_integer_labels(cls_logits, jnp.full_like(matched, num_classes))
-        negative, count = matched == matching.NEGATIVE, negatives_per_positive * (matched >= 0).sum()
-        chosen = losses.hard_negatives(jax.lax.stop_gradient(negative_loss), negative, count)
-        return jnp.where(negative & ~chosen, matching.IGNORE, matched)
+        return matching.keep_hard_negatives(matched, negative_loss, negatives_per_positive)
 
     def run_and_match(params: Any, model_state: Any, batch: Batch) -> tuple[Array, Array, np.ndarray, Array, Any]:
         """Runs the network as in training: cls_logits, box_deltas, anchors [A, 4], matched [B, A], new model_state."""

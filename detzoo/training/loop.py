@@ -218,21 +218,23 @@ def make_evaluation(
 
 
 def draw_pictures(dataset: Dataset, results: list[dict[str, Any]], score_threshold: float = 0.3) -> dict[str, np.ndarray]:
-    """Draws the detections of the first images of a split."""
+    """Draws detections, or the annotations of a ground truth, on the first images of a split: {image id: picture}."""
     pictures = {}
     for index in range(min(PICTURES, len(dataset.records))):
         record = dataset.records[index]
-        found = [r for r in results if r['image_id'] == record['image_id'] and r['score'] > score_threshold]
+        found = [r for r in results if r['image_id'] == record['image_id'] and r.get('score', 1.0) > score_threshold]
         boxes = np.array([r['bbox'] for r in found]).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         labels = np.array([dataset.category_ids.index(r['category_id']) for r in found], int)
         image = decode_image(record['image'], name=record['file_name'])
-        scores = np.array([r['score'] for r in found])
+        scores = np.array([r['score'] for r in found]) if found and 'score' in found[0] else None
         masks = None
-        if found and 'segmentation' in found[0]:
+        if found and found[0].get('segmentation'):
             masks = np.stack([pycocotools.mask.decode(r['segmentation']).astype(bool) for r in found])
-        picture = visualize.draw_boxes(image, boxes, labels, scores, dataset.class_names, masks=masks)
-        pictures[f'validation/{record["image_id"]}'] = picture
+        crowd = np.array([r.get('iscrowd', 0) for r in found], bool)
+        pictures[str(record['image_id'])] = visualize.draw_boxes(
+            image, boxes, labels, scores, dataset.class_names, masks=masks, crowd=crowd
+        )
     return pictures
 
 
@@ -241,7 +243,7 @@ def log_evaluation(log: MetricsLog, step: int, evaluation: dict[str, Any]) -> No
     boxes = {f'validation/{name}': value for name, value in evaluation['metrics']['boxes'].items()}
     masks = {f'validation/mask_{name}': value for name, value in evaluation['metrics'].get('masks', {}).items()}
     log.write(step, {'validation/loss': evaluation['loss'], **boxes, **masks})
-    log.write_images(step, evaluation['pictures'])
+    log.write_images(step, {f'validation/{name}': picture for name, picture in evaluation['pictures'].items()})
 
 
 def make_batches(

@@ -1,0 +1,288 @@
+"""What a detector gets wrong: TIDE's six kinds of error, and the AP that each of them costs (arXiv:2008.08115).
+
+    ground truth (a COCO dict), detections (a COCO results list): the same as for `evaluation.coco`
+      -> each image by itself: its 100 best detections, of all classes, take objects of their class
+      -> a detection that took none is one kind of error, an object that stays unfound may be missed
+      -> AP at the foreground threshold; AP again after one kind of error is fixed: their difference is its dAP
+      -> `error_breakdown`
+
+A detection takes the free object of its class that it overlaps most, if by `foreground_iou` (f), the best score first. Of
+one that takes none, `own` is the highest IoU with an object of its class, `other` with one of another class, free or not.
+Its kind is the first of these that holds, where b is `background_iou`:
+
+    localization     b <= own <= f            fixed: it finds this object
+    classification   other >= f               fixed: it finds this object, as a detection of the object's class
+    duplicate        own > f                  fixed: it is removed
+    background       own and other <= b       fixed: it is removed
+    both             all others               fixed: it is removed
+    missed           an object unfound at which no error of the first two kinds aims; fixed: it need not be found
+
+Only the best detection of those that aim at an unfound object finds it, though one be fixed as classification and the
+other as localisation. The rest, and what aims at a found object, are removed. Two more fixes overlap with these kinds:
+
+    false_positives  all that is wrong is ranked behind all that is right
+    false_negatives  an object that is unfound need not be found
+
+Crowds are no objects. A detection that took no object, and has more than the share f of its area in a crowd of its class,
+is neither right nor wrong; but it has a kind, is counted as such, and may find an object in a fix.
+
+Differences from COCO's AP50: a class that has detections and no objects counts, with AP 0; so a fix that removes its last
+detection takes the class out of the mean. The 100 detections are those of an image, not of a class and image. Of
+objects overlapped equally the first is taken. A crowd must be overlapped by more than f, not just by f. That a recall
+reaches a hundredth is decided with whole numbers.
+
+Differences from tidecv: none of the numbers where scores differ. Detections of equal scores keep their order (of the
+images, then of the list) throughout; tidecv keeps it for AP, but once anything is fixed it ranks what is left wrong before
+what was right, which makes dAP smaller, and sets a negative one to 0. Here none is negative. Without any class left to
+average the AP has no meaning, and is None; there that is a division by zero.
+"""
+
+from collections import defaultdict
+from typing import Any, NamedTuple
+
+import numpy as np
+import pycocotools.mask
+
+from detzoo.evaluation import coco
+
+ERRORS = ('classification', 'localization', 'both', 'duplicate', 'background', 'missed')
+MAX_DETECTIONS = 100  # of an image
+_CLASSIFICATION, _LOCALIZATION, _BOTH, _DUPLICATE, _BACKGROUND, _ = range(len(ERRORS))
+_NONE = -1  # no kind, no object
+
+
+class _Judged(NamedTuple):
+    """The N detections that count, the highest score first, and the G objects.
+
+    labels: [N] int, index of the class.
+    hits: [N] bool, whether it found an object.
+    ignored: [N] bool, whether it lies in a crowd; never a hit.
+    kinds: [N] int, index in ERRORS, or -1 for a hit.
+    targets: [N] int, the object at which an error of classification or localisation aims, else -1.
+    object_labels: [G] int.
+    found: [G] bool.
+    """
+
+    labels: np.ndarray
+    hits: np.ndarray
+    ignored: np.ndarray
+    kinds: np.ndarray
+    targets: np.ndarray
+    object_labels: np.ndarray
+    found: np.ndarray
+
+
+def error_breakdown(
+    ground_truth: dict[str, Any],
+    detections: list[dict[str, Any]],
+    kind: str = 'bbox',
+    *,
+    foreground_iou: float = 0.5,
+    background_iou: float = 0.1,
+) -> dict[str, Any]:
+    """Sorts errors into TIDE's kinds and computes what AP each kind costs; no input is changed.
+
+    Args:
+      ground_truth, detections: as `coco_metrics` takes them. Of equal scores the one of the earlier image comes first.
+      kind: 'bbox' for boxes, 'segm' for masks.
+      foreground_iou: IoU from which on a detection finds an object, in 0..1.
+      background_iou: IoU up to which it has nothing to do with an object, above 0 and below `foreground_iou`.
+
+    Returns:
+      `{'AP': at foreground_iou, 'dAP': {name: AP gained}, 'counts': {name: number}}` with the names of ERRORS,
+      'false_positives' and 'false_negatives'. AP is in 0..1, or None without objects and detections; dAP is
+      >= 0, or None where the fix leaves neither objects nor detections. The kinds of detections count those in crowds,
+      'false_positives' does not.
+
+    Raises:
+      ValueError: the kind is unknown, the thresholds are not 0 < background < foreground <= 1, masks of an image differ in
+        size, or as `coco_metrics`.
+    """
+    if kind not in ('bbox', 'segm'):
+        raise ValueError(f"kind must be 'bbox' or 'segm', not {kind!r}")
+    if not 0 < background_iou < foreground_iou <= 1:
+        raise ValueError(
+            f'thresholds must be 0 < background < foreground <= 1, not background {background_iou}, '
+            f'foreground {foreground_iou}'
+        )
+    coco.check_ground_truth(ground_truth)
+    coco.check_detections(ground_truth, detections)
+    if kind == 'segm':
+        coco._check_masks(ground_truth, detections)
+    judged = _judge(ground_truth, detections, kind, foreground_iou, background_iou)
+    objects = np.bincount(judged.object_labels, minlength=len(ground_truth['categories']))  # [K]
+    fixed = _fixable(judged)
+    aimed_at = np.zeros(len(judged.found), bool)
+    aimed_at[judged.targets[fixed]] = True
+    missed, unfound = ~judged.found & ~aimed_at, ~judged.found
+
+    def average(chosen: np.ndarray, labels: np.ndarray, hits: np.ndarray, excused: np.ndarray) -> float | None:
+        fewer = np.bincount(judged.object_labels[excused], minlength=len(objects))
+        return _mean_average_precision(labels[chosen], hits[chosen], objects - fewer)
+
+    counted = np.flatnonzero(~judged.ignored)
+    unfixed = (judged.labels, judged.hits)
+    nobody = np.zeros_like(missed)
+    value = average(counted, *unfixed, nobody)
+    after = {}
+    for number, name in enumerate(ERRORS[:-1]):
+        repaired = fixed & (judged.kinds == number)
+        labels = judged.labels.copy()
+        labels[repaired] = judged.object_labels[judged.targets[repaired]]
+        chosen = ~judged.ignored & (judged.kinds != number) | repaired
+        after[name] = average(chosen, labels, judged.hits | repaired, nobody)
+    after['missed'] = average(counted, *unfixed, missed)
+    right_first = counted[np.argsort(~judged.hits[counted], kind='stable')]
+    after['false_positives'] = average(right_first, *unfixed, nobody)
+    after['false_negatives'] = average(counted, *unfixed, unfound)
+
+    counts = {name: int((judged.kinds == number).sum()) for number, name in enumerate(ERRORS)}
+    counts['missed'] = int(missed.sum())
+    counts['false_positives'] = int((~judged.hits & ~judged.ignored).sum())
+    counts['false_negatives'] = int(unfound.sum())
+    gains = {name: None if value is None or fix is None else fix - value for name, fix in after.items()}
+    return {'AP': value, 'dAP': gains, 'counts': counts}
+
+
+def _judge(
+    ground_truth: dict[str, Any], detections: list[dict[str, Any]], kind: str, foreground: float, background: float
+) -> _Judged:
+    """Matches the detections of each image to its objects, and says what is wrong with those that found none."""
+    label_of = {category['id']: label for label, category in enumerate(ground_truth['categories'])}
+    rows_of, results_of = defaultdict(list), defaultdict(list)
+    for table, rows in ((rows_of, ground_truth['annotations']), (results_of, detections)):
+        for row in rows:
+            table[row['image_id']].append(row)
+
+    def labels(rows: list[dict[str, Any]]) -> np.ndarray:
+        return np.array([label_of[row['category_id']] for row in rows], np.int64)
+
+    scores, parts, object_labels, found = [np.zeros(0)], [], [labels([])], [np.zeros(0, bool)]
+    total = 0  # objects in the images before
+    for image in ground_truth['images']:
+        rows = rows_of[image['id']]
+        results = sorted(results_of[image['id']], key=lambda row: -row['score'])[:MAX_DETECTIONS]
+        crowd = np.array([bool(row.get('iscrowd', 0)) for row in rows], bool)
+        row_labels, result_labels = labels(rows), labels(results)
+        iou = _overlaps(results, rows, crowd, kind, image)  # [n, m]; of crowds, the share of the detection inside
+        same_class = result_labels[:, None] == row_labels
+        matched, kinds, targets = _judge_image(iou[:, ~crowd], same_class[:, ~crowd], foreground, background)
+        in_crowd = ((iou > foreground) & same_class & crowd).any(axis=1)
+        hits = matched >= 0
+        taken = np.zeros((~crowd).sum(), bool)
+        taken[matched[hits]] = True
+        targets = np.where(targets >= 0, targets + total, _NONE)
+        scores.append(np.array([row['score'] for row in results], np.float64))
+        parts.append((result_labels, hits, in_crowd & ~hits, kinds, targets))
+        object_labels.append(row_labels[~crowd])
+        found.append(taken)
+        total += len(taken)
+
+    order = np.argsort(-np.concatenate(scores), kind='stable')
+    nothing = (labels([]), np.zeros(0, bool), np.zeros(0, bool), labels([]), labels([]))
+    columns = [np.concatenate(column)[order] for column in zip(nothing, *parts, strict=True)]
+    return _Judged(*columns, np.concatenate(object_labels), np.concatenate(found))
+
+
+def _judge_image(
+    iou: np.ndarray, same_class: np.ndarray, foreground: float, background: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Matches the detections of an image and sorts the others into kinds.
+
+    Args:
+      iou: [n, m] float64, of the detections, the highest score first, and the objects.
+      same_class: [n, m] bool.
+
+    Returns:
+      [n] int each: the object it found, or -1; the kind of error, or -1 for a hit; the object at which an error
+      of localisation or classification aims, or -1.
+    """
+    # A last object that nothing overlaps, so that there always is a best one.
+    own, other = (np.pad(np.where(chosen, iou, 0), ((0, 0), (0, 1))) for chosen in (same_class, ~same_class))
+    own_iou, other_iou = own.max(axis=1), other.max(axis=1)
+    matched = np.full(len(iou), _NONE)
+    free = own.copy()
+    for row in np.flatnonzero(own_iou >= foreground):
+        best = free[row].argmax()
+        if free[row, best] >= foreground:
+            matched[row] = best
+            free[:, best] = 0
+    kinds = np.select(
+        [
+            matched >= 0,
+            (background <= own_iou) & (own_iou <= foreground),
+            other_iou >= foreground,
+            own_iou > foreground,
+            np.maximum(own_iou, other_iou) <= background,
+        ],
+        [_NONE, _LOCALIZATION, _CLASSIFICATION, _DUPLICATE, _BACKGROUND],
+        default=_BOTH,
+    )
+    aims = [kinds == _LOCALIZATION, kinds == _CLASSIFICATION]
+    return matched, kinds, np.select(aims, [own.argmax(axis=1), other.argmax(axis=1)], default=_NONE)
+
+
+def _fixable(judged: _Judged) -> np.ndarray:
+    """Says which detections find an object when their kind is fixed: of each unfound object the best one that aims at it.
+
+    Returns:
+      [N] bool.
+    """
+    aiming = np.flatnonzero(judged.targets >= 0)
+    aiming = aiming[~judged.found[judged.targets[aiming]]]
+    fixed = np.zeros(len(judged.targets), bool)
+    fixed[aiming[np.unique(judged.targets[aiming], return_index=True)[1]]] = True
+    return fixed
+
+
+def _mean_average_precision(labels: np.ndarray, hits: np.ndarray, objects: np.ndarray) -> float | None:
+    """Averages precision over 101 recalls and the classes that have objects or detections.
+
+    Args:
+      labels: [n] int, classes of detections, the best one first.
+      hits: [n] bool.
+      objects: [K] int, to be found in each class.
+
+    Returns:
+      in 0..1, or None if no class has either.
+    """
+    classes = np.count_nonzero((objects > 0) | (np.bincount(labels, minlength=len(objects)) > 0))
+    values = [_average_precision(hits[labels == label], objects[label]) for label in np.flatnonzero(objects)]
+    return sum(values) / int(classes) if classes else None
+
+
+def _average_precision(hits: np.ndarray, objects: int) -> float:
+    """Averages the best precision at recalls 0, .01, ... 1 or higher ones, and 0 beyond the last.
+
+    Args:
+      hits: [n] bool, of a class, the best detection first.
+      objects: of the class, > 0.
+    """
+    found = np.cumsum(hits)
+    precision = found / np.arange(1, len(hits) + 1)
+    best = np.maximum.accumulate(precision[::-1])[::-1]
+    reached = np.searchsorted(100 * found, np.arange(101) * objects)
+    return float(np.append(best, 0)[reached].mean())
+
+
+def _overlaps(
+    results: list[dict[str, Any]], rows: list[dict[str, Any]], crowd: np.ndarray, kind: str, image: dict[str, Any]
+) -> np.ndarray:
+    """Computes IoU, or for crowds the share of the detection inside, between n results and m annotations: [n, m]."""
+    if kind == 'bbox':
+        shapes = [np.array([row['bbox'] for row in part], np.float64).reshape(-1, 4) for part in (results, rows)]
+    else:
+        shapes = [[_rle(row['segmentation'], image) for row in part] for part in (results, rows)]
+    iou = np.reshape(pycocotools.mask.iou(*shapes, crowd.astype(np.uint8)), (len(results), len(rows)))
+    if (iou < 0).any():  # how pycocotools marks it
+        raise ValueError(f'image {image["id"]}: its masks differ in size')
+    return iou
+
+
+def _rle(segmentation: Any, image: dict[str, Any]) -> dict[str, Any]:
+    """Turns polygons, or RLE of either kind, into one compressed RLE."""
+    if isinstance(segmentation, list):
+        return pycocotools.mask.merge(pycocotools.mask.frPyObjects(segmentation, image['height'], image['width']))
+    if isinstance(segmentation['counts'], list):
+        return pycocotools.mask.frPyObjects(segmentation, image['height'], image['width'])
+    return segmentation

@@ -1,0 +1,136 @@
+"""The results of a sweep, from which a report is made without training anything.
+
+    DIR/sweep.json                the experiment and the configs of its runs
+    DIR/results.jsonl             a line for each run that ended: a Result
+    DIR/results/RUN/              detections.json.gz, curves.json, panels/IMAGE_ID.jpg, assignment/STAGE.jpg
+    DIR/truth/NAME/               ground_truth.json.gz (a COCO dict) and panels/IMAGE_ID.jpg of a validation split
+    DIR/costs.json                what prediction costs (`sweep.py --costs`)
+    DIR/runs/RUN/                 the workdir of the run: checkpoints and logs; reports do without
+
+Every file is complete or not there. Only the process of the sweep writes results.jsonl.
+"""
+
+import gzip
+import json
+import os
+import pathlib
+import re
+from typing import Any, NamedTuple
+
+from detzoo.training.workdir import write_text
+
+FINISHED, FAILED = 'finished', 'failed'
+
+
+class Result(NamedTuple):
+    """What came out of a run.
+
+    run, group, series, trained: see `sweep.Run`.
+    status: FINISHED or FAILED.
+    reason: why it failed, a line; or ''.
+    config: complete, as nested dicts.
+    changes: {dotted key: [value in the sweep's first run, value here]}.
+    seed: of the config.
+    published: what the paper has, in percent.
+    versions: of Python, the packages and the code ('commit', with '+' if files were changed).
+    device: kind and number of devices.
+    steps: trained.
+    seconds: of wall time, all attempts together, on a machine that may have done other things.
+    parameters: of the detector.
+    metrics: the 12 numbers of boxes, and those of masks as 'mask_AP', ...; 0..1 or None.
+    per_class: {name: {'AP': ..., 'AP50': ...}}.
+    truth: name of the ground truth that was evaluated with.
+    """
+
+    run: str
+    group: str
+    series: str
+    status: str
+    reason: str
+    config: dict[str, Any]
+    changes: dict[str, list[Any]]
+    seed: int
+    published: dict[str, float]
+    trained: str = ''
+    versions: dict[str, str] = {}
+    device: dict[str, Any] = {}
+    steps: int = 0
+    seconds: float = 0.0
+    parameters: int = 0
+    metrics: dict[str, float | None] = {}
+    per_class: dict[str, dict[str, float | None]] = {}
+    truth: str = ''
+
+
+class Store:
+    """The folder of a sweep."""
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = pathlib.Path(folder)
+
+    def workdir(self, run: str) -> pathlib.Path:
+        """Where a run is trained."""
+        return self.folder / 'runs' / run
+
+    def results_of(self, run: str) -> pathlib.Path:
+        """Where the files lie from which a run is reported."""
+        return self.folder / 'results' / run
+
+    def truth(self, name: str) -> pathlib.Path:
+        """Where the ground truth of a validation split lies."""
+        return self.folder / 'truth' / name
+
+    def results(self) -> list[Result]:
+        """Reads the results, in the order in which they came.
+
+        Raises:
+            ValueError: a line is no result.
+        """
+        path = self.folder / 'results.jsonl'
+        rows = []
+        for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], start=1):
+            try:
+                rows.append(Result(**json.loads(line)))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f'{path}, line {number}: no result ({error}): remove the line and run the sweep again') from error
+        return rows
+
+    def write_result(self, result: Result) -> None:
+        """Adds a result; one that is there of the same run gives way."""
+        rows = [row for row in self.results() if row.run != result.run] + [result]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps(row._asdict(), allow_nan=False) + '\n' for row in rows]
+        write_text(self.folder / 'results.jsonl', ''.join(lines))
+
+    def sweep(self) -> dict[str, Any]:
+        """Reads sweep.json: 'experiment', 'docstring', 'metrics', 'figures', and the 'runs' as they are to be.
+
+        Raises:
+            FileNotFoundError: this is no folder of a sweep.
+        """
+        path = self.folder / 'sweep.json'
+        if not path.exists():
+            raise FileNotFoundError(f'{self.folder} holds no sweep (it has no sweep.json): make one with scripts/sweep.py')
+        return json.loads(path.read_text())
+
+    def costs(self) -> list[dict[str, Any]]:
+        """Reads the rows of `stages.measure`, each with the 'group' it is of; none if costs were not measured."""
+        path = self.folder / 'costs.json'
+        return json.loads(path.read_text()) if path.exists() else []
+
+    def ground_truth(self, name: str) -> dict[str, Any]:
+        """Reads the COCO dict of a validation split."""
+        return json.loads(gzip.decompress((self.truth(name) / 'ground_truth.json.gz').read_bytes()))
+
+    def write_ground_truth(self, name: str, ground_truth: dict[str, Any]) -> None:
+        """Writes the COCO dict of a validation split."""
+        path = self.truth(name) / 'ground_truth.json.gz'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_name(f'{path.name}.{os.getpid()}.tmp')  # several runs may write the same
+        scratch.write_bytes(gzip.compress(json.dumps(ground_truth).encode(), mtime=0))
+        os.replace(scratch, path)
+
+
+def truth_name(data: str, split: str) -> str:
+    """Names a validation split as a folder can be called: 'coco', 'validation[:10%]' -> 'coco-validation-10'."""
+    return re.sub(r'[^A-Za-z0-9_.]+', '-', f'{data}-{split}').strip('-')
