@@ -29,7 +29,7 @@ FAMILIES = {
     'mask_rcnn': 'mask_rcnn_{}.py',
 }
 SIZED = 'model.anchor_sizes', 'model.rpn.anchor_sizes', 'model.roi.canonical_size', 'model.mask_roi.canonical_size'
-SIDES = 128, 64  # pixels; shapes are 128 pixels wide
+SIDES = 128, 96  # pixels; images of `shapes` are 96 to 128 pixels wide and high
 BUDGET = {'training.steps': 1000, 'training.batch_size': 16, 'training.checkpoint_every': 250, 'training.evaluate_every': 500}
 
 

@@ -3,9 +3,10 @@
     python scripts/benchmark.py --config=configs/retinanet_shapes.py --num_classes=3
     python scripts/benchmark.py --config=configs/retinanet_r50_fpn_coco.py --tpu=v5e:2x4,v4:2x2x1
 
-The first prints parameters, FLOPs and memory of prediction (each of --batch_sizes) and of the training step, as the
-compiler counts them, and measured times: medians and 90 % quantiles after a warm-up, compiling apart. Weights and
-images are drawn, so no data set is needed; the score threshold is 0, so that the NMS has as much to do as it ever has.
+The first prints FLOPs and memory of prediction (each of --batch_sizes) and of the training step, as the compiler counts
+them, and measured times: medians and 90 % quantiles after a warm-up, compiling apart; and of prediction the same by stage
+(`detzoo/comparison/stages.py` says how). Weights and images are drawn, so no data set is needed; the score threshold is
+0, so that the NMS has as much to do as it ever has.
 
 The second compiles the same programs for each topology (minutes; needs libtpu: pip install 'detzoo[tpu]') and prints
 memory and FLOPs of a chip, and the compiler's estimate of the time by stage. Nothing is run, no parameter is made.
@@ -95,31 +96,20 @@ def measure(config, num_classes: int):
     import numpy as np
 
     from detzoo import inference
-    from detzoo.comparison import cost
+    from detzoo.comparison import cost, stages
     from detzoo.data.pipeline import shard
     from detzoo.training import loop, parallel
 
-    def timed(row, step):
-        seconds = cost.latency(step, repeats=REPEATS.value, budget=BUDGET.value)
-        return row | dict(
-            zip(('p50_seconds', 'p90_seconds'), np.quantile(seconds, (0.5, 0.9)).tolist()), runs=len(seconds)
-        )
-
-    config.model.score_threshold = 0.0
-    progress('making weights')
-    state = loop.initial_state(config, inference.detector_of(config, num_classes, parallel.AXIS))
-    predict = jax.jit(inference.detector_of(config, num_classes).predict)
-    canvas = inference.evaluation_canvases(config)[0]
-    for count in map(int, BATCH_SIZES.value):
-        arguments = jax.device_put(
-            (state.params, state.model_state, cost.random_batch(config, canvas, count, num_classes).inputs)
-        )
-        program, row = compiled(f'predict, {count} images', lambda arguments=arguments: predict.lower(*arguments))
-        yield timed(row, lambda program=program, arguments=arguments: program(*arguments))
+    progress('predict: compiling, stage by stage')
+    prepared = stages.prepare(config, num_classes, tuple(map(int, BATCH_SIZES.value)))
+    progress('predict: compiled')
+    for row in stages.measure({'predict': prepared}, repeats=REPEATS.value, budget=BUDGET.value):
+        yield {'program': f'predict, {row["batch"]} images', **row}
 
     devices, count = jax.local_devices(), config.training.batch_size
     program, row = compiled(f'train step, {count} images', lambda: cost.train_program(config, num_classes, devices))
     batch = parallel.put(shard(cost.random_batch(config, config.data.canvases[0], count, num_classes), len(devices)))
+    state = loop.initial_state(config, inference.detector_of(config, num_classes, parallel.AXIS))
     state = parallel.replicate(state)
 
     def train():
@@ -127,28 +117,23 @@ def measure(config, num_classes: int):
         state, metrics = program(state, batch)
         return metrics
 
-    yield timed(row, train)
+    (seconds,) = cost.interleaved_latency({'': train}, repeats=REPEATS.value, budget=BUDGET.value).values()
+    p50, p90 = np.quantile(seconds, (0.5, 0.9)).tolist()
+    yield {**row, 'p50_seconds': p50, 'p90_seconds': p90, 'runs': len(seconds)}
 
 
 def print_measured(row) -> None:
     print(
-        f'{row["program"]:<24}{row["flops"] / 1e9:>10.2f}{row["argument_bytes"] / 1e6:>11.1f}'
-        f'{row["temporary_bytes"] / 1e6:>11.1f}{row["peak_bytes"] / 1e6:>10.1f}{row["compile_seconds"]:>11.1f}'
+        f'{row["program"]:<24}{row["flops"] / 1e9:>10.2f}{row["peak_bytes"] / 1e6:>10.1f}{row["compile_seconds"]:>11.1f}'
         f'{1e3 * row["p50_seconds"]:>10.1f}{1e3 * row["p90_seconds"]:>10.1f}{row["runs"]:>6}',
         flush=True,
     )
-
-
-def device_name() -> str:
-    """Names JAX's first device; a CPU by its model and cores."""
-    import jax
-
-    name = jax.local_devices()[0].device_kind
-    if name != 'cpu' or not os.path.exists('/proc/cpuinfo'):
-        return name
-    with open('/proc/cpuinfo') as file:
-        models = [line.partition(':')[2].strip() for line in file if line.startswith('model name')]
-    return f'cpu ({models[0] if models else "unknown model"}, {os.cpu_count()} cores)'
+    for stage in row.get('stages', []):
+        print(
+            f'  {stage["stage"]:<22}{stage["flops"] / 1e9:>10.2f}{stage["peak_bytes"] / 1e6:>10.1f}{"":>11}'
+            f'{1e3 * stage["p50_seconds"]:>10.1f}{"":>16}  {stage["parameters"]:>12,} parameters',
+            flush=True,
+        )
 
 
 def main(argv: list[str]) -> None:
@@ -173,11 +158,8 @@ def main(argv: list[str]) -> None:
         rows = (row for topology in TPU.value for row in estimate(config, num_classes, topology))
         show = print_estimate
     else:
-        print(f'{jax.local_device_count()} x {device_name()}; FLOPs and memory are of one device')
-        print(
-            f'{"program":<24}{"GFLOP":>10}{"args MB":>11}{"temp. MB":>11}{"peak MB":>10}{"compile s":>11}'
-            f'{"p50 ms":>10}{"p90 ms":>10}{"runs":>6}'
-        )
+        print(f'{jax.local_device_count()} x {cost.device_name()}; FLOPs and memory are of one device')
+        print(f'{"program":<24}{"GFLOP":>10}{"peak MB":>10}{"compile s":>11}{"p50 ms":>10}{"p90 ms":>10}{"runs":>6}')
         rows, show = measure(config, num_classes), print_measured
     results = {'config': config.to_dict(), 'parameters': parameters, 'jax': jax.__version__, 'rows': []}
     try:

@@ -190,7 +190,22 @@ def test_train_program_refuses_a_batch_that_cannot_be_split():
         cost.train_program(config, 5, jax.devices()[:2])
 
 
-def test_latency_runs_at_least_three_times():
+def test_interleaved_latency_takes_turns_and_runs_at_least_three_rounds():
     runs = []
-    times = cost.latency(lambda: runs.append(0) or np.zeros(1), repeats=50, budget=0.0)
-    assert times.shape == (3,) and len(runs) == 4  # with the one that is not counted
+    steps = {name: (lambda name=name: runs.append(name) or np.zeros(1)) for name in 'ab'}
+    times = cost.interleaved_latency(steps, repeats=50, budget=0.0)
+    assert {name: seconds.shape for name, seconds in times.items()} == {'a': (3,), 'b': (3,)}
+    assert runs == list('abababab')  # with the round that is not counted
+    assert cost.interleaved_latency(steps, repeats=5, budget=60.0)['b'].shape == (5,)
+
+
+@pytest.mark.parametrize('scopes, stage', [
+    ('jit(f)/transpose(jvp(backbone))/add', 'backbone'),
+    ('vmap(post)', 'post'),
+    ('RetinaNet/heads/while/body', 'heads'),
+    ('RetinaNet/heads_up/conv', None),
+    ('neck.conv', None),
+    ('', None),
+])
+def test_stage_in_finds_whole_scopes(scopes, stage):
+    assert cost.stage_in(scopes) == stage

@@ -112,10 +112,10 @@ def test_config_of_takes_flags_of_every_type():
 def test_speed_accuracy_scales_what_is_as_large_as_objects():
     sweep, _ = load_sweep(f'{ROOT}/experiments/speed_accuracy.py')
     runs = {run.name: config_of(run) for run in sweep.runs}
-    large, small = runs['mask_rcnn_128'], runs['mask_rcnn_64']
+    large, small = runs['mask_rcnn_128'], runs['mask_rcnn_96']
     assert large.model.rpn.anchor_sizes == ((16.0,), (24.0,), (36.0,), (54.0,), (80.0,))
-    assert small.model.rpn.anchor_sizes == ((8.0,), (12.0,), (18.0,), (27.0,), (40.0,))
-    assert (small.model.roi.canonical_size, small.model.mask_roi.canonical_size) == (28.0, 28.0)
+    assert small.model.rpn.anchor_sizes == ((12.0,), (18.0,), (27.0,), (40.5,), (60.0,))
+    assert (small.model.roi.canonical_size, small.model.mask_roi.canonical_size) == (42.0, 42.0)
     changed = set(differences(large, small))
     assert changed == {'data.canvases', 'model.rpn.anchor_sizes', 'model.roi.canonical_size', 'model.mask_roi.canonical_size'}
     assert len({(run.training.steps, run.training.batch_size, run.seed, str(run.data.recipe)) for run in runs.values()}) == 1

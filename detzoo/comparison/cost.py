@@ -4,7 +4,7 @@
     compiled_cost(lowered.compile())            -> Cost, of one device
     estimated_time(compiled, topology)          -> Estimate: the TPU compiler's cycles, by named scope
     topology_devices('v5e:2x4')                 -> devices to compile for that need not be there (needs libtpu)
-    latency(step)                               -> measured seconds, on devices that are there
+    interleaved_latency({name: step})           -> measured seconds, on devices that are there (see also `stages`)
 
 FLOPs and memory are those of one device. Estimates are the compiler's own, and lack what `Estimate` names.
 """
@@ -14,12 +14,13 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import ml_collections
 import numpy as np
+from tqdm.auto import tqdm
 
 from detzoo import inference
 from detzoo.training import loop, parallel
@@ -259,8 +260,13 @@ class _Module:
 def stage_of(line: str) -> str:
     """Finds the stage in an operation's name, e.g. 'backbone' in op_name="jit(f)/transpose(jvp(backbone))/add"; or OTHER."""
     name = re.search(r'op_name="([^"]*)"', line)
-    stage = name and re.search(rf'(?<![\w.-])({"|".join(STAGES)})(?![\w.-])', name[1])
-    return stage[1] if stage else OTHER
+    return (name and stage_in(name[1])) or OTHER
+
+
+def stage_in(scopes: str) -> str | None:
+    """Finds the stage in a path of named scopes, e.g. 'backbone' in 'jit(f)/vmap(backbone)/add'."""
+    stage = re.search(rf'(?<![\w.-])({"|".join(STAGES)})(?![\w.-])', scopes)
+    return stage and stage[1]
 
 
 def random_batch(
@@ -358,24 +364,33 @@ def _share(
     return shapes(jax.eval_shape(lambda: random_batch(config, canvas, count // devices, num_classes)), devices)
 
 
-def latency(step: Callable[[], Any], *, repeats: int, budget: float) -> np.ndarray:
-    """Times a function that returns arrays, each run to its end, after one that is not counted.
+def interleaved_latency(
+    steps: Mapping[Any, Callable[[], Any]], *, repeats: int, budget: float
+) -> dict[Any, np.ndarray]:
+    """Times functions that return arrays, one after the other in rounds, each run to its end.
+
+    The first round is not counted.
 
     Args:
-        step: what to time.
-        repeats: runs at most.
-        budget: seconds after which no further run starts; there are 3 at least.
+        steps: {name: what to time}.
+        repeats: rounds at most.
+        budget: seconds after which no further round starts; there are 3 at least.
 
     Returns:
-        [runs] seconds.
+        {name: [rounds] seconds}.
     """
-    jax.block_until_ready(step())
-    times: list[float] = []
-    while len(times) < 3 or (len(times) < repeats and sum(times) < budget):
-        start = time.perf_counter()
-        jax.block_until_ready(step())
-        times.append(time.perf_counter() - start)
-    return np.array(times)
+    times: dict[Any, list[float]] = {name: [] for name in steps}
+    begin = time.perf_counter()
+    for count in tqdm(range(-1, repeats), desc='timing', unit='round', leave=False, disable=len(steps) < 2):
+        if count >= 3 and time.perf_counter() - begin > budget:
+            break
+        for name, step in steps.items():
+            start = time.perf_counter()
+            jax.block_until_ready(step())
+            times[name].append(time.perf_counter() - start)
+        if count < 0:
+            times, begin = {name: [] for name in steps}, time.perf_counter()
+    return {name: np.array(seconds) for name, seconds in times.items()}
 
 
 def device_name() -> str:

@@ -108,7 +108,7 @@ def error_breakdown(
     coco.check_ground_truth(ground_truth)
     coco.check_detections(ground_truth, detections)
     if kind == 'segm':
-        coco._check_masks(ground_truth, detections)
+        coco.check_masks(ground_truth, detections)
     judged = _judge(ground_truth, detections, kind, foreground_iou, background_iou)
     objects = np.bincount(judged.object_labels, minlength=len(ground_truth['categories']))  # [K]
     fixed = _fixable(judged)

@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from detzoo.comparison.store import FAILED, FINISHED, Result, Store, truth_name
 from detzoo.comparison.sweep import ROOT, config_of, load_sweep
@@ -430,6 +431,30 @@ def _draw(store: Store, truth: str, run: str, predictor: Any, ground_truth: dict
         folder.mkdir(parents=True, exist_ok=True)
         for name, picture in pictures.items():
             write_image(folder / f'{name}.jpg', picture)
+
+
+def measure_costs(store: Store, batch_sizes: Sequence[int] = (1, 8)) -> list[dict[str, Any]]:
+    """Measures what prediction costs, of all groups with a finished run in one pass, and writes costs.json.
+
+    Nothing is measured if costs.json has these groups already.
+
+    Returns:
+        the rows of `stages.measure`; 'name' is the group.
+    """
+    from detzoo.comparison import stages
+
+    groups: dict[str, Result] = {}
+    for result in store.results():
+        if result.status == FINISHED:
+            groups.setdefault(result.group, result)
+    if {row['name'] for row in store.costs()} != set(groups):
+        prepared = {
+            group: stages.prepare(from_json(json.dumps(result.config)), len(result.per_class), batch_sizes)
+            for group, result in tqdm(groups.items(), desc='compiling for costs', unit='group', leave=False)
+        }
+        rows = stages.measure(prepared)
+        write_text(store.folder / 'costs.json', json.dumps(rows, indent=1) + '\n')
+    return store.costs()
 
 
 def code_version() -> str:

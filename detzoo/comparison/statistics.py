@@ -93,7 +93,7 @@ def match_images(ground_truth: dict[str, Any], detections: list[dict[str, Any]],
     coco.check_ground_truth(ground_truth)
     coco.check_detections(ground_truth, detections)
     if kind == 'segm':
-        coco._check_masks(ground_truth, detections)
+        coco.check_masks(ground_truth, detections)
     truth = hotcoco.COCO(ground_truth)
     evaluator = hotcoco.COCOeval(truth, truth.load_res(detections), kind)
     evaluator.params.area_rng, evaluator.params.area_rng_lbl = evaluator.params.area_rng[:1], ['all']

@@ -114,7 +114,7 @@ class Store:
         return json.loads(path.read_text())
 
     def costs(self) -> list[dict[str, Any]]:
-        """Reads the rows of `stages.measure`, each with the 'group' it is of; none if costs were not measured."""
+        """Reads the rows of `stages.measure`, whose 'name' is a group; none if costs were not measured."""
         path = self.folder / 'costs.json'
         return json.loads(path.read_text()) if path.exists() else []
 

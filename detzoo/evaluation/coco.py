@@ -173,7 +173,7 @@ def _precision_recall(
     check_ground_truth(ground_truth)
     check_detections(ground_truth, detections)
     if kind == 'segm':
-        _check_masks(ground_truth, detections)
+        check_masks(ground_truth, detections)
         # The evaluator takes the area of a result from its box, if it has one, even when it compares masks.
         detections = [{key: value for key, value in row.items() if key != 'bbox'} for row in detections]
     truth = hotcoco.COCO(ground_truth)
@@ -235,7 +235,7 @@ def check_detections(ground_truth: dict[str, Any], detections: list[dict[str, An
             raise ValueError(f'detection {index}: score {row["score"]} and box {row["bbox"]} must be finite')
 
 
-def _check_masks(ground_truth: dict[str, Any], detections: list[dict[str, Any]]) -> None:
+def check_masks(ground_truth: dict[str, Any], detections: list[dict[str, Any]]) -> None:
     """Refuses rows without a mask, which would quietly match nothing."""
     for what, rows in (('annotation', ground_truth['annotations']), ('detection', detections)):
         for index, row in enumerate(rows):

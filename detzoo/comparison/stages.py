@@ -1,0 +1,217 @@
+"""What each stage of prediction costs, measured on the one program there is: `Detector.predict`.
+
+    predict -> its equations, in order, each in the named scope of a stage
+      -> segments: equations of one stage that follow each other
+      -> prefixes: programs that end with a segment and return what later ones need
+      -> compiled (FLOPs, memory), and timed in turn; a segment costs its prefix less the one before
+
+Nothing is computed in another way than in prediction, but the compiler cannot fuse operations over the end of a prefix, so that
+the stages of a small network may add up to a little more than the whole saves. What is next to nothing, may come out below 0.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+from jax.extend import core as jax_core
+
+from detzoo import inference
+from detzoo.comparison import cost
+from detzoo.training import loop, parallel
+
+INPUT = 'input'  # before the first stage: images are normalised
+
+
+class Segment(NamedTuple):
+    """Equations of a stage that follow each other: those before `end` that are in no earlier segment."""
+
+    stage: str
+    end: int
+
+
+class Program(NamedTuple):
+    """A compiled prefix of prediction.
+
+    batch: images at once.
+    stage: of its last segment.
+    cost: of all of it.
+    compile_seconds: what compiling took.
+    run: runs it, and returns its arrays.
+    """
+
+    batch: int
+    stage: str
+    cost: cost.Cost
+    compile_seconds: float
+    run: Callable[[], Any]
+
+
+class Prepared(NamedTuple):
+    """The prediction of a config, ready to be timed.
+
+    config: complete.
+    parameters: {stage: count}.
+    programs: for each batch size its prefixes; the last is all of prediction.
+    """
+
+    config: ml_collections.ConfigDict
+    parameters: dict[str, int]
+    programs: list[Program]
+
+
+def segments(jaxpr: Any) -> list[Segment]:
+    """Splits the equations of a jaxpr by the stage in whose scope they lie; those in none go on with the one before."""
+    found: list[Segment] = []
+    for index, equation in enumerate(jaxpr.eqns):
+        stage = cost.stage_in(str(equation.source_info.name_stack)) or (found[-1].stage if found else INPUT)
+        if found and found[-1].stage == stage:
+            found.pop()
+        found.append(Segment(stage, index + 1))
+    return found
+
+
+def prefix(closed: Any, end: int) -> Callable[..., list[jax.Array]]:
+    """Makes a function of the first equations of a closed jaxpr: its flat arguments -> what the others, or its results, need.
+
+    Args:
+        closed: of `jax.make_jaxpr`.
+        end: how many equations.
+    """
+    jaxpr = closed.jaxpr
+    if end == len(jaxpr.eqns):
+        return jax_core.jaxpr_as_fun(closed)
+    made = [variable for equation in jaxpr.eqns[:end] for variable in equation.outvars]
+    later = [variable for equation in jaxpr.eqns[end:] for variable in equation.invars] + list(jaxpr.outvars)
+    needed = {id(variable) for variable in later}
+    outputs = [variable for variable in made if id(variable) in needed]
+    info = jaxpr.debug_info._replace(result_paths=None)
+    part = jaxpr.replace(eqns=jaxpr.eqns[:end], outvars=outputs, debug_info=info)
+    return jax_core.jaxpr_as_fun(jax_core.ClosedJaxpr(part, closed.consts))
+
+
+def stage_parameters(jaxpr: Any, params: Any) -> dict[str, int]:
+    """Counts the parameters of each stage: that which uses them first.
+
+    Args:
+        jaxpr: of predict(params, model_state, inputs).
+        params: arrays or shapes, the first arguments.
+    """
+    leaves = jax.tree.leaves(params)
+    position = {id(variable): index for index, variable in enumerate(jaxpr.invars[: len(leaves)])}
+    counts: dict[str, int] = {}
+    start = 0
+    for stage, end in segments(jaxpr):
+        for equation in jaxpr.eqns[start:end]:
+            for variable in equation.invars:
+                index = position.pop(id(variable), None)
+                if index is not None:
+                    counts[stage] = counts.get(stage, 0) + int(np.prod(leaves[index].shape))
+        start = end
+    return counts
+
+
+def prepare(config: ml_collections.ConfigDict, num_classes: int, batch_sizes: Sequence[int] = (1, 8)) -> Prepared:
+    """Compiles the prefixes of a config's prediction on its first evaluation canvas.
+
+    Weights and images are drawn, and the score threshold is 0, so that the NMS has as much to do as it ever has.
+
+    Args:
+        config: complete; it is not changed.
+        num_classes: K.
+        batch_sizes: images at once.
+    """
+    config = config.copy_and_resolve_references()
+    config.model.update(lowest_score_threshold(config.model))
+    config.initialize_backbone = None
+    detector = inference.detector_of(config, num_classes)
+    state = loop.initial_state(config, inference.detector_of(config, num_classes, parallel.AXIS))
+    canvas = inference.evaluation_canvases(config)[0]
+    programs, parameters = [], {}
+    for batch in batch_sizes:
+        inputs = cost.random_batch(config, canvas, batch, num_classes).inputs
+        arguments = jax.device_put((state.params, state.model_state, inputs))
+        closed = jax.make_jaxpr(detector.predict)(*arguments)
+        parameters = stage_parameters(closed.jaxpr, state.params)
+        leaves = jax.tree.leaves(arguments)
+        for stage, end in segments(closed.jaxpr):
+            lowered = jax.jit(prefix(closed, end)).lower(*leaves)
+            start = time.perf_counter()
+            compiled = lowered.compile()
+            seconds = time.perf_counter() - start
+            run = lambda compiled=compiled, leaves=leaves: compiled(*leaves)
+            programs.append(Program(batch, stage, cost.compiled_cost(compiled), seconds, run))
+    return Prepared(config, parameters, programs)
+
+
+def lowest_score_threshold(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The change of a detector's arguments with which every candidate is a detection until the NMS."""
+    return {'head': {'score_threshold': 0.0}} if 'head' in model else {'score_threshold': 0.0}
+
+
+def measure(prepared: Mapping[str, Prepared], *, repeats: int = 50, budget: float = 300) -> list[dict[str, Any]]:
+    """Times prepared predictions in turn, so that whatever disturbs the machine disturbs all alike.
+
+    Args:
+        prepared: {name: what to time}.
+        repeats: runs of each program, at most.
+        budget: seconds after which no further round begins; there are 3 at least.
+
+    Returns:
+        a row for each name and batch size: 'name', 'batch', 'canvas', 'device', 'dtype', 'parameters', 'flops' (of all images;
+        a multiply-add is two), 'peak_bytes', 'compile_seconds' (of the whole), 'runs', 'p50_seconds' and 'p90_seconds'; the
+        same times as 'network_...' of all but post-processing, and 'post_...'; and 'stages', in their order, with 'stage',
+        'parameters', 'flops', 'peak_bytes' (of the largest prefix that ends with it) and 'p50_seconds'.
+    """
+    steps = {
+        (name, index): program.run for name, one in prepared.items() for index, program in enumerate(one.programs)
+    }
+    times = cost.interleaved_latency(steps, repeats=repeats, budget=budget)
+    rows = []
+    for name, one in prepared.items():
+        for batch in dict.fromkeys(program.batch for program in one.programs):
+            indices = [index for index, program in enumerate(one.programs) if program.batch == batch]
+            rows.append(_row(name, one, batch, indices, np.stack([times[name, index] for index in indices])))
+    return rows
+
+
+def _row(name: str, one: Prepared, batch: int, indices: Sequence[int], seconds: np.ndarray) -> dict[str, Any]:
+    """Makes a row of `measure` from the times of a batch size's prefixes, [prefixes, rounds]."""
+    programs = [one.programs[index] for index in indices]
+    own = np.diff(seconds, axis=0, prepend=0)  # [segments, rounds]
+    flops = np.diff([program.cost.flops for program in programs], prepend=0)
+    stages = []
+    for stage in dict.fromkeys(program.stage for program in programs):
+        which = [index for index, program in enumerate(programs) if program.stage == stage]
+        stages.append(
+            dict(
+                stage=stage,
+                parameters=one.parameters.get(stage, 0),
+                flops=float(flops[which].sum()),
+                peak_bytes=max(programs[index].cost.peak_bytes for index in which),
+                p50_seconds=float(np.median(own[which].sum(axis=0))),
+            )
+        )
+    post = own[[index for index, program in enumerate(programs) if program.stage == 'post']].sum(axis=0)
+
+    def quantiles(prefix: str, values: np.ndarray) -> dict[str, float]:
+        return dict(zip((f'{prefix}p50_seconds', f'{prefix}p90_seconds'), np.quantile(values, (0.5, 0.9)).tolist()))
+
+    return dict(
+        name=name,
+        batch=batch,
+        canvas=list(inference.evaluation_canvases(one.config)[0]),
+        device=cost.device_name(),
+        dtype=one.config.model.dtype,
+        parameters=sum(one.parameters.values()),
+        flops=programs[-1].cost.flops,
+        peak_bytes=programs[-1].cost.peak_bytes,
+        compile_seconds=programs[-1].compile_seconds,
+        runs=seconds.shape[1],
+        **quantiles('', seconds[-1]),
+        **quantiles('network_', seconds[-1] - post),
+        **quantiles('post_', post),
+        stages=stages,
+    )

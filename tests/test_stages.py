@@ -1,0 +1,158 @@
+"""Costs by stage: the program of prediction is cut where its stages end, and nothing is lost or counted twice."""
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+from conftest import (
+    TINY_FASTER_RCNN,
+    TINY_FASTER_RCNN_C4,
+    TINY_MASK_RCNN,
+    TINY_RETINANET,
+    TINY_SSD,
+    TINY_YOLO_V1,
+    TINY_YOLO_V2,
+    TINY_YOLO_V3,
+)
+
+from detzoo.comparison import cost, stages
+from detzoo.config import complete
+from detzoo.inference import detector_of
+
+CANVAS = 64, 64
+TINY = dict(
+    retinanet=TINY_RETINANET, ssd=TINY_SSD, yolo_v1=TINY_YOLO_V1, yolo_v2=TINY_YOLO_V2, yolo_v3=TINY_YOLO_V3,
+    faster_rcnn=TINY_FASTER_RCNN, faster_rcnn_c4=TINY_FASTER_RCNN_C4, mask_rcnn=TINY_MASK_RCNN,
+)  # fmt: skip
+
+
+def config_of(model):
+    c = ml_collections.ConfigDict()
+    c.data = dict(canvases=(CANVAS,), max_boxes=3)
+    c.model = dict(model)
+    return complete(c)
+
+
+def traced(model):
+    """A tiny detector's prediction as a closed jaxpr, and the shapes of its parameters."""
+    config = config_of(model)
+    state = cost.state_shapes(config, 3)
+    inputs = cost.random_batch(config, CANVAS, 2, 3).inputs
+    return jax.make_jaxpr(detector_of(config, 3).predict)(state.params, state.model_state, inputs), state.params
+
+
+def product(x, weights):
+    """Three stages of matrix products, in and around what may hide a scope; the first lines are in none."""
+    x = 2 * x
+    with jax.named_scope('backbone'):
+        x = jax.jit(jnp.dot)(x, weights['a'])  # [4, 8] [8, 16]
+    x = -x
+    with jax.named_scope('heads'):
+        x = jax.vmap(lambda row: row @ weights['b'])(x)  # [4, 16] [16, 32]
+    with jax.named_scope('post'):
+        x, _ = jax.lax.scan(lambda carry, _: (carry @ weights['c'], None), x, length=1)  # [4, 32] [32, 32]
+    with jax.named_scope('heads'):
+        return x @ weights['d'], weights['b']  # [4, 32] [32, 2]
+
+
+SHAPES = dict(a=(8, 16), b=(16, 32), c=(32, 32), d=(32, 2))
+WEIGHTS = {name: np.random.RandomState(0).uniform(-1, 1, shape).astype(np.float32) for name, shape in SHAPES.items()}
+X = np.random.RandomState(1).uniform(-1, 1, (4, 8)).astype(np.float32)
+
+
+def test_segments_follow_the_scopes():
+    jaxpr = jax.make_jaxpr(product)(X, WEIGHTS).jaxpr
+    found = stages.segments(jaxpr)
+    assert [segment.stage for segment in found] == ['input', 'backbone', 'heads', 'post', 'heads']
+    ends = [segment.end for segment in found]
+    assert ends == sorted(set(ends)) and ends[-1] == len(jaxpr.eqns)
+
+
+def test_prefixes_return_what_follows_needs():
+    closed = jax.make_jaxpr(product)(X, WEIGHTS)
+    weights = [WEIGHTS[name] for name in 'abcd']
+    first, backbone, heads, post, whole = (
+        stages.prefix(closed, segment.end)(X, *weights) for segment in stages.segments(closed.jaxpr)
+    )
+    np.testing.assert_allclose(first[0], 2 * X, rtol=1e-6)
+    np.testing.assert_allclose(backbone[0], -(2 * X @ WEIGHTS['a']), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(heads[0], -(2 * X @ WEIGHTS['a']) @ WEIGHTS['b'], rtol=1e-4, atol=1e-5)
+    assert [len(values) for values in (first, backbone, heads, post)] == [1] * 4
+    np.testing.assert_array_equal(whole[0], product(X, WEIGHTS)[0])
+    np.testing.assert_array_equal(whole[1], WEIGHTS['b'])  # an argument that is a result
+
+
+def test_prefixes_cost_what_their_products_do():
+    closed = jax.make_jaxpr(product)(X, WEIGHTS)
+    weights = [WEIGHTS[name] for name in 'abcd']
+    flops = [
+        cost.compiled_cost(jax.jit(stages.prefix(closed, segment.end)).lower(X, *weights).compile()).flops
+        for segment in stages.segments(closed.jaxpr)
+    ]
+    products = np.cumsum([0, 2 * 4 * 8 * 16, 2 * 4 * 16 * 32, 2 * 4 * 32 * 32, 2 * 4 * 32 * 2])
+    np.testing.assert_allclose(flops, products, atol=150)  # 2 x and -x take 32 and 64, the scan counts its rounds
+
+
+def test_stage_parameters_are_those_first_used_there():
+    weights = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in SHAPES.items()}
+    jaxpr = jax.make_jaxpr(lambda weights, x: product(x, weights))(weights, X).jaxpr
+    assert stages.stage_parameters(jaxpr, weights) == {'backbone': 128, 'heads': 512 + 64, 'post': 1024}
+
+
+@pytest.mark.parametrize('model', TINY.values(), ids=TINY)
+def test_every_parameter_and_equation_belongs_to_a_stage(model):
+    closed, params = traced(model)
+    assert sum(stages.stage_parameters(closed.jaxpr, params).values()) == cost.parameter_count(params)
+    names = [segment.stage for segment in stages.segments(closed.jaxpr)]
+    two_stage = {'rpn', 'roi'} if 'rcnn' in model['name'] else set()
+    assert names[:2] == ['input', 'backbone'] and {'heads', 'post'} | two_stage <= set(names)
+    assert 'loss' not in names and len(names) <= 10
+
+
+@pytest.fixture(scope='module')
+def prepared():
+    sizes = {'retinanet': (1, 2), 'mask_rcnn': (2,)}
+    return {name: stages.prepare(config_of(TINY[name]), 3, batch_sizes) for name, batch_sizes in sizes.items()}
+
+
+@pytest.mark.parametrize('name', ['retinanet', 'mask_rcnn'])
+def test_the_last_prefix_is_prediction(prepared, name):
+    config = prepared[name].config
+    assert (config.model.head if name == 'mask_rcnn' else config.model).score_threshold == 0
+    last = prepared[name].programs[-1]
+    leaves = jax.tree.leaves(jax.eval_shape(lambda: tuple(last.run())))
+    boxes = next(leaf for leaf in leaves if leaf.shape == (2, 10, 4))
+    assert last.batch == 2 and boxes.dtype == np.float32
+    costs = [program.cost.flops for program in prepared[name].programs if program.batch == 2]
+    assert costs == sorted(costs) and costs[0] > 0
+
+
+def test_measure_adds_up(prepared):
+    rows = stages.measure(prepared, repeats=4, budget=60)
+    assert [(row['name'], row['batch']) for row in rows] == [('retinanet', 1), ('retinanet', 2), ('mask_rcnn', 2)]
+    for row in rows:
+        assert row['runs'] == 4 and row['canvas'] == [64, 64] and row['dtype'] == 'float32' and row['device'].startswith('cpu')
+        assert row['flops'] == pytest.approx(sum(stage['flops'] for stage in row['stages']))
+        assert row['parameters'] == sum(stage['parameters'] for stage in row['stages'])
+        assert row['peak_bytes'] <= max(stage['peak_bytes'] for stage in row['stages'])
+        assert 0 < row['p50_seconds'] <= row['p90_seconds']
+    assert [stage['stage'] for stage in rows[0]['stages']] == ['input', 'backbone', 'neck', 'heads', 'post']
+    assert [stage['stage'] for stage in rows[2]['stages']] == ['input', 'backbone', 'neck', 'rpn', 'roi', 'heads', 'post']
+    small, large = ({stage['stage']: stage['flops'] for stage in row['stages']} for row in rows[:2])
+    assert large['backbone'] == pytest.approx(2 * small['backbone'], rel=0.05)  # of two images
+
+
+def test_row_subtracts_prefixes_round_by_round(prepared):
+    """Times by hand: a disturbance that meets two prefixes of a round alike is in neither difference."""
+    one = prepared['mask_rcnn']
+    names = [program.stage for program in one.programs]
+    assert names == ['input', 'backbone', 'neck', 'rpn', 'roi', 'heads', 'post', 'roi', 'heads']
+    own = np.float64([1, 5, 2, 3, 4, 6, 7, 2, 3])[:, None] * np.ones(3)  # seconds, rounds
+    seconds = np.cumsum(own, axis=0) + np.float64([0, 100, 0])  # the second round is slow from its start
+    row = stages._row('m', one, 2, range(len(names)), seconds)
+    assert {stage['stage']: stage['p50_seconds'] for stage in row['stages']} == {
+        'input': 1, 'backbone': 5, 'neck': 2, 'rpn': 3, 'roi': 4 + 2, 'heads': 6 + 3, 'post': 7
+    }  # fmt: skip
+    assert (row['p50_seconds'], row['post_p50_seconds'], row['network_p50_seconds']) == (33, 7, 26)
+    assert row['p90_seconds'] == pytest.approx(33 + 0.8 * 100) and row['post_p90_seconds'] == 7
