@@ -23,6 +23,7 @@ setup(
     license_files=['LICENSE'],
     python_requires='>=3.11',
     packages=find_packages(include=['detzoo', 'detzoo.*']),
+    package_data={'detzoo.comparison': ['report_template.html']},
     install_requires=[
         'absl-py',
         'array_record',  # the file format of prepared data
@@ -52,7 +53,7 @@ setup(
         'test': ['ipykernel', 'nbclient', 'pytest>=8', 'ruff', *PLOTS, *CLUSTER],
         # For working on the code: the hooks of .pre-commit-config.yaml. Installed on Python 3.12; the hooks were not run.
         'dev': ['pre-commit', 'pytest>=8', 'ruff', *PLOTS],
-        # Sweeps on a SLURM cluster. Run with submitit's local processes.
+        # Sweeps on a SLURM cluster. Run on one of a single node; the tests run it with submitit's local processes.
         'cluster': CLUSTER,
         # To train on TPU, and to compile for one without having one. Compiled for TPU, not run on one.
         'tpu': ['jax[tpu]'],

@@ -1,32 +1,38 @@
 #!/usr/bin/env bash
-# Installs detzoo into .venv, trains a small RetinaNet on drawn shapes, evaluates it, and draws what it finds.
+# Installs detzoo into .venv, trains small detectors of five families on drawn shapes, and compares them in a report.
 #
 #   bash scripts/quickstart.sh
-#   bash scripts/quickstart.sh --config.training.steps=300
+#   bash scripts/quickstart.sh --detectors=retinanet      # one of them, with all the steps of its config
+#   bash scripts/quickstart.sh --config.training.steps=100
 #
-# Arguments go to scripts/train.py. What was stopped goes on with the same command; what is done is not done again.
-# $PYTHON chooses the Python, $TFDS_DATA_DIR where data lie (default: ~/tensorflow_datasets).
+# Arguments of the form --config.KEY=VALUE go to every training. What was stopped goes on with the same command; what is
+# done is not done again. $PYTHON chooses the Python, $TFDS_DATA_DIR where data lie (default: ~/tensorflow_datasets).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-run=runs/quickstart
+detectors=
+arguments=()
+for argument in "$@"; do
+    case $argument in
+        --detectors=*) detectors=${argument#--detectors=} ;;
+        *) arguments+=("$argument") ;;
+    esac
+done
+run=runs/quickstart${detectors:+_${detectors//,/_}}
 python=.venv/bin/python
 
-echo '1/4 installing'
-bash scripts/venv.sh .venv
-echo '2/4 training'
-"$python" scripts/train.py --config=configs/retinanet_shapes.py --workdir="$run" "$@"
-echo '3/4 evaluating the newest checkpoint'
-"$python" scripts/evaluate.py --workdir="$run"
-echo '4/4 detecting in eight validation pictures'
-"$python" scripts/export_images.py --name=shapes --split='validation[:8]' --output="$run/pictures"
-"$python" scripts/predict.py --workdir="$run" --images="$run/pictures" --output="$run/predictions" \
-    --score_threshold=0.4
+echo '1/3 installing'
+bash scripts/venv.sh .venv plots
+echo '2/3 training, evaluating, and measuring what prediction costs'
+"$python" scripts/sweep.py --experiment="experiments/quickstart.py${detectors:+:$detectors}" --workdir="$run" --costs \
+    ${arguments[@]+"${arguments[@]}"}
+echo '3/3 comparing'
+"$python" scripts/report.py --workdir="$run"
 
 cat <<END
 
 Done. In $PWD/$run:
-  predictions/        the pictures with the detected boxes, and detections.json
-  evaluation.json     the table above
-  tensorboard/        curves and pictures of the run: pip install tensorboard; tensorboard --logdir=$run
+  report.html                 tables, figures, and the detections side by side
+  runs/DETECTOR/              what was trained: python scripts/predict.py --workdir=$run/runs/DETECTOR --images=...
+  runs/DETECTOR/tensorboard/  curves: pip install tensorboard; tensorboard --logdir=$run/runs
 END

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -276,3 +277,26 @@ def test_sweep_killed_at_will_ends_with_the_same_results(experiment, tiny_run, d
     panels = [f'panels/{index}.jpg' for index in range(130, 134)]
     expected = [f'results/{run}/{panel}' for run in ('a', 'strict') for panel in ['assignment/anchors.jpg', *panels]]
     assert names == sorted(expected + [f'truth/toy-validation/{panel}' for panel in panels])
+
+
+def test_cluster_runs_jobs_and_takes_up_those_that_are_there(experiment, tmp_path):
+    """By submitit's local executor, whose jobs are processes; that a job still waits in a queue is made up."""
+    store = Store(tmp_path / 'sweep')
+    planned = runner.plan(experiment("[Run('a', CONFIG, {'training.steps': 2})]"))
+    launcher = runner.Cluster(store.folder, 'local', {'timeout_min': 5})
+    (result,) = runner.run_sweep(store.folder, planned, launcher)
+    assert (result.status, result.steps) == (FINISHED, 2), result.reason
+    job_id = (store.folder / 'runs' / 'a.job').read_text()
+    assert [path.name for path in (store.folder / 'jobs').glob('*_submitted.pkl')] == [f'{job_id}_submitted.pkl']
+
+    class Queued(NamedTuple):
+        folder: pathlib.Path
+        job_id: str
+
+        def done(self, force_check=False):
+            return False
+
+    launcher.job = Queued
+    (store.results_of('a') / 'result.json').unlink()
+    handle = launcher.start('a')
+    assert handle.job == (store.folder / 'jobs', job_id) and handle.ended() is None

@@ -290,21 +290,24 @@ class Cluster:
 
     def start(self, run: str) -> Handle:
         """Submits a job, or takes up the one that an earlier process of the sweep submitted."""
-        path = self.folder / 'runs' / f'{run}.job'
-        path.parent.mkdir(exist_ok=True)
+        path, result = self.folder / 'runs' / f'{run}.job', Store(self.folder).results_of(run) / 'result.json'
+        path.parent.mkdir(parents=True, exist_ok=True)
         job = self.job(self.folder / 'jobs', path.read_text()) if path.exists() else None
         if job is None or job.done(force_check=True):
+            result.unlink(missing_ok=True)  # of an earlier job
             job = self.executor.submit(attempt, str(self.folder), run)
             write_text(path, job.job_id)
-        return _Job(job)
+        return _Job(job, result)
 
 
 class _Job:
-    def __init__(self, job: Any):
-        self.job = job
+    def __init__(self, job: Any, result: pathlib.Path):
+        self.job, self.result = job, result
 
     def ended(self) -> str | None:
-        return f'job {self.job.job_id} {self.job.state.lower()}, see {self.job.paths.stderr}' if self.job.done() else None
+        if self.result.exists() or self.job.done():  # the scheduler is asked ever more seldom
+            return f'job {self.job.job_id} {self.job.state.lower()}, see {self.job.paths.stderr}'
+        return None
 
 
 def attempt(folder: str, run: str) -> bool:

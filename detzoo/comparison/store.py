@@ -15,6 +15,8 @@ import json
 import os
 import pathlib
 import re
+import zlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from detzoo.training.workdir import write_text
@@ -92,7 +94,9 @@ class Store:
             try:
                 rows.append(Result(**json.loads(line)))
             except (TypeError, ValueError) as error:
-                raise ValueError(f'{path}, line {number}: no result ({error}): remove the line and run the sweep again') from error
+                raise ValueError(
+                    f'{path}, line {number}: no result ({error}): remove the line and run the sweep again'
+                ) from error
         return rows
 
     def write_result(self, result: Result) -> None:
@@ -110,7 +114,9 @@ class Store:
         """
         path = self.folder / 'sweep.json'
         if not path.exists():
-            raise FileNotFoundError(f'{self.folder} holds no sweep (it has no sweep.json): make one with scripts/sweep.py')
+            raise FileNotFoundError(
+                f'{self.folder} holds no sweep (it has no sweep.json): make one with scripts/sweep.py'
+            )
         return json.loads(path.read_text())
 
     def costs(self) -> list[dict[str, Any]]:
@@ -134,3 +140,14 @@ class Store:
 def truth_name(data: str, split: str) -> str:
     """Names a validation split as a folder can be called: 'coco', 'validation[:10%]' -> 'coco-validation-10'."""
     return re.sub(r'[^A-Za-z0-9_.]+', '-', f'{data}-{split}').strip('-')
+
+
+def read_file(path: pathlib.Path, read: Callable[[], Any]) -> Any:
+    """Reads a file, or says which one cannot be read."""
+    try:
+        return read()
+    except FileNotFoundError:
+        raise
+    except (OSError, EOFError, KeyError, TypeError, ValueError, zlib.error) as error:
+        known = str(path) in str(error)
+        raise ValueError(str(error) if known else f'{path} cannot be read: {type(error).__name__}: {error}') from error

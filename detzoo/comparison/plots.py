@@ -1,0 +1,426 @@
+"""Figures that compare groups of runs: matplotlib without windows, the same bytes for the same numbers.
+
+    {group: series} -> `styles`: a look for each group, the same in all figures
+    numbers by group, styles -> scatter, training_curves, mean_pr_curves, class_pr_curves, class_dots, error_bars, stage_bars
+      -> Figure -> `svg`, a file, of which `inline` makes a part of a page; `picture`, for `visualize.write_image`
+
+A series has a colour, its groups shades of it with markers and lines of their own. The hues are those of Okabe and Ito, which
+the colour-blind tell apart. AP and precision come in percent; None stands for a number that is not there.
+"""
+
+import contextlib
+import io
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.transforms import Bbox
+
+HUES = '#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7', '#56B4E9', '#555555'
+MARKERS = 'o', 's', '^', 'D', 'v', 'P', 'X', '<'  # one more than hues, so that pairs repeat late
+LINES = '-', '--', '-.', ':'
+PARTS = '#77AADD', '#EE8866', '#EEDD88', '#FFAABB', '#44BB99', '#BBCC33', '#DDDDDD'  # of bars; no hue of a group
+INK = '#333333'
+DOT = dict(markersize=7, markeredgecolor='white', markeredgewidth=0.6)
+WIDTH = 7.5  # inches
+MANY = 12  # classes, beyond which each has no picture of its own
+SETTINGS = {
+    'axes.axisbelow': True,
+    'axes.edgecolor': '#888888',
+    'axes.grid': True,
+    'axes.labelcolor': INK,
+    'axes.labelsize': 9.5,
+    'axes.linewidth': 0.8,
+    'axes.spines.right': False,
+    'axes.spines.top': False,
+    'axes.titlesize': 9.5,
+    'font.sans-serif': ['DejaVu Sans'],  # comes with matplotlib; one of the widest, so that others fit in its place
+    'font.size': 9,
+    'grid.color': '#E4E4E4',
+    'grid.linewidth': 0.7,
+    'legend.frameon': False,
+    'legend.fontsize': 9,
+    'lines.linewidth': 1.5,
+    'lines.markersize': 5,
+    'svg.fonttype': 'none',  # text, which can be searched, copied and edited
+    'svg.hashsalt': 'detzoo',
+    'text.color': INK,
+    'text.parse_math': False,  # a name may hold a dollar
+    'xtick.color': INK,
+    'xtick.labelsize': 8.5,
+    'ytick.color': INK,
+    'ytick.labelsize': 8.5,
+}
+FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, 'DejaVu Sans', sans-serif"  # of pages
+
+
+class Style(NamedTuple):
+    """How a group looks."""
+
+    color: str
+    marker: str
+    line: str
+
+
+class Point(NamedTuple):
+    """A group in a scatter plot.
+
+    x, y: x may be a word, if that of all points is.
+    low, high: ends of the error bar of y, or None.
+    """
+
+    group: str
+    series: str
+    x: float | str
+    y: float
+    low: float | None = None
+    high: float | None = None
+
+
+class Curve(NamedTuple):
+    """A run's loss and validation AP over steps; NaN where there is none."""
+
+    group: str
+    steps: Sequence[float]
+    loss: Sequence[float]
+    validation_steps: Sequence[float]
+    validation: Sequence[float]
+
+
+def styles(series: Mapping[str, str]) -> dict[str, Style]:
+    """Chooses the looks of groups: {group: series}, in their order -> {group: Style}."""
+    names = list(dict.fromkeys(series.values()))
+    looks = {}
+    for group, name in series.items():
+        members = [other for other in series if series[other] == name]
+        index, member = names.index(name), members.index(group)
+        shade = 0.0 if len(members) == 1 else 0.4 * (2 * member / (len(members) - 1) - 1)
+        looks[group] = Style(
+            color=_shaded(HUES[index % len(HUES)], shade),
+            marker=MARKERS[(index + member) % len(MARKERS)],
+            line=LINES[(member + index // len(HUES)) % len(LINES)],
+        )
+    return looks
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Finds the points that no other beats, by having less x and more y, or as much of one: indices, in the order of x."""
+    front: list[int] = []
+    for index in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
+        if not front or points[index][1] > points[front[-1]][1]:
+            front.append(index)
+    return front
+
+
+def svg(figure: Figure) -> str:
+    """Writes a figure as an SVG file, its text as text."""
+    file = io.StringIO()
+    with _settings():
+        figure.savefig(file, format='svg', metadata={key: None for key in ('Creator', 'Date', 'Format', 'Type')})
+    return file.getvalue()
+
+
+def inline(file: str, prefix: str) -> str:
+    """Makes of an SVG file an <svg> element that can stand in a page with others.
+
+    Args:
+        file: of `svg`.
+        prefix: of the ids in it, different for each figure of a page.
+    """
+    text = file[file.index('<svg') :]
+    # A style would be the page's, and namespaces are known there.
+    text = re.sub(r'<style.*?</style>|<!--.*?-->| xmlns(:xlink)?="[^"]*"', '', text, flags=re.S)
+    text = text.replace('xlink:href', 'href').replace("'DejaVu Sans', sans-serif", FONTS)
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
+    text = re.sub(r' id="([^"]+)"', lambda match: f' id="{prefix}-{match[1]}"' if match[1] in used else '', text)
+    return re.sub(r'(href="#|url\(#)', rf'\g<1>{prefix}-', text)
+
+
+def picture(figure: Figure) -> np.ndarray:
+    """Draws a figure at 200 dots an inch: [h, w, 3] uint8."""
+    with _settings():
+        figure.set_dpi(200)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def scatter(
+    points: Sequence[Point], looks: Mapping[str, Style], x_label: str, y_label: str, *, log: bool, pareto: bool
+) -> Figure:
+    """Draws a named point for each group, joins those of a series by a line, and marks the front that none beats.
+
+    Args:
+        points: at least one.
+        looks: of `styles`.
+        x_label, y_label: with units.
+        log: whether x is logarithmic; it is not where an x is a word, 0 or less, or all are equal.
+        pareto: whether to draw the front; less x and more y are better.
+    """
+    with _settings():
+        figure, axes = _figure(4.4)
+        words = any(isinstance(point.x, str) for point in points)
+        order = list(dict.fromkeys(str(point.x) for point in points))
+        places = [order.index(str(point.x)) if words else float(point.x) for point in points]
+        if words:
+            axes.set_xticks(range(len(order)), order)
+            axes.set_xlim(-0.5, len(order) - 0.5)
+        elif log and 0 < min(places) < max(places):
+            axes.set_xscale('log')
+        if pareto:
+            front = pareto_front(list(zip(places, (point.y for point in points))))
+            steps = [(places[index], points[index].y) for index in front]
+            axes.step(
+                *zip(*steps), where='post', color='#BBBBBB', linewidth=5, alpha=0.6, zorder=1, label='Pareto front'
+            )
+        for name in dict.fromkeys(point.series for point in points):
+            members = sorted((x, point.y, point.group) for x, point in zip(places, points) if point.series == name)
+            if len({x for x, *_ in members}) > 1 and not words:
+                color = looks[members[len(members) // 2][2]].color
+                axes.plot(*zip(*[(x, y) for x, y, _ in members]), color=color, linewidth=1, zorder=2)
+        for x, point in zip(places, points):
+            look = looks[point.group]
+            if point.low is not None and point.high is not None:
+                ends = [[max(0.0, point.y - point.low)], [max(0.0, point.high - point.y)]]
+                axes.errorbar(x, point.y, ends, color=look.color, capsize=3, linewidth=1, alpha=0.7, zorder=2)
+            axes.plot(x, point.y, color=look.color, marker=look.marker, zorder=3, **DOT)
+        axes.set(xlabel=x_label, ylabel=y_label)
+        axes.margins(y=0.14) if words else axes.margins(0.12, 0.14)
+        if min(point.y if point.low is None else point.low for point in points) >= 0:
+            axes.set_ylim(bottom=max(0, axes.get_ylim()[0]))
+        if axes.get_xscale() == 'log':
+            _plain(axes.xaxis, places)
+        _name_points(figure, axes, [(x, point.y, point.group) for x, point in zip(places, points)])
+        if pareto:
+            axes.legend(loc='lower right')
+        return figure
+
+
+def training_curves(curves: Sequence[Curve], looks: Mapping[str, Style], metric: str) -> Figure:
+    """Draws the training loss and a validation metric of all runs over their steps, seeds of a group alike."""
+    with _settings():
+        figure, (left, right) = _figure(3.6, columns=2, sharex=True)
+        for curve in curves:
+            look = looks[curve.group]
+            style = dict(color=look.color, marker=look.marker, linestyle=look.line, linewidth=1.2, markersize=4)
+            every = max(1, len(curve.steps) // 8)
+            left.plot(curve.steps, curve.loss, markevery=(every // 2, every), label=curve.group, **style)
+            right.plot(curve.validation_steps, curve.validation, label=curve.group, **style)
+        if any(np.nanmin(curve.loss, initial=math.inf) > 0 for curve in curves):
+            left.set_yscale('log')
+            _plain(left.yaxis)
+        left.set(xlabel='step', ylabel='training loss')
+        right.set(xlabel='step', ylabel=metric)
+        right.set_ylim(bottom=0)
+        _legend(figure, left)
+        return figure
+
+
+def mean_pr_curves(curves: Mapping[str, Mapping[str, np.ndarray]], looks: Mapping[str, Style]) -> Figure:
+    """Draws precision over recall, the mean of all classes, at IoU .5 and .75.
+
+    Args:
+        curves: {group: {'recall': [101], 'precision@50': [101], 'precision@75': [101]}}, 0..1.
+        looks: of `styles`.
+    """
+    with _settings():
+        figure, panels = _figure(3.9, columns=2, sharey=True)
+        for axes, at in zip(panels, (50, 75)):
+            for group, curve in curves.items():
+                _pr_curve(axes, curve, at, looks[group], group)
+            axes.set(xlabel='recall, %', title=f'IoU 0.{at}', xlim=(0, 100), ylim=(0, 102))
+        panels[0].set_ylabel('precision, %')
+        _legend(figure, panels[0])
+        return figure
+
+
+def class_pr_curves(curves: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]], looks: Mapping[str, Style]) -> Figure:
+    """Draws precision over recall of each class, above at IoU .5 and below at .75.
+
+    Args:
+        curves: {class: {group: curve}}, see `mean_pr_curves`; MANY classes at most.
+        looks: of `styles`.
+    """
+    with _settings():
+        columns = min(4, len(curves))
+        bands = math.ceil(len(curves) / columns)
+        figure, panels = _figure(0.5 + 3.6 * bands, rows=2 * bands, columns=columns, sharex=True, sharey=True)
+        panels = np.reshape(panels, (2 * bands, columns))
+        for index, (name, of_groups) in enumerate(curves.items()):
+            band, column = divmod(index, columns)
+            for row, at in ((2 * band, 50), (2 * band + 1, 75)):
+                axes = panels[row, column]
+                for group, curve in of_groups.items():
+                    _pr_curve(axes, curve, at, looks[group], group)
+                axes.set(title=f'{name}, IoU 0.{at}', xlim=(0, 100), ylim=(0, 102))
+        for axes in panels.flat[-columns:]:
+            axes.set_xlabel('recall, %')
+        for axes in panels[:, 0]:
+            axes.set_ylabel('precision, %')
+        for index in range(len(curves), bands * columns):
+            for row in (-2, -1):
+                panels[row, index % columns].set_visible(False)
+        _legend(figure, panels[0, 0])
+        return figure
+
+
+def class_dots(values: Mapping[str, Mapping[str, float]], looks: Mapping[str, Style], label: str) -> Figure:
+    """Draws a row for each class with a marker for each group: {class: {group: percent, or NaN}}."""
+    with _settings():
+        figure, axes = _figure(1.1 + 0.32 * len(values))
+        for group in next(iter(values.values())):
+            look, dots = looks[group], [of_groups[group] for of_groups in values.values()]
+            axes.plot(dots, range(len(values)), color=look.color, marker=look.marker, linestyle='', label=group, **DOT)
+        _rows(axes, values)
+        axes.set_xlim(left=0)
+        axes.set_xlabel(label)
+        _legend(figure, axes)
+        return figure
+
+
+def error_bars(errors: Mapping[str, Mapping[str, float]], looks: Mapping[str, Style], label: str) -> Figure:
+    """Draws a panel for each kind of error with a bar for each group: {group: {kind: percent, or NaN}}."""
+    with _settings():
+        kinds = list(next(iter(errors.values())))
+        columns = min(3, len(kinds))
+        rows = math.ceil(len(kinds) / columns)
+        height = 0.5 + rows * (0.55 + 0.22 * len(errors))
+        figure, panels = _figure(height, rows=rows, columns=columns, sharex=True, sharey=True, squeeze=False)
+        for axes, kind in zip(panels.flat, kinds):
+            values = [of_kind[kind] for of_kind in errors.values()]
+            bars = axes.barh(range(len(errors)), values, color=[looks[group].color for group in errors], height=0.7)
+            axes.bar_label(bars, ['' if np.isnan(value) else f'{value:.1f}' for value in values], padding=3, fontsize=8)
+            axes.set_title(kind)
+            axes.grid(axis='y', visible=False)
+        _rows(panels.flat[0], errors)
+        widest = np.nanmax([list(of_kind.values()) for of_kind in errors.values()], initial=1.0)
+        panels.flat[0].set_xlim(0, 1.3 * widest)
+        for axes in panels[-1]:
+            axes.set_xlabel(label)
+        return figure
+
+
+def stage_bars(stages: Mapping[str, Mapping[str, float]], label: str) -> Figure:
+    """Draws a bar for each group, cut into its stages: {group: {stage: cost}}."""
+    with _settings():
+        figure, axes = _figure(1.2 + 0.32 * len(stages))
+        longest_first = sorted(stages.values(), key=len, reverse=True)  # it has the order that the others leave open
+        names = list(dict.fromkeys(name for of_group in longest_first for name in of_group))
+        left = np.zeros(len(stages))
+        for index, name in enumerate(names):
+            values = np.array([of_group.get(name, 0.0) for of_group in stages.values()])
+            style = dict(
+                color=PARTS[index % len(PARTS)], edgecolor='white', hatch='//' if index >= len(PARTS) else None
+            )
+            axes.barh(range(len(stages)), values, left=left, label=name, height=0.7, **style)
+            left += values
+        _rows(axes, stages)
+        axes.set_xlabel(label)
+        axes.grid(axis='y', visible=False)
+        _legend(figure, axes)
+        return figure
+
+
+@contextlib.contextmanager
+def _settings() -> Iterator[None]:
+    """Makes matplotlib's settings ours, whatever those of the user are."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(SETTINGS)
+        yield
+
+
+def _figure(height: float, **grid: Any) -> tuple[Figure, Any]:
+    """Makes a figure with axes, or a grid of them, that draws itself with Agg."""
+    names = {'rows': 'nrows', 'columns': 'ncols'}
+    figure = Figure(figsize=(WIDTH, height), dpi=100, layout='constrained')
+    FigureCanvasAgg(figure)
+    figure.get_layout_engine().set(wspace=0.05)
+    return figure, figure.subplots(**{names.get(key, key): value for key, value in grid.items()})
+
+
+def _rows(axes: Axes, names: Iterable[str]) -> None:
+    """Names rows from top to bottom."""
+    names = list(names)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+
+
+def _shaded(color: str, shade: float) -> str:
+    """Mixes a colour with black (shade < 0) or white (shade > 0)."""
+    return to_hex((1 - abs(shade)) * np.array(to_rgb(color)) + max(0.0, shade))
+
+
+def _pr_curve(axes: Axes, curve: Mapping[str, np.ndarray], at: int, look: Style, label: str) -> None:
+    """Draws a curve as far as it reaches: its fall to 0 is the last that is seen of it."""
+    precision = 100 * curve[f'precision@{at}']
+    reached = min(len(precision), np.count_nonzero(precision) + 1)
+    axes.plot(
+        100 * curve['recall'][:reached], precision[:reached], color=look.color, linestyle=look.line, marker=look.marker,
+        markevery=(5, 10), markersize=3.5, linewidth=1.2, label=label,
+    )  # fmt: skip
+
+
+def _plain(axis: Any, values: Sequence[float] = ()) -> None:
+    """Writes 0.02 instead of 2 x 10^-2 at a logarithmic axis; and at the values alone, if they are few and far apart."""
+    low, high = axis.get_view_interval()
+    places = sorted(set(values))
+    apart = all(after / before > 1.25 for before, after in zip(places, places[1:]))
+    if 1 < len(places) <= 8 and apart:
+        axis.set_major_locator(FixedLocator(places))
+    elif high < 8 * low:
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    else:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 1000 * low else (1.0,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:.3g}' if value < 1000 else f'{value:.0f}'))
+    axis.set_minor_locator(NullLocator())
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """Names each look once, below everything, in as many columns as fit."""
+    handles, labels = axes.get_legend_handles_labels()
+    unique = dict(zip(reversed(labels), reversed(handles)))  # the first of each name stays
+    names = list(dict.fromkeys(labels))
+    columns = max(1, min(len(names), int(95 // (max(map(len, names), default=0) + 7))))
+    if names:
+        figure.legend([unique[name] for name in names], names, loc='outside lower center', ncols=columns)
+
+
+def _name_points(figure: Figure, axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
+    """Writes names beside points, each where it hides least of what is there."""
+    figure.canvas.draw()
+    renderer = figure.canvas.get_renderer()
+    frame = axes.get_window_extent(renderer)
+    middles = [axes.transData.transform((x, y)) for x, y, _ in points]
+    taken = [Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in middles]
+    places = [(7, 4, 'left', 'bottom'), (7, -4, 'left', 'top'), (-7, 4, 'right', 'bottom'), (-7, -4, 'right', 'top'),
+              (0, 8, 'center', 'bottom'), (0, -8, 'center', 'top'), (7, 14, 'left', 'bottom'), (7, -14, 'left', 'top'),
+              (-7, 14, 'right', 'bottom'), (-7, -14, 'right', 'top')]  # fmt: skip
+
+    def hidden(box: Bbox) -> float:
+        shared = (Bbox.intersection(box, other) for other in taken)
+        inside = Bbox.intersection(box, frame)
+        beyond = box.width * box.height - (inside.width * inside.height if inside else 0.0)
+        return 2 * beyond + sum(part.width * part.height for part in shared if part)
+
+    for x, y, name in points:
+        tried = []
+        for dx, dy, horizontal, vertical in places:
+            text = axes.annotate(
+                name, (x, y), (dx, dy), textcoords='offset points', ha=horizontal, va=vertical, fontsize=8.5
+            )
+            tried.append((text, text.get_window_extent(renderer)))
+        best = min(range(len(tried)), key=lambda index: hidden(tried[index][1]))
+        taken.append(tried[best][1])
+        for index, (text, _) in enumerate(tried):
+            if index != best:
+                text.remove()
