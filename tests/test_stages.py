@@ -1,5 +1,7 @@
 """Costs by stage: the program of prediction is cut where its stages end, and nothing is lost or counted twice."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -19,6 +21,7 @@ from conftest import (
 from detzoo.comparison import cost, stages
 from detzoo.config import complete
 from detzoo.inference import detector_of
+from detzoo.training import loop, parallel
 
 CANVAS = 64, 64
 TINY = dict(
@@ -69,6 +72,32 @@ def test_segments_follow_the_scopes():
     assert ends == sorted(set(ends)) and ends[-1] == len(jaxpr.eqns)
 
 
+def post(x):
+    with jax.named_scope('post'):
+        return jnp.sin(x)
+
+
+@pytest.mark.parametrize(
+    'wrapped',
+    [
+        jax.jit(post),
+        jax.vmap(post),
+        jax.jit(jax.vmap(jax.jit(post))),
+        lambda x: jax.lax.scan(lambda carry, row: (carry, post(row)), 0, x)[1],
+        lambda x: jax.lax.cond(x[0, 0] > 0, jnp.cos, post, x),
+    ],
+    ids=['jit', 'vmap', 'jit of vmap of jit', 'scan', 'branch'],
+)
+def test_segments_find_a_stage_that_begins_inside_an_equation(wrapped):
+    found = stages.segments(jax.make_jaxpr(lambda x: wrapped(2 * x))(X).jaxpr)
+    assert [segment.stage for segment in found] == ['input', 'post']
+
+
+def test_segments_refuse_an_equation_that_holds_two_stages():
+    with pytest.raises(ValueError, match='one jit holds the stages backbone, heads, post: open each outside of it'):
+        stages.segments(jax.make_jaxpr(jax.jit(product))(X, WEIGHTS).jaxpr)
+
+
 def test_prefixes_return_what_follows_needs():
     closed = jax.make_jaxpr(product)(X, WEIGHTS)
     weights = [WEIGHTS[name] for name in 'abcd']
@@ -81,6 +110,19 @@ def test_prefixes_return_what_follows_needs():
     assert [len(values) for values in (first, backbone, heads, post)] == [1] * 4
     np.testing.assert_array_equal(whole[0], product(X, WEIGHTS)[0])
     np.testing.assert_array_equal(whole[1], WEIGHTS['b'])  # an argument that is a result
+
+
+def test_prefixes_do_not_return_what_only_unused_equations_read():
+    def predict(x):
+        with jax.named_scope('backbone'):
+            used, unused = x + 1, jnp.sin(x)
+        with jax.named_scope('heads'):
+            jnp.cos(unused)
+            return 2 * used
+
+    closed = jax.make_jaxpr(predict)(X)
+    (backbone,) = stages.prefix(closed, stages.segments(closed.jaxpr)[0].end)(X)
+    np.testing.assert_array_equal(backbone, X + 1)
 
 
 def test_prefixes_cost_what_their_products_do():
@@ -96,8 +138,9 @@ def test_prefixes_cost_what_their_products_do():
 
 def test_stage_parameters_are_those_first_used_there():
     weights = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in SHAPES.items()}
+    weights['unused'] = jax.ShapeDtypeStruct((5, 3), np.float32)
     jaxpr = jax.make_jaxpr(lambda weights, x: product(x, weights))(weights, X).jaxpr
-    assert stages.stage_parameters(jaxpr, weights) == {'backbone': 128, 'heads': 512 + 64, 'post': 1024}
+    assert stages.stage_parameters(jaxpr, weights) == {'backbone': 128, 'heads': 512 + 64, 'post': 1024, 'other': 15}
 
 
 @pytest.mark.parametrize('model', TINY.values(), ids=TINY)
@@ -110,34 +153,62 @@ def test_every_parameter_and_equation_belongs_to_a_stage(model):
     assert 'loss' not in names and len(names) <= 10
 
 
+def used(jaxpr):
+    """The indices of the equations that results depend on: what a compiler cannot drop."""
+    needed, indices = {id(variable) for variable in jaxpr.outvars}, set()
+    for index, equation in reversed(list(enumerate(jaxpr.eqns))):
+        if any(id(variable) in needed for variable in equation.outvars):
+            needed |= {id(variable) for variable in equation.invars}
+            indices.add(index)
+    return indices
+
+
+@pytest.mark.parametrize('model', [TINY_RETINANET, TINY_MASK_RCNN], ids=['retinanet', 'mask_rcnn'])
+def test_no_prefix_lets_the_compiler_drop_what_prediction_needs(model):
+    """What several levels or both heads need is more than one array."""
+    closed, _ = traced(model)
+    of_whole = used(closed.jaxpr)
+    for _, end in stages.segments(closed.jaxpr):
+        part = jax.make_jaxpr(stages.prefix(closed, end))(*closed.in_avals)
+        assert len(used(part.jaxpr)) == sum(index < end for index in of_whole)
+
+
 @pytest.fixture(scope='module')
 def prepared():
-    sizes = {'retinanet': (1, 2), 'mask_rcnn': (2,)}
+    sizes = {'yolo_v1': (1, 2), 'mask_rcnn': (2,)}
     return {name: stages.prepare(config_of(TINY[name]), 3, batch_sizes) for name, batch_sizes in sizes.items()}
 
 
-@pytest.mark.parametrize('name', ['retinanet', 'mask_rcnn'])
+@pytest.mark.parametrize('name', ['yolo_v1', 'mask_rcnn'])
 def test_the_last_prefix_is_prediction(prepared, name):
-    config = prepared[name].config
+    """The same weights and images are drawn again."""
+    config, last = prepared[name].config, prepared[name].programs[-1]
     assert (config.model.head if name == 'mask_rcnn' else config.model).score_threshold == 0
-    last = prepared[name].programs[-1]
-    leaves = jax.tree.leaves(jax.eval_shape(lambda: tuple(last.run())))
-    boxes = next(leaf for leaf in leaves if leaf.shape == (2, 10, 4))
-    assert last.batch == 2 and boxes.dtype == np.float32
-    costs = [program.cost.flops for program in prepared[name].programs if program.batch == 2]
-    assert costs == sorted(costs) and costs[0] > 0
+    state = loop.initial_state(config, detector_of(config, 3, parallel.AXIS))
+    inputs = cost.random_batch(config, CANVAS, last.batch, 3).inputs
+    expected = jax.jit(detector_of(config, 3).predict)(state.params, state.model_state, inputs)
+    assert last.batch == 2 and expected.valid.any() and expected.boxes.shape == (2, 10, 4)
+    found = jax.tree.unflatten(jax.tree.structure(expected), last.run())
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize('name', ['yolo_v1', 'mask_rcnn'])
+def test_each_prefix_holds_the_work_of_those_before(prepared, name):
+    flops = np.array([program.cost.flops for program in prepared[name].programs if program.batch == 2])
+    assert flops[0] > 0 and (np.diff(flops) > 0).all()
 
 
 def test_measure_adds_up(prepared):
     rows = stages.measure(prepared, repeats=4, budget=60)
-    assert [(row['name'], row['batch']) for row in rows] == [('retinanet', 1), ('retinanet', 2), ('mask_rcnn', 2)]
+    assert [(row['name'], row['batch']) for row in rows] == [('yolo_v1', 1), ('yolo_v1', 2), ('mask_rcnn', 2)]
     for row in rows:
         assert row['runs'] == 4 and row['canvas'] == [64, 64] and row['dtype'] == 'float32' and row['device'].startswith('cpu')
         assert row['flops'] == pytest.approx(sum(stage['flops'] for stage in row['stages']))
         assert row['parameters'] == sum(stage['parameters'] for stage in row['stages'])
+        assert row['argument_bytes'] > 4 * row['parameters'] and json.loads(json.dumps(row)) == row
         assert row['peak_bytes'] <= max(stage['peak_bytes'] for stage in row['stages'])
         assert 0 < row['p50_seconds'] <= row['p90_seconds']
-    assert [stage['stage'] for stage in rows[0]['stages']] == ['input', 'backbone', 'neck', 'heads', 'post']
+    assert [stage['stage'] for stage in rows[0]['stages']] == ['input', 'backbone', 'heads', 'post']
     assert [stage['stage'] for stage in rows[2]['stages']] == ['input', 'backbone', 'neck', 'rpn', 'roi', 'heads', 'post']
     small, large = ({stage['stage']: stage['flops'] for stage in row['stages']} for row in rows[:2])
     assert large['backbone'] == pytest.approx(2 * small['backbone'], rel=0.05)  # of two images

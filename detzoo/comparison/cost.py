@@ -367,9 +367,7 @@ def _share(
 def interleaved_latency(
     steps: Mapping[Any, Callable[[], Any]], *, repeats: int, budget: float
 ) -> dict[Any, np.ndarray]:
-    """Times functions that return arrays, one after the other in rounds, each run to its end.
-
-    The first round is not counted.
+    """Times functions that return arrays, in turn: each once a round, run to its end, after a round that is not counted.
 
     Args:
         steps: {name: what to time}.
@@ -379,17 +377,17 @@ def interleaved_latency(
     Returns:
         {name: [rounds] seconds}.
     """
+    for step in tqdm(steps.values(), desc='warming up', unit='program', leave=False):
+        jax.block_until_ready(step())
     times: dict[Any, list[float]] = {name: [] for name in steps}
     begin = time.perf_counter()
-    for count in tqdm(range(-1, repeats), desc='timing', unit='round', leave=False, disable=len(steps) < 2):
-        if count >= 3 and time.perf_counter() - begin > budget:
+    for done in tqdm(range(repeats), desc='timing', unit='round', leave=False):
+        if done >= 3 and time.perf_counter() - begin > budget:
             break
         for name, step in steps.items():
             start = time.perf_counter()
             jax.block_until_ready(step())
             times[name].append(time.perf_counter() - start)
-        if count < 0:
-            times, begin = {name: [] for name in steps}, time.perf_counter()
     return {name: np.array(seconds) for name, seconds in times.items()}
 
 

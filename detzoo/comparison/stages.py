@@ -5,8 +5,9 @@
       -> prefixes: programs that end with a segment and return what later ones need
       -> compiled (FLOPs, memory), and timed in turn; a segment costs its prefix less the one before
 
-Nothing is computed in another way than in prediction, but the compiler cannot fuse operations over the end of a prefix, so that
-the stages of a small network may add up to a little more than the whole saves. What is next to nothing, may come out below 0.
+The stages add up to the whole, in every round of runs. But a prefix also keeps what it returns, and the compiler cannot
+fuse operations across its end: that burdens the stage before a cut and relieves the one after it. A difference also has
+the noise of two measurements, so that a stage with next to nothing to do may come out below 0; it is reported as measured.
 """
 
 import time
@@ -17,6 +18,7 @@ import jax
 import ml_collections
 import numpy as np
 from jax.extend import core as jax_core
+from tqdm.auto import tqdm
 
 from detzoo import inference
 from detzoo.comparison import cost
@@ -53,7 +55,7 @@ class Prepared(NamedTuple):
     """The prediction of a config, ready to be timed.
 
     config: complete.
-    parameters: {stage: count}.
+    parameters: see `stage_parameters`.
     programs: for each batch size its prefixes; the last is all of prediction.
     """
 
@@ -63,14 +65,29 @@ class Prepared(NamedTuple):
 
 
 def segments(jaxpr: Any) -> list[Segment]:
-    """Splits the equations of a jaxpr by the stage in whose scope they lie; those in none go on with the one before."""
+    """Splits the equations of a jaxpr by the stage in whose scope they lie; those in none go on with the one before.
+
+    Raises:
+        ValueError: an equation holds several stages, as a call of a jitted function may: there is no place to cut.
+    """
     found: list[Segment] = []
     for index, equation in enumerate(jaxpr.eqns):
-        stage = cost.stage_in(str(equation.source_info.name_stack)) or (found[-1].stage if found else INPUT)
+        stages = _stages_of(equation)
+        if len(stages) > 1:
+            raise ValueError(f'one {equation.primitive} holds the stages {", ".join(sorted(stages))}: open each outside of it')
+        stage = stages.pop() if stages else found[-1].stage if found else INPUT
         if found and found[-1].stage == stage:
             found.pop()
         found.append(Segment(stage, index + 1))
     return found
+
+
+def _stages_of(equation: Any) -> set[str]:
+    """The stage in whose scope an equation lies, or else those that begin inside it (in a jit, a scan, a branch)."""
+    if stage := cost.stage_in(str(equation.source_info.name_stack)):
+        return {stage}
+    parts = jax.tree.leaves(list(equation.params.values()), is_leaf=lambda part: hasattr(part, 'eqns'))
+    return {stage for part in parts for inner in getattr(part, 'eqns', ()) for stage in _stages_of(inner)}
 
 
 def prefix(closed: Any, end: int) -> Callable[..., list[jax.Array]]:
@@ -83,9 +100,11 @@ def prefix(closed: Any, end: int) -> Callable[..., list[jax.Array]]:
     jaxpr = closed.jaxpr
     if end == len(jaxpr.eqns):
         return jax_core.jaxpr_as_fun(closed)
+    needed = {id(variable) for variable in jaxpr.outvars}
+    for equation in reversed(jaxpr.eqns[end:]):
+        if any(id(variable) in needed for variable in equation.outvars):  # else the compiler drops it from the whole
+            needed.update(id(variable) for variable in equation.invars)
     made = [variable for equation in jaxpr.eqns[:end] for variable in equation.outvars]
-    later = [variable for equation in jaxpr.eqns[end:] for variable in equation.invars] + list(jaxpr.outvars)
-    needed = {id(variable) for variable in later}
     outputs = [variable for variable in made if id(variable) in needed]
     info = jaxpr.debug_info._replace(result_paths=None)
     part = jaxpr.replace(eqns=jaxpr.eqns[:end], outvars=outputs, debug_info=info)
@@ -93,7 +112,7 @@ def prefix(closed: Any, end: int) -> Callable[..., list[jax.Array]]:
 
 
 def stage_parameters(jaxpr: Any, params: Any) -> dict[str, int]:
-    """Counts the parameters of each stage: that which uses them first.
+    """Counts the parameters of each stage: that which uses them first; those that none uses are in cost.OTHER.
 
     Args:
         jaxpr: of predict(params, model_state, inputs).
@@ -108,8 +127,10 @@ def stage_parameters(jaxpr: Any, params: Any) -> dict[str, int]:
             for variable in equation.invars:
                 index = position.pop(id(variable), None)
                 if index is not None:
-                    counts[stage] = counts.get(stage, 0) + int(np.prod(leaves[index].shape))
+                    counts[stage] = counts.get(stage, 0) + cost.parameter_count(leaves[index])
         start = end
+    if position:  # of an RPN whose proposals are given
+        counts[cost.OTHER] = cost.parameter_count([leaves[index] for index in position.values()])
     return counts
 
 
@@ -136,10 +157,9 @@ def prepare(config: ml_collections.ConfigDict, num_classes: int, batch_sizes: Se
         closed = jax.make_jaxpr(detector.predict)(*arguments)
         parameters = stage_parameters(closed.jaxpr, state.params)
         leaves = jax.tree.leaves(arguments)
-        for stage, end in segments(closed.jaxpr):
-            lowered = jax.jit(prefix(closed, end)).lower(*leaves)
+        for stage, end in tqdm(segments(closed.jaxpr), desc=f'compiling for {batch}', unit='prefix', leave=False):
             start = time.perf_counter()
-            compiled = lowered.compile()
+            compiled = jax.jit(prefix(closed, end)).lower(*leaves).compile()
             seconds = time.perf_counter() - start
             run = lambda compiled=compiled, leaves=leaves: compiled(*leaves)
             programs.append(Program(batch, stage, cost.compiled_cost(compiled), seconds, run))
@@ -160,10 +180,11 @@ def measure(prepared: Mapping[str, Prepared], *, repeats: int = 50, budget: floa
         budget: seconds after which no further round begins; there are 3 at least.
 
     Returns:
-        a row for each name and batch size: 'name', 'batch', 'canvas', 'device', 'dtype', 'parameters', 'flops' (of all images;
-        a multiply-add is two), 'peak_bytes', 'compile_seconds' (of the whole), 'runs', 'p50_seconds' and 'p90_seconds'; the
-        same times as 'network_...' of all but post-processing, and 'post_...'; and 'stages', in their order, with 'stage',
-        'parameters', 'flops', 'peak_bytes' (of the largest prefix that ends with it) and 'p50_seconds'.
+        a row for each name and batch size, numbers of all its images: 'name', 'batch', 'canvas', 'device', 'dtype',
+        'parameters', the fields of `cost.Cost`, 'compile_seconds' (of the whole), 'runs', 'p50_seconds' and 'p90_seconds';
+        the same times as 'network_...' of all but post-processing, and 'post_...'; and 'stages', in their order, with
+        'stage', 'parameters', 'flops', 'peak_bytes' (of the largest prefix that ends with it) and 'p50_seconds'. Parameters
+        that prediction never uses are in no stage.
     """
     steps = {
         (name, index): program.run for name, one in prepared.items() for index, program in enumerate(one.programs)
@@ -206,8 +227,7 @@ def _row(name: str, one: Prepared, batch: int, indices: Sequence[int], seconds: 
         device=cost.device_name(),
         dtype=one.config.model.dtype,
         parameters=sum(one.parameters.values()),
-        flops=programs[-1].cost.flops,
-        peak_bytes=programs[-1].cost.peak_bytes,
+        **programs[-1].cost._asdict(),
         compile_seconds=programs[-1].compile_seconds,
         runs=seconds.shape[1],
         **quantiles('', seconds[-1]),
