@@ -273,10 +273,11 @@ def make(
             outputs = net.boxes.boxes(net.boxes.roi_features(levels, proposals, train=train))
             with jax.named_scope('post'):
                 found = jax.vmap(second.detect)(*outputs, proposals, valid, inputs.window)
-            rois = jnp.where(found.valid[..., None], found.boxes, jnp.asarray(faster_rcnn.EMPTY_ROI))
+                rois = jnp.where(found.valid[..., None], found.boxes, jnp.asarray(faster_rcnn.EMPTY_ROI))
             features = net.boxes.roi_features(levels, rois, train=train) if joint else None
             mask_logits = net.masks(levels, rois, features)
-            return found._replace(masks=jax.vmap(third.probabilities)(mask_logits, found.labels))
+            with jax.named_scope('heads'):
+                return found._replace(masks=jax.vmap(third.probabilities)(mask_logits, found.labels))
 
         return run(params, model_state, inputs, train=False, method=detect)[0]
 
