@@ -71,6 +71,7 @@ def defaults() -> ml_collections.ConfigDict:
     c.training.steps = 1000  # of the whole run
     c.training.batch_size = 16  # images an update, of all devices together
     c.training.accumulate = 1  # micro-batches an update: their losses, each with its own normaliser, are averaged
+    c.training.num_replicas = 1  # trainings with the seeds seed, seed + 1, ... in one program, each with a workdir seed_S
     c.training.checkpoint_every = 500  # steps
     c.training.evaluate_every = 500  # steps; 0: at the end only
 

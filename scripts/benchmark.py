@@ -55,17 +55,15 @@ def compiled(name: str, lower):
 
 def estimate(config, num_classes: int, topology: str):
     """Compiles for a topology: yields a row for the training step and for prediction."""
-    from detzoo.comparison import cost
+    from detzoo.comparison import estimates
 
-    devices = cost.topology_devices(topology)
-    for name, lower, count in (
-        ('train step', cost.train_program, config.training.batch_size),
-        ('predict', cost.predict_program, config.evaluation.batch_size),
-    ):
-        name = f'{topology}, {name}, {count} images on {len(devices)} chips'
-        program, row = compiled(name, lambda lower=lower: lower(config, num_classes, devices))
-        estimated = cost.estimated_time(program, topology)
-        yield {'topology': topology, **row, **estimated._asdict(), 'total_seconds': estimated.total}
+    for name in estimates.PROGRAMS:
+        progress(f'{topology}, {name}: compiling')
+        row = estimates.estimate(config, num_classes, topology, name)
+        progress(f'{topology}, {name}: compiled in {row["compile_seconds"]:.0f} s')
+        replicas = config.training.num_replicas if name == 'train step' else 1
+        images = f'{replicas} x {row["images"]}' if replicas > 1 else row['images']
+        yield row | {'program': f'{topology}, {name}, {images} images on {row["chips"]} chips'}
 
 
 def print_estimate(row) -> None:
@@ -108,11 +106,13 @@ def measure(config, num_classes: int):
     for row in stages.measure({'predict': prepared}, repeats=REPEATS.value, budget=BUDGET.value):
         yield {'program': f'predict, {row["batch"]} images', **row}
 
-    devices, count = jax.local_devices(), config.training.batch_size
-    program, row = compiled(f'train step, {count} images', lambda: cost.train_program(config, num_classes, devices))
-    batch = parallel.put(shard(cost.random_batch(config, config.data.canvases[0], count, num_classes), len(devices)))
+    devices, count, replicas = jax.local_devices(), config.training.batch_size, config.training.num_replicas
+    name = f'train step, {count} images' + (f' x {replicas}' if replicas > 1 else '')
+    program, row = compiled(name, lambda: cost.train_program(config, num_classes, devices))
+    batch = shard(cost.random_batch(config, config.data.canvases[0], count, num_classes), len(devices))
+    batch = parallel.put(loop.stack([batch] * replicas, axis=1))
     state = loop.initial_state(config, inference.detector_of(config, num_classes, parallel.AXIS))
-    state = parallel.replicate(state)
+    state = parallel.replicate(loop.stack([state] * replicas))
 
     def train():
         nonlocal state

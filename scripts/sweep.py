@@ -7,7 +7,8 @@ What is finished is not repeated, what was cut goes on, what fails is recorded w
 same command tries it again. Results go to results.jsonl in the workdir; `detzoo/comparison/store.py` tells what else is
 there. Further arguments go to every run, for example --config.training.steps=100 --config.data.data_dir=DIR.
 
---costs then measures what prediction costs, of all finished runs in one pass that should have the machine for itself.
+--costs then measures what prediction costs, of all finished runs in one pass that should have the machine for itself; with
+--tpu=v5e:2x4 the TPU compiler also estimates it for such chips, which need not be there (pip install 'detzoo[tpu]').
 
 --cluster=slurm submits a job for each run instead (pip install 'detzoo[cluster]'), from a workdir that all nodes see:
 
@@ -23,6 +24,7 @@ EXPERIMENT = flags.DEFINE_string('experiment', None, 'A file of experiments/, wi
 WORKDIR = flags.DEFINE_string('workdir', None, 'Where everything goes; the same again goes on where it was.', required=True)
 JOBS = flags.DEFINE_integer('jobs', 1, 'Runs at once.', lower_bound=1)
 COSTS = flags.DEFINE_bool('costs', False, 'Also measure what prediction costs.')
+TPU = flags.DEFINE_string('tpu', None, 'With --costs: a topology of TPUs to estimate them for, for example v5e:2x4.')
 CLUSTER = flags.DEFINE_enum('cluster', None, ['slurm', 'local'], "Submit runs as jobs; 'local' are processes, for a trial.")
 OPTIONS = flags.DEFINE_list('cluster_options', [], 'Parameters of submitit, KEY=VALUE each.')
 
@@ -92,6 +94,8 @@ def main(argv: list[str]) -> None:
             results = runner.run_sweep(folder, planned, launcher, jobs=JOBS.value, show=show)
         if COSTS.value:
             runner.measure_costs(Store(folder))
+            if TPU.value:
+                runner.estimate_costs(Store(folder), TPU.value)
     except (ConfigError, ImportError, ValueError) as error:
         sys.exit(f'error: {error}')
     failed = [result.run for result in results if result.status == FAILED]

@@ -183,6 +183,14 @@ def test_train_program_needs_no_weights():
     assert images.shape == (2, 2, 64, 64, 3)
 
 
+def test_train_program_has_an_axis_of_replicas():
+    config = small_config()
+    config.training.batch_size, config.training.num_replicas = 4, 3
+    state, batch = cost.train_program(config, 5, jax.devices()[:2]).in_avals[0]
+    assert batch.inputs.images.shape == (2, 3, 2, 64, 64, 3)
+    assert all(leaf.shape[:2] == (2, 3) for leaf in jax.tree.leaves(state))
+
+
 def test_train_program_refuses_a_batch_that_cannot_be_split():
     config = small_config()
     config.training.batch_size = 3

@@ -428,6 +428,20 @@ def test_report_of_costs_tells_and_draws_them(markdown, page):
     assert any('good 74.71 at 40; bad 4.917 at 10' in label for label in page.attributes('aria-label'))
 
 
+def test_report_of_estimates_calls_them_so(copy):
+    row = dict(topology='v5e:2x4', images=16, chips=8, total_seconds=0.00125, flops=3e9, peak_bytes=2**21)
+    rows = [{'name': name, **row, 'seconds': {'backbone': 0.001, 'post': 0.00025}} for name in ('middle', 'good', 'gone')]
+    (copy.folder / 'estimates.json').write_text(json.dumps(rows))
+    table = table_after(rendered(copy), 'Cost of prediction', 2)
+    assert list(table) == ['good', 'middle']  # in the order of groups
+    assert list(table['good'].values()) == [
+        'good', '8 x v5e:2x4', '2', '1.250', '3.00', '2.0', 'backbone 1.000, post 0.250',
+    ]  # fmt: skip
+    assert 'as their compiler estimates it; nothing was measured' in rendered(copy)
+    (copy.folder / 'costs.json').unlink()  # estimates alone
+    assert list(table_after(rendered(copy), 'Cost of prediction')) == ['good', 'middle']
+
+
 def differing(configs, a, b):
     """What the page's script compares."""
     return {key for key in configs[a] if json.dumps(configs[a][key]) != json.dumps(configs[b][key])}
@@ -604,6 +618,9 @@ def test_scripts_report_says_what_is_wrong_in_one_line(copy, run_script, tmp_pat
     path.unlink()
     assert str(path) in error_of(copy.folder)
     path.write_bytes(whole)
+    (copy.folder / 'estimates.json').write_text('{')
+    assert f'{copy.folder / "estimates.json"} cannot be read' in error_of(copy.folder)
+    (copy.folder / 'estimates.json').unlink()
     (copy.folder / 'costs.json').write_text('[{"name": "good"}]')
     assert f'{copy.folder / "costs.json"} cannot be read' in error_of(copy.folder)
     (copy.folder / 'results.jsonl').write_text('{}\n')

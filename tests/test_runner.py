@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from detzoo.comparison import runner
+from detzoo.comparison import estimates, runner
 from detzoo.comparison.store import FAILED, FINISHED, Result, Store, truth_name
 from detzoo.config import ConfigError, to_json
 from detzoo.evaluation import coco_metrics, read_detections
@@ -109,6 +109,11 @@ def test_plan_refuses_what_is_no_number(experiment):
         runner.plan(experiment("[Run('a', CONFIG, {'optimizer.learning_rate': float('nan')})]"))
 
 
+def test_plan_refuses_replicas(experiment):
+    with pytest.raises(ConfigError, match="run 'a_seed0': a run is one training, not 2 replicas: list seeds"):
+        runner.plan(experiment(SEEDS), ['--config.training.num_replicas=2'])
+
+
 def test_run_sweep_keeps_to_the_number_of_jobs_and_to_the_order(experiment, tmp_path):
     planned = runner.plan(experiment(SEEDS))
     fake = Fake(tmp_path / 'sweep', dict.fromkeys(['a_seed0', 'a_seed1', 'a_seed2', 'a_seed3'], FINISHED))
@@ -177,6 +182,34 @@ def test_a_run_that_shares_a_training_waits_for_it(experiment, tmp_path):
     assert fake.started == ['a', 'b'] and fake.most == 1
     with pytest.raises(ConfigError, match="'b' shares the training of 'c', which is no run"):
         runner.plan(experiment("[Run('b', CONFIG, trained='c')]"))
+
+
+def test_estimates_are_made_once_for_each_group_and_topology(experiment, tmp_path, monkeypatch):
+    """The compiler is made up; tests/test_tpu.py runs the real one."""
+    folder, calls = tmp_path / 'sweep', []
+    ends = {'a_seed0': 'kill', 'a_seed1': FINISHED, 'b': FINISHED}
+    runs = "[*with_seeds([Run('a', CONFIG)], range(2)), Run('b', CONFIG, {'model.width': 0.25})]"
+    runner.run_sweep(folder, runner.plan(experiment(runs)), Fake(folder, ends))
+
+    def estimate(config, num_classes, topology, program):
+        calls.append((config.seed, config.model.width, config.evaluation.batch_size, topology, program))
+        return {'topology': topology, 'chips': 8}
+
+    monkeypatch.setattr(estimates.cost, 'topology_devices', lambda topology: range(8))
+    monkeypatch.setattr(estimates, 'estimate', estimate)
+    for topology in ('v5e:2x4', 'v5e:2x4', 'v6e:2x4'):
+        estimates.main(folder, topology)
+    first, second = (1, 0.125, 8), (0, 0.25, 8)  # the first finished run of a group; an image a chip
+    expected = [(*run, topology, 'predict') for topology in ('v5e:2x4', 'v6e:2x4') for run in (first, second)]
+    assert calls == expected
+    assert [(row['name'], row['topology']) for row in Store(folder).estimates()] == [
+        ('a', 'v5e:2x4'), ('b', 'v5e:2x4'), ('a', 'v6e:2x4'), ('b', 'v6e:2x4')
+    ]  # fmt: skip
+
+
+def test_estimates_that_fail_are_an_error(tmp_path):
+    with pytest.raises(ValueError, match='no estimates for gpu: see above'):
+        runner.estimate_costs(Store(tmp_path), 'gpu')
 
 
 def test_store_names_a_line_that_is_no_result(tmp_path):

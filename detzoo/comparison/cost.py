@@ -314,9 +314,8 @@ def random_batch(
     return Batch(Inputs(images, window, *given), gt, np.arange(count, dtype=np.int32), np.ones(count, bool))
 
 
-def shapes(tree: Any, devices: int | None = None) -> Any:
-    """Replaces arrays by their shapes, with a leading axis of devices if a number is given."""
-    lead = () if devices is None else (devices,)
+def shapes(tree: Any, *lead: int) -> Any:
+    """Replaces arrays by their shapes, with leading axes, of devices for example."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*lead, *x.shape), x.dtype), tree)
 
 
@@ -329,14 +328,17 @@ def state_shapes(config: ml_collections.ConfigDict, num_classes: int) -> Any:
 def train_program(config: ml_collections.ConfigDict, num_classes: int, devices: Sequence[Any]) -> Any:
     """Lowers the training step on the first canvas for devices, with `training.batch_size` images on all of them.
 
+    Of `training.num_replicas`, each has so many.
+
     Raises:
         ValueError: the batch cannot be split over the devices.
     """
-    batch = _share(config, 'training', config.data.canvases[0], num_classes, len(devices))
+    lead = len(devices), *filter(lambda count: count > 1, [config.training.num_replicas])
+    batch = _share(config, 'training', config.data.canvases[0], num_classes, lead)
     state = state_shapes(config, num_classes)
     detector = inference.detector_of(config, num_classes, parallel.AXIS)
     step = loop.make_train_step(config, detector, state, devices=devices)
-    return step.lower(shapes(state, len(devices)), batch)
+    return step.lower(shapes(state, *lead), batch)
 
 
 def predict_program(config: ml_collections.ConfigDict, num_classes: int, devices: Sequence[Any]) -> Any:
@@ -346,7 +348,7 @@ def predict_program(config: ml_collections.ConfigDict, num_classes: int, devices
         ValueError: the batch cannot be split over the devices.
     """
     canvas = inference.evaluation_canvases(config)[0]
-    batch = _share(config, 'evaluation', canvas, num_classes, len(devices))
+    batch = _share(config, 'evaluation', canvas, num_classes, (len(devices),))
     state = state_shapes(config, num_classes)
     detector = inference.detector_of(config, num_classes, parallel.AXIS)
     step = inference.make_predict_step(detector, [canvas], devices=devices)
@@ -354,14 +356,14 @@ def predict_program(config: ml_collections.ConfigDict, num_classes: int, devices
 
 
 def _share(
-    config: ml_collections.ConfigDict, section: str, canvas: tuple[int, int], num_classes: int, devices: int
+    config: ml_collections.ConfigDict, section: str, canvas: tuple[int, int], num_classes: int, lead: tuple[int, ...]
 ) -> Batch:
-    """The shapes of a section's batch split over devices."""
-    count = config[section].batch_size
+    """The shapes of a section's batch split over devices, of which `lead` begins with the number."""
+    count, devices = config[section].batch_size, lead[0]
     if count % devices:
         key = f'{section}.batch_size'
         raise ValueError(f'{key} is {count}, not a multiple of the {devices} devices: set --config.{key}')
-    return shapes(jax.eval_shape(lambda: random_batch(config, canvas, count // devices, num_classes)), devices)
+    return shapes(jax.eval_shape(lambda: random_batch(config, canvas, count // devices, num_classes)), *lead)
 
 
 def interleaved_latency(

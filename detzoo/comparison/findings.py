@@ -70,6 +70,7 @@ class Findings(NamedTuple):
     errors: {group: {kind: AP that it costs, percent}}, the mean over seeds.
     counts: {group: {kind: number}}, likewise.
     costs: {group: {batch: row of costs.json, see `stages.measure`}}.
+    estimates: rows of estimates.json, see `estimates.estimate`, in the order of groups.
     images: {ground truth: its numbers of 'images', 'objects' and 'classes'}.
     forgotten: runs with results that the sweep has no more.
     looks: of groups in figures.
@@ -87,6 +88,7 @@ class Findings(NamedTuple):
     errors: dict[str, dict[str, float]]
     counts: dict[str, dict[str, float]]
     costs: dict[str, dict[int, dict[str, Any]]]
+    estimates: list[dict[str, Any]]
     images: dict[str, dict[str, int]]
     forgotten: list[str]
     looks: dict[str, plots.Style]
@@ -133,6 +135,7 @@ def read_findings(folder: str | os.PathLike, resamples: int = 1000) -> Findings:
     thresholds = THRESHOLDS[judged.removeprefix('mask_')]
     intervals = {name: statistics.bootstrap(seeds, resamples, thresholds=thresholds) for name, seeds in matches.items()}
     pairs, permutations = _compare(matches, {group.name: group.truth for group in finished}, resamples, thresholds)
+    estimates = read_file(store.folder / 'estimates.json', store.estimates)
     return Findings(
         store=store,
         sweep=sweep,
@@ -148,6 +151,7 @@ def read_findings(folder: str | os.PathLike, resamples: int = 1000) -> Findings:
         errors={name: _mean_of([seed.errors['dAP'] for seed in seeds], 100) for name, seeds in judgeable.items()},
         counts={name: _mean_of([seed.errors['counts'] for seed in seeds]) for name, seeds in judgeable.items()},
         costs=_costs(store, finished),
+        estimates=[row for group in finished for row in estimates if row['name'] == group.name],
         images={name: _sizes(truth) for name, truth in truths.items()},
         forgotten=sorted(results.keys() - {run.run for run in planned}),
         looks=plots.styles({group.name: group.series for group in groups}),

@@ -525,8 +525,9 @@ def _cost_columns(findings: Findings) -> dict[str, Callable[[Group], float]]:
 
 def _cost_blocks(findings: Findings) -> list[Any]:
     """Draws accuracy over time and memory, and tabulates what prediction costs, by stage too."""
+    estimated = [_estimate_table(findings.estimates)] if findings.estimates else []
     if not findings.costs:
-        return []
+        return estimated
     measured = [row for of_group in findings.costs.values() for row in of_group.values()]
     batch = min(row['batch'] for row in measured)
     devices = listed(dict.fromkeys(f'{row["device"]}, {row["dtype"]}' for row in measured))
@@ -549,7 +550,7 @@ def _cost_blocks(findings: Findings) -> list[Any]:
     caption = f'Time of {counted(batch, "image")} by stage, ms.'
     figure = plots.stage_bars(times, 'ms')
     blocks.append(Drawing('stages', caption, f'{caption} The numbers are in the table below.', figure))
-    return [*blocks, _stage_table(rows, batch), _cost_table(measured)]
+    return [*blocks, _stage_table(rows, batch), _cost_table(measured), *estimated]
 
 
 def _stage_table(rows: Mapping[str, dict[str, Any]], batch: int) -> Table:
@@ -590,6 +591,28 @@ def _cost_table(measured: Sequence[dict[str, Any]]) -> Table:
     caption = 'Median (p50) and 90 % quantile (p90) of times in ms: of all, of the network, and of post-processing.'
     columns = ['group', 'images', 'canvas', 'p50', 'p90', 'network p50', 'network p90', 'post p50', 'post p90']
     return Table(caption, [*columns, 'GFLOPs an image', 'peak MiB', 'compile s'], cells)
+
+
+def _estimate_table(estimates: Sequence[dict[str, Any]]) -> Table:
+    """Tabulates what the TPU compiler says."""
+    cells = [
+        [
+            row['name'],
+            f'{row["chips"]} x {row["topology"]}',
+            str(row['images'] // row['chips']),
+            f'{1e3 * row["total_seconds"]:.3f}',
+            f'{row["flops"] / 1e9:.2f}',
+            f'{row["peak_bytes"] / 2**20:.1f}',
+            ', '.join(f'{stage} {1e3 * seconds:.3f}' for stage, seconds in row['seconds'].items()),
+        ]
+        for row in estimates
+    ]
+    caption = (
+        'Prediction on TPUs as their compiler estimates it; nothing was measured. Times are lower bounds: sorts, reshapes and '
+        'collectives have no figure. FLOPs and memory are of a chip.'
+    )
+    columns = ['group', 'chips', 'images a chip', 'ms', 'GFLOPs', 'peak MiB', 'ms by stage']
+    return Table(caption, columns, cells, words=['chips', 'ms by stage'])
 
 
 def _training(findings: Findings) -> list[Any]:

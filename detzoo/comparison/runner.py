@@ -28,6 +28,7 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm.auto import tqdm
 
+from detzoo.comparison import TPU_ENVIRONMENT
 from detzoo.comparison.store import FAILED, FINISHED, Result, Store, truth_name
 from detzoo.comparison.sweep import ROOT, config_of, load_sweep
 from detzoo.config import MUTABLE, ConfigError, differences, from_json
@@ -70,6 +71,8 @@ def plan(experiment: str, arguments: Sequence[str] = ()) -> dict[str, Any]:
             json.dumps(config.to_dict(), allow_nan=False)
         except ValueError as error:
             raise ConfigError(f'run {run.name!r}: its config has a number that is not finite') from error
+        if config.training.num_replicas > 1:
+            raise ConfigError(f'run {run.name!r}: a run is one training, not {config.training.num_replicas} replicas: list seeds')
         group = run.group or run.name
         runs.append(
             Result(
@@ -239,14 +242,13 @@ class Processes:
     def start(self, run: str) -> Handle:
         """Starts a process whose output goes to runs/RUN.log."""
         (self.folder / 'runs').mkdir(exist_ok=True)
-        paths = [str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])]
         with open(self.folder / 'runs' / f'{run}.log', 'a') as log:
             process = subprocess.Popen(
                 [sys.executable, '-m', 'detzoo.comparison.runner', str(self.folder), run],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=os.environ | {'PYTHONPATH': os.pathsep.join(paths)},
+                env=_environment(),
             )
         return _Process(process, self.folder / 'runs' / f'{run}.log')
 
@@ -446,10 +448,7 @@ def measure_costs(store: Store, batch_sizes: Sequence[int] = (1, 8)) -> list[dic
     """
     from detzoo.comparison import stages
 
-    groups: dict[str, Result] = {}
-    for result in store.results():
-        if result.status == FINISHED:
-            groups.setdefault(result.group, result)
+    groups = store.first_of_groups()
     if {row['name'] for row in store.costs()} != set(groups):
         prepared = {
             group: stages.prepare(from_json(json.dumps(result.config)), len(result.per_class), batch_sizes)
@@ -458,6 +457,23 @@ def measure_costs(store: Store, batch_sizes: Sequence[int] = (1, 8)) -> list[dic
         rows = stages.measure(prepared)
         write_text(store.folder / 'costs.json', json.dumps(rows, indent=1) + '\n')
     return store.costs()
+
+
+def estimate_costs(store: Store, topology: str) -> None:
+    """Estimates what prediction would cost on TPUs, of all groups with a finished run, and writes estimates.json.
+
+    Raises:
+        ValueError: it did not work; the process said why.
+    """
+    command = [sys.executable, '-m', 'detzoo.comparison.estimates', str(store.folder), topology]
+    if subprocess.run(command, env=_environment() | TPU_ENVIRONMENT, check=False).returncode:
+        raise ValueError(f'no estimates for {topology}: see above')
+
+
+def _environment() -> dict[str, str]:
+    """The environment of a process that finds this package."""
+    paths = [str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])]
+    return os.environ | {'PYTHONPATH': os.pathsep.join(paths)}
 
 
 def code_version() -> str:

@@ -5,6 +5,7 @@
     DIR/results/RUN/              detections.json.gz, curves.json, panels/IMAGE_ID.jpg, assignment/STAGE.jpg
     DIR/truth/NAME/               ground_truth.json.gz (a COCO dict) and panels/IMAGE_ID.jpg of a validation split
     DIR/costs.json                what prediction costs (`sweep.py --costs`)
+    DIR/estimates.json            what it would cost on TPUs (`sweep.py --costs --tpu=TOPOLOGY`)
     DIR/runs/RUN/                 the workdir of the run: checkpoints and logs; reports do without
 
 Every file is complete or not there. Only the process of the sweep writes results.jsonl.
@@ -123,6 +124,19 @@ class Store:
         """Reads the rows of `stages.measure`, whose 'name' is a group; none if costs were not measured."""
         path = self.folder / 'costs.json'
         return json.loads(path.read_text()) if path.exists() else []
+
+    def estimates(self) -> list[dict[str, Any]]:
+        """Reads the rows of `estimates.estimate`, whose 'name' is a group; none if nothing was estimated."""
+        path = self.folder / 'estimates.json'
+        return json.loads(path.read_text()) if path.exists() else []
+
+    def first_of_groups(self) -> dict[str, Result]:
+        """Reads the first finished run of each group that has one: {group: Result}."""
+        groups: dict[str, Result] = {}
+        for result in self.results():
+            if result.status == FINISHED:
+                groups.setdefault(result.group, result)
+        return groups
 
     def ground_truth(self, name: str) -> dict[str, Any]:
         """Reads the COCO dict of a validation split."""

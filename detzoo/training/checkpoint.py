@@ -49,6 +49,12 @@ class Checkpoints:
         """Returns the step of the newest whole checkpoint, or None."""
         return self._manager.latest_step()
 
+    def cut_back(self, step: int) -> None:
+        """Removes the checkpoints beyond a step."""
+        for later in self._manager.all_steps():
+            if later > step:
+                self._manager.delete(later)
+
     def save(self, state: TrainState) -> None:
         """Starts writing a state of numpy arrays; `close`, or the next `save`, waits for its end.
 

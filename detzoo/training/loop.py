@@ -6,14 +6,18 @@
 
 A run that was cut goes on with the same command and ends with the same bits: its state is the checkpoint, its data a
 function of seed and step, its random numbers fold_in(key(seed), step).
+
+With `training.num_replicas` several seeds are trained by one program, mapped over them with `vmap`: state and batches have an
+axis of replicas after that of devices. What is written is what each would have written alone, in a workdir of its own.
 """
 
 import collections
+import operator
 import os
 import pathlib
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,11 +52,11 @@ def train_and_evaluate(
 
     Args:
         config: see `detzoo.config`.
-        workdir: where everything goes; one that exists goes on where it was.
+        workdir: where everything goes; one that exists goes on where it was. With several replicas, a folder of workdirs.
         profile_steps: how many steps to record with JAX's profiler, into the workdir's TensorBoard.
 
     Returns:
-        the COCO metrics at the end (see `evaluation.coco.coco_metrics`).
+        the COCO metrics at the end (see `evaluation.coco.coco_metrics`); of several replicas, the first one's.
 
     Raises:
         ConfigError: an unknown key, or a workdir of another config.
@@ -67,54 +71,101 @@ def train_and_evaluate(
     proposals = load_proposals(config.data.train_proposals, data, config.data.max_proposals)
     validation_proposals = load_proposals(config.data.validation_proposals, validation, config.data.max_proposals)
 
-    workdir = pathlib.Path(workdir)
-    checkpoints = prepare_workdir(workdir, config, data)
-    start = checkpoints.latest_step() or 0
-    state = checkpoints.restore(state) if start else initial_state(config, detector)
-    log = MetricsLog(workdir, step=start, active=jax.process_index() == 0)
-    announce(config, state, start)
+    replicas = [Replica(own, folder, prepare_workdir(folder, own, data)) for own, folder in split(config, pathlib.Path(workdir))]
+    start = min(replica.checkpoints.latest_step() or 0 for replica in replicas)
+    states = []
+    for replica in replicas:
+        replica.checkpoints.cut_back(start)  # a kill may have come between the checkpoints of two
+        states.append(replica.checkpoints.restore(state) if start else initial_state(replica.config, detector))
+    logs = [MetricsLog(replica.workdir, step=start, active=jax.process_index() == 0) for replica in replicas]
+    announce(config, states[0], start)
 
-    train_step = make_train_step(config, detector, state)
+    train_step = make_train_step(config, detector, states[0])
     evaluate = make_evaluation(config, detector, validation, validation_proposals)
-    state = parallel.replicate(state)
-    evaluation = None
-    with Progress(config, start) as progress, Profiler(workdir, start, profile_steps) as profiler:
+    state = parallel.replicate(stack(states))
+    evaluations = []
+    with Progress(config, start) as progress, Profiler(replicas[0].workdir, start, profile_steps) as profiler:
         pending: collections.deque = collections.deque()
 
         def settle(keep: int) -> None:
             """Logs the metrics of steps that are done, and stops where one is not finite."""
             while len(pending) > keep:
                 step, image_ids, metrics = pending.popleft()
-                metrics = {name: float(value) for name, value in parallel.first_replica(metrics).items()}
-                if not np.isfinite([metrics['loss'], metrics['grad_norm']]).all():
-                    raise FloatingPointError(diverged(step, metrics, image_ids, data, checkpoints))
-                log.write(step, metrics)
-                log.write_scalars(step, progress.update(step, metrics))
+                rows = unstack(parallel.first_replica(metrics), len(replicas))
+                for replica, log, indices, row in zip(replicas, logs, image_ids, rows):
+                    row = {name: float(value) for name, value in row.items()}
+                    if not np.isfinite([row['loss'], row['grad_norm']]).all():
+                        raise FloatingPointError(diverged(step, row, indices, data, replica))
+                    log.write(step, row)
+                log.write_scalars(step, progress.update(step, row))
 
-        batches = make_batches(config, data, start, proposals)
+        streams = [make_batches(replica.config, data, start, proposals) for replica in replicas]
         try:
             for step in range(start + 1, config.training.steps + 1):
                 profiler.at(step)
                 with progress.waiting():
-                    batch = next(batches)
-                state, metrics = train_step(state, parallel.put(shard(batch, jax.local_device_count())))
-                pending.append((step, batch.image_id, metrics))
+                    batches = [next(stream) for stream in streams]
+                batch = stack([shard(batch, jax.local_device_count()) for batch in batches], axis=1)
+                state, metrics = train_step(state, parallel.put(batch))
+                pending.append((step, [batch.image_id for batch in batches], metrics))
                 settle(keep=1)  # one step behind, so that the devices never wait for the log
                 last = step == config.training.steps
                 if last or (config.training.evaluate_every and step % config.training.evaluate_every == 0):
                     settle(keep=0)
                     with progress.paused():
-                        evaluation = evaluate(state)
-                        log_evaluation(log, step, evaluation)
+                        evaluations = evaluate_each(evaluate, state, len(replicas))
+                        for log, evaluation in zip(logs, evaluations):
+                            log_evaluation(log, step, evaluation)
                 if last or step % config.training.checkpoint_every == 0:
                     settle(keep=0)
-                    log.flush()  # before the checkpoint, which may be what the log is cut back to
-                    checkpoints.save(parallel.first_replica(state))
+                    for replica, log, own in zip(replicas, logs, unstack(parallel.first_replica(state), len(replicas))):
+                        log.flush()  # before the checkpoint, which may be what the log is cut back to
+                        replica.checkpoints.save(own)
         finally:
-            batches.close()
-            checkpoints.close()
-            log.close()
-    return (evaluation or evaluate(state))['metrics']  # a run that was finished already has made no step
+            for stream, log, replica in zip(streams, logs, replicas):
+                stream.close()
+                replica.checkpoints.close()
+                log.close()
+    evaluations = evaluations or evaluate_each(evaluate, state, len(replicas))  # a run that was finished has made no step
+    return evaluations[0]['metrics']
+
+
+class Replica(NamedTuple):
+    """One of the trainings of a program; mostly there is but one."""
+
+    config: ml_collections.ConfigDict
+    workdir: pathlib.Path
+    checkpoints: Checkpoints
+
+
+def split(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[tuple[ml_collections.ConfigDict, pathlib.Path]]:
+    """Makes the config and the workdir of each replica: those of a training of its own, with the next seed."""
+    count = config.training.num_replicas
+    if count == 1:
+        return [(config, workdir)]
+    replicas = []
+    for seed in range(config.seed, config.seed + count):
+        own = config.copy_and_resolve_references()
+        own.seed, own.training.num_replicas = seed, 1
+        replicas.append((own, workdir / f'seed_{seed}'))
+    return replicas
+
+
+def stack(trees: Sequence[Any], axis: int = 0) -> Any:
+    """Adds an axis of replicas; one alone stays as it is."""
+    return trees[0] if len(trees) == 1 else jax.tree.map(lambda *leaves: np.stack(leaves, axis), *trees)
+
+
+def unstack(tree: Any, count: int) -> list[Any]:
+    """Undoes `stack`."""
+    return [tree] if count == 1 else [jax.tree.map(operator.itemgetter(index), tree) for index in range(count)]
+
+
+def evaluate_each(evaluate: Callable[[TrainState], dict[str, Any]], state: TrainState, count: int) -> list[dict[str, Any]]:
+    """Evaluates the replicas of a state on devices, one after the other."""
+    if count == 1:
+        return [evaluate(state)]
+    return [evaluate(parallel.replicate(own)) for own in unstack(parallel.first_replica(state), count)]
 
 
 def initial_state(config: ml_collections.ConfigDict, detector: Detector) -> TrainState:
@@ -130,21 +181,21 @@ def initial_state(config: ml_collections.ConfigDict, detector: Detector) -> Trai
 def make_train_step(
     config: ml_collections.ConfigDict, detector: Detector, state: TrainState, devices: Any = None
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-    """Maps one update over devices: (replicated state, sharded batch) -> (state, metrics); the state is donated.
+    """Maps one update over devices, and replicas: (replicated state, sharded batch) -> (state, metrics); the state is donated.
 
     Args:
         config: of the run.
         detector: made with axis_name = parallel.AXIS.
-        state: for the names of its parameters.
+        state: of one replica, for the names of its parameters.
         devices: what to map over, all by default.
     """
     optimizer = make_optimizer(config.optimizer, config.training.steps, state.params)
     schedule = make_schedule(config.optimizer, config.training.steps)
     accumulate = config.training.accumulate
 
-    def gradients(state: TrainState, batch: Batch) -> tuple[Any, Any, dict[str, Array]]:
+    def gradients(state: TrainState, batch: Batch, seed: Array) -> tuple[Any, Any, dict[str, Array]]:
         """Averages over micro-batches and devices: (gradients, model_state, metrics)."""
-        rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        rng = jax.random.fold_in(jax.random.key(seed), state.step)
 
         def accumulate_one(carry: tuple[Any, Any], micro_batch: Batch) -> tuple[tuple[Any, Any], dict[str, Array]]:
             total, model_state = carry
@@ -161,8 +212,8 @@ def make_train_step(
         grads = jax.lax.pmean(jax.tree.map(lambda x: x / accumulate, total), parallel.AXIS)
         return grads, model_state, jax.lax.pmean(jax.tree.map(jnp.mean, metrics), parallel.AXIS)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        grads, model_state, metrics = gradients(state, batch)
+    def train_one(state: TrainState, batch: Batch, seed: Array) -> tuple[TrainState, dict[str, Array]]:
+        grads, model_state, metrics = gradients(state, batch, seed)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = metrics | dict(
@@ -177,6 +228,12 @@ def make_train_step(
             decay = jnp.minimum(config.optimizer.ema_decay, (1 + state.step) / (10 + state.step))
             ema_params = jax.tree.map(lambda ema, new: ema + (1 - decay) * (new - ema), ema_params, params)
         return TrainState(state.step + 1, params, model_state, opt_state, ema_params), metrics
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        count = config.training.num_replicas
+        if count == 1:
+            return train_one(state, batch, config.seed)
+        return jax.vmap(train_one)(state, batch, config.seed + jnp.arange(count))
 
     traces = len(config.data.canvases)
     return parallel.parallel(train_step, name='the train step', traces=traces, donate_argnums=(0,), devices=devices)
@@ -268,7 +325,7 @@ def make_batches(
 
 
 def check(config: ml_collections.ConfigDict, data: Dataset) -> tuple[Detector, TrainState]:
-    """Makes the detector and the shapes of its state, or raises ConfigError or DataError; nothing is computed or written yet."""
+    """Makes the detector and the shapes of its state, or raises ConfigError or DataError; nothing is computed or written."""
     if config.model.get('norm') == 'frozen_batch_norm' and not config.initialize_backbone:
         raise ConfigError(
             "model.norm is 'frozen_batch_norm', which without the statistics of trained weights normalises nothing: set "
@@ -281,6 +338,10 @@ def check(config: ml_collections.ConfigDict, data: Dataset) -> tuple[Detector, T
         state = jax.eval_shape(lambda: initial_state(config, detector))
     except (ValueError, TypeError) as error:
         raise ConfigError(str(error)) from error
+    if config.training.num_replicas < 1:
+        raise ConfigError(f'training.num_replicas is {config.training.num_replicas}: set it to 1 or more')
+    if config.training.num_replicas > 1 and len(config.data.canvases) > 1:
+        raise ConfigError('training.num_replicas needs a single canvas in data.canvases: each seed draws its own at a step')
     if config.training.checkpoint_every < 1:
         raise ConfigError(f'training.checkpoint_every is {config.training.checkpoint_every}: set it to 1 step or more')
     devices = jax.device_count()
@@ -301,19 +362,20 @@ def announce(config: ml_collections.ConfigDict, state: TrainState, start: int) -
     if jax.process_index() == 0:
         count = sum(x.size for x in jax.tree.leaves(state.params))
         canvases = ', '.join(f'{height}x{width}' for height, width in config.data.canvases)
+        replicas = f'{config.training.num_replicas} replicas, ' if config.training.num_replicas > 1 else ''
         tqdm.write(
-            f'{config.model.name}, {count:,} parameters, on {jax.device_count()} x {jax.devices()[0].device_kind}: '
+            f'{config.model.name}, {count:,} parameters, {replicas}on {jax.device_count()} x {jax.devices()[0].device_kind}: '
             f'steps {start} to {config.training.steps}; compiles once for each canvas: {canvases}',
             file=sys.stderr,
         )
 
 
-def diverged(step: int, metrics: dict[str, float], indices: np.ndarray, data: Dataset, checkpoints: Checkpoints) -> str:
+def diverged(step: int, metrics: dict[str, float], indices: np.ndarray, data: Dataset, replica: Replica) -> str:
     """The message about a step that is not finite."""
     image_ids = [data.records[int(index)]['image_id'] for index in indices]
     return (
         f'step {step}: the loss is {metrics["loss"]}, the norm of its gradient {metrics["grad_norm"]}. '
         f'Images of the batch (on this process): {image_ids}. The last good checkpoint is that of step '
-        f'{checkpoints.latest_step()} in {checkpoints.folder}. A lower optimizer.learning_rate, a longer warm-up or '
-        'optimizer.clip_norm may help'
+        f'{replica.checkpoints.latest_step()} in {replica.checkpoints.folder}. A lower optimizer.learning_rate, a longer '
+        'warm-up or optimizer.clip_norm may help'
     )
