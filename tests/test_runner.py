@@ -212,6 +212,32 @@ def test_estimates_that_fail_are_an_error(tmp_path):
         runner.estimate_costs(Store(tmp_path), 'gpu')
 
 
+def test_attempt_keeps_runs_apart_whose_names_have_dots(experiment, tmp_path, monkeypatch):
+    folder = tmp_path / 'sweep'
+    folder.mkdir()
+    planned = runner.plan(experiment("[Run('a_0.25', CONFIG), Run('a_0.5', CONFIG, {'seed': 1})]"))
+    write_text(folder / 'sweep.json', json.dumps(planned))
+    monkeypatch.setattr(runner, '_train', lambda store, planned: planned._replace(status=FINISHED))
+    assert runner.attempt(str(folder), 'a_0.25') and runner.attempt(str(folder), 'a_0.5')
+    assert sorted(path.name for path in (folder / 'runs').iterdir()) == [
+        'a_0.25.lock', 'a_0.25.seconds', 'a_0.5.lock', 'a_0.5.seconds'
+    ]  # fmt: skip
+
+
+def test_attempt_records_what_was_raised(experiment, tmp_path, monkeypatch):
+    folder = tmp_path / 'sweep'
+    folder.mkdir()
+    write_text(folder / 'sweep.json', json.dumps(runner.plan(experiment("[Run('a', CONFIG)]"))))
+
+    def fail(store, planned):
+        raise MemoryError('no room\nfor 3 arrays')
+
+    monkeypatch.setattr(runner, '_train', fail)
+    assert not runner.attempt(str(folder), 'a')
+    result = json.loads((folder / 'results' / 'a' / 'result.json').read_text())
+    assert (result['status'], result['reason'], result['run']) == (FAILED, 'MemoryError: no room', 'a')
+
+
 def test_store_names_a_line_that_is_no_result(tmp_path):
     (tmp_path / 'results.jsonl').write_text('{"run": "a"}\n')
     with pytest.raises(ValueError, match='results.jsonl, line 1: no result'):

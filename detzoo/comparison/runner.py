@@ -131,7 +131,7 @@ def run_sweep(
         runs = [Result(**row) for row in planned['runs']]
         waiting = [run for run in runs if run.run not in done]
         running: dict[str, tuple[Result, Handle]] = {}
-        board = _Board(store, runs, done)
+        board = _Board(store, runs)
         while waiting or running:
             for run in [run for run in waiting if not run.trained or run.trained in done][: jobs - len(running)]:
                 waiting.remove(run)
@@ -195,8 +195,8 @@ def _left_by(store: Store, run: str) -> Result | None:
 class _Board:
     """How far the runs are, read from their logs."""
 
-    def __init__(self, store: Store, runs: list[Result], done: dict[str, Result]):
-        self.store, self.runs, self.finished_before = store, runs, set(done)
+    def __init__(self, store: Store, runs: list[Result]):
+        self.store, self.runs = store, runs
         self.first: dict[str, tuple[float, int]] = {}  # when a run was first seen to step, and at which step
         self.pace: dict[str, float] = {}  # seconds a step
 
@@ -319,40 +319,49 @@ def attempt(folder: str, run: str) -> bool:
     """
     store = Store(folder)
     planned = next(Result(**row) for row in store.sweep()['runs'] if row['run'] == run)
-    store.workdir(run).parent.mkdir(parents=True, exist_ok=True)
+    runs = store.workdir(run).parent
+    runs.mkdir(parents=True, exist_ok=True)
     store.results_of(run).mkdir(parents=True, exist_ok=True)
-    with open(store.workdir(run).with_suffix('.lock'), 'w') as lock:
+    with open(runs / f'{run}.lock', 'w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # an earlier attempt may be about to end
         path = store.results_of(run) / 'result.json'
         path.unlink(missing_ok=True)
-        clock = _Clock(store.workdir(run).with_suffix('.seconds'))
-        try:
-            result = _train(store, planned)
-        except Exception as error:
-            lines = str(error).splitlines() or ['']
-            result = planned._replace(status=FAILED, reason=f'{type(error).__name__}: {lines[0]}')
-            sys.excepthook(type(error), error, error.__traceback__)  # into the log
+        with _Clock(runs / f'{run}.seconds') as clock:
+            try:
+                result = _train(store, planned)
+            except Exception as error:
+                lines = str(error).splitlines() or ['']
+                result = planned._replace(status=FAILED, reason=f'{type(error).__name__}: {lines[0]}')
+                sys.excepthook(type(error), error, error.__traceback__)  # into the log
         result = result._replace(seconds=clock.seconds())
         write_text(path, json.dumps(result._asdict(), indent=1) + '\n')
     return result.status == FINISHED
 
 
 class _Clock:
-    """Counts the seconds of all attempts at a run, in a file."""
+    """Counts the seconds of all attempts at a run, in a file that is as old as a few seconds when the process is killed."""
 
     def __init__(self, path: pathlib.Path):
-        self.path, self.start = path, time.monotonic()
+        self.path, self.start, self.end = path, time.monotonic(), threading.Event()
         self.before = float(path.read_text()) if path.exists() else 0.0
-        threading.Thread(target=self._count, daemon=True).start()
+        self.thread = threading.Thread(target=self._count, daemon=True)
+
+    def __enter__(self) -> '_Clock':
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.end.set()
+        self.thread.join()
 
     def seconds(self) -> float:
         """Counts till now."""
         return round(self.before + time.monotonic() - self.start, 1)
 
     def _count(self) -> None:
-        while True:
+        while not self.end.wait(5):
             write_text(self.path, str(self.seconds()))
-            time.sleep(5)
+        write_text(self.path, str(self.seconds()))
 
 
 def _train(store: Store, planned: Result) -> Result:
