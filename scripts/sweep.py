@@ -18,7 +18,7 @@ there. Further arguments go to every run, for example --config.training.steps=10
 
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 
 EXPERIMENT = flags.DEFINE_string('experiment', None, 'A file of experiments/, with an argument after a colon.', required=True)
 WORKDIR = flags.DEFINE_string('workdir', None, 'Where everything goes; the same again goes on where it was.', required=True)
@@ -78,6 +78,7 @@ class Shown:
 
 
 def main(argv: list[str]) -> None:
+    logging.set_verbosity(logging.WARNING)
     from detzoo.comparison import runner
     from detzoo.comparison.store import FAILED, Store
     from detzoo.config import ConfigError
