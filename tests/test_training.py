@@ -559,6 +559,20 @@ def test_replicas_go_on_where_all_of_them_were(tmp_path, tiny_config, linear):
     loop.train_and_evaluate(alone, tmp_path / 'whole' / 'seed_1')  # the workdir is one of a single run
 
 
+@pytest.mark.parametrize('steps', [16, 4])
+def test_replicas_lose_nothing_where_one_more_is_asked_for(tmp_path, tiny_config, linear, steps):
+    loop.train_and_evaluate(tiny_config(training__num_replicas=2, training__steps=steps), tmp_path)
+    before = [saved(tmp_path / seed) for seed in ('seed_0', 'seed_1')]
+    with pytest.raises(ConfigError, match='has replicas that were trained without seed 2: take a new --workdir'):
+        loop.train_and_evaluate(tiny_config(training__num_replicas=3, training__steps=steps), tmp_path)
+    assert not (tmp_path / 'seed_2').exists()
+    loop.train_and_evaluate(tiny_config(seed=1, training__steps=steps + 6), tmp_path / 'seed_1')  # one alone goes further
+    with pytest.raises(ConfigError, match=f'not trained together .seed_0 at step {steps}, seed_1 at step {steps + 6}.'):
+        loop.train_and_evaluate(tiny_config(training__num_replicas=2, training__steps=steps + 6), tmp_path)
+    assert_same(before[0], saved(tmp_path / 'seed_0'))
+    assert saved(tmp_path / 'seed_1')[0] == steps + 6
+
+
 @pytest.mark.parametrize('changes, message', [
     ({'training__num_replicas': 0}, 'training.num_replicas is 0'),
     ({'training__num_replicas': 2, 'data__canvases': ((64, 48), (48, 64))}, 'needs a single canvas'),

@@ -1,7 +1,9 @@
 """A document of sections, written as Markdown and as a page.
 
-Paragraph, Items, Verbatim, Table, Drawing, Gallery, Chooser: blocks of a Section
-  -> `to_markdown`; `to_html`, one file with figures and pictures inside
+    Paragraph, Items, Verbatim, Table, Drawing, Gallery, Chooser: blocks of a Section
+      -> `to_markdown`; `to_html`, one file with figures and pictures inside
+
+It knows nothing of detectors and sweeps.
 """
 
 import base64

@@ -1,6 +1,8 @@
 """What a sweep found, computed from what is stored of it: nothing is trained, and no detector is run.
 
-Store -> `read_findings`: means over seeds, intervals, comparisons of pairs, curves, kinds of errors -> Findings
+    Store -> `read_findings`: means over seeds, intervals, comparisons of pairs, curves, kinds of errors -> Findings
+
+`report` says them in words, tables and figures.
 """
 
 import itertools

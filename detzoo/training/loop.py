@@ -72,7 +72,7 @@ def train_and_evaluate(
     validation_proposals = load_proposals(config.data.validation_proposals, validation, config.data.max_proposals)
 
     replicas = [Replica(own, folder, prepare_workdir(folder, own, data)) for own, folder in split(config, pathlib.Path(workdir))]
-    start = min(replica.checkpoints.latest_step() or 0 for replica in replicas)
+    start = common_start(config, replicas)
     states = []
     for replica in replicas:
         replica.checkpoints.cut_back(start)  # a kill may have come between the checkpoints of two
@@ -139,16 +139,36 @@ class Replica(NamedTuple):
 
 
 def split(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[tuple[ml_collections.ConfigDict, pathlib.Path]]:
-    """Makes the config and the workdir of each replica: those of a training of its own, with the next seed."""
+    """Makes the config and the workdir of each replica: those of a training of its own, with the next seed.
+
+    Raises:
+        ConfigError: others were trained there without one of them, and would have to start anew with it.
+    """
     count = config.training.num_replicas
     if count == 1:
         return [(config, workdir)]
-    replicas = []
+    replicas, begun = [], any(workdir.glob('seed_*/checkpoints/[0-9]*'))
     for seed in range(config.seed, config.seed + count):
         own = config.copy_and_resolve_references()
         own.seed, own.training.num_replicas = seed, 1
         replicas.append((own, workdir / f'seed_{seed}'))
+        if begun and not (workdir / f'seed_{seed}' / 'config.json').exists():
+            raise ConfigError(f'{workdir} has replicas that were trained without seed {seed}: take a new --workdir')
     return replicas
+
+
+def common_start(config: ml_collections.ConfigDict, replicas: Sequence[Replica]) -> int:
+    """Finds the step from which all replicas go on; a kill between two checkpoints leaves some at the one before.
+
+    Raises:
+        ConfigError: they stand further apart, so were not trained together: to cut them back would lose what was trained.
+    """
+    steps = [replica.checkpoints.latest_step() or 0 for replica in replicas]
+    if max(steps) - min(steps) > config.training.checkpoint_every:
+        standing = ', '.join(f'{replica.workdir.name} at step {step}' for replica, step in zip(replicas, steps))
+        folder = replicas[0].workdir.parent
+        raise ConfigError(f'the replicas in {folder} were not trained together ({standing}): take a new --workdir')
+    return min(steps)
 
 
 def stack(trees: Sequence[Any], axis: int = 0) -> Any:
