@@ -23,6 +23,7 @@ from PIL import Image
 
 from detzoo.detectors import make_detector
 from detzoo.weights import torchvision_parity as parity
+from detzoo.weights.mapping import fill
 from detzoo.weights.parity import drawn_image, match_detections
 from detzoo.weights.torchvision import PEERS
 
@@ -46,7 +47,7 @@ def main(argv: list[str]) -> None:
     entries = parity.draw_peer(model)
     detector = make_detector(**peer.model)
     template = jax.eval_shape(lambda rng: detector.init(rng, (320, 320)), jax.random.key(0))
-    variables = peer.mapping(entries, template)
+    variables = fill(peer.mapping, entries, template)
 
     agree = True
     for index, image in enumerate(images):

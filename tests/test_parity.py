@@ -13,18 +13,10 @@ from detzoo.backbones.mobilenet import MobileNetV3Large
 from detzoo.backbones.resnet import ResNet
 from detzoo.backbones.vgg import VGG16
 from detzoo.detectors import make_detector
+from detzoo.weights import torchvision
+from detzoo.weights.mapping import fill
 from detzoo.weights.parity import match_detections
-from detzoo.weights.torchvision import (
-    PEERS,
-    faster_rcnn_variables,
-    load_backbone,
-    mask_rcnn_variables,
-    mobilenet_variables,
-    resnet_variables,
-    retinanet_variables,
-    ssd_variables,
-    vgg_variables,
-)
+from detzoo.weights.torchvision import PEERS, load_backbone
 from detzoo.weights.torchvision_parity import (
     VIEWS,
     detector_losses,
@@ -65,7 +57,7 @@ def entries_of(name):
 def reduced_of(name):
     """(detector, params, model_state) of a counterpart."""
     peer = reduced_peer(name)
-    return make_detector(**peer.model), *peer.mapping(entries_of(name), template_of(name))
+    return make_detector(**peer.model), *fill(peer.mapping, entries_of(name), template_of(name))
 
 
 @functools.cache
@@ -139,37 +131,37 @@ def test_retinanet_variables_of_old_names_are_those_of_new_names(entries):
     old = {old_name(name): value for name, value in entries.items()}
     assert 'backbone.fpn.inner_blocks.0.weight' in old and 'head.regression_head.conv.6.bias' in old
     assert len(old) == len(entries)
-    filled = retinanet_variables(old, template_of())
-    jax.tree.map(np.testing.assert_array_equal, filled, retinanet_variables(entries, template_of()))
+    filled = fill(PEERS[RETINANET].mapping, old, template_of())
+    jax.tree.map(np.testing.assert_array_equal, filled, fill(PEERS[RETINANET].mapping, entries, template_of()))
 
 
 def test_retinanet_variables_names_missing_entry(entries):
     del (entries := dict(entries))['head.regression_head.bbox_reg.bias']
     with pytest.raises(ValueError, match=r'a\.pth: .*missing: head\.regression_head\.bbox_reg\.bias\. Set depth'):
-        retinanet_variables(entries, template_of(), source='a.pth')
+        fill(PEERS[RETINANET].mapping, entries, template_of(), source='a.pth')
 
 
 def test_retinanet_variables_names_unused_entry(entries):
     with pytest.raises(ValueError, match=r'unused: head\.third\.weight\. '):
-        retinanet_variables({**entries, 'head.third.weight': np.zeros(3)}, template_of())
+        fill(PEERS[RETINANET].mapping, {**entries, 'head.third.weight': np.zeros(3)}, template_of())
 
 
 def test_retinanet_variables_names_entry_of_both_names(entries):
     name = 'backbone.fpn.layer_blocks.2.weight'
     with pytest.raises(ValueError, match=r'unused: backbone\.fpn\.layer_blocks\.2\.weight\. '):
-        retinanet_variables({**entries, name: entries['backbone.fpn.layer_blocks.2.0.weight']}, template_of())
+        fill(PEERS[RETINANET].mapping, {**entries, name: entries['backbone.fpn.layer_blocks.2.0.weight']}, template_of())
 
 
 def test_retinanet_variables_names_entry_of_another_shape(entries):
     message = r'of another shape: head\.classification_head\.cls_logits\.bias \(819,\) where the model has \(27,\)'
     with pytest.raises(ValueError, match=message):
-        retinanet_variables(entries, template_of(num_classes=3))
+        fill(PEERS[RETINANET].mapping, entries, template_of(num_classes=3))
 
 
 def test_retinanet_variables_of_a_deeper_file_lists_a_few_unused_entries(entries):
     deeper = {f'backbone.body.layer3.{block}.conv1.weight': np.zeros((256, 1024, 1, 1)) for block in range(6, 23)}
     with pytest.raises(ValueError, match=r'unused: backbone\.body\.layer3\.6\.conv1\.weight, .* and 13 more\. '):
-        retinanet_variables({**entries, **deeper}, template_of())
+        fill(PEERS[RETINANET].mapping, {**entries, **deeper}, template_of())
 
 
 def test_rcnns_have_the_published_counts_of_parameters_without_boxes_and_masks_of_background():
@@ -186,13 +178,13 @@ def test_mask_rcnn_variables_of_old_names_are_those_of_new_names():
     old = {old_name(name): value for name, value in entries.items()}
     assert {'backbone.fpn.inner_blocks.0.weight', 'rpn.head.conv.bias', 'roi_heads.mask_head.mask_fcn4.weight'} < set(old)
     assert len(old) == len(entries)
-    filled = mask_rcnn_variables(old, template_of(MASK_RCNN))
-    jax.tree.map(np.testing.assert_array_equal, filled, mask_rcnn_variables(entries, template_of(MASK_RCNN)))
+    filled = fill(PEERS[MASK_RCNN].mapping, old, template_of(MASK_RCNN))
+    jax.tree.map(np.testing.assert_array_equal, filled, fill(PEERS[MASK_RCNN].mapping, entries, template_of(MASK_RCNN)))
 
 
 def test_mask_rcnn_variables_move_background_to_the_end_and_leave_out_its_boxes_and_masks():
     entries = entries_of(MASK_RCNN)
-    params, _ = mask_rcnn_variables(entries, template_of(MASK_RCNN))
+    params, _ = fill(PEERS[MASK_RCNN].mapping, entries, template_of(MASK_RCNN))
     head, predictor = params['box_head'], 'roi_heads.box_predictor'
     scores, boxes = entries[f'{predictor}.cls_score.weight'], entries[f'{predictor}.bbox_pred.weight']
     np.testing.assert_array_equal(head['cls_logits']['kernel'][7], np.append(scores[1:, 7], scores[0, 7]))
@@ -203,7 +195,7 @@ def test_mask_rcnn_variables_move_background_to_the_end_and_leave_out_its_boxes_
 
 def test_faster_rcnn_variables_read_roi_features_channels_last():
     entries = entries_of(FASTER_RCNN)
-    params, _ = faster_rcnn_variables(entries, template_of(FASTER_RCNN))
+    params, _ = fill(PEERS[FASTER_RCNN].mapping, entries, template_of(FASTER_RCNN))
     theirs = entries['roi_heads.box_head.fc6.weight'].reshape(1024, 256, 7, 7)
     ours = params['trunk']['fc1']['kernel'].reshape(7, 7, 256, 1024)
     np.testing.assert_array_equal(ours[2, 5, 9], theirs[:, 9, 2, 5])
@@ -218,19 +210,19 @@ def test_faster_rcnn_variables_read_roi_features_channels_last():
 def test_rcnn_variables_name_missing_entry(name, missing):
     del (entries := dict(entries_of(name)))[missing]
     with pytest.raises(ValueError, match=rf'a\.pth: .*missing: {missing}.*\. Set depth'):
-        PEERS[name].mapping(entries, template_of(name), source='a.pth')
+        fill(PEERS[name].mapping, entries, template_of(name), source='a.pth')
 
 
 def test_faster_rcnn_variables_name_entries_of_a_mask_rcnn_as_unused():
     message = r'unused: roi_heads\.mask_head\.0\.0\.weight, .* and 8 more\. Set depth'
     with pytest.raises(ValueError, match=message):
-        faster_rcnn_variables(entries_of(MASK_RCNN), template_of(FASTER_RCNN))
+        fill(PEERS[FASTER_RCNN].mapping, entries_of(MASK_RCNN), template_of(FASTER_RCNN))
 
 
 def test_faster_rcnn_variables_name_entries_of_another_number_of_classes():
     wrong = r'cls_score\.bias \(91,\) where the model has \(4,\)'
     with pytest.raises(ValueError, match=rf'of another shape: .*roi_heads\.box_predictor\.{wrong}'):
-        faster_rcnn_variables(entries_of(FASTER_RCNN), template_of(FASTER_RCNN, num_classes=3))
+        fill(PEERS[FASTER_RCNN].mapping, entries_of(FASTER_RCNN), template_of(FASTER_RCNN, num_classes=3))
 
 
 @pytest.mark.parametrize('changes', [
@@ -242,13 +234,13 @@ def test_mask_rcnn_variables_refuse_what_torchvision_has_not(changes):
     detector = make_detector(**{**PEERS[MASK_RCNN].model, **changes})
     template = jax.eval_shape(lambda rng: detector.init(rng, (64, 64)), jax.random.key(0))
     with pytest.raises(ValueError, match='torchvision has no such'):
-        mask_rcnn_variables(entries_of(MASK_RCNN), template)
+        fill(PEERS[MASK_RCNN].mapping, entries_of(MASK_RCNN), template)
 
 
 @pytest.mark.parametrize('name', [SSD, SSDLITE])
 def test_ssd_variables_move_background_to_the_end(name):
     entries = entries_of(name)
-    params, _ = ssd_variables(entries, template_of(name))
+    params, _ = fill(PEERS[name].mapping, entries, template_of(name))
     place = 'head.classification_head.module_list.2' + ('.1' if name == SSDLITE else '')
     theirs, ours = entries[f'{place}.bias'].reshape(6, 91), params['cls_head']['level3']['conv']['bias'].reshape(6, 91)
     np.testing.assert_array_equal(ours[:, :90], theirs[:, 1:])
@@ -265,7 +257,7 @@ def test_ssd_variables_move_background_to_the_end(name):
 def test_ssd_variables_names_missing_entry(name, missing):
     del (entries := dict(entries_of(name)))[missing]
     with pytest.raises(ValueError, match=f'missing: {missing}. Set depth'):
-        ssd_variables(entries, template_of(name))
+        fill(PEERS[name].mapping, entries, template_of(name))
 
 
 @pytest.fixture(scope='module')
@@ -282,7 +274,7 @@ def test_load_backbone_fills_frozen_batch_norm(classifier, entries):
     path, _ = classifier
     params, model_state = template_of()
     filled, statistics = load_backbone(path, params, model_state)
-    expected, expected_statistics = retinanet_variables(entries, (params, model_state))
+    expected, expected_statistics = fill(PEERS[RETINANET].mapping, entries, (params, model_state))
     jax.tree.map(np.testing.assert_array_equal, filled['backbone'], expected['backbone'])
     jax.tree.map(np.testing.assert_array_equal, statistics, expected_statistics)
     assert filled['fpn'] is params['fpn'] and params['backbone'] is not filled['backbone']
@@ -321,7 +313,7 @@ def test_load_backbone_refuses_group_norm(classifier):
 
 
 def test_load_backbone_of_another_depth_names_file_entries_and_remedy(classifier):
-    wrong = r'layer2\.0\.downsample\.1\.bias \(512,\) where the model has \(128,\), .* and \d+ more'
+    wrong = r'.*layer2\.0\.conv1\.weight \(128, 256, 1, 1\) where the model has \(128, 64, 3, 3\), .* and \d+ more'
     message = rf'resnet50\.safetensors: .* of another shape: {wrong}; unused: layer1\.0\.bn3\.bias.*\. Set depth'
     with pytest.raises(ValueError, match=message):
         load_backbone(classifier[0], *template_of(depth=18))
@@ -350,7 +342,7 @@ def test_resnet_variables_of_basic_blocks():
             channels = width
     network = ResNet(depth=18, width=1 / 8, norm='frozen_batch_norm')
     variables = jax.eval_shape(lambda rng: network.init(rng, np.zeros((1, 32, 32, 3)), train=False), jax.random.key(0))
-    params, statistics = resnet_variables(drawn_entries(shapes), (variables.pop('params'), variables))
+    params, statistics = fill(torchvision.RESNET, drawn_entries(shapes), (variables.pop('params'), variables))
     assert params['stage2_block1']['shortcut_conv']['kernel'].shape == (1, 1, 8, 16)
     assert len(jax.tree.leaves((params, statistics))) == len(shapes)
 
@@ -375,7 +367,7 @@ def vgg_classifier():
 
 def test_vgg_variables_take_every_fourth_feature_of_the_classifier():
     entries, template = vgg_classifier()
-    params, model_state = vgg_variables(entries, template)
+    params, model_state = fill(torchvision.VGG, entries, template)
     assert model_state == {} and len(jax.tree.leaves(params)) == 2 * 15
     kernel = params['conv3_2']['conv']['kernel']
     np.testing.assert_allclose(kernel[2, 0, 3, 9], entries['features.12.weight'][9, 3, 2, 0], rtol=1e-6)
@@ -390,8 +382,8 @@ def test_vgg_variables_take_every_fourth_feature_of_the_classifier():
 def test_vgg_variables_without_a_classifier_leave_fc6_and_fc7(change):
     entries, template = vgg_classifier()
     entries = {name: change(name, x) if name.startswith('classifier') else x for name, x in entries.items()}
-    params, _ = vgg_variables({name: x for name, x in entries.items() if x is not None}, template)
-    assert params['fc6'] is template[0]['fc6'] and params['fc7'] is template[0]['fc7']
+    params, _ = fill(torchvision.VGG, {name: x for name, x in entries.items() if x is not None}, template)
+    assert {name: params[name] for name in ('fc6', 'fc7')} == {name: template[0][name] for name in ('fc6', 'fc7')}
     np.testing.assert_allclose(params['conv5_3']['conv']['bias'], entries['features.28.bias'], rtol=1e-6)
 
 
@@ -399,7 +391,7 @@ def test_vgg_variables_names_missing_entry():
     entries, template = vgg_classifier()
     del entries['features.28.bias']
     with pytest.raises(ValueError, match=r'missing: features\.28\.bias\. Set'):
-        vgg_variables(entries, template)
+        fill(torchvision.VGG, entries, template)
 
 
 def test_mobilenet_variables_are_those_of_the_detector():
@@ -418,8 +410,8 @@ def test_mobilenet_variables_are_those_of_the_detector():
     network = MobileNetV3Large()
     variables = jax.eval_shape(lambda rng: network.init(rng, np.zeros((1, 64, 64, 3)), train=False), jax.random.key(0))
     body['classifier.0.weight'] = np.zeros((1280, 480))
-    params, statistics = mobilenet_variables(body, (variables.pop('params'), variables))
-    expected, expected_statistics = ssd_variables(entries_of(SSDLITE), template_of(SSDLITE))
+    params, statistics = fill(torchvision.MOBILENET_V3_LARGE, body, (variables.pop('params'), variables))
+    expected, expected_statistics = fill(PEERS[SSDLITE].mapping, entries_of(SSDLITE), template_of(SSDLITE))
     jax.tree.map(np.testing.assert_array_equal, params, expected['backbone'])
     jax.tree.map(np.testing.assert_array_equal, statistics['batch_stats'], expected_statistics['batch_stats']['backbone'])
 
@@ -442,5 +434,5 @@ def test_load_backbone_fills_that_of_an_ssd(tmp_path):
     path = str(tmp_path / 'vgg16.safetensors')
     safetensors.numpy.save_file(entries, path)
     params, model_state = load_backbone(path, {'backbone': backbone, 'l2_norm': None}, {})
-    jax.tree.map(np.testing.assert_array_equal, params['backbone'], vgg_variables(entries, (backbone, {}))[0])
+    jax.tree.map(np.testing.assert_array_equal, params['backbone'], fill(torchvision.VGG, entries, (backbone, {}))[0])
     assert params['l2_norm'] is None and model_state == {}

@@ -1,18 +1,13 @@
-"""Weights of torchvision in ours: the same arrays under other names, kernels OIHW -> HWIO.
+"""Torchvision's models in ours: the same arrays under other names, kernels OIHW -> HWIO.
 
-    file -> entries {name: array} -> for each of our variables: its name there -> transposed -> (params, model_state)
-
-Our tree leads: each variable asks for its entry, so nothing can be left out, and what nobody asked for is an error too.
 `PEERS` says with which arguments our detectors compute what torchvision's models compute; `Peer.mapping` how their
-weights come over; `weights.torchvision_parity` compares the two.
+weights come over (see `weights.mapping`); `weights.torchvision_parity` compares the two.
 """
 
 import math
 import re
-from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -20,160 +15,89 @@ import safetensors.numpy
 from detzoo.detectors import ssd
 from detzoo.types import ModelState, Params
 from detzoo.weights import torchvision_names
-
-Entries = Mapping[str, np.ndarray]
-Template = tuple[Params, ModelState]  # arrays or shapes, as `Detector.init` or `jax.eval_shape` of it return them
-
-_LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean', 'var': 'running_var'}
-_AXES = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}  # torch's axes in our order: OIHW -> HWIO, OI -> IO
-_OTHERS = {'l2_norm/scale': 'backbone.scale_weight'}  # entries that are not named by module and leaf
-_LISTED = 4  # entries a kind of an error message
+from detzoo.weights.mapping import LEFT_COUNTERS, Entries, Mapping, Rule, Template, fill, torch_names
 
 
-def resnet_variables(entries: Entries, template: Template, *, source: str = 'the entries') -> Template:
-    """Fills a ResNet from a classifier of torchvision (`conv1.weight`, `layer1.0.bn1.running_var`, ...; `fc` is left).
+def _with_new_names(entries: Entries) -> Entries:
+    """Renames the entries of old files: each convolution is wrapped now, with its activation or norm beside it."""
 
-    Args:
-        entries: arrays by torchvision's names.
-        template: (params, model_state) of a `backbones.resnet.ResNet`, with batch norm, frozen or not.
-        source: what an error calls the entries, for example their file.
+    def new_name(name: str) -> str:
+        new = re.sub(r'((?:inner|layer)_blocks\.\d)\.(weight|bias)$', r'\1.0.\2', name)
+        new = re.sub(r'(rpn\.head\.conv)\.(weight|bias)$', r'\1.0.0.\2', new)
+        new = re.sub(r'mask_fcn(\d)\.(weight|bias)$', lambda m: f'{int(m[1]) - 1}.0.{m[2]}', new)
+        new = re.sub(r'(_head\.conv)\.(\d)\.(weight|bias)$', lambda m: f'{m[1]}.{int(m[2]) // 2}.0.{m[3]}', new)
+        return name if new in entries else new  # twice there: the old one is left over, and an error says so
 
-    Returns:
-        (params, model_state) like the template, numpy.
+    return {new_name(name): array for name, array in entries.items()}
 
-    Raises:
-        ValueError: if an entry is missing, of another shape, or left over; or if the template has group norm.
+
+def _anchors_background_last(array: np.ndarray, name: str, entries: Entries) -> np.ndarray:
+    """Moves the first class of each anchor behind the others, in the last convolution of a level."""
+    anchors = len(entries[name.replace('classification', 'regression')]) // 4
+    return np.roll(array.reshape(anchors, -1, *array.shape[1:]), -1, axis=1).reshape(array.shape)
+
+
+def _channels_last(array: np.ndarray, name: str, entries: Entries) -> np.ndarray:
+    """Brings the inputs of the first fully connected layer from [C, s, s] to our [s, s, C]."""
+    pyramid = 'backbone.fpn.layer_blocks.0.0.bias'
+    if pyramid not in entries:  # which is an error of its own
+        return array
+    channels = len(entries[pyramid])
+    side = math.isqrt(array.shape[1] // channels)
+    return array.reshape(-1, channels, side, side).transpose(0, 2, 3, 1).reshape(array.shape)
+
+
+def _as_convolution(array: np.ndarray, name: str, entries: Entries) -> np.ndarray:
+    """Turns the kernel of a deconvolution into the one of a convolution.
+
+    Torch's deconvolution spreads each input over the kernel, IOHW; ours convolves a grid with zeros between the inputs,
+    where the kernel's first cell meets the input that torch's last one spread: OIHW, turned by half a turn.
     """
-    return _fill(template, entries, torchvision_names.resnet, source, ignored='fc.')
+    return array.swapaxes(0, 1)[:, :, ::-1, ::-1]
 
 
-def mobilenet_variables(entries: Entries, template: Template, *, source: str = 'the entries') -> Template:
-    """Fills a MobileNetV3-Large from a classifier of torchvision (`features.0.0.weight`, ...; `classifier` is left).
+def _vgg_entries(entries: Entries) -> Entries:
+    """Derives fc6 and fc7 from the classifier's layers, as SSD does (1512.02325, section 3).
 
-    Args:
-        entries: arrays by torchvision's names.
-        template: (params, model_state) of a `backbones.mobilenet.MobileNetV3Large`, with batch norm, frozen or not; a
-            classifier's tail is not reduced.
-        source: what an error calls the entries, for example their file.
-
-    Returns:
-        (params, model_state) like the template, numpy.
-
-    Raises:
-        ValueError: if an entry is missing, of another shape, or left over; or if the template has group norm.
+    They take every fourth feature of the fully connected layers, fc6 every third of their 7 x 7 cells. A file without those
+    layers, or with NaN in their place as torchvision's IMAGENET1K_FEATURES, gives none.
     """
-    return _fill(template, entries, torchvision_names.mobilenet_v3_large, source, ignored='classifier.')
-
-
-def vgg_variables(entries: Entries, template: Template, *, source: str = 'the entries') -> Template:
-    """Fills a VGG-16 from a classifier of torchvision (`features.0.weight`, ...).
-
-    fc6 and fc7 take every fourth feature of the fully connected layers, fc6 every third of their 7 x 7 cells, as SSD does
-    (1512.02325, section 3). A file without those layers, or with NaN in their place as torchvision's
-    IMAGENET1K_FEATURES, leaves fc6 and fc7 as they are: to be trained from scratch.
-
-    Args:
-        entries: arrays by torchvision's names.
-        template: (params, model_state) of a `backbones.vgg.VGG16` without a norm.
-        source: what an error calls the entries, for example their file.
-
-    Returns:
-        (params, model_state) like the template, numpy but for what is left as it is.
-
-    Raises:
-        ValueError: if an entry is missing, of another shape, or left over; or if the template has a norm.
-    """
-    params, model_state = template
+    kept = {name: array for name, array in entries.items() if not name.startswith('classifier.')}
     classifier = {name: entries[name] for name in entries if re.match(r'classifier\.[03]\.', name)}
-    entries = {name: array for name, array in entries.items() if not name.startswith('classifier.')}
-    if classifier and all(np.isfinite(array).all() for array in classifier.values()):
-        fc6, fc7 = classifier['classifier.0.weight'], classifier['classifier.3.weight']
-        fc6 = fc6.reshape(len(fc6), -1, 7, 7)
-        entries |= {'fc6.weight': fc6[::4, :, ::3, ::3], 'fc6.bias': classifier['classifier.0.bias'][::4]}
-        entries |= {'fc7.weight': fc7[::4, ::4, None, None], 'fc7.bias': classifier['classifier.3.bias'][::4]}
-        return _fill(template, entries, torchvision_names.vgg, source)
-    kept = {name: params[name] for name in ('fc6', 'fc7')}
-    convolutions = {name: tree for name, tree in params.items() if name not in kept}
-    filled, model_state = _fill((convolutions, model_state), entries, torchvision_names.vgg, source)
-    return filled | kept, model_state
+    if not classifier or not all(np.isfinite(array).all() for array in classifier.values()):
+        return kept
+    fc6, fc7 = classifier['classifier.0.weight'], classifier['classifier.3.weight']
+    fc6 = fc6.reshape(len(fc6), -1, 7, 7)
+    kept |= {'fc6.weight': fc6[::4, :, ::3, ::3], 'fc6.bias': classifier['classifier.0.bias'][::4]}
+    return kept | {'fc7.weight': fc7[::4, ::4, None, None], 'fc7.bias': classifier['classifier.3.bias'][::4]}
 
 
-def retinanet_variables(entries: Entries, template: Template, *, source: str = 'the entries') -> Template:
-    """Fills a RetinaNet from torchvision's: ResNet, FPN and heads, by the names of old files or of new ones.
+# Classifiers, into the backbones of their names.
+_CLASSIFIER = 'the classifier behind the backbone'
+RESNET = Mapping(torch_names(torchvision_names.resnet), left=(LEFT_COUNTERS, (r'^fc\.', _CLASSIFIER)))
+MOBILENET_V3_LARGE = Mapping(
+    torch_names(torchvision_names.mobilenet_v3_large), left=(LEFT_COUNTERS, (r'^classifier\.', _CLASSIFIER))
+)
+VGG = Mapping(torch_names(torchvision_names.vgg), prepare=_vgg_entries, anew='^fc[67]/')
 
-    Torchvision's label indices stay: 91 classes, of which 0, its background, is one like any other.
-
-    Args:
-        entries: arrays by torchvision's names.
-        template: (params, model_state) of a `detectors.retinanet`.
-        source: what an error calls the entries, for example their file.
-
-    Returns:
-        (params, model_state) like the template, numpy.
-
-    Raises:
-        ValueError: if an entry is missing, of another shape, or left over; or if the template has group norm.
-    """
-    return _fill(template, _with_new_names(entries), torchvision_names.retinanet, source)
-
-
-def ssd_variables(entries: Entries, template: Template, *, source: str = 'the entries') -> Template:
-    """Fills an SSD from torchvision's ssd300_vgg16 or ssdlite320_mobilenet_v3_large.
-
-    Background, first among torchvision's classes, becomes the last.
-
-    Args:
-        entries: arrays by torchvision's names.
-        template: (params, model_state) of a `detectors.ssd`.
-        source: what an error calls the entries, for example their file.
-
-    Returns:
-        (params, model_state) like the template, numpy.
-
-    Raises:
-        ValueError: if an entry is missing, of another shape, or left over; or if torchvision has no such norm.
-    """
-    lite = 'conv1_1' not in template[0]['backbone']
-    return _fill(template, _with_background_last(entries), torchvision_names.ssdlite if lite else torchvision_names.ssd, source)
-
-
-def faster_rcnn_variables(entries: Entries, template: Template, *, source: str = 'the entries') -> Template:
-    """Fills a Faster R-CNN on a pyramid from torchvision's, by the names of old files or of new ones.
-
-    Background, first among torchvision's classes, becomes the last; the boxes that torchvision regresses for it are left
-    out.
-
-    Args:
-        entries: arrays by torchvision's names.
-        template: (params, model_state) of a `detectors.faster_rcnn`.
-        source: what an error calls the entries, for example their file.
-
-    Returns:
-        (params, model_state) like the template, numpy.
-
-    Raises:
-        ValueError: if an entry is missing, of another shape, or left over; or if torchvision has no such R-CNN.
-    """
-    return _fill(template, _with_our_rois(_with_new_names(entries)), torchvision_names.rcnn, source)
-
-
-def mask_rcnn_variables(entries: Entries, template: Template, *, source: str = 'the entries') -> Template:
-    """Fills a Mask R-CNN on a pyramid from torchvision's, by the names of old files or of new ones.
-
-    As `faster_rcnn_variables` does, without the mask of background.
-
-    Args:
-        entries: arrays by torchvision's names.
-        template: (params, model_state) of a `detectors.mask_rcnn`.
-        source: what an error calls the entries, for example their file.
-
-    Returns:
-        (params, model_state) like the template, numpy.
-
-    Raises:
-        ValueError: if an entry is missing, of another shape, or left over; or if torchvision has no such R-CNN.
-    """
-    return _fill(template, _with_our_masks(_with_our_rois(_with_new_names(entries))), torchvision_names.rcnn, source)
+# Detectors. Torchvision's label indices stay in RetinaNet: 91 classes, of which 0, its background, is one like any other.
+RETINANET = Mapping(torch_names(torchvision_names.retinanet), prepare=_with_new_names)
+_SSD_RULES = (
+    Rule(r'classification_head\.module_list\.\d(\.1)?\.(weight|bias)$', _anchors_background_last, 'background last'),
+)
+SSD = Mapping(torch_names(torchvision_names.ssd, {'l2_norm/scale': 'backbone.scale_weight'}), rules=_SSD_RULES)
+SSDLITE = Mapping(torch_names(torchvision_names.ssdlite), rules=_SSD_RULES)
+RCNN = Mapping(
+    torch_names(torchvision_names.rcnn),
+    prepare=_with_new_names,
+    rules=(
+        Rule(r'box_head\.fc6\.weight$', _channels_last, 'inputs C, h, w -> h, w, C'),
+        Rule(r'box_predictor\.cls_score\.', lambda array, name, entries: np.roll(array, -1, axis=0), 'background last'),
+        Rule(r'box_predictor\.bbox_pred\.', lambda array, name, entries: array[4:], "without background's 4 rows"),
+        Rule(r'conv5_mask\.weight$', _as_convolution, 'IOHW -> OIHW, turned by half a turn'),
+        Rule(r'mask_fcn_logits\.', lambda array, name, entries: array[1:], "without background's mask"),
+    ),
+)
 
 
 def load_backbone(path: str, params: Params, model_state: ModelState) -> Template:
@@ -195,8 +119,8 @@ def load_backbone(path: str, params: Params, model_state: ModelState) -> Templat
     except safetensors.SafetensorError as error:
         raise ValueError(f'{path}: not a safetensors file ({error}); from a .pth file make one with '
                          'safetensors.torch.save_file(torch.load(path), new_path)') from error
-    fill = next((fill for first, fill in _CLASSIFIERS.items() if first in params['backbone']), None)
-    if fill is None:
+    mapping = next((mapping for first, mapping in _CLASSIFIERS.items() if first in params['backbone']), None)
+    if mapping is None:
         raise ValueError(f'{path}: torchvision has no classifier like the backbone of this model: initialise none')
     parts = ['backbone', 'trunk'] if 'stage4_block1' in params.get('trunk', ()) else ['backbone']
 
@@ -207,126 +131,22 @@ def load_backbone(path: str, params: Params, model_state: ModelState) -> Templat
         return {**tree, **{part: {name: modules[name] for name in tree[part]} for part in parts}}
 
     template = joined(params), {name: joined(tree) for name, tree in model_state.items()}
-    modules, statistics = fill(entries, template, source=path)
+    modules, statistics = fill(mapping, entries, template, source=path)
     return parted(params, modules), {name: parted(tree, statistics[name]) for name, tree in model_state.items()}
 
 
-def _fill(
-    template: Template, entries: Entries, torch_module: Callable[[str], str], source: str, ignored: str | None = None
-) -> Template:
-    """Looks up every variable of the template.
-
-    Args:
-        template: what to fill.
-        entries: arrays by torchvision's names.
-        torch_module: from the path of one of our modules ('stage1_block1/conv1') to its name ('layer1.0.conv1').
-        source: what an error calls the entries.
-        ignored: the first letters of entries that may be left over.
-
-    Returns:
-        (params, model_state), numpy.
-    """
-    params, model_state = template
-    asked, missing, misshapen = set(), [], []
-
-    def take(path, leaf):
-        _, *modules, variable = (key.key for key in path)  # the first is the collection
-        name = _OTHERS.get('/'.join((*modules, variable)))
-        name = name or f'{torch_module("/".join(modules))}.{_LEAVES[variable]}'
-        axes = _AXES[len(leaf.shape)]
-        shape = tuple(leaf.shape[axes.index(axis)] for axis in range(len(axes)))
-        asked.add(name)
-        if name not in entries:
-            missing.append(name)
-        elif entries[name].shape != shape:
-            misshapen.append(f'{name} {entries[name].shape} where the model has {shape}')
-        else:
-            return np.ascontiguousarray(entries[name].transpose(axes), leaf.dtype)
-
-    variables = jax.tree_util.tree_map_with_path(take, {'params': params, **model_state})
-    unused = [name for name in entries if name not in asked and not name.endswith('num_batches_tracked')]
-    unused = [name for name in unused if ignored is None or not name.startswith(ignored)]
-    problems = {'missing': missing, 'of another shape': misshapen, 'unused': unused}
-    if any(problems.values()):
-        listed = '; '.join(f'{kind}: {_listed(names)}' for kind, names in problems.items() if names)
-        raise ValueError(f'{source}: not the weights of this model: {listed}. Set depth, width, norm and num_classes '
-                         'of the model to those of the file, or give a file of that model')
-    return variables.pop('params'), variables
-
-
-def _listed(names: list[str]) -> str:
-    more = len(names) - _LISTED
-    return ', '.join(names[:_LISTED]) + (f' and {more} more' if more > 0 else '')
-
-
-def _with_new_names(entries: Entries) -> dict[str, np.ndarray]:
-    """Renames the entries of old files: each convolution is wrapped now, with its activation or norm beside it."""
-
-    def new_name(name: str) -> str:
-        new = re.sub(r'((?:inner|layer)_blocks\.\d)\.(weight|bias)$', r'\1.0.\2', name)
-        new = re.sub(r'(rpn\.head\.conv)\.(weight|bias)$', r'\1.0.0.\2', new)
-        new = re.sub(r'mask_fcn(\d)\.(weight|bias)$', lambda m: f'{int(m[1]) - 1}.0.{m[2]}', new)
-        new = re.sub(r'(_head\.conv)\.(\d)\.(weight|bias)$', lambda m: f'{m[1]}.{int(m[2]) // 2}.0.{m[3]}', new)
-        return name if new in entries else new  # twice there: the old one is left over, and an error says so
-
-    return {new_name(name): array for name, array in entries.items()}
-
-
-def _with_background_last(entries: Entries) -> dict[str, np.ndarray]:
-    """Moves the first class of each anchor behind the others, in the last convolution of each level."""
-
-    def moved(name: str, array: np.ndarray) -> np.ndarray:
-        if not re.search(r'classification_head\.module_list\.\d(\.1)?\.(weight|bias)$', name):
-            return array
-        anchors = len(entries[name.replace('classification', 'regression')]) // 4
-        return np.roll(array.reshape(anchors, -1, *array.shape[1:]), -1, axis=1).reshape(array.shape)
-
-    return {name: moved(name, array) for name, array in entries.items()}
-
-
-def _with_our_rois(entries: Entries) -> dict[str, np.ndarray]:
-    """Brings the box head to our order: RoI features as [s, s, C], background last and without boxes."""
-
-    def ours(name: str, array: np.ndarray) -> np.ndarray:
-        if name.endswith('box_head.fc6.weight') and pyramid in entries:
-            channels = len(entries[pyramid])
-            side = math.isqrt(array.shape[1] // channels)
-            return array.reshape(-1, channels, side, side).transpose(0, 2, 3, 1).reshape(array.shape)
-        if 'box_predictor.cls_score.' in name:
-            return np.roll(array, -1, axis=0)
-        return array[4:] if 'box_predictor.bbox_pred.' in name else array
-
-    pyramid = 'backbone.fpn.layer_blocks.0.0.bias'
-    return {name: ours(name, array) for name, array in entries.items()}
-
-
-def _with_our_masks(entries: Entries) -> dict[str, np.ndarray]:
-    """Drops the mask of background, and turns the deconvolution's kernel into the one of a convolution.
-
-    Torch's deconvolution spreads each input over the kernel, IOHW; ours convolves a grid with zeros between the inputs,
-    where the kernel's first cell meets the input that torch's last one spread: OIHW, turned by half a turn.
-    """
-
-    def ours(name: str, array: np.ndarray) -> np.ndarray:
-        if name.endswith('conv5_mask.weight'):
-            return array.swapaxes(0, 1)[:, :, ::-1, ::-1]
-        return array[1:] if 'mask_fcn_logits.' in name else array
-
-    return {name: ours(name, array) for name, array in entries.items()}
-
-
-_CLASSIFIERS = {'stem_conv': resnet_variables, 'stem': mobilenet_variables, 'conv1_1': vgg_variables}  # by a first layer
+_CLASSIFIERS = {'stem_conv': RESNET, 'stem': MOBILENET_V3_LARGE, 'conv1_1': VGG}  # by a first layer
 
 
 class Peer(NamedTuple):
     """A model of torchvision and our counterpart.
 
     model: the arguments of `make_detector`.
-    mapping: (entries, template, source=) -> (params, model_state).
+    mapping: of its weights.
     """
 
     model: dict[str, Any]
-    mapping: Callable[..., Template]
+    mapping: Mapping
 
     @property
     def max_detections(self) -> int:
@@ -409,7 +229,7 @@ PEERS = {
             'mean': tuple(255 * x for x in (0.485, 0.456, 0.406)),
             'std': tuple(255 * x for x in (0.229, 0.224, 0.225)),
         },
-        mapping=retinanet_variables,
+        mapping=RETINANET,
     ),
     'ssd300_vgg16': Peer(
         model={
@@ -432,7 +252,7 @@ PEERS = {
             'mean': tuple(255 * x for x in (0.48235, 0.45882, 0.40784)),
             'std': (1.0, 1.0, 1.0),
         },
-        mapping=ssd_variables,
+        mapping=SSD,
     ),
     'ssdlite320_mobilenet_v3_large': Peer(
         model={
@@ -456,9 +276,9 @@ PEERS = {
             'mean': (127.5,) * 3,
             'std': (127.5,) * 3,
         },
-        mapping=ssd_variables,
+        mapping=SSDLITE,
     ),
-    'fasterrcnn_resnet50_fpn': Peer(model=_FASTER_RCNN, mapping=faster_rcnn_variables),
+    'fasterrcnn_resnet50_fpn': Peer(model=_FASTER_RCNN, mapping=RCNN),
     'maskrcnn_resnet50_fpn': Peer(
         model={
             **_FASTER_RCNN,
@@ -473,6 +293,6 @@ PEERS = {
                 'targets': 'average',
             },
         },
-        mapping=mask_rcnn_variables,
+        mapping=RCNN,
     ),
 }

@@ -1,0 +1,191 @@
+"""Foreign weights in our variables: which entry of a file each of them takes, and what is done to it on the way.
+
+    entries {name: array} -> prepared -> rules -> for each of our variables: its entry -> transposed -> (params, model_state)
+
+Our tree leads: each variable asks for its entry, so nothing can be left out, and what nobody asked for is an error too,
+unless the mapping declares that it is left. `fill` makes the variables, `report` a table of what it did.
+"""
+
+import re
+import zlib
+from collections import abc
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import flax.traverse_util
+import numpy as np
+
+from detzoo.types import ModelState, Params
+
+Entries = abc.Mapping[str, np.ndarray]
+Template = tuple[Params, ModelState]  # arrays or shapes, as `Detector.init` or `jax.eval_shape` of it return them
+
+_LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean', 'var': 'running_var'}
+_TORCH_AXES = {4: (2, 3, 1, 0), 2: (1, 0)}  # by rank, torch's axes in our order: OIHW -> HWIO, OI -> IO
+_TRANSPOSED = {4: 'OIHW -> HWIO', 2: 'OI -> IO'}
+_LISTED = 4  # entries a kind of an error message
+LEFT_COUNTERS = (r'num_batches_tracked$', 'a counter of training')
+
+
+class Rule(NamedTuple):
+    """A change of entries that is more than another order of axes.
+
+    pattern: a regular expression that is searched in their names.
+    change: (array, name, entries) -> array.
+    says: what it does, for the report.
+    """
+
+    pattern: str
+    change: Callable[[np.ndarray, str, Entries], np.ndarray]
+    says: str
+
+
+class Mapping(NamedTuple):
+    """How the entries of a kind of file become the variables of a kind of detector.
+
+    name_of: from the path of one of our variables, without its collection ('backbone/stem_conv/kernel'), to the name of its
+        entry; ValueError where the other side has no such layer.
+    prepare: renames entries, or derives some from others.
+    rules: what is done to them.
+    left: (pattern of names, reason) of entries that may be left over.
+    anew: a pattern of our paths that keep the template's values where an entry is missing or of another shape; '' for none.
+    transpose: whether kernels have torch's order of axes.
+    """
+
+    name_of: Callable[[str], str]
+    prepare: Callable[[Entries], Entries] = lambda entries: entries
+    rules: tuple[Rule, ...] = ()
+    left: tuple[tuple[str, str], ...] = (LEFT_COUNTERS,)
+    anew: str = ''
+    transpose: bool = True
+
+
+class Row(NamedTuple):
+    """A line of the report.
+
+    foreign: the name in the file, '' for a variable that starts anew.
+    ours: the path of our variable, its collection first; '' for an entry that is left.
+    shape: of our variable, or of the entry that is left.
+    transform: what was done.
+    checksum: of our variable, see `checksum`.
+    """
+
+    foreign: str
+    ours: str
+    shape: tuple[int, ...]
+    transform: str
+    checksum: str
+
+
+def torch_names(module_of: Callable[[str], str], others: abc.Mapping[str, str] = {}) -> Callable[[str], str]:  # noqa: B006
+    """Names entries as torch does: by their module, and 'weight', 'bias', 'running_mean' or 'running_var'.
+
+    Args:
+        module_of: from the path of one of our modules ('stage1_block1/conv1') to its name ('layer1.0.conv1').
+        others: names of entries by the paths of our variables, where they are no module's leaves.
+
+    Returns:
+        `Mapping.name_of`.
+    """
+
+    def name_of(path: str) -> str:
+        module, _, leaf = path.rpartition('/')
+        return others.get(path) or f'{module_of(module)}.{_LEAVES[leaf]}'
+
+    return name_of
+
+
+def fill(mapping: Mapping, entries: Entries, template: Template, *, source: str = 'the entries') -> Template:
+    """Makes variables of entries.
+
+    Args:
+        mapping: which of them where.
+        entries: arrays by the names of their file.
+        template: (params, model_state) of the detector, or of its backbone.
+        source: what an error calls the entries, for example their file.
+
+    Returns:
+        (params, model_state) like the template, numpy but for what starts anew.
+
+    Raises:
+        ValueError: if an entry is missing, of another shape, or left over; or if the other side has no such detector.
+    """
+    variables = {path: value for path, value, _, _ in _assign(mapping, entries, template, source)}
+    variables = flax.traverse_util.unflatten_dict(variables, sep='/')
+    params = variables.pop('params')
+    return params, {collection: variables.get(collection, {}) for collection in template[1]}
+
+
+def report(mapping: Mapping, entries: Entries, template: Template, *, source: str = 'the entries') -> list[Row]:
+    """Says of each variable where it is from and of each other entry why it is left; the arguments and errors are `fill`'s."""
+    rows = [
+        Row(name, path, tuple(value.shape), transform, checksum(value) if name else '')
+        for path, value, name, transform in _assign(mapping, entries, template, source)
+    ]
+    taken, entries = {row.foreign for row in rows}, mapping.prepare(entries)
+    left = ((name, _reason_to_leave(mapping, name)) for name in entries if name not in taken)
+    return rows + [Row(name, '', entries[name].shape, f'left: {reason}', '') for name, reason in left]
+
+
+def checksum(value: np.ndarray) -> str:
+    """The CRC-32 of an array's bytes in C order, 8 hexadecimal digits."""
+    return f'{zlib.crc32(np.ascontiguousarray(value).tobytes()):08x}'
+
+
+def flatten(variables: Template) -> dict[str, Any]:
+    """Lists the leaves of (params, model_state) by their paths, which begin with the collection."""
+    params, model_state = variables
+    return flax.traverse_util.flatten_dict({'params': params, **model_state}, sep='/')
+
+
+def _assign(mapping: Mapping, entries: Entries, template: Template, source: str) -> Iterator[tuple[str, Any, str, str]]:
+    """Finds for each variable its path, value, the name of its entry ('' if it starts anew) and what was done to it."""
+    entries = mapping.prepare(entries)
+    found, asked, missing, misshapen = [], set(), [], []
+    for path, leaf in flatten(template).items():
+        path_in_collection = path.partition('/')[2]
+        name = mapping.name_of(path_in_collection)
+        asked.add(name)
+        value, done = _changed(mapping, name, entries) if name in entries else (None, [])
+        shape = None if value is None else value.shape
+        if value is not None and mapping.transpose and value.ndim in _TORCH_AXES:
+            value, done = value.transpose(_TORCH_AXES[value.ndim]), [*done, _TRANSPOSED[value.ndim]]
+        if value is not None and value.shape == tuple(leaf.shape):
+            found.append((path, np.ascontiguousarray(value, leaf.dtype), name, '; '.join(done) or 'as it is'))
+        elif mapping.anew and re.search(mapping.anew, path_in_collection):
+            found.append((path, leaf, '', 'starts anew: ' + ('no entry' if value is None else f'{name} is {list(shape)}')))
+        elif value is None:
+            missing.append(name)
+        else:
+            misshapen.append(f'{name} {shape} where the model has {_in_file_order(mapping, tuple(leaf.shape))}')
+    unused = [name for name in entries if name not in asked and _reason_to_leave(mapping, name) is None]
+    problems = {'missing': missing, 'of another shape': misshapen, 'unused': unused}
+    if any(problems.values()):
+        listed = '; '.join(f'{kind}: {_listed(names)}' for kind, names in problems.items() if names)
+        raise ValueError(f'{source}: not the weights of this model: {listed}. Set depth, width, norm and num_classes '
+                         'of the model to those of the file, or give a file of that model')
+    yield from found
+
+
+def _changed(mapping: Mapping, name: str, entries: Entries) -> tuple[np.ndarray, list[str]]:
+    """Applies the rules that concern an entry: the array, and what they say."""
+    array, done = entries[name], []
+    for rule in mapping.rules:
+        if re.search(rule.pattern, name):
+            array, done = rule.change(array, name, entries), [*done, rule.says]
+    return array, done
+
+
+def _reason_to_leave(mapping: Mapping, name: str) -> str | None:
+    return next((reason for pattern, reason in mapping.left if re.search(pattern, name)), None)
+
+
+def _in_file_order(mapping: Mapping, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that an entry of a file has for a variable of ours."""
+    axes = _TORCH_AXES.get(len(shape)) if mapping.transpose else None
+    return shape if axes is None else tuple(shape[axes.index(axis)] for axis in range(len(axes)))
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - _LISTED
+    return ', '.join(names[:_LISTED]) + (f' and {more} more' if more > 0 else '')
