@@ -49,6 +49,8 @@ def defaults() -> ml_collections.ConfigDict:
     c.data.recipe.resize = 'fit'  # 'fit': aspect ratio kept, top left; 'letterbox': kept, centred; 'stretch': fills the canvas
     c.data.recipe.shorter_side = config_dict.placeholder(int)  # limits of a resized image, pixels; default: none,
     c.data.recipe.longer_side = config_dict.placeholder(int)  # the image is as large as the canvas lets it
+    # 'area', or a peer's: 'bilinear' (torchvision, OpenCV), 'pil' (detectron2), 'darknet'; they round sides differently too
+    c.data.recipe.interpolation = 'area'
     # How it is varied in training (detzoo/data/augment.py), in this order:
     c.data.recipe.flip = 0.5  # probability of a horizontal flip
     c.data.recipe.rotate90 = False  # turn by a random multiple of 90 degrees
@@ -93,6 +95,8 @@ def defaults() -> ml_collections.ConfigDict:
     c.evaluation = ml_collections.ConfigDict()
     c.evaluation.batch_size = 16  # images at once, of all devices together
     c.evaluation.canvases = ()  # as data.canvases, for evaluation and prediction; empty: those
+    c.evaluation.exact = False  # each image on a canvas of its own, its pixels not rounded: a compilation for each size
+    c.evaluation.divisor = 32  # of the sides of such canvases
     return c
 
 

@@ -15,7 +15,7 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from detzoo.config import from_json
 from detzoo.core.masks import paste_masks
-from detzoo.data.geometry import Placement, choose_canvas, place, placement, resize_rule
+from detzoo.data.geometry import Placement, choose_canvas, own_canvas, place, placement, resize_rule
 from detzoo.data.pipeline import evaluation_batches, shard
 from detzoo.data.proposals import Proposals, load_proposals
 from detzoo.data.records import MAX_PIXELS, DataError, Dataset, decode_image, ground_truth, open_dataset
@@ -90,7 +90,7 @@ class Predictor:
     def __call__(self, image: np.ndarray, proposals: np.ndarray | None = None) -> ImageDetections:
         """Detects the objects of an image.
 
-        The image goes onto the config's canvas on which it is largest; a program is compiled for each canvas once.
+        The image goes onto a canvas of the config, see `canvas_for`; a program is compiled for each canvas once.
 
         Args:
             image: [h, w, 3] uint8, RGB, of any size.
@@ -108,9 +108,8 @@ class Predictor:
             shape = f'{getattr(image, "dtype", type(image).__name__)}{list(np.shape(image))}'
             raise ValueError(f'an image is [h, w, 3] uint8 RGB, not {shape}')
         check_proposals(self.config, proposals is not None, 'proposals, as in predictor(image, proposals)')
-        rule = resize_rule(self.config.data.recipe)
-        canvas = choose_canvas(image.shape[:2], evaluation_canvases(self.config), rule)
-        pixels, where = place(image, canvas, rule)
+        canvas, rule = canvas_for(image.shape[:2], self.config), resize_rule(self.config.data.recipe)
+        pixels, where = place(image, canvas, rule, rounded=not self.config.evaluation.exact)
         given = ()
         if proposals is not None:
             boxes, rows = np.asarray(proposals, np.float64), self.config.data.max_proposals
@@ -166,8 +165,25 @@ def check_proposals(config: ml_collections.ConfigDict, given: bool, what: str) -
 
 
 def evaluation_canvases(config: ml_collections.ConfigDict) -> Sequence[tuple[int, int]]:
-    """The canvases on which images are put for prediction; an image takes the one on which it is largest."""
+    """The canvases on which images are put for prediction, unless each has its own."""
     return config.evaluation.canvases or config.data.canvases
+
+
+def canvas_for(size: tuple[int, int], config: ml_collections.ConfigDict) -> tuple[int, int]:
+    """Chooses the canvas on which an image of (height, width) is put for prediction.
+
+    It is the one of `evaluation_canvases` on which the image is largest. With `evaluation.exact`, where the recipe limits
+    the sides of images, it is one of its own, no larger than its sides rounded up to multiples of `evaluation.divisor`.
+    """
+    rule = resize_rule(config.data.recipe)
+    if config.evaluation.exact and rule.is_limited and rule.resize == 'fit':
+        return own_canvas(size, rule, config.evaluation.divisor)
+    return choose_canvas(size, evaluation_canvases(config), rule)
+
+
+def canvases_for(truth: Mapping[str, Any], config: ml_collections.ConfigDict) -> list[tuple[int, int]]:
+    """Chooses the canvas of each image of a split's `records.ground_truth`, in their order."""
+    return [canvas_for((image['height'], image['width']), config) for image in truth['images']]
 
 
 def evaluated_kinds(config: ml_collections.ConfigDict) -> tuple[str, ...]:
@@ -205,14 +221,20 @@ def to_coco(detections: ImageDetections, image_id: int) -> list[dict[str, Any]]:
     return results
 
 
-def make_predict_step(detector: Detector, canvases: Sequence[Any], devices: Any = None) -> Callable[..., Any]:
-    """Maps `predict` over devices: (params, model_state, batch) -> all devices' (detections, image ids, valid)."""
+def make_predict_step(detector: Detector, canvases: Collection[Any], devices: Any = None) -> Callable[..., Any]:
+    """Maps `predict` over devices: (params, model_state, batch) -> all devices' (detections, image ids, valid).
+
+    Args:
+        detector: any.
+        canvases: those of all batches.
+        devices: what to map over, all by default.
+    """
 
     def predict_step(params: Any, model_state: Any, batch: Batch) -> tuple[Detections, jax.Array, jax.Array]:
         result = detector.predict(params, model_state, batch.inputs), batch.image_id, batch.valid
         return jax.tree.map(lambda x: jax.lax.all_gather(x, parallel.AXIS, tiled=True), result)
 
-    return parallel.parallel(predict_step, name='the predict step', traces=len(canvases), devices=devices)
+    return parallel.parallel(predict_step, name='the predict step', traces=len(set(canvases)), devices=devices)
 
 
 def predict_dataset(
@@ -223,6 +245,7 @@ def predict_dataset(
     truth: dict[str, Any],
     config: ml_collections.ConfigDict,
     *,
+    classes: Classes | None = None,
     proposals: Proposals | None = None,
     on_batch: Callable[[Batch], None] = lambda batch: None,
 ) -> list[dict[str, Any]]:
@@ -234,40 +257,41 @@ def predict_dataset(
         dataset: the split.
         truth: its `records.ground_truth`.
         config: of the run.
+        classes: of the detector; the data set's by default. What is found of classes that the data set lacks is left out.
         proposals: of the split, for a detector that is to look there; None: none.
         on_batch: is called with each sharded batch, for what else is to be computed from it.
 
     Returns:
         COCO results of the whole split, on every process.
     """
-    sizes = [(image['height'], image['width']) for image in truth['images']]
-    rule, canvases = resize_rule(config.data.recipe), evaluation_canvases(config)
-    classes = Classes(dataset.class_names, dataset.category_ids)
+    canvases, rule = canvases_for(truth, config), resize_rule(config.data.recipe)
+    classes = classes or Classes(dataset.class_names, dataset.category_ids)
     batches = evaluation_batches(
         dataset,
-        sizes,
-        canvases=canvases,
+        canvases,
         max_boxes=config.data.max_boxes,
         recipe=config.data.recipe,
         batch_size=config.evaluation.batch_size,
+        rounded=not config.evaluation.exact,
         mask_size=config.data.mask_size,
         proposals=proposals,
         process=jax.process_index(),
         processes=jax.process_count(),
         threads=config.data.threads,
     )
-    results: dict[int, list[dict[str, Any]]] = {}
+    known, results = set(dataset.category_ids), {}
 
     def collect(gathered: Any) -> None:
         detections, indices, valid = parallel.first_replica(gathered)
         for row in np.flatnonzero(valid):
             index = int(indices[row])
-            where = placement(sizes[index], choose_canvas(sizes[index], canvases, rule), rule)
+            image = truth['images'][index]
+            where = placement((image['height'], image['width']), canvases[index], rule)
             found = to_image(jax.tree.map(operator.itemgetter(row), detections), where, classes)
-            results[index] = to_coco(found, truth['images'][index]['id'])
+            results[index] = [result for result in to_coco(found, image['id']) if result['category_id'] in known]
 
     pending = None
-    with tqdm(total=len(sizes), desc='evaluate', unit='image', disable=jax.process_index() > 0, leave=False) as bar:
+    with tqdm(total=len(canvases), desc='evaluate', unit='image', disable=jax.process_index() > 0, leave=False) as bar:
         for batch in batches:
             sharded = parallel.put(shard(batch, jax.local_device_count()))
             gathered = predict_step(params, model_state, sharded)
@@ -307,7 +331,7 @@ def evaluate_workdir(
     source = proposals or config.data.validation_proposals
     check_proposals(config, source is not None, 'proposals (--proposals)')
     dataset = open_dataset(config.data.name, config.data.validation_split, data_dir or config.data.data_dir)
-    if predictor.classes != (dataset.class_names, dataset.category_ids):
+    if not {*zip(*predictor.classes)} >= {*zip(dataset.class_names, dataset.category_ids)}:
         raise DataError(
             f'data set {dataset.name!r} has the classes {dataset.class_names} now, the run in {workdir} was trained on '
             f'{predictor.classes.class_names}: evaluate with the data it was trained on'
@@ -317,9 +341,11 @@ def evaluate_workdir(
     config.evaluation.batch_size = -(-config.evaluation.batch_size // devices) * devices  # any machine may evaluate
     given = load_proposals(source, dataset, config.data.max_proposals)
     truth = ground_truth(dataset)
-    predict_step = make_predict_step(predictor.detector, evaluation_canvases(config))
-    params, model_state = parallel.replicate((predictor.params, predictor.model_state))
-    results = predict_dataset(predict_step, params, model_state, dataset, truth, config, proposals=given)
+    predict_step = make_predict_step(predictor.detector, canvases_for(truth, config))
+    variables = parallel.replicate((predictor.params, predictor.model_state))
+    results = predict_dataset(
+        predict_step, *variables, dataset, truth, config, classes=predictor.classes, proposals=given
+    )
     metrics = {'step': predictor.step, **coco_metrics(truth, results, evaluated_kinds(config))}
     suffix = ''
     if proposals is not None:

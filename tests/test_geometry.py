@@ -10,8 +10,8 @@ FIT, LETTERBOX, STRETCH = (ResizeRule(resize=resize) for resize in ('fit', 'lett
 
 
 def test_resize_rule_takes_its_keys_from_a_recipe():
-    recipe = dict(flip=0.5, longer_side=90, resize='letterbox', shorter_side=None)
-    assert geometry.resize_rule(recipe) == ResizeRule('letterbox', None, 90)
+    recipe = dict(flip=0.5, longer_side=90, interpolation='pil', resize='letterbox', shorter_side=None)
+    assert geometry.resize_rule(recipe) == ResizeRule('letterbox', None, 90, 'pil')
 
 
 @pytest.mark.parametrize('size, canvas, limits, scale', [
@@ -114,6 +114,63 @@ def test_resize_averages_where_it_shrinks(size, value):
     np.testing.assert_array_equal(geometry.resize(image, size), np.full((*size[::-1], 3), value))
     turned = np.ascontiguousarray(image.swapaxes(0, 1))
     np.testing.assert_array_equal(geometry.resize(turned, size[::-1]), np.full((*size, 3), value))
+
+
+@pytest.mark.parametrize('interpolation, size', [('area', (1068, 801)), ('bilinear', (1067, 800)), ('pil', (1068, 801))])
+def test_each_interpolation_rounds_sides_as_its_users(interpolation, size):
+    # 3 : 4 with a shorter side of 800.7 at most: 800.7 x 1067.6.
+    rule = ResizeRule('fit', shorter_side=800.7, interpolation=interpolation)
+    where = geometry.placement((375, 500), geometry.own_canvas((375, 500), rule, 1), rule)
+    assert where.size == size and where.scale == (size[0] / 500, size[1] / 375)
+    assert geometry.own_canvas((375, 500), rule, 32) == (832 if size[1] > 800 else 800, 1088)
+
+
+def test_own_canvas_leaves_the_image_the_size_of_its_limits():
+    # 101 x 333 -> 242.6 x 800, rounded down to 242: on a canvas of 242 rows a scale of 242 / 101 would lose a column.
+    rule = ResizeRule('fit', longer_side=800, interpolation='bilinear')
+    canvas = geometry.own_canvas((101, 333), rule, 1)
+    assert canvas == (242, 800) and geometry.placement((101, 333), canvas, rule).size == (800, 242)
+
+
+def test_darknet_letterbox_by_hand():
+    # 7 x 3 on 14 x 14: 14 x 6, 4 rows above; each integer division of darknet's is exact or rounds down.
+    rule = ResizeRule('letterbox', interpolation='darknet')
+    assert geometry.placement((3, 7), (14, 14), rule) == ((2, 2), (14, 6), (0, 4))
+    assert geometry.placement((333, 500), (416, 416), rule).size == (416, 277)  # 333 * 416 / 500 = 277.06
+    sides = [geometry.placement((3 * n, 2 * n), (416, 608), rule).size for n in range(1, 600)]
+    assert set(sides) == {(277, 416)}  # no rounding error makes 415 rows of them
+
+
+def bilinear(line, positions):
+    """Interpolates a line at positions between its samples; beyond the outermost it stays."""
+    return np.interp(positions, np.arange(len(line)), line)
+
+
+@pytest.mark.parametrize('interpolation', ['bilinear', 'pil', 'darknet'])
+@pytest.mark.parametrize('size', [(5, 9), (23, 17), (11, 13), (1, 1)], ids=str)
+def test_resize_against_slow_oracle(interpolation, size):
+    image = np.random.RandomState(0).randint(0, 256, (13, 11, 3)).astype(np.uint8)
+
+    def resampled(line, length):
+        scale = len(line) / length
+        if interpolation == 'bilinear':
+            return bilinear(line, (np.arange(length) + 0.5) * scale - 0.5)
+        if interpolation == 'darknet':
+            return bilinear(line, np.arange(length) * (len(line) - 1) / max(1, length - 1))
+        centers, support = (np.arange(length) + 0.5) * scale, max(1, scale)
+        weights = np.maximum(0, 1 - abs(np.arange(len(line)) + 0.5 - centers[:, None]) / support)
+        line = (weights / weights.sum(axis=1, keepdims=True)) @ line
+        return np.rint(line)  # after each axis
+
+    expected = image.astype(np.float64)
+    for axis, length in ((1, size[0]), (0, size[1])):
+        expected = np.apply_along_axis(resampled, axis, expected, length)
+    exact = geometry.resize(image, size, interpolation, rounded=False)
+    assert exact.dtype == np.float32
+    np.testing.assert_allclose(exact, expected, atol=1 if interpolation == 'pil' else 1e-3)  # PIL has fixed-point weights
+    rounded = geometry.resize(image, size, interpolation)
+    assert rounded.dtype == np.uint8
+    np.testing.assert_allclose(rounded, exact, atol=1)
 
 
 def test_mask_in_frame_by_hand():

@@ -9,7 +9,7 @@ import pytest
 
 from detzoo.config import defaults
 from detzoo.data import pipeline
-from detzoo.data.geometry import ResizeRule, choose_canvas, placement
+from detzoo.data.geometry import ResizeRule, choose_canvas, placement, resize_rule
 from detzoo.data.proposals import load_proposals
 from detzoo.types import GroundTruth
 
@@ -27,8 +27,10 @@ def train(dataset, steps, **changes):
 
 
 def evaluation(dataset, **changes):
-    sizes = [(record['height'], record['width']) for record in dataset.records]
-    return list(pipeline.evaluation_batches(dataset, sizes, **COMMON | changes))
+    arguments = COMMON | changes
+    canvases, rule = arguments.pop('canvases'), resize_rule(arguments['recipe'])
+    chosen = [choose_canvas((record['height'], record['width']), canvases, rule) for record in dataset.records]
+    return list(pipeline.evaluation_batches(dataset, chosen, **arguments))
 
 
 def assert_same(first, second):

@@ -9,7 +9,7 @@ import numpy as np
 from detzoo.data.pipeline import evaluation_batches
 from detzoo.data.proposals import load_proposals
 from detzoo.data.records import Dataset
-from detzoo.inference import Predictor, evaluation_canvases
+from detzoo.inference import Predictor, canvas_for
 from detzoo.visualize import draw_assignment
 
 
@@ -30,11 +30,11 @@ def draw_assignments(predictor: Predictor, dataset: Dataset, index: int = 0) -> 
     batch = next(
         evaluation_batches(
             part,
-            [(record['height'], record['width'])],
-            canvases=evaluation_canvases(config),
+            [canvas_for((record['height'], record['width']), config)],
             max_boxes=config.data.max_boxes,
             recipe=config.data.recipe,
             batch_size=1,
+            rounded=not config.evaluation.exact,
             mask_size=config.data.mask_size,
             proposals=load_proposals(config.data.validation_proposals, part, config.data.max_proposals),
             threads=1,

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 from detzoo.types import Array
 
 
-def normalize(image: Array, window: Array, *, mean: Sequence[float], std: Sequence[float], bgr: bool = False) -> Array:
-    """Subtracts the mean, divides by the deviation, and zeroes what lies outside the window.
+def normalize(
+    image: Array, window: Array, *, mean: Sequence[float], std: Sequence[float], bgr: bool = False, pad_value: float = 0.0
+) -> Array:
+    """Subtracts the mean, divides by the deviation, and overwrites what lies outside the window.
 
-    Zeros after normalising, not before: a padded canvas then looks to the first convolution like its own zero padding.
+    By zeros after normalising, not before: a padded canvas then looks to the first convolution like its own zero padding.
 
     Args:
         image: [H, W, 3] uint8 or float32, RGB in 0..255.
@@ -19,6 +21,7 @@ def normalize(image: Array, window: Array, *, mean: Sequence[float], std: Sequen
         mean: of the channels in the order the network reads them, in 0..255.
         std: of the channels, likewise.
         bgr: whether the network reads BGR.
+        pad_value: what stands outside the window.
 
     Returns:
         [H, W, 3] float32.
@@ -29,4 +32,4 @@ def normalize(image: Array, window: Array, *, mean: Sequence[float], std: Sequen
     image = (image - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
     y, x = jnp.arange(height) + 0.5, jnp.arange(width) + 0.5
     inside = ((y > window[1]) & (y < window[3]))[:, None] & ((x > window[0]) & (x < window[2]))[None, :]
-    return jnp.where(inside[..., None], image, 0)
+    return jnp.where(inside[..., None], image, pad_value)

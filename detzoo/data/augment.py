@@ -17,7 +17,17 @@ import cv2
 import numpy as np
 import pycocotools.mask
 
-from detzoo.data.geometry import RESIZES, Placement, corner, pad, resize, resize_rule, resize_scale, whole_pixels
+from detzoo.data.geometry import (
+    INTERPOLATIONS,
+    RESIZES,
+    Placement,
+    corner,
+    pad,
+    resize,
+    resize_rule,
+    resize_scale,
+    whole_pixels,
+)
 
 MIN_VISIBLE = 0.25  # an object of which a crop leaves less becomes a crowd region: neither positive nor background
 MIN_SIDE = 0.01  # canvas pixels; what is thinner would have no width in float32
@@ -63,7 +73,7 @@ def augment(
             'flip', the probability of a horizontal flip;
             'rotate90', whether to turn by a random multiple of 90 degrees;
             'zoom_out', 'jitter', 'iou_crop': see `zoom_out`, `move_sides`, `sample_crop`;
-            'resize', 'shorter_side', 'longer_side': see `geometry.ResizeRule`;
+            'resize', 'shorter_side', 'longer_side', 'interpolation': see `geometry.ResizeRule`;
             'aspect_jitter', 'scale_range': see `draw_placement`;
             'color_jitter': see `jitter_colors`;
             'brightness', 'hue', 'saturation', 'exposure', 'color_probability': see `distort_colors`.
@@ -99,7 +109,7 @@ def augment(
     where = draw_placement(part, canvas, recipe, rng)
     x1, y1, x2, y2 = shown = np.clip(part, 0, [width, height, width, height])
     where = place_inside(shown - np.tile(part[:2], 2), where)
-    image = resize(np.ascontiguousarray(image[y1:y2, x1:x2]), where.size)
+    image = resize(np.ascontiguousarray(image[y1:y2, x1:x2]), where.size, recipe['interpolation'])
     whole = where.to_canvas(boxes - [x1, y1, x1, y1])
     back = (back @ [[1, 0, x1], [0, 1, y1], [0, 0, 1]] @ where.matrix_to_image)[:2]
 
@@ -286,6 +296,7 @@ def check_recipe(recipe: Mapping[str, Any]) -> None:
             raise ValueError(f'recipe.{key} is {recipe[key]!r}: it must be {wanted}')
 
     check('resize', recipe['resize'] in RESIZES, f'one of {", ".join(map(repr, RESIZES))}')
+    check('interpolation', recipe['interpolation'] in INTERPOLATIONS, f'one of {", ".join(map(repr, INTERPOLATIONS))}')
     for key in ('shorter_side', 'longer_side'):
         check(key, recipe[key] is None or recipe['resize'] != 'stretch', "None with resize 'stretch', which has no scale to limit")
         check(key, recipe[key] is None or recipe[key] > 0, 'a positive number of pixels, or None')

@@ -4,19 +4,22 @@
     placement:     where on it the image comes to lie -> Placement, whose `to_image` maps boxes back
     place:         resize, pad -> (canvas, Placement)
 
-A `ResizeRule` says how: 'fit' at the top left corner, 'letterbox' in the middle, 'stretch' over the whole canvas. What
-pixels around the image are does not matter: detectors zero what is outside of its window.
+A `ResizeRule` says how: 'fit' at the top left corner, 'letterbox' in the middle, 'stretch' over the whole canvas; and how
+pixels are interpolated. What pixels around the image are does not matter: detectors overwrite what is outside of its window.
 
 numpy and OpenCV on the host; boxes are xyxy float64 pixels of whatever image they belong to.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+from PIL import Image
 
 RESIZES = ('fit', 'letterbox', 'stretch')
+INTERPOLATIONS = ('area', 'bilinear', 'pil', 'darknet')
 
 
 class ResizeRule(NamedTuple):
@@ -25,11 +28,21 @@ class ResizeRule(NamedTuple):
     resize: 'fit' keeps the aspect ratio and puts the image at the top left corner; 'letterbox' keeps it and centres the
         image (darknet); 'stretch' resizes both sides to those of the canvas (SSD).
     shorter_side, longer_side: limits on the sides of the resized image, pixels; None for no limit. Not with 'stretch'.
+    interpolation: 'area' averages where the image shrinks (no aliasing) and is bilinear where it grows; 'bilinear' lies
+        between the nearest four pixels everywhere (torchvision, OpenCV); 'pil' weighs all pixels under a triangle (PIL's
+        bilinear, detectron2); 'darknet' lies between the nearest four where the corners' pixels fall on the corners'.
+        Each rounds the resized image's sides as its users do.
     """
 
     resize: str = 'fit'
     shorter_side: int | None = None
     longer_side: int | None = None
+    interpolation: str = 'area'
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether images have a size that no canvas decides, unless it is too small."""
+        return self.shorter_side is not None or self.longer_side is not None
 
 
 def resize_rule(recipe: Mapping[str, Any]) -> ResizeRule:
@@ -69,23 +82,23 @@ class Placement(NamedTuple):
         return np.array([[1 / x, 0, -left / x], [0, 1 / y, -top / y], [0, 0, 1]])
 
 
-def fit_scale(size: tuple[float, float], canvas: tuple[int, int], rule: ResizeRule) -> float:
+def fit_scale(size: tuple[float, float], canvas: tuple[int, int] | None, rule: ResizeRule) -> float:
     """Computes the scale at which an image fits the canvas, and neither side exceeds its limit.
 
     Args:
         size: height and width of the image, pixels.
-        canvas: height and width of the canvas, pixels.
+        canvas: height and width of the canvas, pixels; None: a canvas that sets no limit.
         rule: of which the limits count.
 
     Returns:
-        canvas pixels per image pixel.
+        canvas pixels per image pixel; 1 where there is no limit at all.
     """
-    limits = [canvas[0] / size[0], canvas[1] / size[1]]
+    limits = [] if canvas is None else [canvas[0] / size[0], canvas[1] / size[1]]
     if rule.shorter_side is not None:
         limits.append(rule.shorter_side / min(size))
     if rule.longer_side is not None:
         limits.append(rule.longer_side / max(size))
-    return min(limits)
+    return min(limits, default=1.0)
 
 
 def resize_scale(size: tuple[float, float], canvas: tuple[int, int], rule: ResizeRule) -> tuple[float, float]:
@@ -101,9 +114,35 @@ def choose_canvas(size: tuple[int, int], canvases: Sequence[tuple[int, int]], ru
     return min(map(tuple, canvases), key=lambda canvas: (-fit_scale(size, canvas, rule), canvas[0] * canvas[1]))
 
 
+def own_canvas(size: tuple[int, int], rule: ResizeRule, divisor: int) -> tuple[int, int]:
+    """Makes the canvas of one image alone: as large as the limits make the image, rounded up to multiples of a divisor."""
+    width, height = _rounded_sides(size, fit_scale(size, None, rule), rule)
+    return -(-height // divisor) * divisor, -(-width // divisor) * divisor
+
+
 def whole_pixels(size: tuple[int, int], scale: tuple[float, float]) -> tuple[int, int]:
     """Rounds an image of (height, width) times the scales of x and y to whole pixels: its (width, height)."""
     return max(1, round(size[1] * scale[0])), max(1, round(size[0] * scale[1]))
+
+
+def _sides(size: tuple[int, int], canvas: tuple[int, int], rule: ResizeRule) -> tuple[int, int]:
+    """Says how large a rule makes an image of (height, width): its (width, height)."""
+    if rule.resize == 'stretch':
+        return canvas[::-1]
+    if rule.is_limited:  # before the canvas is asked, which a rounded side may fill to the last pixel
+        width, height = _rounded_sides(size, fit_scale(size, None, rule), rule)
+        if height <= canvas[0] and width <= canvas[1]:
+            return width, height
+    return _rounded_sides(size, fit_scale(size, canvas, rule), rule)
+
+
+def _rounded_sides(size: tuple[int, int], scale: float, rule: ResizeRule) -> tuple[int, int]:
+    """Rounds the sides of an image of (height, width) times a scale as the users of an interpolation do: (width, height)."""
+    if rule.interpolation == 'area':
+        return whole_pixels(size, (scale, scale))
+    # Halves go up with PIL's users. Darknet divides integers, so that rounding errors must not lose a pixel.
+    shift = {'bilinear': 0, 'pil': 0.5, 'darknet': 1e-9}[rule.interpolation]
+    return max(1, math.floor(size[1] * scale + shift)), max(1, math.floor(size[0] * scale + shift))
 
 
 def corner(size: tuple[int, int], canvas: tuple[int, int], rule: ResizeRule) -> tuple[int, int]:
@@ -115,27 +154,51 @@ def corner(size: tuple[int, int], canvas: tuple[int, int], rule: ResizeRule) -> 
 
 def placement(size: tuple[int, int], canvas: tuple[int, int], rule: ResizeRule) -> Placement:
     """Says where a rule puts an image of (height, width) on a canvas."""
-    width, height = whole_pixels(size, resize_scale(size, canvas, rule))
+    width, height = _sides(size, canvas, rule)
     return Placement((width / size[1], height / size[0]), (width, height), corner((width, height), canvas, rule))
 
 
-def place(image: np.ndarray, canvas: tuple[int, int], rule: ResizeRule) -> tuple[np.ndarray, Placement]:
+def place(
+    image: np.ndarray, canvas: tuple[int, int], rule: ResizeRule, *, rounded: bool = True
+) -> tuple[np.ndarray, Placement]:
     """Resizes an image and puts it on a canvas.
 
     Args:
         image: [h, w, 3] uint8.
         canvas: (H, W).
         rule: how.
+        rounded: whether interpolated pixels are rounded to uint8.
 
     Returns:
-        [H, W, 3] uint8, and where the image lies on it.
+        [H, W, 3] uint8, or float32 in 0..255 if not rounded; and where the image lies on it.
     """
     where = placement(image.shape[:2], canvas, rule)
-    return pad(resize(image, where.size), where.offset, canvas), where
+    return pad(resize(image, where.size, rule.interpolation, rounded=rounded), where.offset, canvas), where
 
 
-def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes [h, w, 3] uint8 to (width, height): by area where it shrinks (no aliasing), bilinearly where it grows."""
+def resize(
+    image: np.ndarray, size: tuple[int, int], interpolation: str = 'area', *, rounded: bool = True
+) -> np.ndarray:
+    """Resizes an image.
+
+    Args:
+        image: [h, w, 3] uint8.
+        size: (width, height).
+        interpolation: see `ResizeRule`.
+        rounded: whether interpolated pixels are rounded to uint8. PIL's always are.
+
+    Returns:
+        [height, width, 3] uint8, or float32 in 0..255 if not rounded.
+    """
+    if interpolation == 'pil':
+        resized = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+        return resized if rounded else resized.astype(np.float32)
+    if interpolation == 'darknet':
+        resized = _resize_corners_on_corners(image.astype(np.float32), size)
+        return np.rint(resized).astype(np.uint8) if rounded else resized
+    image = image if rounded else image.astype(np.float32)
+    if interpolation == 'bilinear':
+        return cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
     height, width = image.shape[:2]
     smaller = min(size[0], width), min(size[1], height)
     if smaller not in (size, (width, height)):  # one side each way, and OpenCV averages only where no side grows
@@ -143,6 +206,18 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     # One row less may be what rounding makes of a scale of nearly 1: nothing to average.
     shrinks = size[0] < image.shape[1] or size[1] < image.shape[0] - 1
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def _resize_corners_on_corners(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resizes [h, w, 3] float32 to (width, height) as darknet does: bilinearly, the outermost pixels onto the outermost."""
+    for axis, length in ((1, size[0]), (0, size[1])):
+        last = image.shape[axis] - 1
+        position = np.arange(length, dtype=np.float32) * np.float32(last / max(1, length - 1))
+        first = np.minimum(position.astype(int), last)
+        fraction = (position - first).astype(np.float32).reshape([-1 if i == axis else 1 for i in range(3)])
+        second = np.minimum(first + 1, last)
+        image = (1 - fraction) * image.take(first, axis) + fraction * image.take(second, axis)
+    return image
 
 
 def mask_in_frame(mask: np.ndarray, box: np.ndarray, to_record: np.ndarray, size: int) -> np.ndarray:

@@ -84,24 +84,25 @@ def canvas_of_step(
 
 def evaluation_batches(
     dataset: Dataset,
-    sizes: Sequence[tuple[int, int]],
-    *,
     canvases: Sequence[tuple[int, int]],
+    *,
     max_boxes: int,
     recipe: Mapping[str, Any],
     batch_size: int,
+    rounded: bool = True,
     mask_size: int = 0,
     proposals: Proposals | None = None,
     process: int = 0,
     processes: int = 1,
     threads: int = 16,
 ) -> Iterator[Batch]:
-    """Iterates once over this process's share of a split, every image on the canvas where it is largest.
+    """Iterates once over this process's share of a split.
 
     Args:
-        sizes: (height, width) of each record's image.
+        canvases: (H, W) for each record's image.
         recipe: of it, `resize_rule` is used: nothing is drawn.
-        dataset, canvases, max_boxes, batch_size, mask_size, proposals, process, processes, threads: see `train_batches`.
+        rounded: whether pixels are uint8, as in training, or float32 as the interpolation makes them.
+        dataset, max_boxes, batch_size, mask_size, proposals, process, processes, threads: see `train_batches`.
 
     Returns:
         an iterator of Batch with leading axis batch_size / processes, numpy, the same number of batches for each
@@ -110,16 +111,15 @@ def evaluation_batches(
     if batch_size % processes:
         raise ValueError(f'batch_size {batch_size} is not a multiple of the {processes} processes')
     rule = resize_rule(recipe)
-    chosen = [choose_canvas(size, canvases, rule) for size in sizes]
     plan = []  # (record, canvas, valid) of each row of each batch
-    for canvas in sorted(set(chosen)):
-        rows = [(index, canvas, True) for index, other in enumerate(chosen) if other == canvas]
+    for canvas in sorted(set(canvases)):
+        rows = [(index, canvas, True) for index, other in enumerate(canvases) if other == canvas]
         plan += rows + [(rows[-1][0], canvas, False)] * (-len(rows) % batch_size)
 
     def load(row: tuple[int, tuple[int, int], bool]) -> Batch:
         index, canvas, valid = row
         record = dataset.records[index]
-        image, where = place(decode_image(record['image'], name=record['file_name']), canvas, rule)
+        image, where = place(decode_image(record['image'], name=record['file_name']), canvas, rule, rounded=rounded)
         boxes = where.to_canvas(xywh_to_xyxy(record['boxes']))
         to_record = where.matrix_to_image[:2]
         masks = object_masks(record, np.arange(len(boxes)), boxes, record['is_crowd'], to_record, mask_size)

@@ -62,6 +62,7 @@ def apply(
     mean: Sequence[float],
     std: Sequence[float],
     bgr: bool = False,
+    pad_value: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Any, ModelState]:
     """Normalises images and runs the network.
@@ -71,10 +72,11 @@ def apply(
         params, model_state: its variables.
         inputs: B images with their windows.
         train: whether batch statistics are taken from the batch.
-        mean, std, bgr: of `images.normalize`.
+        mean, std, bgr, pad_value: of `images.normalize`.
 
     Returns:
         what the network returns, and the new model_state.
     """
-    x = jax.vmap(lambda image, window: images.normalize(image, window, mean=mean, std=std, bgr=bgr))(*inputs[:2])
+    normalize = partial(images.normalize, mean=mean, std=std, bgr=bgr, pad_value=pad_value)
+    x = jax.vmap(normalize)(*inputs[:2])
     return network.apply({'params': params, **model_state}, x, train=train, mutable=list(model_state), **kwargs)

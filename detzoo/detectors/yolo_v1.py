@@ -21,7 +21,7 @@ Differences from the paper and the source:
 - Scores are confidence times class score, each clipped to 0..1, since nothing else bounds them.
 - The fully connected layer starts as one small map for all cells (`connected_init`), which the convolutions before it can
   learn together; darknet's has He's initialisation.
-- What lies outside of the image is black, darknet's letterbox is gray.
+- What lies outside of the image is black by default, darknet's letterbox is gray (`pad_value`).
 - Batch norm's moving average forgets 0.1 a step (darknet: 0.01).
 """
 
@@ -150,6 +150,7 @@ def make(
     max_detections: int = 100,
     mean: Sequence[float] = (0.0, 0.0, 0.0),
     std: Sequence[float] = (255.0, 255.0, 255.0),
+    pad_value: float = 0.0,
     dtype: str = 'float32',
     axis_name: str | None = None,
 ) -> Detector:
@@ -174,6 +175,7 @@ def make(
         iou_threshold: of the NMS.
         max_detections: D.
         mean, std: of the pixels (0..255).
+        pad_value: what lies outside of the image, after that; darknet's gray is 0.5.
         dtype: of the network's computation, 'float32' or 'bfloat16'; parameters, outputs and losses are float32.
         axis_name: the mapped axis of the devices, or None.
 
@@ -193,7 +195,7 @@ def make(
         ),
         dtype=jnp.dtype(dtype),
     )  # fmt: skip
-    run = partial(network_ops.apply, network, mean=mean, std=std)
+    run = partial(network_ops.apply, network, mean=mean, std=std, pad_value=pad_value)
 
     def make_cells(inputs: Inputs, grid: tuple[int, int]) -> np.ndarray:
         """The rectangles of the cells, [S, 4]."""

@@ -19,7 +19,7 @@ Differences from the paper and the source:
 - Objects that darknet does not know: of crowds see `matching.match_by_cell`.
 - A box grows at most 62.5 times (`box_coding.MAX_LOG_SCALE`), so that exp stays finite.
 - The output layer starts near 0 and may start from a `prior_probability` of objects; darknet's has He's initialisation.
-- What lies outside of the image is black, darknet's letterbox is gray.
+- What lies outside of the image is black by default, darknet's letterbox is gray (`pad_value`).
 - Batch norm's moving average forgets 0.1 a step (darknet: 0.01).
 - The word tree of YOLO9000 (section 4) is not here.
 """
@@ -149,6 +149,7 @@ def make(
     max_detections: int = 100,
     mean: Sequence[float] = (0.0, 0.0, 0.0),
     std: Sequence[float] = (255.0, 255.0, 255.0),
+    pad_value: float = 0.0,
     dtype: str = 'float32',
     axis_name: str | None = None,
 ) -> Detector:
@@ -176,6 +177,7 @@ def make(
         iou_threshold: of the NMS.
         max_detections: D.
         mean, std: of the pixels (0..255).
+        pad_value: what lies outside of the image, after that; darknet's gray is 0.5.
         dtype: of the network's computation, 'float32' or 'bfloat16'; parameters, outputs and losses are float32.
         axis_name: the mapped axis of the devices, or None.
 
@@ -198,7 +200,7 @@ def make(
         warm_up_images=warm_up_images,
         dtype=jnp.dtype(dtype),
     )  # fmt: skip
-    run = partial(network_ops.apply, network, mean=mean, std=std)
+    run = partial(network_ops.apply, network, mean=mean, std=std, pad_value=pad_value)
 
     def make_anchors(inputs: Inputs, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         return anchor_ops.cell_anchors(inputs.images.shape[1:3], [grid], [anchor_sizes])

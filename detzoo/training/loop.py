@@ -266,7 +266,8 @@ def make_evaluation(
 
     The loss is that of training (batch statistics and all) on the batches that need no filler.
     """
-    canvases = inference.evaluation_canvases(config)
+    truth = ground_truth(dataset)
+    canvases = set(inference.canvases_for(truth, config))
     predict_step = inference.make_predict_step(detector, canvases)
 
     def loss_step(params: Any, model_state: Any, batch: Batch) -> tuple[Array, Array]:
@@ -274,7 +275,6 @@ def make_evaluation(
         return jax.lax.pmean(loss, parallel.AXIS), jax.lax.pmin(batch.valid.all().astype(jnp.int32), parallel.AXIS)
 
     loss_step = parallel.parallel(loss_step, name='the validation loss', traces=len(canvases))
-    truth = ground_truth(dataset)
 
     def evaluate(state: TrainState) -> dict[str, Any]:
         params = state.params if state.ema_params is None else state.ema_params
