@@ -90,7 +90,8 @@ def defaults() -> ml_collections.ConfigDict:
     c.optimizer.ema_decay = 0.0  # of the moving average of parameters with which is evaluated; 0: none
     c.optimizer.frozen = ''  # regular expression on parameter paths like 'backbone/stem_conv/kernel'
 
-    c.initialize_backbone = config_dict.placeholder(str)  # a .safetensors file in torchvision's names
+    c.initialize_from = config_dict.placeholder(str)  # the workdir of another run, or of imported weights, of the same model
+    c.initialize_backbone = config_dict.placeholder(str)  # the file of a classifier: torchvision's, for YOLO darknet's
 
     c.evaluation = ml_collections.ConfigDict()
     c.evaluation.batch_size = 16  # images at once, of all devices together

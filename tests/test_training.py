@@ -370,7 +370,7 @@ def test_checkpoints_let_every_kind_of_detector_go_on_with_the_same_bits(tmp_pat
     config.model = ml_collections.ConfigDict(model)
     config = complete(config)
     data = open_dataset('toy', 'train', config.data.data_dir)
-    detector, template = loop.check(config, data)
+    detector, template, _ = loop.check(config, data)
     train_step = loop.make_train_step(config, detector, template)
 
     def train(state, start, stop):

@@ -146,7 +146,6 @@ def prepare(config: ml_collections.ConfigDict, num_classes: int, batch_sizes: Se
     """
     config = config.copy_and_resolve_references()
     config.model.update(lowest_score_threshold(config.model))
-    config.initialize_backbone = None
     detector = inference.detector_of(config, num_classes)
     state = loop.initial_state(config, inference.detector_of(config, num_classes, parallel.AXIS))
     canvas = inference.evaluation_canvases(config)[0]

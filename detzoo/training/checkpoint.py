@@ -73,6 +73,11 @@ class Checkpoints:
             save = ocp.args.StandardSave
             self._manager.save(step, args=ocp.args.Composite(variables=save(variables), optimizer=save(optimizer)))
 
+    def save_variables(self, params: Params, model_state: ModelState) -> None:
+        """Writes variables that come from elsewhere, as those of step 0; there is no optimiser to go on with."""
+        variables = ocp.args.StandardSave(dict(params=params, model_state=model_state))
+        self._manager.save(0, args=ocp.args.Composite(variables=variables))
+
     def restore(self, template: TrainState) -> TrainState:
         """Reads the newest state, as numpy arrays of the template's structure, shapes and dtypes."""
         variables, optimizer = (ocp.args.StandardRestore(_zeros(part)) for part in _split(template))

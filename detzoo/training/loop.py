@@ -17,6 +17,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -33,7 +34,7 @@ from detzoo.data.pipeline import shard, train_batches
 from detzoo.data.proposals import Proposals, load_proposals
 from detzoo.data.records import Dataset, decode_image, ground_truth, open_dataset
 from detzoo.evaluation.coco import coco_metrics
-from detzoo.training import parallel
+from detzoo.training import finetune, parallel
 from detzoo.training.checkpoint import Checkpoints, TrainState
 from detzoo.training.metrics import MetricsLog
 from detzoo.training.optimizer import make_optimizer, make_schedule
@@ -67,7 +68,7 @@ def train_and_evaluate(
     config = complete(config)
     data = open_dataset(config.data.name, config.data.train_split, config.data.data_dir)
     validation = open_dataset(config.data.name, config.data.validation_split, config.data.data_dir)
-    detector, state = check(config, data)
+    detector, state, learnt = check(config, data)
     proposals = load_proposals(config.data.train_proposals, data, config.data.max_proposals)
     validation_proposals = load_proposals(config.data.validation_proposals, validation, config.data.max_proposals)
 
@@ -76,9 +77,9 @@ def train_and_evaluate(
     states = []
     for replica in replicas:
         replica.checkpoints.cut_back(start)  # a kill may have come between the checkpoints of two
-        states.append(replica.checkpoints.restore(state) if start else initial_state(replica.config, detector))
+        states.append(replica.checkpoints.restore(state) if start else initial_state(replica.config, detector, learnt))
     logs = [MetricsLog(replica.workdir, step=start, active=jax.process_index() == 0) for replica in replicas]
-    announce(config, states[0], start)
+    announce(config, states[0], start, learnt)
 
     train_step = make_train_step(config, detector, states[0])
     evaluate = make_evaluation(config, detector, validation, validation_proposals)
@@ -188,11 +189,36 @@ def evaluate_each(evaluate: Callable[[TrainState], dict[str, Any]], state: Train
     return [evaluate(parallel.replicate(own)) for own in unstack(parallel.first_replica(state), count)]
 
 
-def initial_state(config: ml_collections.ConfigDict, detector: Detector) -> TrainState:
-    """Makes the state of step 0."""
-    params, model_state = jax.jit(detector.init, static_argnums=1)(jax.random.key(config.seed), config.data.canvases[0])
+class Learnt(NamedTuple):
+    """What a run starts from in place of drawn variables.
+
+    put: (params, model_state) as drawn -> with what was learnt elsewhere.
+    anew: the paths of variables that start anew, among those that were learnt.
+    """
+
+    put: Callable[[Any, Any], tuple[Any, Any]] = lambda params, model_state: (params, model_state)
+    anew: Sequence[str] = ()
+
+
+DRAWN = Learnt()
+
+
+def read_learnt(config: ml_collections.ConfigDict, data: Dataset) -> Learnt:
+    """Reads the run or the classifier that a config starts from, if any."""
+    if config.initialize_from and config.initialize_backbone:
+        raise ConfigError('initialize_from and initialize_backbone exclude each other: set one of them to None')
+    if config.initialize_from:
+        arrays, anew = finetune.read_learnt(config.initialize_from, config, data.class_names)
+        return Learnt(partial(finetune.replace, learnt=arrays, anew=anew, source=config.initialize_from), anew)
     if config.initialize_backbone:
-        params, model_state = load_backbone(config.initialize_backbone, params, model_state)
+        return Learnt(partial(load_backbone, config.initialize_backbone))
+    return DRAWN
+
+
+def initial_state(config: ml_collections.ConfigDict, detector: Detector, learnt: Learnt = DRAWN) -> TrainState:
+    """Makes the state of step 0."""
+    drawn = jax.jit(detector.init, static_argnums=1)(jax.random.key(config.seed), config.data.canvases[0])
+    params, model_state = learnt.put(*drawn)
     opt_state = make_optimizer(config.optimizer, config.training.steps, params).init(params)
     ema_params = jax.tree.map(jnp.copy, params) if config.optimizer.ema_decay else None
     return TrainState(jnp.zeros((), jnp.int32), params, model_state, opt_state, ema_params)
@@ -344,18 +370,22 @@ def make_batches(
     )
 
 
-def check(config: ml_collections.ConfigDict, data: Dataset) -> tuple[Detector, TrainState]:
-    """Makes the detector and the shapes of its state, or raises ConfigError or DataError; nothing is computed or written."""
-    if config.model.get('norm') == 'frozen_batch_norm' and not config.initialize_backbone:
+def check(config: ml_collections.ConfigDict, data: Dataset) -> tuple[Detector, TrainState, Learnt]:
+    """Makes the detector, the shapes of its state and what it starts from, or raises ConfigError or DataError.
+
+    Nothing is computed or written.
+    """
+    if config.model.get('norm') == 'frozen_batch_norm' and not (config.initialize_backbone or config.initialize_from):
         raise ConfigError(
             "model.norm is 'frozen_batch_norm', which without the statistics of trained weights normalises nothing: set "
-            "initialize_backbone to a .safetensors file, or model.norm to 'batch_norm'"
+            "initialize_backbone to a classifier's file, initialize_from to a workdir, or model.norm to 'batch_norm'"
         )
     for key in ('train_proposals', 'validation_proposals'):
         inference.check_proposals(config, config.data[key] is not None, f'data.{key}')
     try:
         detector = inference.detector_of(config, len(data.class_names), parallel.AXIS)
-        state = jax.eval_shape(lambda: initial_state(config, detector))
+        learnt = read_learnt(config, data)
+        state = jax.eval_shape(lambda: initial_state(config, detector, learnt))
     except (ValueError, TypeError) as error:
         raise ConfigError(str(error)) from error
     if config.training.num_replicas < 1:
@@ -374,11 +404,11 @@ def check(config: ml_collections.ConfigDict, data: Dataset) -> tuple[Detector, T
                 f'{key} is {size}, not a multiple of {parts} (devices, times training.accumulate for training): '
                 f'set it to {max(1, round(size / parts)) * parts}, for example'
             )
-    return detector, state
+    return detector, state, learnt
 
 
-def announce(config: ml_collections.ConfigDict, state: TrainState, start: int) -> None:
-    """Says what will run and what will be compiled."""
+def announce(config: ml_collections.ConfigDict, state: TrainState, start: int, learnt: Learnt) -> None:
+    """Says what will run, from what, and what will be compiled."""
     if jax.process_index() == 0:
         count = sum(x.size for x in jax.tree.leaves(state.params))
         canvases = ', '.join(f'{height}x{width}' for height, width in config.data.canvases)
@@ -388,6 +418,11 @@ def announce(config: ml_collections.ConfigDict, state: TrainState, start: int) -
             f'steps {start} to {config.training.steps}; compiles once for each canvas: {canvases}',
             file=sys.stderr,
         )
+        if config.initialize_from and not start:
+            anew = f'; these start anew: {", ".join(learnt.anew)}' if learnt.anew else ''
+            changes = finetune.model_changes(config.initialize_from, config)
+            changed = ''.join(f'; {key} was {old!r} there, is {new!r}' for key, (old, new) in changes.items())
+            tqdm.write(f'starts from {config.initialize_from}{anew}{changed}', file=sys.stderr)
 
 
 def diverged(step: int, metrics: dict[str, float], indices: np.ndarray, data: Dataset, replica: Replica) -> str:

@@ -32,6 +32,10 @@ def prepare_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict, da
             keys = '; '.join(f'{key} was {old!r}, is {new!r}' for key, (old, new) in refused.items())
             raise ConfigError(f'{workdir} is of a run with another config ({keys}): take a new --workdir')
     checkpoints = Checkpoints(workdir)
+    if checkpoints.latest_step() == 0:
+        raise ConfigError(
+            f'{workdir} holds imported weights: to train them further, take a new --workdir and set initialize_from to it'
+        )
     if jax.process_index() == 0:
         environment = dict(
             python=platform.python_version(),

@@ -1,0 +1,44 @@
+"""Any detector that was trained elsewhere, on `histology`: what it knows stays, its classes start anew.
+
+    python scripts/import_weights.py --source=retinanet_resnet50_fpn_coco-eeacb38b.pth --model=retinanet_resnet50_fpn \\
+        --workdir=runs/retinanet_coco
+    python scripts/train.py --config=configs/finetune_histology.py:runs/retinanet_coco --workdir=runs/finetuned
+
+The argument is a workdir: of imported weights, or of a run. Its model section is taken over unchanged, and how it resizes
+images; layers whose shape depends on the number of classes are drawn, and listed when the run begins. To keep early layers
+as they are: `--config.optimizer.frozen='backbone/(stem|stage1)'` (of a ResNet; a regular expression on parameter paths).
+
+24 tiles train, so augmentation decides, as in the other configs of `histology`. It was run with weights trained here, not
+with published ones.
+"""
+
+import pathlib
+
+import ml_collections
+
+from detzoo.config import ConfigError, complete, from_json
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """Makes the config that goes on from a workdir."""
+    path = pathlib.Path(arg or '', 'config.json')
+    if not arg or not path.exists():
+        raise ConfigError(f'configs/finetune_histology.py:WORKDIR starts from a workdir, and {arg!r} is none')
+    source = from_json(path.read_text())
+    c = ml_collections.ConfigDict()
+    c.initialize_from = arg
+    c.model = source.model
+
+    masks = source.data.mask_size or (112 if source.model.name == 'mask_rcnn' else 0)
+    c.data = dict(name='histology', canvases=source.data.canvases, max_boxes=100, mask_size=masks)
+    rule = {key: source.data.recipe[key] for key in ('resize', 'interpolation')}
+    c.data.recipe = dict(rule, flip=0.5, rotate90=True, scale_range=(1.0, 1.33), color_jitter=0.2)
+    c.evaluation = dict(batch_size=4)
+    if rule['resize'] == 'fit':  # tiles of 250 pixels, enlarged to twice their size, of which a step sees crops
+        c.data.canvases = ((256, 256),)
+        c.data.recipe.scale_range = (1.5, 2.66)
+        c.evaluation.canvases = ((512, 512),)
+
+    c.training = dict(steps=600, batch_size=8, checkpoint_every=200, evaluate_every=200)
+    c.optimizer = dict(name='adamw', learning_rate=1e-3, warmup_steps=50, weight_decay=1e-2, ema_decay=0.99)
+    return complete(c)

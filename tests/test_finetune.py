@@ -1,0 +1,120 @@
+"""Starting from another run: what is taken over, what starts anew, what is refused."""
+
+import pathlib
+import runpy
+
+import jax
+import numpy as np
+import pytest
+
+from detzoo import inference
+from detzoo.config import ConfigError, from_json
+from detzoo.data.records import open_dataset
+from detzoo.training import finetune, loop
+from detzoo.training.checkpoint import Checkpoints
+from detzoo.weights.mapping import flatten
+
+CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
+CLASSES = ('red', 'green', 'blue')
+HEADS = {f'params/cls_head/output/{leaf}' for leaf in ('kernel', 'bias')}
+
+
+@pytest.fixture(scope='module')
+def learnt_from(tiny_run):
+    """What `tiny_run` has learnt, averaged, by paths."""
+    checkpoints = Checkpoints(tiny_run)
+    _, variables = checkpoints.restore_variables()
+    checkpoints.close()
+    return flatten((variables['ema_params'], variables['model_state']))
+
+
+def test_read_learnt_takes_all_where_classes_are_the_same(tiny_run, tiny_config, learnt_from):
+    learnt, anew = finetune.read_learnt(tiny_run, tiny_config(), CLASSES)
+    assert not anew and learnt.keys() == learnt_from.keys()
+    for path in learnt:
+        np.testing.assert_array_equal(learnt[path], learnt_from[path])
+
+
+# As many classes with other names, or in another order, are other classes.
+@pytest.mark.parametrize('classes', [('cat', 'dog', 'cow'), ('green', 'red', 'blue'), ('red',), (*CLASSES, 'cyan')])
+def test_read_learnt_leaves_out_what_depends_on_classes(tiny_run, tiny_config, learnt_from, classes):
+    learnt, anew = finetune.read_learnt(tiny_run, tiny_config(), classes)
+    assert set(anew) == HEADS and learnt.keys() == learnt_from.keys() - HEADS
+
+
+def test_replace_keeps_drawn_variables_where_they_start_anew(tiny_run, tiny_config):
+    config = tiny_config()
+    drawn = jax.eval_shape(lambda: loop.initial_state(config, inference.detector_of(config, 4)))
+    params = jax.tree.map(lambda x: np.full(x.shape, 7, x.dtype), drawn.params)
+    learnt, anew = finetune.read_learnt(tiny_run, config, (*CLASSES, 'cyan'))
+    replaced = flatten(finetune.replace(params, drawn.model_state, learnt, anew, 'a run'))
+    for path, array in replaced.items():
+        np.testing.assert_array_equal(array, 7 if path in HEADS else learnt[path])
+
+
+@pytest.mark.parametrize('changes, message', [
+    ({'model__width': 0.25}, r'of another shape: params/backbone/\S+ \(.*\), here \('),
+    ({'model__head_depth': 2}, r'missing there: params/\w+_head/conv2'),
+    ({'model__head_norm': None}, r'without a place here: params/\w+_head/norm1'),
+])
+def test_another_detector_is_refused(tiny_run, tiny_config, changes, message):
+    config = tiny_config(initialize_from=str(tiny_run), **changes)
+    with pytest.raises(ConfigError, match=message) as error:
+        loop.check(config, open_dataset('toy', 'train', config.data.data_dir))
+    assert str(tiny_run) in str(error.value) and 'model section' in str(error.value)
+
+
+@pytest.mark.parametrize('exists', [False, True])
+def test_no_run_to_start_from_is_an_error(tmp_path, tiny_config, tiny_run, exists):
+    if exists:
+        for name in ('config.json', 'classes.json'):
+            (tmp_path / name).write_text((tiny_run / name).read_text())
+    config = tiny_config(initialize_from=str(tmp_path))
+    with pytest.raises(ConfigError, match='no checkpoint' if exists else 'is not the workdir of a run'):
+        loop.check(config, open_dataset('toy', 'train', config.data.data_dir))
+
+
+def test_both_starts_at_once_are_an_error(tiny_run, tiny_config):
+    config = tiny_config(initialize_from=str(tiny_run), initialize_backbone='a.safetensors')
+    with pytest.raises(ConfigError, match='exclude each other'):
+        loop.check(config, open_dataset('toy', 'train', config.data.data_dir))
+
+
+def test_a_run_starts_from_another_and_freezes_stages(tmp_path, tiny_run, tiny_config, learnt_from, capfd):
+    frozen = 'backbone/(stem|stage1)'
+    config = tiny_config(
+        initialize_from=str(tiny_run), optimizer__frozen=frozen, optimizer__ema_decay=0.0, training__steps=2, seed=3,
+        model__focal_gamma=1.0,
+    )  # fmt: skip
+    loop.train_and_evaluate(config, tmp_path / 'run')
+    error = capfd.readouterr().err
+    assert f'starts from {tiny_run}; model.focal_gamma was 2.0 there, is 1.0' in error and 'anew' not in error
+    checkpoints = Checkpoints(tmp_path / 'run')
+    _, variables = checkpoints.restore_variables()
+    checkpoints.close()
+    trained = flatten((variables['params'], {}))
+    same = {path for path in trained if (trained[path] == learnt_from[path]).all()}
+    assert same == {path for path in trained if path.startswith(('params/backbone/stem', 'params/backbone/stage1'))}
+    near = [path for path in trained if path not in same and path.endswith('kernel')]
+    for path in near:  # two small steps from where the other run stood, not from a draw
+        assert abs(trained[path] - learnt_from[path]).max() < 0.2 * abs(learnt_from[path]).max()
+
+
+def test_finetune_config_takes_the_model_over(tiny_run):
+    get_config = runpy.run_path(CONFIGS / 'finetune_histology.py')['get_config']
+    config, source = get_config(str(tiny_run)), from_json((tiny_run / 'config.json').read_text())
+    assert config.model == source.model and config.initialize_from == str(tiny_run)
+    assert config.data.name == 'histology' and config.evaluation.canvases == ((512, 512),)
+    with pytest.raises(ConfigError, match="'nowhere' is none"):
+        get_config('nowhere')
+
+
+def test_imported_weights_are_not_trained_in_place(tmp_path, tiny_run, tiny_config):
+    config = tiny_config()
+    for name in ('config.json', 'classes.json'):
+        (tmp_path / name).write_text((tiny_run / name).read_text())
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save_variables({'a': np.ones(2, np.float32)}, {})
+    checkpoints.close()
+    with pytest.raises(ConfigError, match='set initialize_from to it'):
+        loop.train_and_evaluate(config, tmp_path)
