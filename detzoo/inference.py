@@ -121,12 +121,13 @@ class Predictor:
         return to_image(jax.tree.map(lambda x: np.asarray(x)[0], detections), where, self.classes)
 
 
-def load(workdir: str | os.PathLike, step: int | None = None) -> Predictor:
+def load(workdir: str | os.PathLike, step: int | None = None, *, exact: bool | None = None) -> Predictor:
     """Loads a trained detector, with the averaged parameters where the run has them.
 
     Args:
-        workdir: of a run of `train_and_evaluate`.
+        workdir: of a run of `train_and_evaluate`, or of imported weights.
         step: of the checkpoint, the newest by default.
+        exact: in place of the config's `evaluation.exact`, see `canvas_for`.
 
     Raises:
         FileNotFoundError: it is no workdir, or has no such checkpoint.
@@ -135,6 +136,8 @@ def load(workdir: str | os.PathLike, step: int | None = None) -> Predictor:
     if not (workdir / 'config.json').exists():
         raise FileNotFoundError(f'{workdir} is not the workdir of a run: it has no config.json; train one with scripts/train.py')
     config = from_json((workdir / 'config.json').read_text())
+    if exact is not None:
+        config.evaluation.exact = exact
     classes = Classes(*map(tuple, json.loads((workdir / 'classes.json').read_text()).values()))
     checkpoints = Checkpoints(workdir)
     step, variables = checkpoints.restore_variables(step)
@@ -306,18 +309,25 @@ def predict_dataset(
 
 
 def evaluate_workdir(
-    workdir: str | os.PathLike, step: int | None = None, data_dir: str | None = None, proposals: str | None = None
+    workdir: str | os.PathLike,
+    step: int | None = None,
+    data_dir: str | None = None,
+    proposals: str | None = None,
+    *,
+    exact: bool | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
     """Evaluates a checkpoint on all devices; writes `evaluation.json` and `detections.json.gz` into the workdir.
 
     With other proposals than the run's they are `evaluation_given_proposals.json` and
-    `detections_given_proposals.json.gz`, so that the usual ones stay; 'proposals' among the metrics says which.
+    `detections_given_proposals.json.gz`, so that the usual ones stay; 'proposals' among the metrics says which. With `exact` given
+    they are likewise called `_exact` or `_static`.
 
     Args:
         workdir: of a run.
         step: of the checkpoint, the newest by default.
         data_dir: where data sets lie, as in training by default.
         proposals: of the validation split, as `load_proposals` takes them; those of the config by default.
+        exact: in place of the config's `evaluation.exact`, see `canvas_for`.
 
     Returns:
         the metrics with their 'step', the ground truth, and the detections as COCO results.
@@ -326,7 +336,7 @@ def evaluate_workdir(
         DataError: the data set is not there, or its classes are not those of the run; the proposals cannot be used.
         FileNotFoundError: there is no such run or checkpoint.
     """
-    predictor = load(workdir, step)
+    predictor = load(workdir, step, exact=exact)
     config = predictor.config
     source = proposals or config.data.validation_proposals
     check_proposals(config, source is not None, 'proposals (--proposals)')
@@ -350,6 +360,8 @@ def evaluate_workdir(
     suffix = ''
     if proposals is not None:
         metrics, suffix = {'proposals': proposals, **metrics}, '_given_proposals'
+    if exact is not None:
+        suffix += '_exact' if exact else '_static'
     if jax.process_index() == 0:
         write_detections(pathlib.Path(workdir) / f'detections{suffix}.json.gz', results)
         write_text(pathlib.Path(workdir) / f'evaluation{suffix}.json', json.dumps(metrics, indent=2) + '\n')

@@ -20,6 +20,7 @@ DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where data sets lie; as in tra
 PROPOSALS = flags.DEFINE_string(
     'proposals', None, "Proposals instead of the RPN's: 'ground_truth', or a file in COCO's results format."
 )
+EXACT = flags.DEFINE_bool('exact', None, "Each image on a canvas of its own, see predict.py; the config's by default.")
 VOC = flags.DEFINE_bool('voc', False, "Also print PASCAL VOC's mAP, of 2007 and of 2010 on.")
 CLASS_AGNOSTIC = flags.DEFINE_bool('class_agnostic', False, 'Also print the table in which all classes count as one.')
 
@@ -35,7 +36,9 @@ def main(argv: list[str]) -> None:
 
     keep_compilations()
     try:
-        metrics, truth, results = evaluate_workdir(WORKDIR.value, CHECKPOINT.value, DATA_DIR.value, PROPOSALS.value)
+        metrics, truth, results = evaluate_workdir(
+            WORKDIR.value, CHECKPOINT.value, DATA_DIR.value, PROPOSALS.value, exact=EXACT.value
+        )
     except (DataError, FileNotFoundError) as error:
         sys.exit(f'error: {error}')
     print(format_table(metrics))

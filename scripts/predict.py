@@ -4,6 +4,9 @@
 
 Writes for each image a PNG with the boxes drawn, the first of them together as overview.png, and detections.json:
 COCO's results format, with the category's name and the image's path added. All of it appears at the end, or nothing.
+
+--exact puts each image on a canvas of its own, unrounded, as the publishers of imported weights do; it compiles once for each
+size. Without it images of all sizes share the few canvases of the config.
 """
 
 import sys
@@ -16,6 +19,7 @@ OUTPUT = flags.DEFINE_string('output', None, 'A folder for the results.', requir
 SCORE_THRESHOLD = flags.DEFINE_float('score_threshold', 0.5, 'Lower scores are left out.', 0, 1)
 CHECKPOINT = flags.DEFINE_integer('checkpoint', None, 'The step of the checkpoint; the newest by default.')
 ON_BAD_RECORD = flags.DEFINE_enum('on_bad_record', 'error', ['error', 'skip'], 'What an unreadable image leads to.')
+EXACT = flags.DEFINE_bool('exact', None, "Each image on a canvas of its own, see above; the config's by default.")
 MAX_PIXELS = flags.DEFINE_integer('max_pixels', 2**27, 'Larger images are refused before they are decoded.')
 
 
@@ -30,7 +34,7 @@ def main(argv: list[str]) -> None:
     keep_compilations()
     try:
         count, skipped = predict_files(
-            load(WORKDIR.value, CHECKPOINT.value),
+            load(WORKDIR.value, CHECKPOINT.value, exact=EXACT.value),
             IMAGES.value,
             OUTPUT.value,
             score_threshold=SCORE_THRESHOLD.value,

@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pycocotools.mask
@@ -183,6 +184,82 @@ def test_predict_dataset_puts_images_on_the_canvases_of_evaluation(data_dir, tin
     assert [row['image_id'] for row in results] == [image['id'] for image in truth['images']]
     sizes = [[0, 0, image['width'], image['height']] for image in truth['images']]
     np.testing.assert_allclose([row['bbox'] for row in results], sizes, rtol=1e-6, atol=1e-9)
+
+
+# Exact mode: each image on a canvas of its own.
+
+LIMITED = dict(data__recipe__shorter_side=40, data__recipe__longer_side=70, data__recipe__interpolation='bilinear')
+
+
+@pytest.mark.parametrize('changes, size, expected', [
+    ({}, (100, 150), (48, 64)),  # 40 x 60, on multiples of 16
+    ({}, (50, 500), (16, 80)),  # 7 x 70
+    (dict(evaluation__divisor=1), (50, 500), (7, 70)),
+    (dict(evaluation__exact=False), (100, 150), (64, 128)),
+    (dict(data__recipe__shorter_side=None, data__recipe__longer_side=None), (100, 150), (64, 128)),  # nothing limits it
+    (dict(data__recipe__resize='letterbox'), (100, 150), (64, 128)),
+])
+def test_canvas_for_by_hand(tiny_config, changes, size, expected):
+    changes = LIMITED | dict(evaluation__exact=True, evaluation__divisor=16) | changes
+    config = tiny_config(evaluation__canvases=((64, 128), (128, 64)), **changes)
+    assert inference.canvas_for(size, config) == expected
+
+
+def find_windows(seen):
+    """A detector that finds the window of an image, and notes what images it gets."""
+
+    def predict(params, model_state, inputs):
+        seen.add((inputs.images.shape[1:3], str(inputs.images.dtype)))
+        boxes = inputs.window[:, None]
+        ones = boxes[..., 0] * 0 + 1
+        return Detections(boxes, ones, ones.astype('int32'), ones > 0)
+
+    return Detector(None, None, predict, None)
+
+
+@pytest.mark.parametrize('exact', [False, True])
+def test_evaluation_uses_canvases_of_their_own_when_exact(data_dir, tiny_config, exact):
+    from detzoo.training import parallel
+
+    config = tiny_config(evaluation__exact=exact, evaluation__divisor=8, evaluation__canvases=((72, 72),), **LIMITED)
+    dataset, seen = open_dataset('toy', 'validation', data_dir), set()
+    truth = ground_truth(dataset)
+    step = inference.make_predict_step(find_windows(seen), inference.canvases_for(truth, config))
+    results = inference.predict_dataset(step, *parallel.replicate(({}, {})), dataset, truth, config)
+    sizes = [[0, 0, image['width'], image['height']] for image in truth['images']]
+    np.testing.assert_allclose([row['bbox'] for row in results], sizes, rtol=1e-6, atol=1e-9)
+    if exact:
+        own = {inference.canvas_for((image['height'], image['width']), config) for image in truth['images']}
+        assert seen == {(canvas, 'float32') for canvas in own} and len(own) > 3
+    else:
+        assert seen == {((72, 72), 'uint8')}
+
+
+def test_exact_prediction_gives_the_detector_unrounded_pixels(monkeypatch, tiny_config):
+    seen = set()
+    monkeypatch.setattr(inference, 'detector_of', lambda *args: find_windows(seen))
+    config = tiny_config(evaluation__exact=True, evaluation__divisor=8, **LIMITED)
+    predictor = inference.Predictor(config, inference.Classes(('a', 'b'), (4, 9)), 0, {}, {})
+    found = predictor(np.zeros((50, 100, 3), np.uint8))
+    assert seen == {((40, 72), 'float32')}  # 35 x 70
+    np.testing.assert_allclose(found.boxes, [[0, 0, 100, 50]], rtol=1e-6)
+    assert found.category_ids == [9]
+
+
+def test_detections_of_classes_that_the_data_lack_are_left_out(data_dir, tiny_config):
+    from detzoo.training import parallel
+
+    def predict(params, model_state, inputs):
+        boxes = jnp.repeat(inputs.window[:, None], 5, axis=1)
+        ones = boxes[..., 0] * 0 + 1
+        return Detections(boxes, ones, jnp.broadcast_to(jnp.arange(5), ones.shape), ones > 0)
+
+    config, dataset = tiny_config(), open_dataset('toy', 'validation', data_dir)
+    truth = ground_truth(dataset)
+    classes = inference.Classes(('N/A', 'blue', 'green', 'N/A', 'red'), (1, 9, 8, 4, 3))  # of the detector
+    step = inference.make_predict_step(Detector(None, None, predict, None), inference.canvases_for(truth, config))
+    results = inference.predict_dataset(step, *parallel.replicate(({}, {})), dataset, truth, config, classes=classes)
+    assert [row['category_id'] for row in results] == [9, 8, 3] * len(truth['images'])
 
 
 # Proposals from outside. Detectors that find what they are given show what they get.

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.extend.core
 import ml_collections
 import numpy as np
 from tqdm.auto import tqdm
@@ -114,6 +115,35 @@ def compiled_cost(compiled: Any) -> Cost:
         temporary_bytes=memory.temp_size_in_bytes,
         peak_bytes=total - memory.alias_size_in_bytes,
     )
+
+
+def multiply_adds(function: Callable[..., Any], *arguments: Any) -> int:
+    """Counts the multiplications, each with its addition, of a function's convolutions and matrix products.
+
+    As papers and model zoos count: padding and all, the rest nothing, bodies of loops as often as they are known to run.
+
+    Args:
+        function: of JAX.
+        arguments: arrays or shapes.
+    """
+    return _multiply_adds(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _multiply_adds(jaxpr: Any) -> int:
+    count = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == 'conv_general_dilated':
+            kernel, dimensions = equation.invars[1].aval.shape, equation.params['dimension_numbers']
+            taps = math.prod(kernel) // kernel[dimensions.rhs_spec[0]]  # of an output: with the channels of its group
+            # A deconvolution convolves zeros too, which nobody counts.
+            count += equation.outvars[0].aval.size * taps // math.prod(equation.params['lhs_dilation'])
+        elif equation.primitive.name == 'dot_general':
+            ((contracted, _), _) = equation.params['dimension_numbers']
+            shape = equation.invars[0].aval.shape
+            count += equation.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
+        times = equation.params.get('length', 1) if equation.primitive.name == 'scan' else 1
+        count += times * sum(map(_multiply_adds, jax.extend.core.jaxprs_in_params(equation.params)))
+    return count
 
 
 def topology_devices(topology: str) -> Sequence[Any]:

@@ -5,12 +5,16 @@
     metrics.jsonl tensorboard/                  how it went
 """
 
+import contextlib
 import importlib.metadata
 import json
 import os
 import pathlib
 import platform
 import sys
+import tempfile
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import ml_collections
@@ -37,24 +41,51 @@ def prepare_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict, da
             f'{workdir} holds imported weights: to train them further, take a new --workdir and set initialize_from to it'
         )
     if jax.process_index() == 0:
-        environment = dict(
-            python=platform.python_version(),
-            platform=platform.platform(),
-            device=jax.devices()[0].device_kind,
-            devices=jax.device_count(),
-            processes=jax.process_count(),
-            command=sys.argv,
-            versions={name: importlib.metadata.version(name) for name in ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'grain')}
-            | {'detzoo': detzoo.__version__},
-        )
         classes = dict(class_names=data.class_names, category_ids=data.category_ids)
         for name, text in (
             ('classes.json', json.dumps(classes, indent=2) + '\n'),
-            ('environment.json', json.dumps(environment, indent=2) + '\n'),
+            ('environment.json', json.dumps(environment(), indent=2) + '\n'),
             ('config.json', to_json(config)),  # last: it makes the folder a workdir
         ):
             write_text(workdir / name, text)
     return checkpoints
+
+
+def environment() -> dict[str, Any]:
+    """Says on what, by which command and with which versions something is made."""
+    return dict(
+        python=platform.python_version(),
+        platform=platform.platform(),
+        device=jax.devices()[0].device_kind,
+        devices=jax.device_count(),
+        processes=jax.process_count(),
+        command=sys.argv,
+        versions={name: importlib.metadata.version(name) for name in ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'grain')}
+        | {'detzoo': detzoo.__version__},
+    )
+
+
+def check_new_folder(path: pathlib.Path) -> None:
+    """Refuses, by a ValueError, a path at which there is something already."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f'{path} exists and is not empty: take another folder')
+
+
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Gives a folder to write into, which appears at the path when the block ends, and not at all if it fails.
+
+    Raises:
+        ValueError: there is something at the path.
+    """
+    path = pathlib.Path(path)
+    check_new_folder(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix='.incomplete-', dir=path.parent) as scratch:
+        written = pathlib.Path(scratch, path.name)  # with the user's permissions; those of `scratch` are stricter
+        written.mkdir()
+        yield written
+        os.replace(written, path)
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
