@@ -34,6 +34,7 @@ setup(
         'importlib_resources',  # of TFDS, which doesn't ask for it
         'jax>=0.10',
         'ml_collections',
+        'ml_dtypes',  # bfloat16 in weight files
         'numpy>=2',
         'opencv-python-headless>=4.10,<5',  # 5 has no reader of darknet's files
         'optax',
