@@ -28,28 +28,32 @@ def learnt_from(tiny_run):
     return flatten((variables['ema_params'], variables['model_state']))
 
 
-def test_read_learnt_takes_all_where_classes_are_the_same(tiny_run, tiny_config, learnt_from):
-    learnt, anew = finetune.read_learnt(tiny_run, tiny_config(), CLASSES)
-    assert not anew and learnt.keys() == learnt_from.keys()
-    for path in learnt:
-        np.testing.assert_array_equal(learnt[path], learnt_from[path])
+def shapes_of(config, num_classes):
+    state = jax.eval_shape(lambda: loop.initial_state(config, inference.detector_of(config, num_classes)))
+    return state.params, state.model_state
+
+
+def test_all_is_taken_where_classes_are_the_same(tiny_run, tiny_config, learnt_from):
+    learnt = finetune.read_run(tiny_run, tiny_config(), CLASSES, shapes_of(tiny_config(), 3))
+    assert not learnt.anew and not learnt.changes and learnt.arrays.keys() == learnt_from.keys()
+    for path, array in learnt.arrays.items():
+        np.testing.assert_array_equal(array, learnt_from[path])
 
 
 # As many classes with other names, or in another order, are other classes.
 @pytest.mark.parametrize('classes', [('cat', 'dog', 'cow'), ('green', 'red', 'blue'), ('red',), (*CLASSES, 'cyan')])
-def test_read_learnt_leaves_out_what_depends_on_classes(tiny_run, tiny_config, learnt_from, classes):
-    learnt, anew = finetune.read_learnt(tiny_run, tiny_config(), classes)
-    assert set(anew) == HEADS and learnt.keys() == learnt_from.keys() - HEADS
+def test_what_depends_on_classes_starts_anew(tiny_run, tiny_config, learnt_from, classes):
+    learnt = finetune.read_run(tiny_run, tiny_config(), classes, shapes_of(tiny_config(), len(classes)))
+    assert set(learnt.anew) == HEADS and learnt.arrays.keys() == learnt_from.keys() - HEADS
 
 
-def test_replace_keeps_drawn_variables_where_they_start_anew(tiny_run, tiny_config):
-    config = tiny_config()
-    drawn = jax.eval_shape(lambda: loop.initial_state(config, inference.detector_of(config, 4)))
-    params = jax.tree.map(lambda x: np.full(x.shape, 7, x.dtype), drawn.params)
-    learnt, anew = finetune.read_learnt(tiny_run, config, (*CLASSES, 'cyan'))
-    replaced = flatten(finetune.replace(params, drawn.model_state, learnt, anew, 'a run'))
+def test_replace_keeps_drawn_variables_where_nothing_was_learnt(tiny_run, tiny_config):
+    params, model_state = shapes_of(tiny_config(), 4)
+    params = jax.tree.map(lambda x: np.full(x.shape, 7, x.dtype), params)
+    learnt = finetune.read_run(tiny_run, tiny_config(), (*CLASSES, 'cyan'), (params, model_state))
+    replaced = flatten(finetune.replace(params, model_state, learnt.arrays))
     for path, array in replaced.items():
-        np.testing.assert_array_equal(array, 7 if path in HEADS else learnt[path])
+        np.testing.assert_array_equal(array, 7 if path in HEADS else learnt.arrays[path])
 
 
 @pytest.mark.parametrize('changes, message', [

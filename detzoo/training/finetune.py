@@ -1,7 +1,8 @@
-"""Starting where another run stands, on the same classes or on others.
+"""Starting from what was learnt elsewhere: by another run, on the same classes or on others, or by a classifier.
 
     the other run's variables -> without those whose shape depends on the number of classes, if the classes are others
-                              -> in place of the drawn ones
+    a classifier's file       -> the variables of the backbone, where the two are alike
+      -> in place of drawn ones
 
 What starts anew is known from the detector itself: the variables that have another shape with one class more.
 """
@@ -10,7 +11,7 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.traverse_util
 import jax
@@ -21,27 +22,59 @@ from detzoo.config import ConfigError, differences, from_json
 from detzoo.detectors import make_detector
 from detzoo.training.checkpoint import Checkpoints
 from detzoo.types import ModelState, Params
-from detzoo.weights.mapping import flatten
+from detzoo.weights.mapping import Template, flatten
+from detzoo.weights.torchvision import load_backbone
 
 _LISTED = 4  # variables in an error message
 
 
-def read_learnt(
-    workdir: str | os.PathLike, config: ml_collections.ConfigDict, class_names: tuple[str, ...]
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Reads what a run has learnt, as far as it serves another one.
+class Learnt(NamedTuple):
+    """What a run starts from in place of drawn variables.
+
+    arrays: by paths like 'params/backbone/stem_conv/kernel', of the shapes that the detector has.
+    anew: the paths of variables that start anew though their like was learnt.
+    changes: keys of the model section that differ, with both values.
+    """
+
+    arrays: Mapping[str, np.ndarray] = {}
+    anew: tuple[str, ...] = ()
+    changes: Mapping[str, tuple[Any, Any]] = {}
+
+
+def read_learnt(config: ml_collections.ConfigDict, class_names: tuple[str, ...], template: Template) -> Learnt:
+    """Reads the run or the classifier that a config starts from, if any.
 
     Args:
-        workdir: of the run; of the newest checkpoint its averaged parameters are taken where it has them.
-        config: of the other one.
-        class_names: of the other one.
+        config: of the run that is to start; `initialize_from` or `initialize_backbone` says from what.
+        class_names: of its data.
+        template: the shapes of its detector's (params, model_state).
 
     Returns:
-        arrays by paths like 'params/backbone/stem_conv/kernel', and the paths of the other run's variables that start
-        anew: where the classes or their order are not the same, all whose shape depends on how many there are.
+        what was learnt there, as far as it serves here.
 
     Raises:
-        ConfigError: there is no such run or checkpoint.
+        ConfigError: both are named; there is no such run or checkpoint; or its detector is another one.
+        ValueError: the classifier's file cannot be used.
+    """
+    if config.initialize_from and config.initialize_backbone:
+        raise ConfigError('initialize_from and initialize_backbone exclude each other: set one of them to None')
+    if config.initialize_from:
+        return read_run(config.initialize_from, config, class_names, template)
+    if config.initialize_backbone:
+        filled = flatten(load_backbone(config.initialize_backbone, *template))
+        arrays = {path: leaf for path, leaf in filled.items() if isinstance(leaf, np.ndarray)}
+        anew = [path for path in filled if path.split('/')[1] == 'backbone' and path not in arrays]
+        return Learnt(arrays, tuple(anew))
+    return Learnt()
+
+
+def read_run(
+    workdir: str | os.PathLike, config: ml_collections.ConfigDict, class_names: tuple[str, ...], template: Template
+) -> Learnt:
+    """Reads what another run has learnt: of its newest checkpoint, the averaged parameters where it has them.
+
+    Where the classes or their order are not the same, all variables start anew whose shape depends on how many there are.
+    The arguments and errors are those of `read_learnt`.
     """
     workdir = pathlib.Path(workdir)
     if not (workdir / 'config.json').exists():
@@ -54,37 +87,37 @@ def read_learnt(
     finally:
         checkpoints.close()
     learnt = flatten((variables.get('ema_params', variables['params']), variables['model_state']))
-    if tuple(json.loads((workdir / 'classes.json').read_text())['class_names']) == class_names:
-        return learnt, []
-    shapes, others = (variable_shapes(config, len(class_names) + more) for more in (0, 1))
-    anew = [path for path in shapes if shapes[path] != others[path]]
-    return {path: array for path, array in learnt.items() if path not in anew}, anew
+    anew = ()
+    if tuple(json.loads((workdir / 'classes.json').read_text())['class_names']) != class_names:
+        anew = class_dependent(config, len(class_names))
+    arrays = {path: array for path, array in learnt.items() if path not in anew}
+    check_fit(arrays, anew, template, str(workdir))
+    changes = differences(from_json((workdir / 'config.json').read_text()), config)
+    return Learnt(arrays, anew, {key: pair for key, pair in changes.items() if key.startswith('model.')})
 
 
-def variable_shapes(config: ml_collections.ConfigDict, num_classes: int) -> dict[str, tuple[int, ...]]:
-    """Lists the shapes of a detector's variables by their paths."""
-    detector = make_detector(**config.model, num_classes=num_classes)
-    shapes = jax.eval_shape(lambda rng: detector.init(rng, config.data.canvases[0]), jax.random.key(0))
-    return {path: leaf.shape for path, leaf in flatten(shapes).items()}
+def class_dependent(config: ml_collections.ConfigDict, num_classes: int) -> tuple[str, ...]:
+    """Lists the paths of a detector's variables whose shape depends on the number of classes."""
+
+    def shapes(count: int) -> dict[str, tuple[int, ...]]:
+        detector = make_detector(**config.model, num_classes=count)
+        variables = jax.eval_shape(lambda rng: detector.init(rng, config.data.canvases[0]), jax.random.key(0))
+        return {path: leaf.shape for path, leaf in flatten(variables).items()}
+
+    some, more = shapes(num_classes), shapes(num_classes + 1)
+    return tuple(path for path in some if some[path] != more[path])
 
 
-def replace(
-    params: Params, model_state: ModelState, learnt: Mapping[str, np.ndarray], anew: list[str], source: str
-) -> tuple[Params, ModelState]:
-    """Puts what was learnt in place of drawn variables.
+def check_fit(learnt: Mapping[str, np.ndarray], anew: tuple[str, ...], template: Template, source: str) -> None:
+    """Refuses, by a ConfigError, what another detector has learnt.
 
     Args:
-        params, model_state: drawn.
-        learnt, anew: of `read_learnt`.
-        source: what an error calls the other run.
-
-    Returns:
-        (params, model_state) with the learnt arrays wherever nothing starts anew.
-
-    Raises:
-        ConfigError: a variable is not there, has another shape, or finds no place.
+        learnt: arrays by paths.
+        anew: paths that need none.
+        template: the shapes of the detector's (params, model_state).
+        source: what the error calls the other run.
     """
-    drawn = flatten((params, model_state))
+    drawn = flatten(template)
     missing = [path for path in drawn if path not in learnt and path not in anew]
     misshapen = [
         f'{path} {learnt[path].shape}, here {drawn[path].shape}'
@@ -97,12 +130,11 @@ def replace(
                            for kind, paths in problems.items() if paths)
         raise ConfigError(f'initialize_from is {source}, whose detector is another one: {listed}. Take its model section over '
                           'unchanged, as configs/finetune_histology.py does')
+
+
+def replace(params: Params, model_state: ModelState, learnt: Mapping[str, np.ndarray]) -> tuple[Params, ModelState]:
+    """Puts learnt arrays, by their paths, in place of drawn variables."""
+    drawn = flatten((params, model_state))
     variables = flax.traverse_util.unflatten_dict({path: learnt.get(path, drawn[path]) for path in drawn}, sep='/')
     params = variables.pop('params')
     return params, {collection: variables.get(collection, {}) for collection in model_state}
-
-
-def model_changes(workdir: str | os.PathLike, config: ml_collections.ConfigDict) -> dict[str, tuple[Any, Any]]:
-    """Lists the keys of the model section that differ from those of another run, with both values."""
-    other = from_json((pathlib.Path(workdir) / 'config.json').read_text())
-    return {key: pair for key, pair in differences(other, config).items() if key.startswith('model.')}

@@ -16,8 +16,8 @@ import operator
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -41,7 +41,6 @@ from detzoo.training.optimizer import make_optimizer, make_schedule
 from detzoo.training.progress import Profiler, Progress
 from detzoo.training.workdir import prepare_workdir
 from detzoo.types import Array, Batch, Detector
-from detzoo.weights.torchvision import load_backbone
 
 PICTURES = 4  # of the validation split, drawn at every evaluation
 
@@ -77,7 +76,7 @@ def train_and_evaluate(
     states = []
     for replica in replicas:
         replica.checkpoints.cut_back(start)  # a kill may have come between the checkpoints of two
-        states.append(replica.checkpoints.restore(state) if start else initial_state(replica.config, detector, learnt))
+        states.append(replica.checkpoints.restore(state) if start else initial_state(replica.config, detector, learnt.arrays))
     logs = [MetricsLog(replica.workdir, step=start, active=jax.process_index() == 0) for replica in replicas]
     announce(config, states[0], start, learnt)
 
@@ -189,36 +188,12 @@ def evaluate_each(evaluate: Callable[[TrainState], dict[str, Any]], state: Train
     return [evaluate(parallel.replicate(own)) for own in unstack(parallel.first_replica(state), count)]
 
 
-class Learnt(NamedTuple):
-    """What a run starts from in place of drawn variables.
-
-    put: (params, model_state) as drawn -> with what was learnt elsewhere.
-    anew: the paths of variables that start anew, among those that were learnt.
-    """
-
-    put: Callable[[Any, Any], tuple[Any, Any]] = lambda params, model_state: (params, model_state)
-    anew: Sequence[str] = ()
-
-
-DRAWN = Learnt()
-
-
-def read_learnt(config: ml_collections.ConfigDict, data: Dataset) -> Learnt:
-    """Reads the run or the classifier that a config starts from, if any."""
-    if config.initialize_from and config.initialize_backbone:
-        raise ConfigError('initialize_from and initialize_backbone exclude each other: set one of them to None')
-    if config.initialize_from:
-        arrays, anew = finetune.read_learnt(config.initialize_from, config, data.class_names)
-        return Learnt(partial(finetune.replace, learnt=arrays, anew=anew, source=config.initialize_from), anew)
-    if config.initialize_backbone:
-        return Learnt(partial(load_backbone, config.initialize_backbone))
-    return DRAWN
-
-
-def initial_state(config: ml_collections.ConfigDict, detector: Detector, learnt: Learnt = DRAWN) -> TrainState:
-    """Makes the state of step 0."""
+def initial_state(
+    config: ml_collections.ConfigDict, detector: Detector, learnt: Mapping[str, np.ndarray] = MappingProxyType({})
+) -> TrainState:
+    """Makes the state of step 0: drawn variables, but for those that were learnt elsewhere (see `finetune`)."""
     drawn = jax.jit(detector.init, static_argnums=1)(jax.random.key(config.seed), config.data.canvases[0])
-    params, model_state = learnt.put(*drawn)
+    params, model_state = finetune.replace(*drawn, learnt)
     opt_state = make_optimizer(config.optimizer, config.training.steps, params).init(params)
     ema_params = jax.tree.map(jnp.copy, params) if config.optimizer.ema_decay else None
     return TrainState(jnp.zeros((), jnp.int32), params, model_state, opt_state, ema_params)
@@ -370,7 +345,7 @@ def make_batches(
     )
 
 
-def check(config: ml_collections.ConfigDict, data: Dataset) -> tuple[Detector, TrainState, Learnt]:
+def check(config: ml_collections.ConfigDict, data: Dataset) -> tuple[Detector, TrainState, finetune.Learnt]:
     """Makes the detector, the shapes of its state and what it starts from, or raises ConfigError or DataError.
 
     Nothing is computed or written.
@@ -384,8 +359,8 @@ def check(config: ml_collections.ConfigDict, data: Dataset) -> tuple[Detector, T
         inference.check_proposals(config, config.data[key] is not None, f'data.{key}')
     try:
         detector = inference.detector_of(config, len(data.class_names), parallel.AXIS)
-        learnt = read_learnt(config, data)
-        state = jax.eval_shape(lambda: initial_state(config, detector, learnt))
+        state = jax.eval_shape(lambda: initial_state(config, detector))
+        learnt = finetune.read_learnt(config, data.class_names, (state.params, state.model_state))
     except (ValueError, TypeError) as error:
         raise ConfigError(str(error)) from error
     if config.training.num_replicas < 1:
@@ -407,7 +382,7 @@ def check(config: ml_collections.ConfigDict, data: Dataset) -> tuple[Detector, T
     return detector, state, learnt
 
 
-def announce(config: ml_collections.ConfigDict, state: TrainState, start: int, learnt: Learnt) -> None:
+def announce(config: ml_collections.ConfigDict, state: TrainState, start: int, learnt: finetune.Learnt) -> None:
     """Says what will run, from what, and what will be compiled."""
     if jax.process_index() == 0:
         count = sum(x.size for x in jax.tree.leaves(state.params))
@@ -418,11 +393,11 @@ def announce(config: ml_collections.ConfigDict, state: TrainState, start: int, l
             f'steps {start} to {config.training.steps}; compiles once for each canvas: {canvases}',
             file=sys.stderr,
         )
-        if config.initialize_from and not start:
+        source = config.initialize_from or config.initialize_backbone
+        if source and not start:
             anew = f'; these start anew: {", ".join(learnt.anew)}' if learnt.anew else ''
-            changes = finetune.model_changes(config.initialize_from, config)
-            changed = ''.join(f'; {key} was {old!r} there, is {new!r}' for key, (old, new) in changes.items())
-            tqdm.write(f'starts from {config.initialize_from}{anew}{changed}', file=sys.stderr)
+            changed = ''.join(f'; {key} was {old!r} there, is {new!r}' for key, (old, new) in learnt.changes.items())
+            tqdm.write(f'starts from {source}{anew}{changed}', file=sys.stderr)
 
 
 def diverged(step: int, metrics: dict[str, float], indices: np.ndarray, data: Dataset, replica: Replica) -> str:
