@@ -1,74 +1,168 @@
 """Checks that a YOLO computes what darknet's own network computes with the same weights, at its full size.
 
   python scripts/check_darknet_parity.py --model=yolov3-tiny
-  python scripts/check_darknet_parity.py --model=yolov3
   python scripts/check_darknet_parity.py --model=yolov1 --darknet=darknet
+  python scripts/check_darknet_parity.py --model=all --darknet=darknet --photos=darknet/data --cfg_dir=darknet/cfg
 
 YOLO v2 and v3 are run by OpenCV. YOLO v1 is run by nothing but darknet itself, and gcc binds it:
 
   git clone https://github.com/pjreddie/darknet && make -C darknet
 
-(Debian's package `darknet` has the same files in /usr/lib/darknet.) The weights are drawn, not trained: some hundred
-megabytes, in a temporary folder. Printed are the largest difference of each tensor over the tensor's maximum and, of v2
-and v3, how the kept detections agree. Exits with 1 if a tensor differs by more than 3e-4, or if the detections are not
-the same ones: as many, each with the label of its partner, IoU > 0.999, score to 1e-3.
+(Debian's package `darknet` has the same files in /usr/lib/darknet and /usr/share/darknet.) The weights are drawn, not
+trained: some hundred megabytes, in a temporary folder. They go through our variables before anything else reads them, and
+come back byte for byte. Printed are the largest difference of each tensor over the tensor's maximum and, of v2 and v3, how
+the kept detections agree.
+
+With --photos, photographs (.jpg) are detected in as well, by darknet itself from its letterbox to its NMS, and by ours with
+the recipe 'letterbox', 'darknet'. Each photo's threshold is one that about 100 detections exceed. Our detectors clip boxes
+to the image before the NMS, darknet after it: they have to agree without, the line 'clipped first' says what that changes.
+
+With --cfg_dir, the .cfg files there of darknet's authors must give the models of `darknet.PUBLISHED`.
+
+Exits with 1 if a tensor differs by more than 3e-4, or if the detections are not the same ones: as many, each with the label
+of its partner, IoU > 0.999, score to 1e-3.
 """
 
 import pathlib
 import sys
 import tempfile
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
 from absl import app, flags
 
+from detzoo.data.geometry import ResizeRule, place
+from detzoo.data.records import decode_image
 from detzoo.detectors import make_detector
-from detzoo.weights.darknet import PUBLISHED, cfg_text, read_weights
+from detzoo.types import Inputs
+from detzoo.weights.darknet import PUBLISHED, arguments_of, cfg_text, model_of_cfg, read_weights, write_weights
 from detzoo.weights.darknet_parity import Darknet, drawn_weights, run_detector, run_opencv, select_detections
+from detzoo.weights.mapping import Template
 from detzoo.weights.parity import drawn_image, match_detections
 
-_MODEL = flags.DEFINE_enum('model', 'yolov3-tiny', list(PUBLISHED), "A network, by the name of darknet's file.")
-_DARKNET = flags.DEFINE_string('darknet', '/usr/lib/darknet', 'For YOLO v1: a folder with libdarknet.so and include/darknet.h.')
+_MODEL = flags.DEFINE_enum('model', 'yolov3-tiny', [*PUBLISHED, 'all'], "A network, by the name of darknet's file.")
+_DARKNET = flags.DEFINE_string('darknet', '/usr/lib/darknet', 'A folder with libdarknet.so and include/darknet.h.')
+_PHOTOS = flags.DEFINE_string('photos', None, 'A folder of photographs to detect in, or one photograph.')
+_CFG_DIR = flags.DEFINE_string('cfg_dir', None, 'A folder with the .cfg files of the networks.')
 
 TOLERANCE = 3e-4
+RULE = ResizeRule('letterbox', interpolation='darknet')
+_DETECTION = ('boxes', 'labels', 'scores')
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f'unknown arguments: {" ".join(argv[1:])}')
-    model, canvas = PUBLISHED[_MODEL.value]
+def check_tensors(model: Mapping[str, Any], canvas: tuple[int, int], variables: Template, weights: str) -> bool:
+    """Compares tensors, and detections of YOLO v2 and v3, of a drawn image of a canvas's size."""
     image = drawn_image(*canvas, seed=0)
-    detector = make_detector(**model)
-    template = jax.eval_shape(lambda rng: detector.init(rng, canvas), jax.random.key(0))
-    with tempfile.TemporaryDirectory() as folder:
-        path = str(pathlib.Path(folder) / f'{_MODEL.value}.weights')
-        pathlib.Path(path).write_bytes(drawn_weights(model, template))
-        ours, detections = run_detector(model, *read_weights(path, model, template), image)
-        if model['name'] == 'yolo_v1':
-            pixels = image.transpose(2, 0, 1) / 255
-            darknet = Darknet(_DARKNET.value)
-            output, _ = darknet.run(cfg_text(model, template, canvas), pixels, ours['output'].size, weights=path)
-            theirs = {'output': output}
-        else:
-            theirs = run_opencv(model, template, path, image)
-
-    print(f'{_MODEL.value}, {canvas[0]} x {canvas[1]}')
+    ours, detections = run_detector(model, *variables, image)
+    of_v1 = model['name'] == 'yolo_v1'
+    if of_v1:
+        pixels, text = image.transpose(2, 0, 1) / 255, cfg_text(model, variables, canvas)
+        theirs = {'output': Darknet(_DARKNET.value).run(text, pixels, ours['output'].size, weights=weights)[0]}
+    else:
+        theirs = run_opencv(model, variables, weights, image)
     agree = True
     for name, expected in theirs.items():
         difference = abs(ours[name] - expected).max() / abs(expected).max()
         agree &= bool(difference <= TOLERANCE)  # NaN is no agreement
         print(f'  {name:12}{difference:.1e}   of {abs(expected).max():.3g}')
-    if model['name'] != 'yolo_v1':
+    if not of_v1:
         kept = [
-            {name: getattr(x, name)[x.valid] for name in ('boxes', 'labels', 'scores')}
+            {name: getattr(x, name)[x.valid] for name in _DETECTION}
             for x in (detections, select_detections(model, theirs, canvas))
         ]
-        same = match_detections(*kept, limit=np.inf)
-        agree &= same.holds()
-        print(f'  detections  {same.matched}/{same.theirs} matched (ours: {same.ours}), IoU >= {same.min_iou:.6f}, '
-              f'scores to {same.max_score_difference:.1e}')
+        agree &= compare('detections', *kept)
+    return agree
+
+
+def check_photo(
+    path: pathlib.Path, model: Mapping[str, Any], canvas: tuple[int, int], variables: Template, weights: str
+) -> bool:
+    """Compares detections in a photograph, in its own pixels."""
+    photo = decode_image(path.read_bytes(), name=str(path))
+    image, where = place(photo, canvas, RULE, rounded=False)
+    height, last = where.size[1], np.float32(photo.shape[0] - 1)
+    if np.float32(height - 1) * (last / np.float32(height - 1)) < last:
+        image[where.offset[1] + height - 1] = 0  # what darknet loses where rounding puts its last row above the photo's
+    # Darknet has no limits: ours are so wide that no detection among the best 300 misses one.
+    limits = {'max_detections': 300} | ({} if model['name'] == 'yolo_v1' else {'pre_nms_topk': 10_000})
+    predict = jax.jit(make_detector(**{**model, **limits}).predict)
+
+    def detect(image: np.ndarray, window: np.ndarray) -> dict[str, np.ndarray]:
+        found = jax.tree.map(lambda x: np.asarray(x)[0], predict(*variables, Inputs(image[None], np.float32(window)[None])))
+        boxes = where.to_image(found.boxes).clip(0, np.tile(photo.shape[1::-1], 2)).astype(np.float32)
+        seen = found.valid & (boxes[:, :2] < boxes[:, 2:]).all(axis=1)  # `match_detections` leaves out what darknet sees outside
+        return {'boxes': boxes[seen], 'labels': found.labels[seen], 'scores': found.scores[seen]}
+
+    ours = detect(image, where.window)
+    # Darknet clips no boxes before its NMS. So do ours with a window without end, on a canvas that is gray already.
+    left, top, right, bottom = where.window.astype(int)
+    gray = np.full_like(image, 255 * model['pad_value'])
+    gray[top:bottom, left:right] = image[top:bottom, left:right]
+    unclipped = detect(gray, [-1e6, -1e6, 1e6, 1e6])
+
+    # Between the two of the 60th to 140th score that are farthest apart, so that rounding moves none across it.
+    scores = unclipped['scores'][60:140]
+    gap = np.argmin(np.diff(scores))
+    threshold = float(scores[gap : gap + 2].mean())
+    ours, unclipped = ({key: x[found['scores'] > threshold] for key, x in found.items()} for found in (ours, unclipped))
+    theirs = Darknet(_DARKNET.value).detect(
+        cfg_text(model, variables, canvas), weights, photo,
+        score_threshold=threshold, iou_threshold=arguments_of(model)['iou_threshold'],
+    )  # fmt: skip
+    boxes, sides = theirs['boxes'], np.array(canvas[::-1])
+    if model['name'] == 'yolo_v1':  # still in the letterbox, whose sides count as the photo's
+        boxes = where.to_image(boxes * np.tile(sides / photo.shape[1::-1], 2))
+    else:  # darknet puts the image at whole pixels, and where margins are odd takes half a pixel too much out again
+        boxes = boxes + np.tile(((sides - where.size) / 2 - where.offset) / where.scale, 2)
+    theirs['boxes'] = boxes.clip(0, np.tile(photo.shape[1::-1], 2)).astype(np.float32)
+    same = compare(f'{path.name} > {threshold:.2f}', unclipped, theirs)
+    compare('  clipped first', ours, theirs)
+    return same
+
+
+def compare(name: str, ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> bool:
+    """Prints how far two lists of detections are the same one, and tells whether they are."""
+    same = match_detections(ours, theirs, limit=sys.maxsize)
+    print(f'  {name:18}  {same.matched}/{same.theirs} matched (ours: {same.ours}), IoU >= {same.min_iou:.6f}, '
+          f'scores to {same.max_score_difference:.1e}')
+    return same.holds()
+
+
+def check(name: str) -> bool:
+    """Compares one network of PUBLISHED, and tells whether it computes the same."""
+    model, canvas = PUBLISHED[name]
+    print(f'{name}, {canvas[0]} x {canvas[1]}')
+    agree = True
+    if _CFG_DIR.value:
+        agree &= (same := model_of_cfg(pathlib.Path(_CFG_DIR.value) / f'{name}.cfg') == PUBLISHED[name])
+        print(f'  {name}.cfg    {"gives our model" if same else "gives another model"}')
+    detector = make_detector(**model)
+    template = jax.eval_shape(lambda rng: detector.init(rng, canvas), jax.random.key(0))
+    with tempfile.TemporaryDirectory() as folder:
+        weights = str(pathlib.Path(folder) / f'{name}.weights')
+        content = drawn_weights(model, template)
+        pathlib.Path(weights).write_bytes(content)
+        variables = read_weights(weights, model, template)
+        write_weights(weights, model, *variables)
+        agree &= (same := pathlib.Path(weights).read_bytes() == content)
+        print(f'  {name}.weights    {len(content):,} bytes, written again {"the same" if same else "otherwise"}')
+        del content
+        agree &= check_tensors(model, canvas, variables, weights)
+        if _PHOTOS.value:
+            photos = pathlib.Path(_PHOTOS.value)
+            for photo in sorted(photos.glob('*.jpg')) if photos.is_dir() else [photos]:
+                agree &= check_photo(photo, model, canvas, variables, weights)
     print('they agree' if agree else f'they do not agree to {TOLERANCE:g}')
-    sys.exit(not agree)
+    return agree
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f'unknown arguments: {" ".join(argv[1:])}')
+    names = PUBLISHED if _MODEL.value == 'all' else [_MODEL.value]
+    sys.exit(not all([check(name) for name in names]))
 
 
 if __name__ == '__main__':

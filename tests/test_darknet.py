@@ -5,7 +5,9 @@ scripts/make_darknet_fixtures.py makes the golden arrays and says what they are;
 
 import functools
 import json
+import logging
 import pathlib
+import re
 import struct
 
 import flax.linen as nn
@@ -16,8 +18,20 @@ import pytest
 
 from detzoo.detectors import make_detector
 from detzoo.types import Batch, GroundTruth, Inputs
-from detzoo.weights.darknet import PUBLISHED, cfg_text, layers, read_weights, write_weights
+from detzoo.weights.darknet import (
+    PUBLISHED,
+    Published,
+    arguments_of,
+    backbone_variables,
+    cfg_text,
+    layers,
+    model_of_cfg,
+    read_weights,
+    report,
+    write_weights,
+)
 from detzoo.weights.darknet_parity import drawn_weights, run_detector, run_opencv, select_detections
+from detzoo.weights.mapping import checksum, flatten
 from detzoo.weights.parity import drawn_image, match_detections
 
 FIXTURES = pathlib.Path(__file__).parent / 'fixtures'
@@ -109,12 +123,15 @@ def test_cfg_text_has_anchors_of_yolo_v2_in_cells():
 
 
 @pytest.mark.parametrize('name', ['yolov2', 'yolov2-tiny', 'yolov3'])
-def test_detector_computes_what_opencv_computes(drawn, name):
+def test_detector_computes_what_opencv_computes_with_what_it_exports(drawn, tmp_path, name):
     model = model_of(name, num_classes=3, width=0.25)
     template, path = drawn(model)
+    variables = read_weights(path, model, template)
+    exported = str(tmp_path / 'exported.weights')
+    write_weights(exported, model, *variables)
     image = drawn_image(*CANVAS, seed=0)
-    theirs = run_opencv(model, template, path, image)
-    ours, detections = run_detector(model, *read_weights(path, model, template), image)
+    theirs = run_opencv(model, template, exported, image)
+    ours, detections = run_detector(model, *variables, image)
     assert ours.keys() == theirs.keys()
     for tensor, expected in theirs.items():
         assert ours[tensor].shape == expected.shape
@@ -133,8 +150,9 @@ def test_check_darknet_parity_of_yolov3_tiny_at_full_size(run_script):
     finished = run_script('check_darknet_parity', '--model=yolov3-tiny')
     assert finished.code == 0, finished.stdout + finished.stderr
     tensors = [line.split()[0] for line in finished.stdout.splitlines()[1:-1]]
-    assert tensors == ['level1', 'level2', 'boxes', 'objectness', 'scores', 'detections']
-    assert 'detections  100/100 matched (ours: 100)' in finished.stdout
+    assert tensors == ['yolov3-tiny.weights', 'level1', 'level2', 'boxes', 'objectness', 'scores', 'detections']
+    assert re.search(r'detections +100/100 matched \(ours: 100\)', finished.stdout)
+    assert 'yolov3-tiny.weights    35,434,956 bytes, written again the same' in finished.stdout
 
 
 @pytest.fixture(scope='module')
@@ -330,6 +348,9 @@ def test_read_weights_of_a_short_file_names_file_layer_and_remedy(drawn):
     pathlib.Path(path).write_bytes(content[:100])
     with pytest.raises(ValueError, match=r'it ends after 20 of .*, in layer 0, convolutional \(backbone/stage1_conv1\)'):
         read_weights(path, TINY, template)
+    pathlib.Path(path).write_bytes(content[: 20 + 4 * 31])  # all of layer 0, nothing of layer 2
+    with pytest.raises(ValueError, match=r'it ends after 31 of .*, in layer 2, convolutional \(backbone/stage2_conv1\)'):
+        read_weights(path, TINY, template)
 
 
 def test_read_weights_of_a_long_file_names_file_layer_and_remedy(drawn):
@@ -366,12 +387,232 @@ def test_layers_refuses_what_darknet_has_not():
         layers(MODELS['v1-tiny'], template_of(MODELS['v1-tiny'], (64, 128)))
 
 
-def test_cfg_text_refuses_what_darknet_computes_otherwise():
+def test_files_are_refused_of_what_darknet_computes_otherwise(drawn):
+    template, path = drawn(TINY)
     with pytest.raises(ValueError, match=r'norm_epsilon is 1e-05: darknet always computes with 1e-06'):
         cfg_text({**TINY, 'norm_epsilon': 1e-5}, template_of(TINY), CANVAS)
+    with pytest.raises(ValueError, match=r'norm_epsilon is 1e-05'):
+        write_weights(path, {**TINY, 'norm_epsilon': 1e-5}, *read_weights(path, TINY, template))
     with pytest.raises(ValueError, match=r'std is .*: darknet always computes with \(255'):
         cfg_text({**TINY, 'std': (58.0, 57.0, 57.0)}, template_of(TINY), CANVAS)
     with pytest.raises(ValueError, match=r'the canvas is \(96, 100\): darknet needs multiples of 32'):
         cfg_text(TINY, template_of(TINY), (96, 100))
     with pytest.raises(ValueError, match=r'the canvas is \(128, 128\): this network was made for 64 x 64'):
         cfg_text(MODELS['v1'], template_of(MODELS['v1'], (64, 64)), (128, 128))
+
+
+def test_report_says_what_was_done_to_each_run_of_numbers(drawn):
+    model = MODELS['v2']
+    template, path = drawn(model)
+    rows = report(path, model, template)
+    variables = flatten(read_weights(path, model, template))
+    assert rows[0][:4] == ('header: images seen', 'counters/images_seen', (), 'as it is')
+    first = 'backbone/stage1_conv1'
+    assert [row[:4] for row in rows[1:6]] == [
+        ('layer 0 convolutional: biases', f'params/{first}/norm/bias', (2,), 'as it is'),
+        ('layer 0 convolutional: scales', f'params/{first}/norm/scale', (2,), 'as it is'),
+        ('layer 0 convolutional: means', f'batch_stats/{first}/norm/mean', (2,), 'as it is'),
+        ('layer 0 convolutional: variances', f'batch_stats/{first}/norm/var', (2,), 'as it is'),
+        ('layer 0 convolutional: weights', f'params/{first}/conv/kernel', (3, 3, 3, 2), 'OIHW -> HWIO'),
+    ]
+    assert {row.ours: (row.shape, row.checksum) for row in rows} == {
+        path: (value.shape, checksum(value)) for path, value in variables.items()
+    }
+
+
+def test_report_names_orders_of_axes_and_what_is_left(tmp_path):
+    model = MODELS['v1']
+    for name, header, order in (('new', struct.pack('<4i', 0, 1, 0, 77), 'OIC'), ('old', struct.pack('<3fi', 1, 1, 1, 7), 'ICO')):
+        (tmp_path / name).write_bytes(numbered(model, header))
+        rows = report(tmp_path / name, model, template_of(model, (64, 64)))
+        transforms = {row.foreign.partition(' ')[2].partition(' ')[2]: row.transform for row in rows}
+        assert transforms['local: biases'] == 'Oyx -> yxO' and transforms['local: weights'] == 'yxOI -> yxIO'
+        assert transforms['connected: biases'] == 'as it is' and transforms['connected: weights'] == f'{order} -> CIO'
+        assert rows[0] == ('header: images seen', '', (), f'left: only YOLO v2 counts images; {77 if name == "new" else 7}', '')
+
+
+# Classifiers on pjreddie.com, cut behind the backbone of a YOLO: sizes of the files, and lengths of their headers. Of
+# extraction.conv.weights the size is what 24 layers of extraction.cfg have: no listing of it was found.
+CLASSIFIERS = {
+    'darknet19_448.conv.23': ('yolov2', 79_327_120, 16),
+    'darknet53.conv.74': ('yolov3', 162_482_580, 20),
+    'extraction.conv.weights': ('yolov1', 89_721_616, 16),
+}
+
+
+@pytest.mark.parametrize('name', CLASSIFIERS)
+def test_backbone_fills_published_classifier(name):
+    detector, size, header = CLASSIFIERS[name]
+    model, _ = PUBLISHED[detector]
+    described = [layer for layer in layers(model, template_of(model, (64, 64))) if layer.module.startswith('backbone/')]
+    assert header + 4 * sum(np.prod(entry.shape) for layer in described for entry in layer.entries) == size
+
+
+def classifier_of(model, path, *, classes=0):
+    """Cuts a file of drawn weights behind the backbone, and puts a classifier there: the content."""
+    described = [layer for layer in layers(model, template_of(model, (64, 64))) if layer.module.startswith('backbone/')]
+    count = sum(np.prod(entry.shape) for layer in described for entry in layer.entries)
+    tail = np.zeros(classes * (1 + described[-1].options['filters']), '<f4')
+    return pathlib.Path(path).read_bytes()[: 20 + 4 * count] + tail.tobytes()
+
+
+@pytest.mark.parametrize('name', MODELS)
+@pytest.mark.parametrize('classes', [0, 1000])
+def test_backbone_variables_fills_the_backbone_alone(drawn, tmp_path, caplog, name, classes):
+    model = MODELS[name]
+    template, path = drawn(model, (64, 64))
+    file = tmp_path / 'net.conv.23'
+    file.write_bytes(classifier_of(model, path, classes=classes))
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
+    with caplog.at_level(logging.INFO, logger='absl'):
+        filled = backbone_variables(file, *zeros)
+    assert ("net.conv.23: its last convolution, which tells ImageNet's 1000 classes apart, is left" in caplog.text) == (classes > 0)
+    whole = flatten(read_weights(path, model, template))
+    assert jax.tree.structure(filled) == jax.tree.structure(template)
+    for variable, value in flatten(filled).items():
+        expected = whole[variable] if variable.split('/')[1] == 'backbone' else 0
+        np.testing.assert_array_equal(value, expected, err_msg=variable)
+        assert value.dtype == whole[variable].dtype
+    assert not any(leaf.any() for leaf in jax.tree.leaves(zeros))  # the arguments stay as they are
+
+
+def test_backbone_variables_refuses_another_length(drawn, tmp_path):
+    template, path = drawn(TINY, (64, 64))
+    content = classifier_of(TINY, path)
+    # 6,964 numbers: 4 vectors of 1 + 2 + ... + 32 filters, and 9 x (3 x 1 + 1 x 2 + 2 x 4 + 4 x 8 + 8 x 16 + 16 x 32) weights.
+    assert len(content) - 20 == 4 * (4 * 63 + 9 * 685)
+    for name, wrong in (('short', content[:-1]), ('long', content + b'1'), ('whole', pathlib.Path(path).read_bytes())):
+        (tmp_path / name).write_bytes(wrong)
+        message = (rf'{name}: not the weights of this backbone: {len(wrong) - 20:,} bytes follow its header; the 6 convolutions of '
+                   rf"this tiny have 25,668, with a classifier of 1000 classes 157,668\. Set the model's backbone, width")
+        with pytest.raises(ValueError, match=message):
+            backbone_variables(tmp_path / name, *template)
+
+
+@pytest.mark.parametrize(('name', 'network'), [('v1', '6 .* extraction'), ('v2', '8 .* darknet19'), ('v3', '26 .* darknet53')])
+def test_backbone_variables_of_another_length_names_the_network(drawn, name, network):
+    template, path = drawn(MODELS[name], (64, 64))
+    with pytest.raises(ValueError, match=rf'the {network} have'):
+        backbone_variables(path, *template)
+
+
+def test_backbone_variables_refuses_what_darknet_has_not(drawn):
+    _, path = drawn(TINY, (64, 64))
+    with pytest.raises(ValueError, match=r"drawn\.weights: the backbone of this model is none of darknet's"):
+        backbone_variables(path, {'backbone': {'stem_conv': {}, 'stage1_block1': {}}}, {})
+    with pytest.raises(ValueError, match='no group norm'):
+        backbone_variables(path, *template_of({**TINY, 'norm': 'group_norm'}))
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_model_of_cfg_of_published_network_is_published(tmp_path, name):
+    model, canvas = PUBLISHED[name]
+    (tmp_path / 'net.cfg').write_text(cfg_text(model, template_of(model, canvas), canvas))
+    assert model_of_cfg(tmp_path / 'net.cfg') == PUBLISHED[name]
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_model_of_cfg_finds_narrow_and_shallow_networks(tmp_path, name):
+    changes = {'yolo_v1': {'dropout': 0.25, 'box_scale': 3.0}, 'yolo_v2': {'ignore_iou': 0.5}, 'yolo_v3': {'ignore_iou': 0.6}}
+    model = {**MODELS[name], **changes[MODELS[name]['name']]}
+    if name == 'v1-tiny':
+        model |= {'head_features': (1024, 80, 48), 'rescore': False}
+        model.pop('dropout')  # its file has no layer of it
+    (tmp_path / 'net.cfg').write_text(cfg_text(model, template_of(model, (64, 64)), (64, 64)))
+    found, canvas = model_of_cfg(tmp_path / 'net.cfg')
+    assert canvas == (64, 64)
+    norm = {'norm': 'frozen_batch_norm'} if name == 'v2-frozen' else {}  # which a .cfg file does not say
+    assert arguments_of({**found, **norm}) == arguments_of(model) and found['name'] == model['name']
+
+
+def own_cfg():
+    """A YOLO v3-tiny of 3 classes in a user's hand."""
+    model = model_of('yolov3-tiny', num_classes=3, width=1.0)
+    text = cfg_text(model, template_of(model, (64, 64)), (320, 416))
+    for ours, theirs in (
+        ('[net]\nbatch=1\n', '# my own\n; of 3 classes\n[network]\n batch = 64\nbatch=1\nburn_in=1000\npolicy=steps\n'),
+        ('[route]\nlayers=13\n', '[route]\nlayers = -4\n'),
+        ('layers=-1,8\n', 'layers = -1, 8  # the stage of stride 16\n'),
+        ('classes=3\n', 'classes = 3\t# cat, dog, pig\njitter=.3\nrandom=1\ntruth_thresh=.9\n'),
+        ('size=2\nstride=2\n', 'stride=2\n'),
+        ('size=1\nstride=1\npad=1\n', 'size=1\nstride=1\npad=0\n'),
+        ('filters=16\nsize=3\nstride=1\npad=1\n', 'filters=16\nsize=3\nstride=1\npadding=1\n'),
+    ):
+        assert ours in text
+        text = text.replace(ours, theirs)
+    return text
+
+
+def test_model_of_cfg_reads_as_darknet_does(tmp_path):
+    (tmp_path / 'own.cfg').write_bytes(own_cfg().replace('\n', '\r\n').encode('utf-8-sig'))
+    expected = {**PUBLISHED['yolov3-tiny'].model, 'num_classes': 3}
+    assert model_of_cfg(tmp_path / 'own.cfg') == Published(expected, (320, 416))
+    (tmp_path / 'own.cfg').write_text(own_cfg().replace('mask=0,1,2', 'mask=1,2,3'))
+    model, _ = model_of_cfg(tmp_path / 'own.cfg')
+    assert model['anchor_sizes'] == (((23, 27), (37, 58), (81, 82)), ((81, 82), (135, 169), (344, 319)))
+
+
+@pytest.mark.parametrize(
+    ('old', 'new', 'message'),
+    [
+        ('[maxpool]', '[avgpool]', r', line 20: layer 1 is \[avgpool\], but we run only \[convolutional\].*Known are'),
+        ('activation=leaky', 'activation=mish', r', line 18: .*: its activation is mish, that of our yolo_v3 with .* leaky'),
+        ('batch_normalize=1\n', '', r', line 12: layer 0, \[convolutional\]: its batch_normalize is 0, that of .* 1\. Known'),
+        ('filters=16\n', 'filters=16\ngroups=2\n', r', line 15: layer 0, \[convolutional\]: its groups is 2, that of .* 1\.'),
+        ('filters=32\n', 'filters=31\n', r'layer 2, \[convolutional\]: its filters is 31, that of .* 32\.'),
+        ('filters=16\n', 'filters=16\nfilters=32\n', r', line 15: filters is 32, but 16 in .*, line 14, of the same section'),
+        ('filters=16\n', 'filters=0\n', r', line 14: filters=0: this must be a whole number'),
+        ('filters=16\n', 'filters=many\n', r', line 14: filters=many: this is no number'),
+        ('filters=16\n', 'filters=1,6\n', r', line 14: filters=1,6: this must be one finite number'),
+        ('filters=16\n', 'filters\n', r", line 14: 'filters' is no \[section\], no comment, and no key=value"),
+        ('size=2\nstride=1\n', 'stride=1\n', r'layer 11, \[maxpool\]: its size is 1, that of .* 2\.'),
+        ('filters=24\n', 'filters=255\n', r'layer 15, \[convolutional\]: its filters is 255, that of .* 24\.'),
+        ('classes = 3', 'classes = 4', r'layer 15, \[convolutional\]: its filters is 24, that of .* 27\.'),
+        ('mask=3,4,5', 'mask=3,4,9', r'layer 16, \[yolo\], has anchors 0 to 5, but the mask \[3, 4, 9\]'),
+        ('mask=3,4,5', 'mask=3,4', r'own\.cfg: anchor_sizes must have equally many sizes at each level'),
+        ('anchors=10,', 'anchors=', r'\[yolo\], has num=6 anchors, but 11 numbers in their list'),
+        ('num=6\n', 'num=6\nscale_x_y=1.05\n', r'layer 16, \[yolo\]: its scale_x_y is 1.05, that of .* 1\.'),
+        ('num=6\n', 'num=6\niou_loss=ciou\n', r'layer 16, \[yolo\], has iou_loss=ciou, which we do not know\. Remove the line'),
+        ('layers = -4\n', 'layers = -3\n', r'layer 17, \[route\]: its layers is \[14\], that of .* \[13\]'),
+        ('layers = -4\n', '', r'\[route\] has no layers'),
+        ('[upsample]', '[reorg]', r'layer 19, \[reorg\]: our yolo_v3 with the tiny backbone has \[upsample\] here'),
+        ('[upsample]', '[maxpool]', r'own\.cfg: 6 of its layers have stride 2, 1 to 5 of a yolo_v3'),
+        ('width=416', 'width=420', r'own\.cfg: the canvas is \(320, 420\): darknet needs multiples of 32'),
+        ('width=416', '', r', line 3: \[net\] has no width'),
+        ('channels=3', 'channels=1', r', line 10: images have 1 channels: ours have 3'),
+        ('[network]', '[cat]', r", line 3: \[cat\] is the first section: no \.cfg file of darknet's"),
+    ],
+)  # fmt: skip
+def test_model_of_cfg_names_the_line_that_is_none_of_ours(tmp_path, old, new, message):
+    assert old in own_cfg()
+    (tmp_path / 'own.cfg').write_text(own_cfg().replace(old, new))
+    with pytest.raises(ValueError, match=r'own\.cfg') as raised:
+        model_of_cfg(tmp_path / 'own.cfg')
+    assert re.search(message, str(raised.value)), raised.value
+
+
+def test_model_of_cfg_refuses_what_is_no_detector(tmp_path):
+    text, last = own_cfg(), own_cfg().rindex('[convolutional]')
+    empty = '[net]\nheight=64\nwidth=64\nchannels=3\n'
+    of_v2 = cfg_text(MODELS['v2-frozen'], template_of(MODELS['v2-frozen']), CANVAS)
+    for content, message in (
+        ('', 'it has no section'),
+        (empty, r'ends with \[net\], and not as a detector, with \[detection\], \[region\], \[yolo\]'),
+        (text[:last], r'ends with \[convolutional\], and not as a detector'),
+        (text + text[text.index('[yolo]') : text.index('[route]')], r'layer 24, \[yolo\]: our yolo_v3 with .* has \[route\] here'),
+        (of_v2 + of_v2[of_v2.index('[region]') :], r'layer 16, \[region\]: our yolo_v2 with the tiny backbone has ended here'),
+        (empty + '[yolo]\nanchors=1,2\n', '0 of its layers have stride 2, 1 to 5 of a yolo_v3'),
+        (empty + '[maxpool]\nstride=2\n[yolo]\nanchors=1,2\n', 'has 0 convolutions, a yolo_v3 with the tiny backbone and 2 stages'),
+    ):
+        (tmp_path / 'own.cfg').write_text(content)
+        with pytest.raises(ValueError, match=r'own\.cfg') as raised:
+            model_of_cfg(tmp_path / 'own.cfg')
+        assert re.search(message, str(raised.value)), raised.value
+
+
+def test_weights_of_another_cfg_are_refused_with_the_file(drawn, tmp_path):
+    _, path = drawn(TINY)
+    (tmp_path / 'own.cfg').write_text(own_cfg())
+    model, canvas = model_of_cfg(tmp_path / 'own.cfg')
+    with pytest.raises(ValueError, match=r'drawn\.weights: not the weights of this model: .* `model_of_cfg` reads them'):
+        read_weights(path, model, template_of(model, canvas))

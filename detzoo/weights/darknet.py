@@ -9,7 +9,8 @@ arguments, every number of channels from the variables.
 
 In a file a convolution has its biases, then the norm's scales, means and variances, then its kernel, OIHW; a locally or
 fully connected layer has its biases, then its weights. `PUBLISHED` says with which arguments our detectors are the
-networks that darknet's authors published; `weights.darknet_parity` runs both.
+networks that darknet's authors published, `model_of_cfg` finds those of others in their .cfg files (see `darknet_cfg`), and
+`darknet_parity` runs both sides.
 """
 
 import inspect
@@ -18,23 +19,30 @@ import math
 import os
 import pathlib
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.traverse_util
+import jax
 import numpy as np
+from absl import logging
 
-from detzoo.detectors import DETECTORS
+from detzoo.detectors import DETECTORS, make_detector
 from detzoo.types import ModelState, Params
+from detzoo.weights.darknet_cfg import KNOWN, SCALES, check_same, likely_model, read_cfg
+from detzoo.weights.mapping import Row, Template, checksum, flatten
 
-Template = tuple[Params, ModelState]  # arrays or shapes, as `Detector.init` or `jax.eval_shape` of it return them
 Shapes = Mapping[str, tuple[int, ...]]  # of our variables by their paths: 'params/head/output/kernel'
 
 _COLLECTIONS = ('params', 'batch_stats', 'frozen')
 _SEEN = 'counters/images_seen'  # the variable that lies in a file's header
 # What darknet computes with whatever a .cfg file says.
 _FIXED = {'mean': (0.0, 0.0, 0.0), 'std': (255.0, 255.0, 255.0), 'norm_epsilon': 1e-6}
-_REMEDY = 'Give the model the arguments of that file (PUBLISHED has those of known ones), or fetch the file again'
+_GRAY = {'pad_value': 0.5}  # of its letterbox
+_REMEDY = ('Give the model the arguments of that file (PUBLISHED has those of known ones, `model_of_cfg` reads them from a .cfg '
+           'file), or fetch the file again')  # fmt: skip
+_NAMES = {'bias': 'biases', 'scale': 'scales', 'mean': 'means', 'var': 'variances', 'kernel': 'weights'}
+_CLASSES = 1000  # of ImageNet
 
 
 class Entry(NamedTuple):
@@ -42,12 +50,20 @@ class Entry(NamedTuple):
 
     variable: its path, the collection first.
     shape: of the variable, with an axis for each part that has a place of its own in the file.
-    axes: these axes in the file's order.
+    axes: a letter for each of these axes: Height, Width, Inputs, Outputs of a kernel, the grid's rows y and columns x, its
+        Cells.
+    order: the axes in the file's order.
     """
 
     variable: str
     shape: tuple[int, ...]
-    axes: tuple[int, ...]
+    axes: str
+    order: str
+
+    @property
+    def permutation(self) -> tuple[int, ...]:
+        """Which of our axes each of the file's is."""
+        return tuple(self.axes.index(letter) for letter in self.order)
 
 
 class Layer(NamedTuple):
@@ -61,6 +77,16 @@ class Layer(NamedTuple):
     options: dict[str, Any]
     module: str = ''
     entries: tuple[Entry, ...] = ()
+
+
+class Published(NamedTuple):
+    """A network that has a .cfg file.
+
+    model: the arguments of `make_detector`; canvas: height and width in its .cfg file, pixels.
+    """
+
+    model: dict[str, Any]
+    canvas: tuple[int, int]
 
 
 def arguments_of(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,15 +107,16 @@ def layers(model: Mapping[str, Any], template: Template) -> list[Layer]:
         its layers; darknet numbers them from 0.
 
     Raises:
-        ValueError: if darknet has no such network.
+        ValueError: if darknet has no such network, or would compute something else.
     """
     describe = {'yolo_v1': _yolo_v1, 'yolo_v2': _yolo_v2, 'yolo_v3': _yolo_v3}.get(model['name'])
     if describe is None:
         raise ValueError(f'darknet has no {model["name"]}, but yolo_v1, yolo_v2 and yolo_v3')
-    shapes = {path: tuple(leaf.shape) for path, leaf in _flat(template).items()}
-    if any(path.endswith('norm/norm/scale') for path in shapes):
-        raise ValueError("darknet has no group norm: set the model's norm to 'batch_norm' or 'frozen_batch_norm'")
-    return describe(arguments_of(model), shapes)
+    arguments = arguments_of(model)
+    for key, value in _FIXED.items():
+        if not np.array_equal(arguments[key], value):
+            raise ValueError(f'{key} is {arguments[key]}: darknet always computes with {value}')
+    return describe(arguments, _shapes(template))
 
 
 def cfg_text(model: Mapping[str, Any], template: Template, canvas: tuple[int, int]) -> str:
@@ -106,22 +133,50 @@ def cfg_text(model: Mapping[str, Any], template: Template, canvas: tuple[int, in
     Raises:
         ValueError: if darknet has no such network, or would compute something else, or not on that canvas.
     """
-    arguments = arguments_of(model)
-    for key, value in _FIXED.items():
-        if not np.array_equal(arguments[key], value):
-            raise ValueError(f'{key} is {arguments[key]}: darknet always computes with {value}')
-    stride = 2 ** (arguments['stages'] - (model['name'] != 'yolo_v1'))
+    described = layers(model, template)
+    canvas = tuple(canvas)
+    stride = 2 ** (arguments_of(model)['stages'] - (model['name'] != 'yolo_v1'))
     if canvas[0] % stride or canvas[1] % stride:
         raise ValueError(f'the canvas is {canvas}: darknet needs multiples of {stride}, the stride of this network')
-    described = layers(model, template)
     side = described[-1].options.get('side')
-    if side is not None and tuple(canvas) != (side * stride, side * stride):
+    if side is not None and canvas != (side * stride, side * stride):
         raise ValueError(f'the canvas is {canvas}: this network was made for {side * stride} x {side * stride}')
     net = Layer('net', {'batch': 1, 'height': canvas[0], 'width': canvas[1], 'channels': 3})
     return '\n'.join(
         f'[{layer.kind}]\n' + ''.join(f'{key}={value}\n' for key, value in layer.options.items())
         for layer in (net, *described)
     )
+
+
+def model_of_cfg(path: str | os.PathLike[str]) -> Published:
+    """Finds the detector that a .cfg file describes, and proves that it is that: see `darknet_cfg`.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        the arguments of `make_detector` but for those that are its defaults, and the canvas.
+
+    Raises:
+        ValueError: if the file cannot be read as darknet reads it, or describes a network that is none of ours; the message
+            names file and line.
+    """
+    canvas, theirs = read_cfg(pathlib.Path(path).read_text('utf-8-sig', errors='replace'), str(path))
+    model = {**likely_model(theirs, str(path)), **_GRAY}
+    required = {key: model.pop(key) for key in ('name', 'num_classes')}
+    defaults = arguments_of(required)
+    model = required | {key: value for key, value in model.items() if value != defaults[key]}
+    network = f'our {model["name"]} with the {arguments_of(model)["backbone"]} backbone'
+    try:
+        detector = make_detector(**model)
+        template = jax.eval_shape(lambda rng: detector.init(rng, canvas), jax.random.key(0))
+        _, ours = read_cfg(cfg_text(model, template, canvas), 'our .cfg file')
+    except ZeroDivisionError as error:
+        raise ValueError(f'{path}: rounding leaves a layer of {network} no filters. {KNOWN}') from error
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}. {KNOWN}') from error
+    check_same(theirs, ours, network=network)
+    return Published(model, canvas)
 
 
 def read_weights(path: str | os.PathLike[str], model: Mapping[str, Any], template: Template) -> Template:
@@ -138,32 +193,14 @@ def read_weights(path: str | os.PathLike[str], model: Mapping[str, Any], templat
     Raises:
         ValueError: if the file is shorter or longer than the model's weights; or as `layers`.
     """
-    content = pathlib.Path(path).read_bytes()
-    header, seen, transposed = _read_header(content, path)
-    described = layers(model, template)
-    numbers = np.frombuffer(content, '<f4', (len(content) - header) // 4, header)
-    total = sum(math.prod(entry.shape) for layer in described for entry in layer.entries)
-    weighted = [(index, layer) for index, layer in enumerate(described) if layer.entries]
-    targets, values, start = _flat(template), {}, 0
-    for index, layer in weighted:
-        for variable, shape, axes in layer.entries:
-            end = start + math.prod(shape)
-            if end > len(numbers):
-                raise ValueError(f'{path}: not the weights of this model: it ends after {len(numbers):,} of {total:,} numbers, '
-                                 f'in layer {index}, {layer.kind} ({layer.module}). {_REMEDY}')
-            if transposed and layer.kind == 'connected':
-                axes = (*axes[1:], axes[0])
-            ours = numbers[start:end].reshape([shape[axis] for axis in axes]).transpose(np.argsort(axes))
-            values[variable] = np.array(ours.reshape(targets[variable].shape), targets[variable].dtype, order='C')
-            start = end
-    if header + 4 * total != len(content):
-        index, layer = weighted[-1]
-        raise ValueError(f'{path}: not the weights of this model: {len(content) - header - 4 * total:,} bytes follow the '
-                         f'{total:,} numbers up to the last layer, {index}, {layer.kind} ({layer.module}). {_REMEDY}')
-    if _SEEN in targets:
-        values[_SEEN] = np.asarray(seen, targets[_SEEN].dtype)
-    variables = flax.traverse_util.unflatten_dict({variable: values[variable] for variable in targets}, sep='/')
+    values = {row.ours: value for row, value in _read(path, model, template) if row.ours}
+    variables = flax.traverse_util.unflatten_dict({variable: values[variable] for variable in flatten(template)}, sep='/')
     return variables.pop('params'), variables
+
+
+def report(path: str | os.PathLike[str], model: Mapping[str, Any], template: Template) -> list[Row]:
+    """Says of each run of numbers in a .weights file where it goes; the arguments and errors are `read_weights`'s."""
+    return [row for row, _ in _read(path, model, template)]
 
 
 def write_weights(path: str | os.PathLike[str], model: Mapping[str, Any], params: Params, model_state: ModelState) -> None:
@@ -177,12 +214,117 @@ def write_weights(path: str | os.PathLike[str], model: Mapping[str, Any], params
     Raises:
         ValueError: as `layers`.
     """
-    described, values = layers(model, (params, model_state)), _flat((params, model_state))
+    described, values = layers(model, (params, model_state)), flatten((params, model_state))
     with open(path, 'wb') as file:
         file.write(struct.pack('<3iQ', 0, 2, 0, int(values.get(_SEEN, 0))))
         for layer in described:
-            for variable, shape, axes in layer.entries:
-                file.write(np.asarray(values[variable], '<f4').reshape(shape).transpose(axes).tobytes())
+            for entry in layer.entries:
+                numbers = np.asarray(values[entry.variable], '<f4').reshape(entry.shape)
+                file.write(numbers.transpose(entry.permutation).tobytes())
+
+
+def backbone_variables(path: str | os.PathLike[str], params: Params, model_state: ModelState) -> Template:
+    """Reads a classifier of darknet's into the backbone of a YOLO: one that is cut behind the backbone, or a whole one.
+
+    At full width and with all stages these are darknet19_448.conv.23 for YOLO v2 (79,327,120 bytes), darknet53.conv.74 for
+    YOLO v3 (162,482,580) and, for YOLO v1, extraction.conv.weights as `darknet partial` cuts it from extraction.weights at
+    layer 24 (89,721,616); four bytes more or less are a header of another version. Whole classifiers are 4,100,000 bytes
+    longer: their last convolution, which tells ImageNet's 1000 classes apart, is left, and the log says so.
+
+    Args:
+        path: of the file.
+        params, model_state: of the detector; its backbone lies under 'backbone'.
+
+    Returns:
+        (params, model_state) with another backbone, numpy; the arguments stay as they are.
+
+    Raises:
+        ValueError: if the backbone is none of darknet's, or of another length than the file.
+    """
+    shapes, variables = _shapes((params, model_state)), flatten((params, model_state))
+    arguments = _backbone_of(params.get('backbone', {}))
+    if arguments is None:
+        raise ValueError(f"{path}: the backbone of this model is none of darknet's: give a file of another kind, or a yolo")
+    described, _ = _backbone(shapes, arguments)
+    weighted = [(index, layer) for index, layer in enumerate(described) if layer.entries]
+
+    content = pathlib.Path(path).read_bytes()
+    header, _, _ = _read_header(content, path)
+    there, needed = len(content) - header, 4 * _size(described)
+    whole = needed + 4 * _CLASSES * (1 + weighted[-1][1].options['filters'])
+    if there not in (needed, whole):
+        raise ValueError(f'{path}: not the weights of this backbone: {there:,} bytes follow its header; the {len(weighted)} '
+                         f'convolutions of this {arguments["backbone"]} have {needed:,}, with a classifier of {_CLASSES} classes '
+                         f"{whole:,}. Set the model's backbone, width and stages to those of the file, cut the file behind the "
+                         'backbone by `darknet partial`, or fetch it again')  # fmt: skip
+    if there == whole:
+        logging.info("%s: its last convolution, which tells ImageNet's %s classes apart, is left", path, _CLASSES)
+    numbers = np.frombuffer(content, '<f4', needed // 4, header)
+    variables |= {row.ours: value for row, value in _assign(weighted, numbers, variables)}
+    variables = flax.traverse_util.unflatten_dict(variables, sep='/')
+    return variables.pop('params'), variables
+
+
+def _backbone_of(modules: Collection[str]) -> dict[str, Any] | None:
+    """Tells a `backbones.darknet.Darknet` by the names of its modules: its architecture and stages; None: no such."""
+    stages = [stage for stage in range(1, 7) if any(name.startswith(f'stage{stage}_conv') for name in modules)]
+    if not stages:
+        return None
+    if 'stage1_conv' in modules:
+        backbone = 'darknet53'
+    elif 'stage1_conv1' not in modules:
+        backbone = 'extraction'
+    else:
+        backbone = 'darknet19' if 'stage3_conv2' in modules else 'tiny'
+    return {'backbone': backbone, 'stages': stages[-1]}
+
+
+def _read(path: str | os.PathLike[str], model: Mapping[str, Any], template: Template) -> Iterator[tuple[Row, np.ndarray]]:
+    """Finds for each run of numbers in a .weights file its line of the report, and the value of our variable."""
+    content = pathlib.Path(path).read_bytes()
+    header, seen, transposed = _read_header(content, path)
+    described, targets = layers(model, template), flatten(template)
+    weighted = [(index, layer) for index, layer in enumerate(described) if layer.entries]
+    total, there = _size(described), len(content) - header
+    if there < 4 * total:
+        ends = itertools.accumulate(_size([layer]) for _, layer in weighted)
+        index, layer = next(place for place, end in zip(weighted, ends) if 4 * end > there)
+        raise ValueError(f'{path}: not the weights of this model: it ends after {there // 4:,} of {total:,} numbers, in layer '
+                         f'{index}, {layer.kind} ({layer.module}). {_REMEDY}')
+    if there > 4 * total:
+        index, layer = weighted[-1]
+        raise ValueError(f'{path}: not the weights of this model: {there - 4 * total:,} bytes follow the {total:,} numbers up '
+                         f'to the last layer, {index}, {layer.kind} ({layer.module}). {_REMEDY}')
+    counter = np.asarray(seen, targets[_SEEN].dtype if _SEEN in targets else np.int64)
+    if _SEEN in targets:
+        yield Row('header: images seen', _SEEN, (), 'as it is', checksum(counter)), counter
+    else:
+        yield Row('header: images seen', '', (), f'left: only YOLO v2 counts images; {seen}', ''), counter
+    yield from _assign(weighted, np.frombuffer(content, '<f4', total, header), targets, transposed)
+
+
+def _assign(
+    weighted: Iterable[tuple[int, Layer]], numbers: np.ndarray, targets: Mapping[str, Any], transposed: bool = False
+) -> Iterator[tuple[Row, np.ndarray]]:
+    """Deals numbers [total] out to our variables, layer by layer; those of connected layers may be `transposed`."""
+    start = 0
+    for index, layer in weighted:
+        for entry in layer.entries:
+            if transposed and layer.kind == 'connected':
+                entry = entry._replace(order=entry.order[1:] + entry.order[0])
+            target, end = targets[entry.variable], start + math.prod(entry.shape)
+            ours = numbers[start:end].reshape([entry.shape[axis] for axis in entry.permutation])
+            ours = ours.transpose(np.argsort(entry.permutation)).reshape(target.shape)
+            value = np.array(ours, target.dtype, order='C')
+            foreign = f'layer {index} {layer.kind}: {_NAMES[entry.variable.rpartition("/")[2]]}'
+            transform = 'as it is' if entry.axes == entry.order else f'{entry.order} -> {entry.axes}'
+            yield Row(foreign, entry.variable, value.shape, transform, checksum(value)), value
+            start = end
+
+
+def _size(described: Iterable[Layer]) -> int:
+    """Counts the numbers that layers have in a .weights file."""
+    return sum(math.prod(entry.shape) for layer in described for entry in layer.entries)
 
 
 def _read_header(content: bytes, path: str | os.PathLike[str]) -> tuple[int, int, bool]:
@@ -201,24 +343,25 @@ def _read_header(content: bytes, path: str | os.PathLike[str]) -> tuple[int, int
     return length, *struct.unpack_from(counter, content, 12), old
 
 
-def _flat(variables: Template) -> dict[str, Any]:
-    """Lists variables by their paths, which begin with the collection."""
-    params, model_state = variables
-    return flax.traverse_util.flatten_dict({'params': params, **model_state}, sep='/')
+def _shapes(template: Template) -> dict[str, tuple[int, ...]]:
+    """The shapes of a YOLO's variables by their paths; ValueError for those of a norm that darknet has not."""
+    shapes = {path: tuple(leaf.shape) for path, leaf in flatten(template).items()}
+    if any(path.endswith('norm/norm/scale') for path in shapes):
+        raise ValueError("darknet has no group norm: set the model's norm to 'batch_norm' or 'frozen_batch_norm'")
+    return shapes
 
 
-def _entry(shapes: Shapes, path: str, axes: Sequence[int] | None = None) -> Entry:
-    """The entry of a variable, whichever its collection is; without axes it has its own order in the file."""
+def _entry(shapes: Shapes, path: str, axes: str = 'O', order: str = 'O') -> Entry:
+    """The entry of a variable, whichever its collection is."""
     variable = next(f'{collection}/{path}' for collection in _COLLECTIONS if f'{collection}/{path}' in shapes)
-    shape = shapes[variable]
-    return Entry(variable, shape, tuple(range(len(shape)) if axes is None else axes))
+    return Entry(variable, shapes[variable], axes, order)
 
 
 def _convolution(shapes: Shapes, module: str, stride: int = 1) -> Layer:
     """A `ConvBlock`, or a convolution with biases and no activation."""
     normalised = f'params/{module}/kernel' not in shapes
     vectors = [f'norm/{name}' for name in ('bias', 'scale', 'mean', 'var')] if normalised else ['bias']
-    kernel = _entry(shapes, f'{module}/conv/kernel' if normalised else f'{module}/kernel', (3, 2, 0, 1))
+    kernel = _entry(shapes, f'{module}/conv/kernel' if normalised else f'{module}/kernel', 'HWIO', 'OIHW')
     options = {'batch_normalize': 1} if normalised else {}
     options |= {'filters': kernel.shape[3], 'size': kernel.shape[0], 'stride': stride, 'pad': 1}
     options |= {'activation': 'leaky' if normalised else 'linear'}
@@ -265,10 +408,10 @@ def _yolo_v1(arguments: Mapping[str, Any], shapes: Shapes) -> list[Layer]:
         described.append(_convolution(shapes, conv, stride=2 if large and i == 1 else 1))
     channels = described[-1].options['filters']
     if large:
-        weights = _entry(shapes, 'head/local/kernel', (0, 1, 3, 2))  # [h, w, C * 3 * 3, features]
+        weights = _entry(shapes, 'head/local/kernel', 'yxIO', 'yxOI')  # [h, w, C * 3 * 3, features]
         channels = weights.shape[3]
         options = {'filters': channels, 'size': 3, 'stride': 1, 'pad': 1, 'activation': 'leaky'}
-        entries = (_entry(shapes, 'head/local/bias', (2, 0, 1)), weights)
+        entries = (_entry(shapes, 'head/local/bias', 'yxO', 'Oyx'), weights)
         described += [Layer('local', options, 'head/local', entries), Layer('dropout', {'probability': arguments['dropout']})]
 
     boxes, classes = arguments['boxes_per_cell'], arguments['num_classes']
@@ -276,7 +419,7 @@ def _yolo_v1(arguments: Mapping[str, Any], shapes: Shapes) -> list[Layer]:
     side = math.isqrt(cells := inputs // channels)
     if side**2 != cells:
         raise ValueError(f'the grid of this yolo_v1 has {cells} cells: darknet has square grids only')
-    weights = Entry('params/head/connected/kernel', (cells, channels, outputs), (2, 1, 0))
+    weights = Entry('params/head/connected/kernel', (cells, channels, outputs), 'CIO', 'OIC')
     entries = (_entry(shapes, 'head/connected/bias'), weights)
     described.append(Layer('connected', {'output': outputs, 'activation': 'linear'}, 'head/connected', entries))
     options = {'classes': classes, 'coords': 4, 'rescore': int(arguments['rescore']), 'side': side, 'num': boxes}
@@ -332,23 +475,12 @@ def _yolo_v3(arguments: Mapping[str, Any], shapes: Shapes) -> list[Layer]:
 
 def _scales(arguments: Mapping[str, Any]) -> dict[str, float]:
     """The weights of the losses under darknet's names."""
-    names = {'object_scale': 'object', 'noobject_scale': 'no_object', 'class_scale': 'class', 'coord_scale': 'box'}
-    return {theirs: arguments[f'{ours}_scale'] for theirs, ours in names.items()}
+    return {theirs: arguments[ours] for theirs, ours in SCALES.items()}
 
 
 def _listed(numbers: Iterable[float]) -> str:
     """'10,13,16': a list in a .cfg file."""
     return ','.join(f'{number:.9g}' for number in numbers)
-
-
-class Published(NamedTuple):
-    """A network of darknet's authors.
-
-    model: the arguments of `make_detector`; canvas: height and width in its .cfg file, pixels.
-    """
-
-    model: dict[str, Any]
-    canvas: tuple[int, int]
 
 
 def _of_cells(*sides: float) -> tuple[tuple[float, float], ...]:
@@ -359,24 +491,25 @@ def _of_cells(*sides: float) -> tuple[tuple[float, float], ...]:
 _COCO_V2 = _of_cells(0.57273, 0.677385, 1.87446, 2.06253, 3.33843, 5.47434, 7.88282, 3.52778, 9.77052, 9.16828)
 _VOC_V2 = _of_cells(1.3221, 1.73145, 3.19275, 4.00944, 5.05587, 8.09892, 9.47112, 4.84053, 11.2364, 10.0071)
 _VOC_V2_TINY = _of_cells(1.08, 1.19, 3.42, 4.41, 6.63, 11.38, 9.42, 5.11, 16.62, 10.52)
-_V1_TINY = {'name': 'yolo_v1', 'backbone': 'tiny', 'head_features': (1024, 256), 'local_features': None}
-_V2_TINY = {'name': 'yolo_v2', 'backbone': 'tiny', 'passthrough_features': None}
+_V1_TINY = {**_GRAY, 'name': 'yolo_v1', 'backbone': 'tiny', 'head_features': (1024, 256), 'local_features': None}
+_V2_TINY = {**_GRAY, 'name': 'yolo_v2', 'backbone': 'tiny', 'passthrough_features': None}
 
 # By the names of their files, NAME.cfg and NAME.weights.
 PUBLISHED = {
-    'yolov1': Published({'name': 'yolo_v1', 'num_classes': 20, 'boxes_per_cell': 3}, (448, 448)),
+    'yolov1': Published({**_GRAY, 'name': 'yolo_v1', 'num_classes': 20, 'boxes_per_cell': 3}, (448, 448)),
     'yolov1-tiny': Published({**_V1_TINY, 'num_classes': 20}, (448, 448)),
-    'yolov2': Published({'name': 'yolo_v2', 'num_classes': 80, 'anchor_sizes': _COCO_V2}, (608, 608)),
-    'yolov2-voc': Published({'name': 'yolo_v2', 'num_classes': 20, 'anchor_sizes': _VOC_V2}, (416, 416)),
+    'yolov2': Published({**_GRAY, 'name': 'yolo_v2', 'num_classes': 80, 'anchor_sizes': _COCO_V2}, (608, 608)),
+    'yolov2-voc': Published({**_GRAY, 'name': 'yolo_v2', 'num_classes': 20, 'anchor_sizes': _VOC_V2}, (416, 416)),
     'yolov2-tiny': Published(
         {**_V2_TINY, 'num_classes': 80, 'anchor_sizes': _COCO_V2, 'head_features': (1024, 512), 'rescore': False}, (416, 416)
     ),
     'yolov2-tiny-voc': Published(
         {**_V2_TINY, 'num_classes': 20, 'anchor_sizes': _VOC_V2_TINY, 'head_features': (1024, 1024)}, (416, 416)
     ),
-    'yolov3': Published({'name': 'yolo_v3', 'num_classes': 80}, (608, 608)),
+    'yolov3': Published({**_GRAY, 'name': 'yolo_v3', 'num_classes': 80}, (608, 608)),
     'yolov3-tiny': Published(
         {
+            **_GRAY,
             'name': 'yolo_v3',
             'num_classes': 80,
             'backbone': 'tiny',

@@ -3,6 +3,7 @@
     drawn_weights -> a .weights file -> read_weights -> run_detector  -> tensors
                                      -> OpenCV       -> run_opencv    -> the same tensors, of YOLO v2 and v3
                                      -> darknet      -> Darknet.run   -> the last layer's output, of v1 too
+                                                        Darknet.detect -> detections of a photo of any size
 
 Parity is shown with weights that are drawn, not downloaded. OpenCV 4 has its own reader of darknet's files and its own
 layers. Nothing but darknet itself runs YOLO v1; `Darknet` needs it, and gcc.
@@ -30,7 +31,8 @@ from detzoo.core.anchors import cell_anchors
 from detzoo.core.postprocess import postprocess, top_per_level
 from detzoo.detectors import make_detector
 from detzoo.types import Detections, Inputs, ModelState, Params
-from detzoo.weights.darknet import Template, arguments_of, cfg_text, layers
+from detzoo.weights.darknet import arguments_of, cfg_text, layers
+from detzoo.weights.mapping import Template
 from detzoo.weights.parity import predict_with_intermediates
 
 
@@ -49,10 +51,10 @@ def drawn_weights(model: Mapping[str, Any], template: Template) -> bytes:
     described = layers(model, template)
     parts = [struct.pack('<3iQ', 0, 2, 0, 0)]
     for index, (layer, following) in enumerate(itertools.pairwise(described)):
-        for variable, shape, axes in layer.entries:
-            kind = variable.rpartition('/')[2]
+        for entry in layer.entries:
+            kind = entry.variable.rpartition('/')[2]
             random = np.random.RandomState(zlib.crc32(f'{index} {layer.kind} {kind}'.encode()))
-            shape = [shape[axis] for axis in axes]
+            shape = [entry.shape[axis] for axis in entry.permutation]
             linear = layer.options['activation'] == 'linear'
             if kind == 'kernel':
                 values = random.standard_normal(shape)
@@ -68,8 +70,8 @@ def drawn_weights(model: Mapping[str, Any], template: Template) -> bytes:
                 values = random.uniform(0.8, 1.2, shape) * (0.25 if following.kind == 'shortcut' else 1)
             else:
                 values = random.standard_normal(shape) * (1.0 if linear else 0.1)
-            if following.kind == 'detection':  # its outputs are scores, confidences and roots of sizes, as they are
-                values = 0.25 * values + (0.5 if kind == 'bias' else 0)
+            if following.kind == 'detection':  # its outputs are scores, confidences and roots of sizes, as they are: in 0..1
+                values = 0.08 * values + (0.5 if kind == 'bias' else 0)
             elif linear:  # the logarithms of sizes
                 values.reshape(-1, 5 + following.options['classes'], values.size // shape[0])[:, 2:4] *= 0.4
             parts.append(values.astype('<f4').tobytes())
@@ -181,6 +183,30 @@ void run(char *cfg, char *weights, size_t seen, float *input, float *truth, floa
     memcpy(output, last.output, last.outputs * sizeof(float));
     if (truth) memcpy(delta, last.delta, last.outputs * sizeof(float));
 }
+
+/* Detects in an image of any size: x, y, w, h as shares of it, score and class of each; returns how many there are. */
+int detect(char *cfg, char *weights, float *pixels, int height, int width, float threshold, float nms, float *found, int limit)
+{
+    network *net = load_network(cfg, weights, 0);
+    image original = {width, height, 3, pixels};
+    image boxed = letterbox_image(original, net->w, net->h);
+    int boxes, classes = net->layers[net->n - 1].classes, count = 0, i, k;
+    detection *detections;
+    set_batch_network(net, 1);
+    network_predict(net, boxed.data);
+    detections = get_network_boxes(net, width, height, threshold, threshold, 0, 1, &boxes);
+    do_nms_sort(detections, boxes, classes, nms);
+    for (i = 0; i < boxes; ++i) for (k = 0; k < classes; ++k) {
+        if (detections[i].prob[k] == 0) continue;
+        if (count < limit) {
+            memcpy(found + 6 * count, &detections[i].bbox, 4 * sizeof(float));
+            found[6 * count + 4] = detections[i].prob[k];
+            found[6 * count + 5] = k;
+        }
+        ++count;
+    }
+    return count;
+}
 """
 
 
@@ -230,3 +256,35 @@ class Darknet:
         pointers = [x if x is None else x.ctypes.data_as(ctypes.c_void_p) for x in arrays]
         self.binding.run(str(self.path / 'net.cfg').encode(), weights.encode(), ctypes.c_size_t(seen), *pointers)
         return output, delta
+
+    def detect(
+        self, text: str, weights: str, image: np.ndarray, *, score_threshold: float, iou_threshold: float, limit: int = 10**5
+    ) -> dict[str, np.ndarray]:
+        """Detects in an image of any size as darknet does: letterbox, network, NMS of each class.
+
+        Args:
+            text: of the .cfg file.
+            weights: the path of the .weights file.
+            image: [h, w, 3] uint8 RGB.
+            score_threshold: scores exceed it.
+            iou_threshold: of the NMS.
+            limit: how many detections there is room for; darknet has no limit.
+
+        Returns:
+            'boxes' [n, 4] xyxy pixels of the image, not clipped; 'labels' [n]; 'scores' [n], best first. Of YOLO v1 they are
+            shares of the canvas times the image's sides: darknet does not take its letterbox out again.
+        """
+        (self.path / 'net.cfg').write_text(text)
+        height, width = image.shape[:2]
+        pixels = np.ascontiguousarray(image.transpose(2, 0, 1) / 255, np.float32)
+        found = np.zeros((limit, 6), np.float32)
+        count = self.binding.detect(
+            str(self.path / 'net.cfg').encode(), weights.encode(), pixels.ctypes.data_as(ctypes.c_void_p), height, width,
+            ctypes.c_float(score_threshold), ctypes.c_float(iou_threshold), found.ctypes.data_as(ctypes.c_void_p), limit,
+        )  # fmt: skip
+        if count > limit:
+            raise ValueError(f'{count} detections, and room for {limit}: raise score_threshold')
+        found = found[:count][np.argsort(-found[:count, 4], kind='stable')]
+        sides = np.ones(4) if '[detection]' in text else np.tile([width, height], 2)
+        boxes = np.asarray(box_ops.cxcywh_to_xyxy(found[:, :4] * sides))
+        return {'boxes': boxes, 'labels': found[:, 5].astype(int), 'scores': found[:, 4]}
