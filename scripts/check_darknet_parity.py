@@ -14,8 +14,7 @@ come back byte for byte. Printed are the largest difference of each tensor over 
 the kept detections agree.
 
 With --photos, photographs (.jpg) are detected in as well, by darknet itself from its letterbox to its NMS, and by ours with
-the recipe 'letterbox', 'darknet'. Each photo's threshold is one that about 100 detections exceed. Our detectors clip boxes
-to the image before the NMS, darknet after it: they have to agree without, the line 'clipped first' says what that changes.
+the recipe 'letterbox', 'darknet'. Each photo's threshold is one that about 100 detections exceed.
 
 With --cfg_dir, the .cfg files there of darknet's authors must give the models of `darknet.PUBLISHED`.
 
@@ -96,17 +95,12 @@ def check_photo(
         return {'boxes': boxes[seen], 'labels': found.labels[seen], 'scores': found.scores[seen]}
 
     ours = detect(image, where.window)
-    # Darknet clips no boxes before its NMS. So do ours with a window without end, on a canvas that is gray already.
-    left, top, right, bottom = where.window.astype(int)
-    gray = np.full_like(image, 255 * model['pad_value'])
-    gray[top:bottom, left:right] = image[top:bottom, left:right]
-    unclipped = detect(gray, [-1e6, -1e6, 1e6, 1e6])
 
     # Between the two of the 60th to 140th score that are farthest apart, so that rounding moves none across it.
-    scores = unclipped['scores'][60:140]
+    scores = ours['scores'][60:140]
     gap = np.argmin(np.diff(scores))
     threshold = float(scores[gap : gap + 2].mean())
-    ours, unclipped = ({key: x[found['scores'] > threshold] for key, x in found.items()} for found in (ours, unclipped))
+    ours = {key: x[ours['scores'] > threshold] for key, x in ours.items()}
     theirs = Darknet(_DARKNET.value).detect(
         cfg_text(model, variables, canvas), weights, photo,
         score_threshold=threshold, iou_threshold=arguments_of(model)['iou_threshold'],
@@ -117,9 +111,7 @@ def check_photo(
     else:  # darknet puts the image at whole pixels, and where margins are odd takes half a pixel too much out again
         boxes = boxes + np.tile(((sides - where.size) / 2 - where.offset) / where.scale, 2)
     theirs['boxes'] = boxes.clip(0, np.tile(photo.shape[1::-1], 2)).astype(np.float32)
-    same = compare(f'{path.name} > {threshold:.2f}', unclipped, theirs)
-    compare('  clipped first', ours, theirs)
-    return same
+    return compare(f'{path.name} > {threshold:.2f}', ours, theirs)
 
 
 def compare(name: str, ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> bool:

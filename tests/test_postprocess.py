@@ -215,3 +215,14 @@ def test_postprocess_drops_boxes_below_the_smallest_size():
     found = run(np.float32([[0.9], [0.8], [0.7], [0.6]]), boxes, WINDOW, level_sizes=(4,), pre_nms_topk=4, iou_threshold=0.9,
                 score_threshold=0.0, max_detections=4, min_size=3.0)  # fmt: skip
     assert found.scores[found.valid].tolist() == pytest.approx([0.9, 0.6])
+
+
+@pytest.mark.parametrize('clip_before_nms, kept', [(True, [[0, 0, 10, 10], [6, 1, 10, 9]]), (False, [[0, 0, 10, 10]])])
+def test_postprocess_clips_before_or_after_the_nms(clip_before_nms, kept):
+    # Whole, the first two overlap by 112 / 200; cut to the window, by 32 / 100. Nothing of the third is in the window.
+    boxes = np.float32([[0, 0, 20, 10], [6, 1, 20, 9], [11, 0, 30, 10]])
+    scores = np.float32([[0.9], [0.8], [0.7]])
+    found = run(scores, boxes, np.float32([0, 0, 10, 10]), level_sizes=(3,), pre_nms_topk=3, score_threshold=0.1,
+                iou_threshold=0.5, max_detections=3, clip_before_nms=clip_before_nms)  # fmt: skip
+    np.testing.assert_array_equal(found.boxes[found.valid], kept)
+    assert (found.scores[~found.valid] == 0).all()

@@ -23,6 +23,7 @@ def postprocess(
     iou_threshold: float,
     max_detections: int,
     min_size: float = 0.0,
+    clip_before_nms: bool = True,
 ) -> Detections:
     """Selects, clips and prunes the boxes of one image.
 
@@ -35,18 +36,24 @@ def postprocess(
         iou_threshold: of the NMS within a class.
         max_detections: D.
         min_size: boxes that are narrower or lower once they are clipped are dropped, pixels; those without area always.
+        clip_before_nms: whether the NMS sees boxes clipped, or as they are, and clips what it keeps (darknet).
 
     Returns:
         Detections of one image.
     """
     chex.assert_shape(boxes, (scores.shape[0], 4) if boxes.ndim == 2 else (*scores.shape, 4))
     score, label, row = select(scores)  # [T]
-    boxes = box_ops.clip(boxes[row] if boxes.ndim == 2 else boxes[row, label], window)
+    boxes = boxes[row] if boxes.ndim == 2 else boxes[row, label]
+    clipped = box_ops.clip(boxes, window)
+    boxes = clipped if clip_before_nms else boxes
     large = (box_ops.area(boxes) > 0) & (boxes[:, 2:] - boxes[:, :2] >= min_size).all(axis=-1)
     valid = (score > score_threshold) & large
     indices, kept = nms(boxes, score, label, valid, iou_threshold=iou_threshold, max_detections=max_detections)
+    boxes = clipped[indices]
+    if not clip_before_nms:
+        kept &= (box_ops.area(boxes) > 0) & (boxes[:, 2:] - boxes[:, :2] >= min_size).all(axis=-1)
     return Detections(
-        boxes=jnp.where(kept[:, None], boxes[indices], 0),
+        boxes=jnp.where(kept[:, None], boxes, 0),
         scores=jnp.where(kept, score[indices], 0),
         labels=jnp.where(kept, label[indices], 0),
         valid=kept,

@@ -147,6 +147,7 @@ def make(
     score_threshold: float = 0.005,
     iou_threshold: float = 0.45,
     max_detections: int = 100,
+    clip_before_nms: bool = True,
     mean: Sequence[float] = (0.0, 0.0, 0.0),
     std: Sequence[float] = (255.0, 255.0, 255.0),
     pad_value: float = 0.0,
@@ -176,6 +177,7 @@ def make(
         score_threshold: candidates must exceed it.
         iou_threshold: of the NMS.
         max_detections: D.
+        clip_before_nms: of `postprocess`; darknet's is False.
         mean, std: of the pixels (0..255).
         pad_value: what lies outside of the image, after that; darknet's gray is 0.5.
         dtype: of the network's computation, 'float32' or 'bfloat16'; parameters, outputs and losses are float32.
@@ -253,7 +255,7 @@ def make(
             predicted = jax.vmap(box_coding.decode_cells, in_axes=(0, None, None))(outputs[..., :4], anchors, strides)
             select = partial(top_per_level, level_sizes=[len(anchors)], count=pre_nms_topk)
             finish = partial(postprocess, select=select, score_threshold=score_threshold, iou_threshold=iou_threshold,
-                             max_detections=max_detections)
+                             max_detections=max_detections, clip_before_nms=clip_before_nms)
             return jax.vmap(finish)(scores, predicted, inputs.window)
 
     def assign(params: Any, model_state: Any, batch: Batch, rng: Array) -> dict[str, Assignment]:

@@ -38,7 +38,7 @@ _COLLECTIONS = ('params', 'batch_stats', 'frozen')
 _SEEN = 'counters/images_seen'  # the variable that lies in a file's header
 # What darknet computes with whatever a .cfg file says.
 _FIXED = {'mean': (0.0, 0.0, 0.0), 'std': (255.0, 255.0, 255.0), 'norm_epsilon': 1e-6}
-_GRAY = {'pad_value': 0.5}  # of its letterbox
+_PREDICTION = {'pad_value': 0.5, 'clip_before_nms': False}  # its letterbox is gray, its NMS sees boxes that leave the image
 _REMEDY = ('Give the model the arguments of that file (PUBLISHED has those of known ones, `model_of_cfg` reads them from a .cfg '
            'file), or fetch the file again')  # fmt: skip
 _NAMES = {'bias': 'biases', 'scale': 'scales', 'mean': 'means', 'var': 'variances', 'kernel': 'weights'}
@@ -162,7 +162,7 @@ def model_of_cfg(path: str | os.PathLike[str]) -> Published:
             names file and line.
     """
     canvas, theirs = read_cfg(pathlib.Path(path).read_text('utf-8-sig', errors='replace'), str(path))
-    model = {**likely_model(theirs, str(path)), **_GRAY}
+    model = {**likely_model(theirs, str(path)), **_PREDICTION}
     required = {key: model.pop(key) for key in ('name', 'num_classes')}
     defaults = arguments_of(required)
     model = required | {key: value for key, value in model.items() if value != defaults[key]}
@@ -491,25 +491,25 @@ def _of_cells(*sides: float) -> tuple[tuple[float, float], ...]:
 _COCO_V2 = _of_cells(0.57273, 0.677385, 1.87446, 2.06253, 3.33843, 5.47434, 7.88282, 3.52778, 9.77052, 9.16828)
 _VOC_V2 = _of_cells(1.3221, 1.73145, 3.19275, 4.00944, 5.05587, 8.09892, 9.47112, 4.84053, 11.2364, 10.0071)
 _VOC_V2_TINY = _of_cells(1.08, 1.19, 3.42, 4.41, 6.63, 11.38, 9.42, 5.11, 16.62, 10.52)
-_V1_TINY = {**_GRAY, 'name': 'yolo_v1', 'backbone': 'tiny', 'head_features': (1024, 256), 'local_features': None}
-_V2_TINY = {**_GRAY, 'name': 'yolo_v2', 'backbone': 'tiny', 'passthrough_features': None}
+_V1_TINY = {**_PREDICTION, 'name': 'yolo_v1', 'backbone': 'tiny', 'head_features': (1024, 256), 'local_features': None}
+_V2_TINY = {**_PREDICTION, 'name': 'yolo_v2', 'backbone': 'tiny', 'passthrough_features': None}
 
 # By the names of their files, NAME.cfg and NAME.weights.
 PUBLISHED = {
-    'yolov1': Published({**_GRAY, 'name': 'yolo_v1', 'num_classes': 20, 'boxes_per_cell': 3}, (448, 448)),
+    'yolov1': Published({**_PREDICTION, 'name': 'yolo_v1', 'num_classes': 20, 'boxes_per_cell': 3}, (448, 448)),
     'yolov1-tiny': Published({**_V1_TINY, 'num_classes': 20}, (448, 448)),
-    'yolov2': Published({**_GRAY, 'name': 'yolo_v2', 'num_classes': 80, 'anchor_sizes': _COCO_V2}, (608, 608)),
-    'yolov2-voc': Published({**_GRAY, 'name': 'yolo_v2', 'num_classes': 20, 'anchor_sizes': _VOC_V2}, (416, 416)),
+    'yolov2': Published({**_PREDICTION, 'name': 'yolo_v2', 'num_classes': 80, 'anchor_sizes': _COCO_V2}, (608, 608)),
+    'yolov2-voc': Published({**_PREDICTION, 'name': 'yolo_v2', 'num_classes': 20, 'anchor_sizes': _VOC_V2}, (416, 416)),
     'yolov2-tiny': Published(
         {**_V2_TINY, 'num_classes': 80, 'anchor_sizes': _COCO_V2, 'head_features': (1024, 512), 'rescore': False}, (416, 416)
     ),
     'yolov2-tiny-voc': Published(
         {**_V2_TINY, 'num_classes': 20, 'anchor_sizes': _VOC_V2_TINY, 'head_features': (1024, 1024)}, (416, 416)
     ),
-    'yolov3': Published({**_GRAY, 'name': 'yolo_v3', 'num_classes': 80}, (608, 608)),
+    'yolov3': Published({**_PREDICTION, 'name': 'yolo_v3', 'num_classes': 80}, (608, 608)),
     'yolov3-tiny': Published(
         {
-            **_GRAY,
+            **_PREDICTION,
             'name': 'yolo_v3',
             'num_classes': 80,
             'backbone': 'tiny',

@@ -160,7 +160,7 @@ def select_detections(model: Mapping[str, Any], tensors: Mapping[str, np.ndarray
     finish = partial(
         postprocess,
         select=partial(top_per_level, level_sizes=level_sizes, count=arguments['pre_nms_topk']),
-        **{name: arguments[name] for name in ('score_threshold', 'iou_threshold', 'max_detections')},
+        **{name: arguments[name] for name in ('score_threshold', 'iou_threshold', 'max_detections', 'clip_before_nms')},
     )
     boxes = box_ops.cxcywh_to_xyxy(tensors['boxes'] * size)
     return jax.tree.map(np.asarray, jax.jit(finish)(tensors['scores'], boxes, np.float32([0, 0, canvas[1], canvas[0]])))
