@@ -7,27 +7,37 @@
 Both sides see each image on torchvision's own canvas, resized in float: for RetinaNet and the R-CNNs to a shorter side of
 800 and a longer one of at most 1333, padded to a multiple of 32; for SSD to 300 x 300 or 320 x 320. The weights are drawn,
 not trained. Printed are, for each image, the largest difference of each tensor over the tensor's maximum, and how the kept
-detections agree in the pixels of the image. RoIs of an R-CNN are compared in the order of torchvision's proposals. Then the
-losses of an R-CNN, of three small images all of whose anchors and RoIs are sampled.
+detections agree in the pixels of the image. RoIs of an R-CNN are compared in the order of torchvision's proposals. Then
+losses, of three small images: of an R-CNN all anchors and RoIs are sampled, of RetinaNet's second version each image is alone.
+At last the weights of a detector go the way of a published file: torch saves them, in its zip format and in the one before,
+import_weights makes a workdir, and what is found in each image, resized by ourselves, is compared with torchvision's detections,
+each image on a canvas of its own (exact); then, for information, on the canvases that images share.
+Of a classifier ('resnet18', 'mobilenet_v2') the layers are compared that our backbone has, on images as they are.
 Exits with 1 if a tensor differs by more than 1e-4, if a proposal has no partner (nan), if the detections are not the same
-ones: as many, each with the label of its partner, IoU > 0.999, score to 1e-3, IoU of masks > 0.99; or if a loss differs by
-more than 1e-3 of itself.
+ones: as many, each with the label of its partner, IoU > 0.999, score to 1e-3, IoU of masks > 0.99, but for those whose scores
+tie for the last places of all that are kept; or if a loss differs by more than 1e-3 of itself.
 """
 
+import collections
 import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from PIL import Image
 
 from detzoo.detectors import make_detector
+from detzoo.inference import Predictor, load
 from detzoo.weights import torchvision_parity as parity
+from detzoo.weights.exchange import import_weights
 from detzoo.weights.mapping import fill
 from detzoo.weights.parity import drawn_image, match_detections
 from detzoo.weights.torchvision import PEERS
 
-_MODEL = flags.DEFINE_enum('model', 'retinanet_resnet50_fpn', list(PEERS), "A model, by torchvision's name.")
+_MODEL = flags.DEFINE_enum('model', 'retinanet_resnet50_fpn', [*PEERS, *parity.CLASSIFIERS], "A model, by torchvision's name.")
 _IMAGES = flags.DEFINE_list('images', [], 'Image files; by default five drawn pictures of different sizes.')
 
 TOLERANCE = 1e-4
@@ -39,10 +49,29 @@ TRAINING_SIZE = (128, 250)  # which a reduced model does not resize
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'unknown arguments: {" ".join(argv[1:])}')
+    logging.set_verbosity(logging.WARNING)  # checkpoints tell every step otherwise
 
     images = [np.asarray(Image.open(path).convert('RGB')) for path in _IMAGES.value]
     images = images or [drawn_image(*size, seed) for seed, size in enumerate(SIZES)]
-    name, peer = _MODEL.value, PEERS[_MODEL.value]
+    agree = detectors_agree(_MODEL.value, images) if _MODEL.value in PEERS else classifiers_agree(_MODEL.value, images)
+    print('they agree' if agree else f'they do not agree to {TOLERANCE:g}')
+    sys.exit(not agree)
+
+
+def classifiers_agree(name: str, images: list[np.ndarray]) -> bool:
+    """Compares the layers of a classifier, and tells whether they agree."""
+    model = parity.build_classifier(name)
+    entries = parity.draw_peer(model)
+    agree = True
+    for index, image in enumerate(images):
+        print(f'image {index + 1}: {image.shape[:2]}', flush=True)
+        agree &= tensors_agree(parity.run_backbone(name, entries, image), parity.run_classifier(name, model, image))
+    return agree
+
+
+def detectors_agree(name: str, images: list[np.ndarray]) -> bool:
+    """Compares what a detector computes, and tells whether it agrees."""
+    peer = PEERS[name]
     model = parity.build_peer(name)
     entries = parity.draw_peer(model)
     detector = make_detector(**peer.model)
@@ -58,8 +87,7 @@ def main(argv: list[str]) -> None:
         agree &= detections_agree(our_detections, their_detections, peer.max_detections)
     if parity.VIEWS[name].losses:
         agree &= losses_agree(name, variables)
-    print('they agree' if agree else f'they do not agree to {TOLERANCE:g}')
-    sys.exit(not agree)
+    return imports_agree(name, model, images) and agree
 
 
 def tensors_agree(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> bool:
@@ -81,8 +109,9 @@ def tensors_agree(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) ->
 def detections_agree(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], limit: int) -> bool:
     """Prints how far detections are the same ones, and tells whether they are."""
     same = match_detections(ours, theirs, limit=limit)
+    tied = f', {same.tied} tied for the last places' if same.tied else ''
     masks = f', masks >= {same.min_mask_iou:.4f}' if 'masks' in theirs else ''
-    print(f'  detections  {same.matched}/{same.theirs} matched (ours: {same.ours}; {same.empty} of theirs empty), '
+    print(f'  detections  {same.matched}/{same.theirs} matched{tied} (ours: {same.ours}; {same.empty} of theirs empty), '
           f'IoU >= {same.min_iou:.6f}, scores to {same.max_score_difference:.1e}{masks}', flush=True)
     return same.holds()
 
@@ -101,6 +130,38 @@ def losses_agree(name: str, variables: tuple) -> bool:
         agree &= bool(difference <= LOSS_TOLERANCE)
         print(f'  {key:18}{ours[key]:.6f}, torchvision {expected:.6f}: {difference:.1e}')
     return agree
+
+
+def imports_agree(name: str, model: Any, images: Sequence[np.ndarray]) -> bool:
+    """Imports the weights from files, and prints how far what is found in images is what torchvision finds."""
+    import torch
+
+    with tempfile.TemporaryDirectory() as folder:
+        runs = []
+        for new in (True, False):
+            file, run = f'{folder}/{new}.pth', f'{folder}/{new}'
+            torch.save(model.state_dict(), file, _use_new_zipfile_serialization=new)
+            runs.append(import_weights(file, run, model=name))
+        same = [row.checksum for row in runs[0].rows] == [row.checksum for row in runs[1].rows]
+        print(f'imported from both formats of torch.save: {"the same" if same else "not the same"}')
+        exact, static = (load(f'{folder}/True', exact=exact) for exact in (True, False))
+        agree, found = same, collections.Counter()
+        for index, image in enumerate(images):
+            _, theirs, _ = parity.run_peer(name, model, image.copy())
+            print(f'image {index + 1}: {image.shape[:2]}, imported', flush=True)
+            agree &= detections_agree(detections_of(exact, image), theirs, PEERS[name].max_detections)
+            alike = match_detections(detections_of(static, image), theirs, limit=PEERS[name].max_detections)
+            found.update(matched=alike.matched, theirs=alike.theirs, ours=alike.ours)
+    print(f"on canvases that images share, {found['matched']} of torchvision's {found['theirs']} detections have a partner "
+          f"(IoU > 0.5, same label) among ours, {found['ours']}")
+    return agree
+
+
+def detections_of(predictor: Predictor, image: np.ndarray) -> dict[str, np.ndarray]:
+    """What an imported detector finds, in the form of `match_detections`."""
+    found = predictor(image)
+    fields = ('boxes', 'scores', 'labels') + (() if found.masks is None else ('masks',))
+    return {field: getattr(found, field) for field in fields}
 
 
 if __name__ == '__main__':

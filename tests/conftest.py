@@ -171,10 +171,22 @@ TINY_FASTER_RCNN_C4 = TINY_FASTER_RCNN | dict(
     rpn=TINY_FASTER_RCNN['rpn'] | dict(anchor_sizes=((8.0, 12.0, 20.0, 32.0, 48.0),)),
     roi=dict(output_size=6),
 )
+# As torchvision's second version: norms everywhere, convolutions in the head, two in the RPN.
+TINY_FASTER_RCNN_V2 = TINY_FASTER_RCNN | dict(
+    fpn_norm='batch_norm', trunk_conv_layers=2, trunk_fc_layers=1, trunk_norm='batch_norm',
+    rpn=TINY_FASTER_RCNN['rpn'] | dict(layers=2),
+)
+TINY_FASTER_RCNN_MOBILENET = TINY_FASTER_RCNN | dict(
+    backbone='mobilenet_v3_large', width=0.35,
+    rpn=TINY_FASTER_RCNN['rpn'] | dict(anchor_sizes=((8.0, 12.0, 20.0, 32.0, 48.0),) * 3, score_threshold=0.05),
+)
 TINY_MASK_RCNN = TINY_FASTER_RCNN | dict(
     name='mask_rcnn', mask_roi=dict(output_size=4, canonical_size=32.0), mask=dict(layers=1, features=24),
 )
 TINY_MASK_RCNN_C4 = TINY_FASTER_RCNN_C4 | dict(name='mask_rcnn', mask=dict(layers=0, features=24))
+TINY_MASK_RCNN_V2 = TINY_MASK_RCNN | TINY_FASTER_RCNN_V2 | dict(
+    name='mask_rcnn', mask=dict(layers=1, features=24, norm='batch_norm')
+)
 TINY_SSD = dict(
     name='ssd', backbone='vgg16', width=0.125, norm='batch_norm', fc6_dilation=2, extra_layers=((16, 32, 3, 2, 1),),
     anchor_sizes=(12, 20, 28, 36), aspect_ratios=((1 / 2, 2),) * 3, anchor_strides=(8, 16, 32), std=(58, 57, 57),

@@ -263,16 +263,16 @@ def test_default_boxes_placed_equal_torchvision():
 def test_pyramid_anchors_by_hand():
     # Cells of 8 and 16 pixels: the second level's second cell begins at 16.
     bases = [anchors.base_anchors([4], [1.0]), anchors.base_anchors([8], [1.0])]
-    fine, coarse = anchors.pyramid_anchors((20, 36), [(3, 5), (2, 3)], bases, first_stride=8)
+    fine, coarse = anchors.pyramid_anchors((20, 36), [(3, 5), (2, 3)], bases, strides=(8, 16))
     assert (fine.shape, coarse.shape) == ((15, 4), (6, 4))
     np.testing.assert_array_equal(fine[[0, 6]], [[-2, -2, 2, 2], [6, 6, 10, 10]])
     np.testing.assert_array_equal(coarse[[1, 3]], [[12, -4, 20, 4], [-4, 12, 4, 20]])
     # As torchvision: 20 // 3 = 6 and 36 // 5 = 7; 20 // 2 = 10 and 36 // 3 = 12.
-    fine, coarse = anchors.pyramid_anchors((20, 36), [(3, 5), (2, 3)], bases, first_stride=None)
+    fine, coarse = anchors.pyramid_anchors((20, 36), [(3, 5), (2, 3)], bases, strides=None)
     np.testing.assert_array_equal(fine[6], [5, 4, 9, 8])
     np.testing.assert_array_equal(coarse[[1, 3]], [[8, -4, 16, 4], [-4, 6, 4, 14]])
 
 
 def test_pyramid_anchors_refuses_another_number_of_levels():
     with pytest.raises(ValueError, match='anchor_sizes has 1 levels, the pyramid 2'):
-        anchors.pyramid_anchors((64, 64), [(8, 8), (4, 4)], [anchors.base_anchors([4], [1.0])], first_stride=8)
+        anchors.pyramid_anchors((64, 64), [(8, 8), (4, 4)], [anchors.base_anchors([4], [1.0])], strides=(8, 16))

@@ -10,7 +10,7 @@ import pytest
 from detzoo.backbones import mobilenet, norms, resnet
 from detzoo.backbones.conv import ConvNorm
 from detzoo.backbones.fpn import FPN, upsample
-from detzoo.backbones.mobilenet import MobileNetV3Large
+from detzoo.backbones.mobilenet import mobilenet_v2, mobilenet_v3_large
 from detzoo.backbones.resnet import LastStage, ResNet
 from detzoo.backbones.vgg import VGG16
 
@@ -179,6 +179,51 @@ def test_batch_norm_normalises_and_remembers():
     np.testing.assert_allclose(evaluated, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize('valid', [[True, False, True, True, False], [True] * 5])
+def test_padded_batch_norm_is_the_batch_norm_of_the_rows_that_count(valid):
+    x, valid = random_features(5, 3, 2, 4), np.array(valid)
+    x[~valid] = 1e4
+    padded = norms.make_norm('batch_norm', train=True, axis_name=None, dtype=jnp.float32, valid=valid)(name='norm')
+    plain = norm_of('batch_norm', train=True)
+    variables = jax.jit(plain.init)(jax.random.key(0), x)
+    variables = jax.tree.map(lambda leaf: leaf + np.linspace(0, 1, 4, dtype=np.float32), variables)
+    expected, statistics = jax.jit(functools.partial(plain.apply, mutable=['batch_stats']))(variables, x[valid])
+    found, updated = jax.jit(functools.partial(padded.apply, mutable=['batch_stats']))(variables, x)
+    np.testing.assert_allclose(found[valid], expected, rtol=1e-4, atol=1e-4)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4), updated, statistics)
+    drawn = jax.jit(padded.init)(jax.random.key(0), x)
+    assert jax.tree.structure(drawn) == jax.tree.structure(variables)
+    np.testing.assert_array_equal(drawn['batch_stats']['var'], np.ones(4))
+
+
+def test_padded_batch_norm_of_padding_alone_keeps_its_statistics():
+    x = random_features(3, 2, 2, 4)
+    norm = norms.make_norm('batch_norm', train=True, axis_name=None, dtype=jnp.float32, valid=np.zeros(3, bool))(name='norm')
+    variables = {'params': {'scale': np.float32([1, 2, 3, 4]), 'bias': np.ones(4, np.float32)},
+                 'batch_stats': {'mean': np.float32([1, 2, 3, 4]), 'var': np.float32([4, 4, 4, 4])}}  # fmt: skip
+    y, updated = norm.apply(variables, x, mutable=['batch_stats'])
+    np.testing.assert_allclose(y, (x - [1, 2, 3, 4]) / 2 * [1, 2, 3, 4] + 1, rtol=1e-4, atol=1e-4)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), updated['batch_stats'], variables['batch_stats'])
+
+
+def test_padded_batch_norm_over_devices_weighs_rows_not_devices():
+    # Device d has d valid rows: the mean of the devices' means would be another one.
+    x = random_features(DEVICES * 8, 2, 2, 3) + np.arange(DEVICES * 8, dtype=np.float32)[:, None, None, None]
+    valid = np.tile(np.arange(8), DEVICES) < np.repeat(np.arange(DEVICES), 8)
+
+    def run(x, valid, axis_name=None):
+        norm = norms.make_norm('batch_norm', train=True, axis_name=axis_name, dtype=jnp.float32, valid=valid)(name='norm')
+        params, statistics = {'scale': jnp.ones(3), 'bias': jnp.zeros(3)}, {'mean': jnp.zeros(3), 'var': jnp.ones(3)}
+        variables = {'params': params, 'batch_stats': statistics}
+        return norm.apply(variables, x, mutable=['batch_stats'])
+
+    expected, statistics = jax.jit(run)(x, valid)
+    split = [a.reshape(DEVICES, 8, *a.shape[1:]) for a in (x, valid)]
+    found, ours = jax.pmap(functools.partial(run, axis_name='batch'), axis_name='batch')(*split)
+    np.testing.assert_allclose(np.reshape(found, x.shape), expected, rtol=1e-4, atol=1e-4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, np.broadcast_to(b, (DEVICES, *b.shape)), rtol=1e-4), ours, statistics)
+
+
 @pytest.mark.parametrize('epsilon', [0.0, 1e-2])
 def test_frozen_batch_norm_is_the_formula_of_four_constants(epsilon):
     x = random_features(2, 3, 3, 5)
@@ -230,7 +275,7 @@ def test_upsample_equals_nearest_interpolation(grid, larger):
 )
 def test_fpn_shapes_and_parameter_counts(extra_from, grids):
     stages = [(2, *grid, channels) for grid, channels in zip(((9, 13), (5, 7), (3, 4)), (128, 256, 512))]
-    levels, variables = shapes_of(FPN(features=64, extra_from=extra_from), stages)
+    levels, variables = shapes_of(FPN(features=64, extra_from=extra_from), stages, train=False)
     assert [level.shape for level in levels] == [(2, *grid, 64) for grid in grids]
     # 1x1 from 128, 256 and 512 channels, three 3x3, each with biases; P6 from 64 or from 512 channels, P7 from 64.
     expected = (128 + 256 + 512) * 64 + 3 * 64 + 3 * (9 * 64 * 64 + 64)
@@ -242,14 +287,14 @@ def test_fpn_shapes_and_parameter_counts(extra_from, grids):
 
 def test_fpn_without_extra_levels_has_two_convolutions_less():
     stages = [(1, 4, 4, 3), (1, 2, 2, 3)]
-    _, variables = shapes_of(FPN(features=2, extra_from=None), stages)
+    _, variables = shapes_of(FPN(features=2, extra_from=None), stages, train=False)
     assert set(variables['params']) == {'inner1', 'inner2', 'layer1', 'layer2'}
 
 
 def identity_fpn(extra_from, stages):
     """An FPN of one channel whose convolutions pass the middle of their kernel on."""
     module = FPN(features=1, extra_from=extra_from)
-    _, variables = shapes_of(module, [stage.shape for stage in stages])
+    _, variables = shapes_of(module, [stage.shape for stage in stages], train=False)
 
     def identity(shape):
         kernel = np.zeros(shape.shape, np.float32)
@@ -257,15 +302,17 @@ def identity_fpn(extra_from, stages):
             kernel[kernel.shape[0] // 2, kernel.shape[1] // 2] = 1
         return kernel
 
-    return jax.jit(module.apply)(jax.tree.map(identity, variables), [jnp.asarray(stage) for stage in stages])
+    run = jax.jit(functools.partial(module.apply, train=False))
+    return run(jax.tree.map(identity, variables), [jnp.asarray(stage) for stage in stages])
 
 
 def test_fpn_pools_one_more_level_without_parameters():
     stages = [random_features(1, 6, 9, 4), random_features(1, 3, 5, 6)]
     module = FPN(features=5, extra_from='pool')
-    variables = module.init(jax.random.key(0), stages)
-    *levels, pooled = module.apply(variables, stages)
-    jax.tree.map(np.testing.assert_array_equal, tuple(levels), FPN(features=5, extra_from=None).apply(variables, stages))
+    variables = module.init(jax.random.key(0), stages, train=False)
+    *levels, pooled = module.apply(variables, stages, train=False)
+    unpooled = FPN(features=5, extra_from=None).apply(variables, stages, train=False)
+    jax.tree.map(np.testing.assert_array_equal, tuple(levels), unpooled)
     np.testing.assert_array_equal(pooled, np.asarray(levels[-1])[:, [0, 2]][:, :, [0, 2, 4]])
 
 
@@ -292,19 +339,39 @@ def test_fpn_takes_extra_levels_from_where_it_is_told():
     found = {}
     for extra_from in ('p5', 'c5'):
         module = FPN(features=1, extra_from=extra_from)
-        _, variables = shapes_of(module, [c5.shape])
+        _, variables = shapes_of(module, [c5.shape], train=False)
         params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), variables['params'])
         params['inner1']['kernel'][0, 0, 0] = 1
         for name in ('layer1', 'extra1', 'extra2'):
             params[name]['kernel'][1, 1] = 1
-        levels = jax.jit(module.apply)({'params': params}, [c5])
+        levels = jax.jit(functools.partial(module.apply, train=False))({'params': params}, [c5])
         found[extra_from] = [float(level[0, 0, 0, 0]) for level in levels]
     assert found == {'p5': [1, 1, 1], 'c5': [1, 11, 11]}
 
 
 def test_fpn_refuses_what_it_does_not_know():
     with pytest.raises(ValueError, match='p4'):
-        shapes_of(FPN(extra_from='p4'), [(1, 4, 4, 3)])
+        shapes_of(FPN(extra_from='p4'), [(1, 4, 4, 3)], train=False)
+
+
+def test_fpn_adds_stages_of_one_stride_cell_by_cell():
+    fine, coarse = random_features(1, 5, 7, 1), random_features(1, 5, 7, 1, seed=1)
+    first, second = identity_fpn(None, [fine, coarse])
+    np.testing.assert_allclose(second, coarse, rtol=1e-5)
+    np.testing.assert_allclose(first, fine + coarse, rtol=1e-5, atol=1e-5)
+
+
+def test_fpn_normalises_all_but_its_extra_levels():
+    stages = [random_features(2, 8, 8, 3), random_features(2, 4, 4, 5)]
+    module = FPN(features=4, extra_from='c5', norm='batch_norm')
+    levels, variables = jax.jit(functools.partial(module.init_with_output, train=True))(jax.random.key(0), stages)
+    named = {f'{layer}{i}' for layer in ('inner', 'layer') for i in (1, 2)}
+    assert set(variables['params']) == named | {f'{name}_norm' for name in named} | {'extra1', 'extra2'}
+    assert {name for name, layer in variables['params'].items() if 'kernel' in layer and 'bias' in layer} == {'extra1', 'extra2'}
+    for level in levels[:2]:  # after the last norm of each, which was not trained
+        np.testing.assert_allclose(np.mean(level, axis=(0, 1, 2)), 0, atol=1e-4)
+        np.testing.assert_allclose(np.std(level, axis=(0, 1, 2)), 1, rtol=1e-2)
+    assert np.abs(np.mean(levels[2], axis=(0, 1, 2))).max() > 0.01
 
 
 @pytest.mark.parametrize('canvas, grids', [((300, 300), [(38, 38), (19, 19)]), ((72, 100), [(9, 13), (4, 6)])])
@@ -330,8 +397,31 @@ def test_vgg16_with_a_norm_has_no_biases():
 
 @pytest.mark.parametrize('canvas, grids', [((320, 320), [(20, 20), (10, 10)]), ((72, 100), [(5, 7), (3, 4)])])
 def test_mobilenet_shapes(canvas, grids):
-    levels, _ = shapes_of(MobileNetV3Large(), (2, *canvas, 3), train=False)
+    levels, _ = shapes_of(mobilenet_v3_large(), (2, *canvas, 3), train=False)
     assert [level.shape for level in levels] == [(2, *grid, c) for grid, c in zip(grids, (672, 480))]
+
+
+@pytest.mark.parametrize('canvas, grids', [((320, 320), [(20, 20), (10, 10)]), ((72, 100), [(5, 7), (3, 4)])])
+def test_mobilenet_v2_shapes(canvas, grids):
+    levels, _ = shapes_of(mobilenet_v2(), (2, *canvas, 3), train=False)
+    assert [level.shape for level in levels] == [(2, *grid, c) for grid, c in zip(grids, (576, 1280))]
+
+
+def test_mobilenet_puts_out_the_layers_that_it_is_asked_for():
+    net = mobilenet_v3_large(reduced_tail=False, outputs=('block1', 'block4/expand', 'block13', 'last'))
+    levels, _ = shapes_of(net, (1, 64, 96, 3), train=False)
+    assert [level.shape[1:] for level in levels] == [(32, 48, 16), (16, 24, 72), (2, 3, 160), (2, 3, 960)]
+
+
+# torchvision 0.29.1: mobilenet_v2(weights=None, ...).features.
+@pytest.mark.parametrize('width, parameters, statistics', [
+    (1.0, 2_223_872, 34_112),
+    (0.35, 396_128, 14_080),
+    (1.4, 4_315_776, 47_936),
+])
+def test_mobilenet_v2_parameter_counts_equal_torchvision(width, parameters, statistics):
+    _, variables = shapes_of(mobilenet_v2(width=width), (1, 64, 64, 3), train=False)
+    assert (count(variables['params']), count(variables['batch_stats'])) == (parameters, statistics)
 
 
 # torchvision 0.29.1: mobilenet_v3_large(weights=None, ...).features.
@@ -341,7 +431,7 @@ def test_mobilenet_shapes(canvas, grids):
     (dict(reduced_tail=True, width=0.35), 223_088, None),
 ])
 def test_mobilenet_parameter_counts_equal_torchvision(arguments, parameters, statistics):
-    _, variables = shapes_of(MobileNetV3Large(**arguments), (1, 64, 64, 3), train=False)
+    _, variables = shapes_of(mobilenet_v3_large(**arguments), (1, 64, 64, 3), train=False)
     assert count(variables['params']) == parameters
     assert statistics in (None, count(variables['batch_stats']))
 
@@ -352,7 +442,8 @@ def test_divisible_by_hand(channels, expected):
     assert mobilenet.divisible(channels) == expected
 
 
-@pytest.mark.parametrize('network', [VGG16(width=1 / 16), VGG16(width=1 / 16, norm='group_norm'), MobileNetV3Large(width=0.25)])
+@pytest.mark.parametrize('network', [VGG16(width=1 / 16), VGG16(width=1 / 16, norm='group_norm'), mobilenet_v2(width=0.25),
+                                     mobilenet_v3_large(width=0.25)])  # fmt: skip
 def test_networks_of_conv_norm_compute_in_bfloat16_with_float32_parameters(network):
     levels, variables = shapes_of(network.clone(dtype=jnp.bfloat16), (1, 64, 64, 3), train=True)
     assert {level.dtype for level in levels} == {jnp.dtype(jnp.bfloat16)}

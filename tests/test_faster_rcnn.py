@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY_FASTER_RCNN, TINY_FASTER_RCNN_C4
+from conftest import TINY_FASTER_RCNN, TINY_FASTER_RCNN_C4, TINY_FASTER_RCNN_V2
 
 from detzoo.core import box_coding
 from detzoo.core.matching import IGNORE, NEGATIVE
 from detzoo.detectors import faster_rcnn, make_detector
 from detzoo.types import Batch, GroundTruth, Inputs
+from detzoo.weights.torchvision import PEERS
 
 WINDOW = np.float32([0, 0, 64, 64])
 KEY = jax.random.key(0)
@@ -23,15 +24,21 @@ def boxes_of(*rows):
 
 
 def count(arguments, num_classes):
-    detector = make_detector(num_classes=num_classes, **arguments)
+    detector = make_detector(**arguments | dict(num_classes=num_classes))
     params, _ = jax.eval_shape(lambda: detector.init(KEY, (128, 128)))
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def test_faster_rcnn_has_as_many_parameters_as_torchvision():
-    # fasterrcnn_resnet50_fpn of torchvision has 41,755,286 for 91 outputs with frozen batch norm, four box deltas of the
-    # background (1024 weights and a bias each) among them, which nothing reads.
-    assert count(dict(name='faster_rcnn'), 90) == 41_755_286 - 4 * 1025
+@pytest.mark.parametrize('name, parameters', [
+    ('fasterrcnn_resnet50_fpn', 41_755_286),
+    ('fasterrcnn_resnet50_fpn_v2', 43_712_278),
+    ('fasterrcnn_mobilenet_v3_large_fpn', 19_386_354),
+    ('fasterrcnn_mobilenet_v3_large_320_fpn', 19_386_354),
+])
+def test_faster_rcnn_has_as_many_parameters_as_torchvision(name, parameters):
+    # Torchvision's files of these models, for 91 outputs; four box deltas of the background are among them (1024 weights and a
+    # bias each), which nothing reads.
+    assert count(PEERS[name].model, 90) == parameters - 4 * 1025
 
 
 def test_faster_rcnn_on_c4_has_the_parameters_of_its_parts():
@@ -45,7 +52,7 @@ def test_faster_rcnn_on_c4_has_the_parameters_of_its_parts():
 def make_rpn(**changes):
     arguments = dict(anchor_sizes=((8.0,), (16.0,)), aspect_ratios=(1.0,), train_pre_nms_topk=3, pre_nms_topk=2,
                      train_post_nms_topk=6, post_nms_topk=4)  # fmt: skip
-    return faster_rcnn.make_rpn(8, **arguments | changes)
+    return faster_rcnn.make_rpn((8, 16), jnp.float32, **arguments | changes)
 
 
 def propose(rpn, best, shift=0.0, train=False):
@@ -75,6 +82,16 @@ def test_propose_ranks_logits_whose_sigmoids_are_equal():
     logits[[9, 18, 27]] = 20, 21, 22  # all of them 1 as a float32 probability
     found, _ = rpn.propose(logits, np.zeros((80, 4), np.float32), WINDOW, anchors=anchors, train=False)
     np.testing.assert_allclose(found[:2], np.concatenate(anchors)[[27, 18]], atol=1e-5)
+
+
+def test_propose_drops_what_is_hardly_an_object():
+    # A probability of 0.25 is a logit of -log(3) = -1.0986.
+    rpn = make_rpn(score_threshold=0.25, pre_nms_topk=64)
+    anchors = rpn.anchors((64, 64), [(8, 8), (4, 4)])
+    logits = np.full(80, -9, np.float32)
+    logits[[9, 18, 64 + 10]] = -1.0, -1.2, 0.5
+    found, valid = rpn.propose(logits, np.zeros((80, 4), np.float32), WINDOW, anchors=anchors, train=False)
+    np.testing.assert_allclose(found[valid], np.concatenate(anchors)[[64 + 10, 9]], atol=1e-5)
 
 
 def test_propose_decodes_and_clips():
@@ -188,6 +205,21 @@ def test_given_proposals_stand_where_the_rpn_would():
     assert found.valid.any(axis=1).all()
 
 
+def test_padding_is_no_part_of_batch_statistics():
+    arguments = TINY_FASTER_RCNN_V2 | dict(rpn=None)
+    detector = make_detector(num_classes=3, **arguments)
+    variables = jax.jit(detector.init, static_argnums=1)(KEY, (64, 64))
+    near = boxes_of([9, 8, 24, 25], [30, 28, 54, 50], [40, 2, 60, 20])
+    few = given([near, near], [[True] * 3] * 2)
+    more = given(np.pad([near, near], ((0, 0), (0, 9), (0, 0)), constant_values=64), [[True] * 3 + [False] * 9] * 2)
+    loss = jax.jit(detector.loss)
+    (expected, (state, _)), (found, (new_state, _)) = loss(*variables, few, KEY), loss(*variables, more, KEY)
+    assert found == pytest.approx(float(expected), rel=1e-5)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), new_state, state)
+    before = variables[1]['batch_stats']['trunk']['norm2']['mean']
+    assert np.abs(before - state['batch_stats']['trunk']['norm2']['mean']).max() > 1e-3
+
+
 def test_without_an_rpn_proposals_must_be_given():
     detector = make_detector(num_classes=3, **TINY_FASTER_RCNN | dict(rpn=None))
     variables = jax.eval_shape(lambda: detector.init(KEY, (64, 64)))
@@ -217,10 +249,25 @@ def test_rois_that_ask_for_more_samples_are_counted():
     np.testing.assert_allclose(read[1], read[2], atol=1e-6)
 
 
+def test_large_rois_are_read_from_the_first_of_two_levels_of_one_stride():
+    # By its size the second RoI belongs to a level of stride 64, which is the RPN's alone.
+    strides, roi_levels = faster_rcnn.levels_of('mobilenet_v3_large', 256)
+    levels = [np.full((1, 1280 // stride, 1280 // stride, 1), i, np.float32) for i, stride in enumerate(strides, 1)]
+    rois = np.float32([[[0, 0, 64, 64], [0, 0, 1200, 1200]]])
+    assert [level.shape[1] for level in levels] == [40, 40, 20]
+    reader = faster_rcnn.make_roi_reader(strides[0], roi_levels, output_size=1)
+    np.testing.assert_allclose(np.ravel(reader.read(levels[:roi_levels], rois)), 1, rtol=1e-6)
+
+
 @pytest.mark.parametrize('changes, words', [
     (dict(rpn=dict(anchor_strides='canvas')), "rpn.anchor_strides is 'canvas'"),
     (dict(rpn=dict(anchor_sizes=((8,), (8, 9)))), 'rpn.anchor_sizes must have equally many'),
     (dict(roi=dict(operator='crop')), "roi.operator is 'crop': use one of align, pool, warp"),
+    (dict(backbone='vgg16'), "backbone is 'vgg16': use 'resnet' or 'mobilenet_v3_large'"),
+    (dict(backbone='mobilenet_v3_large', fpn_features=None), 'fpn_features is None: mobilenet_v3_large has no C4'),
+    (dict(trunk_norm='batch_norm'), "trunk_norm is 'batch_norm': .* trunk_conv_layers is 0"),
+    (dict(fpn_features=None, fpn_norm='batch_norm'), 'fpn_features is None: C4 has neither a pyramid'),
+    (dict(fpn_features=None, trunk_conv_layers=1), 'fpn_features is None: C4 has neither a pyramid'),
 ])
 def test_faster_rcnn_refuses(changes, words):
     with pytest.raises(ValueError, match=words):

@@ -9,6 +9,7 @@ from conftest import TINY_MASK_RCNN, TINY_MASK_RCNN_C4
 from detzoo.core.matching import IGNORE, NEGATIVE
 from detzoo.detectors import make_detector, mask_rcnn
 from detzoo.types import Inputs
+from detzoo.weights.torchvision import PEERS
 
 KEY = jax.random.key(0)
 LN2 = float(np.log(2))
@@ -17,15 +18,19 @@ HALF[:, :4] = True
 
 
 def count(arguments, num_classes):
-    detector = make_detector(num_classes=num_classes, **arguments)
+    detector = make_detector(**arguments | dict(num_classes=num_classes))
     params, _ = jax.eval_shape(lambda: detector.init(KEY, (128, 128)))
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def test_mask_rcnn_has_as_many_parameters_as_torchvision():
-    # maskrcnn_resnet50_fpn of torchvision has 44,401,393 for 91 outputs with frozen batch norm; of them background has four
-    # box deltas (1024 weights and a bias each) and a mask (256 weights and a bias), which nothing reads.
-    assert count(dict(name='mask_rcnn'), 90) == 44_401_393 - 4 * 1025 - 257
+@pytest.mark.parametrize('name, parameters', [
+    ('maskrcnn_resnet50_fpn', 44_401_393),
+    ('maskrcnn_resnet50_fpn_v2', 46_359_409),
+])
+def test_mask_rcnn_has_as_many_parameters_as_torchvision(name, parameters):
+    # Torchvision's files of these models, for 91 outputs; of them background has four box deltas (1024 weights and a bias each)
+    # and a mask (256 weights and a bias), which nothing reads.
+    assert count(PEERS[name].model, 90) == parameters - 4 * 1025 - 257
 
 
 def test_a_joint_head_adds_a_deconvolution_and_the_masks():
@@ -36,7 +41,7 @@ def test_a_joint_head_adds_a_deconvolution_and_the_masks():
 
 
 def stage(**changes):
-    return mask_rcnn.make_mask(3, jnp.float32, **changes)
+    return mask_rcnn.make_mask(3, jnp.float32, None, **changes)
 
 
 def one_object(make_ground_truth, label=1):
@@ -128,6 +133,7 @@ def test_mask_rcnn_asks_for_masks(make_ground_truth):
     (dict(head='conv'), "mask.head is 'conv': use one of fcn, mlp"),
     (dict(activation='tanh'), "mask.activation is 'tanh'"),
     (dict(targets='mean'), "mask.targets is 'mean': use one of point, average"),
+    (dict(head='mlp', layers=1, norm='batch_norm'), "mask.norm is 'batch_norm': mlp has none"),
 ])
 def test_mask_rcnn_refuses(changes, words):
     with pytest.raises(ValueError, match=words):

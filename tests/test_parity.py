@@ -9,26 +9,28 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from detzoo.backbones.mobilenet import MobileNetV3Large
+from detzoo.backbones.mobilenet import mobilenet_v3_large
 from detzoo.backbones.resnet import ResNet
 from detzoo.backbones.vgg import VGG16
 from detzoo.detectors import make_detector
 from detzoo.weights import torchvision
-from detzoo.weights.mapping import fill
+from detzoo.weights.mapping import fill, flatten
 from detzoo.weights.parity import match_detections
 from detzoo.weights.torchvision import PEERS, load_backbone
 from detzoo.weights.torchvision_parity import (
+    CLASSIFIERS,
     VIEWS,
     detector_losses,
     drawn_entries,
     drawn_training,
     in_order_of,
     reduced_peer,
+    run_backbone,
     run_detector,
 )
 
 FIXTURES = pathlib.Path(__file__).parent / 'fixtures'
-RETINANET, SSD, SSDLITE, FASTER_RCNN, MASK_RCNN = PEERS
+RETINANET, SSD, SSDLITE, FASTER_RCNN, MASK_RCNN, RETINANET_V2, FASTER_RCNN_V2, MASK_RCNN_V2, MOBILENET, MOBILENET_320 = PEERS
 
 
 @functools.cache
@@ -42,6 +44,8 @@ def template_of(name=RETINANET, **changes):
 def golden_of(name):
     """The arrays of a fixture, and 'enlarged', the image that the model saw."""
     golden = dict(np.load(FIXTURES / f'{name}.npz'))
+    if name in CLASSIFIERS:
+        return golden
     golden['enlarged'] = golden['image'].repeat(golden['repeat'], axis=0).repeat(golden['repeat'], axis=1)
     if 'masks' in golden:
         golden['masks'] = np.unpackbits(golden['masks'], axis=-1, count=golden['enlarged'].shape[1]).astype(bool)
@@ -96,8 +100,20 @@ def test_detections_are_torchvisions(name):
     assert agreement.holds(), agreement
 
 
-def test_detections_of_mask_rcnn_have_masks_that_vary():
-    golden = golden_of(MASK_RCNN)
+@pytest.mark.parametrize('name', ['resnet18', 'mobilenet_v2'])
+def test_backbones_compute_what_torchvisions_classifiers_compute(name):
+    golden = golden_of(name)
+    outputs = run_backbone(name, entries_of(name), golden['image'])
+    assert [f'{part}.step' in golden for part in outputs] == [True] * len(outputs) and len(outputs) >= 2
+    for part, output in outputs.items():
+        values = output.ravel()[:: golden[f'{part}.step']]
+        np.testing.assert_allclose(values, golden[f'{part}.values'], rtol=0, atol=1e-4 * golden[f'{part}.max'], err_msg=part)
+        assert abs(output).max() == pytest.approx(golden[f'{part}.max'], rel=1e-4)
+
+
+@pytest.mark.parametrize('name', [MASK_RCNN, MASK_RCNN_V2])
+def test_detections_of_mask_rcnn_have_masks_that_vary(name):
+    golden = golden_of(name)
     boxes, masks = golden['boxes'], golden['masks']
     share = masks.sum(axis=(1, 2)) / (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     assert masks.shape == (50, *golden['enlarged'].shape[:2])
@@ -105,12 +121,30 @@ def test_detections_of_mask_rcnn_have_masks_that_vary():
     assert len(set(golden['labels'])) > 20
 
 
-@pytest.mark.parametrize('name', [FASTER_RCNN, MASK_RCNN])
+@pytest.mark.parametrize('name', [name for name in PEERS if VIEWS[name].losses])
 def test_losses_are_torchvisions(name):
     golden = golden_of(name)
     losses = detector_losses(name, *reduced_of(name), *drawn_training(golden['enlarged'], PEERS[name].model['num_classes']))
     assert losses.keys() == {key.removeprefix('loss.') for key in golden if key.startswith('loss.')}
     assert losses == {key: pytest.approx(golden[f'loss.{key}'].item(), rel=1e-3) for key in losses}
+
+
+def detections_of(scores, shift=0):
+    """Boxes far apart, the best first, the last one `shift` boxes aside."""
+    corners = 20 * np.arange(len(scores))
+    corners[-1] += 20 * shift
+    boxes = np.stack([corners, corners, corners + 10, corners + 10], axis=1).astype(np.float32)
+    return dict(boxes=boxes, labels=np.zeros(len(scores), np.int32), scores=np.float32(scores))
+
+
+@pytest.mark.parametrize('theirs, limit, tied', [
+    ([0.9, 0.5, 0.5001], 3, 1),  # the limit cuts a list in which 0.5 and 0.5001 may stand in either order
+    ([0.9, 0.5, 0.51], 3, 0),  # this one should be there
+    ([0.9, 0.5, 0.5001], 4, 0),  # nothing was cut
+])
+def test_detections_that_tie_for_the_last_place_may_be_others(theirs, limit, tied):
+    agreement = match_detections(detections_of([0.9, 0.5, 0.5], shift=1), detections_of(theirs), limit=limit)
+    assert (agreement.matched, agreement.tied) == (2, tied) and agreement.holds() == bool(tied)
 
 
 def old_name(name):
@@ -193,10 +227,11 @@ def test_mask_rcnn_variables_move_background_to_the_end_and_leave_out_its_boxes_
     np.testing.assert_array_equal(params['mask_head']['logits']['bias'], masks[1:])
 
 
-def test_faster_rcnn_variables_read_roi_features_channels_last():
-    entries = entries_of(FASTER_RCNN)
-    params, _ = fill(PEERS[FASTER_RCNN].mapping, entries, template_of(FASTER_RCNN))
-    theirs = entries['roi_heads.box_head.fc6.weight'].reshape(1024, 256, 7, 7)
+@pytest.mark.parametrize('name, layer', [(FASTER_RCNN, 'fc6'), (FASTER_RCNN_V2, '5')])
+def test_faster_rcnn_variables_read_roi_features_channels_last(name, layer):
+    entries = entries_of(name)
+    params, _ = fill(PEERS[name].mapping, entries, template_of(name))
+    theirs = entries[f'roi_heads.box_head.{layer}.weight'].reshape(1024, 256, 7, 7)
     ours = params['trunk']['fc1']['kernel'].reshape(7, 7, 256, 1024)
     np.testing.assert_array_equal(ours[2, 5, 9], theirs[:, 9, 2, 5])
 
@@ -205,7 +240,12 @@ def test_faster_rcnn_variables_read_roi_features_channels_last():
     (FASTER_RCNN, 'rpn.head.bbox_pred.weight'),
     (FASTER_RCNN, 'roi_heads.box_predictor.cls_score.bias'),
     (MASK_RCNN, 'roi_heads.mask_predictor.conv5_mask.weight'),
-    (MASK_RCNN, 'backbone.fpn.layer_blocks.0.0.bias'),
+    (MASK_RCNN, 'backbone.fpn.layer_blocks.0.0.weight'),
+    (FASTER_RCNN_V2, 'rpn.head.conv.1.0.weight'),
+    (MASK_RCNN_V2, 'backbone.fpn.inner_blocks.3.1.running_mean'),
+    (MASK_RCNN_V2, 'roi_heads.box_head.2.1.weight'),
+    (MASK_RCNN_V2, 'roi_heads.mask_head.3.0.weight'),
+    (MOBILENET, 'backbone.body.13.block.2.fc1.bias'),
 ])
 def test_rcnn_variables_name_missing_entry(name, missing):
     del (entries := dict(entries_of(name)))[missing]
@@ -229,7 +269,9 @@ def test_faster_rcnn_variables_name_entries_of_another_number_of_classes():
     dict(fpn_features=None, rpn=dict(anchor_sizes=((32.0,),))),
     dict(norm='group_norm'),
     dict(mask=dict(head='mlp', layers=1)),
-], ids=['C4', 'group_norm', 'mlp'])  # fmt: skip
+    dict(fpn_norm='group_norm'),
+    dict(trunk_conv_layers=1, trunk_norm='group_norm'),
+], ids=['C4', 'group_norm', 'mlp', 'fpn_norm', 'trunk_norm'])  # fmt: skip
 def test_mask_rcnn_variables_refuse_what_torchvision_has_not(changes):
     detector = make_detector(**{**PEERS[MASK_RCNN].model, **changes})
     template = jax.eval_shape(lambda rng: detector.init(rng, (64, 64)), jax.random.key(0))
@@ -319,11 +361,20 @@ def test_load_backbone_of_another_depth_names_file_entries_and_remedy(classifier
         load_backbone(classifier[0], *template_of(depth=18))
 
 
-def test_load_backbone_of_another_format_says_how_to_convert(tmp_path):
+def test_load_backbone_of_a_damaged_file_names_it(tmp_path):
     path = tmp_path / 'resnet50.pth'
     path.write_bytes(b'PK' + bytes(100))
-    with pytest.raises(ValueError, match=r'resnet50\.pth: not a safetensors file .*save_file'):
+    with pytest.raises(ValueError, match=r'resnet50\.pth: '):
         load_backbone(str(path), {'backbone': {}}, {})
+
+
+def test_load_backbone_of_darknets_fills_that_of_a_yolo(tmp_path):
+    detector = make_detector('yolo_v3', num_classes=3, width=0.125, stages=4)
+    params, model_state = jax.eval_shape(lambda key: detector.init(key, (64, 64)), jax.random.key(0))
+    path = tmp_path / 'darknet53.conv.74'
+    path.write_bytes(bytes(20))
+    with pytest.raises(ValueError, match=r'darknet53\.conv\.74: not the weights of this backbone: 4 bytes'):
+        load_backbone(str(path), params, model_state)
 
 
 def test_resnet_variables_of_basic_blocks():
@@ -407,13 +458,63 @@ def test_mobilenet_variables_are_those_of_the_detector():
 
     body = {name_of(name): value for name, value in entries_of(SSDLITE).items() if name.startswith('backbone.features')}
     assert {'features.0.0.weight', 'features.13.block.2.fc1.bias', 'features.15.block.3.0.weight', 'features.16.1.bias'} < set(body)
-    network = MobileNetV3Large()
+    network = mobilenet_v3_large()
     variables = jax.eval_shape(lambda rng: network.init(rng, np.zeros((1, 64, 64, 3)), train=False), jax.random.key(0))
     body['classifier.0.weight'] = np.zeros((1280, 480))
     params, statistics = fill(torchvision.MOBILENET_V3_LARGE, body, (variables.pop('params'), variables))
     expected, expected_statistics = fill(PEERS[SSDLITE].mapping, entries_of(SSDLITE), template_of(SSDLITE))
     jax.tree.map(np.testing.assert_array_equal, params, expected['backbone'])
     jax.tree.map(np.testing.assert_array_equal, statistics['batch_stats'], expected_statistics['batch_stats']['backbone'])
+
+
+def mobilenet_file(tmp_path):
+    """A file like that of torchvision's mobilenet_v3_large, and its entries."""
+    entries = {name.replace('backbone.body', 'features'): value for name, value in entries_of(MOBILENET).items() if 'body' in name}
+    entries |= {'classifier.0.weight': np.zeros((1280, 960), np.float32), 'features.0.1.num_batches_tracked': np.int64([7])}
+    path = tmp_path / 'mobilenet_v3_large.safetensors'
+    safetensors.numpy.save_file(entries, path)
+    return str(path), entries
+
+
+def test_load_backbone_lists_what_starts_anew_of_a_reduced_tail(tmp_path, caplog):
+    path, entries = mobilenet_file(tmp_path)
+    params, model_state = template_of(SSDLITE)
+    with caplog.at_level('INFO'):
+        filled, statistics = load_backbone(path, params, model_state)
+    expand = filled['backbone']['block13']['expand']['norm']['bias']
+    np.testing.assert_array_equal(expand, entries['features.13.block.0.1.bias'])
+    np.testing.assert_array_equal(statistics['batch_stats']['backbone']['stem']['norm']['var'], entries['features.0.1.running_var'])
+    old, new = flatten((params, model_state)), flatten((filled, statistics))
+    anew = {path.replace('backbone/', '') for path in new if '/backbone/' in path and new[path] is old[path]}
+    # In two blocks 3 convolutions with norms and 2 without, but with biases; then one projection, and the last layer.
+    assert len(anew) == 2 * (3 * 5 + 2 * 2) + 2 * 5
+    assert {path.split('/')[1] for path in anew} == {'block13', 'block14', 'block15', 'last'}
+    (message,) = caplog.messages
+    assert set(message.partition('mobilenet_v3_large.safetensors: of the backbone start anew: ')[2].split(', ')) == anew
+
+
+def test_load_backbone_fills_that_of_a_faster_rcnn_on_mobilenet(tmp_path, caplog):
+    path, entries = mobilenet_file(tmp_path)
+    params, model_state = template_of(MOBILENET)
+    with caplog.at_level('INFO'):
+        filled, statistics = load_backbone(path, params, model_state)
+    expected, expected_statistics = fill(PEERS[MOBILENET].mapping, entries_of(MOBILENET), (params, model_state))
+    jax.tree.map(np.testing.assert_array_equal, filled['backbone'], expected['backbone'])
+    jax.tree.map(np.testing.assert_array_equal, statistics, expected_statistics)
+    assert filled['fpn'] is params['fpn'] and not caplog.messages
+
+
+def test_load_backbone_tells_mobilenets_apart(tmp_path):
+    path = str(tmp_path / 'mobilenet_v2.safetensors')
+    safetensors.numpy.save_file(entries_of('mobilenet_v2'), path)
+    arguments = PEERS[SSDLITE].model | dict(backbone='mobilenet_v2')
+    detector = make_detector(**arguments)
+    params, model_state = jax.eval_shape(lambda key: detector.init(key, (320, 320)), jax.random.key(0))
+    filled, _ = load_backbone(path, params, model_state)
+    weight = entries_of('mobilenet_v2')['features.3.conv.2.weight']
+    np.testing.assert_array_equal(filled['backbone']['block3']['project']['conv']['kernel'][0, 0], weight[:, :, 0, 0].T)
+    with pytest.raises(ValueError, match='mobilenet_v2.safetensors: not the weights of this model: missing: features.1.block'):
+        load_backbone(path, *template_of(SSDLITE))
 
 
 @pytest.mark.parametrize('model, message', [

@@ -237,6 +237,19 @@ def test_ssd_has_as_many_parameters_as_torchvision(arguments, parameters):
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == parameters
 
 
+def test_ssdlite_on_mobilenet_v2_has_about_as_many_parameters_as_published():
+    # 1801.04381, table 6: 4.3 million on COCO, of the authors' code, which has three anchors a cell on the finest level.
+    arguments = SSDLITE | dict(backbone='mobilenet_v2', aspect_ratios=((1 / 2,), *((1 / 2, 2, 1 / 3, 3),) * 5))
+    params, _ = shapes_of(make_detector(num_classes=80, **arguments))
+    backbone, extra = (sum(leaf.size for leaf in jax.tree.leaves(params[part])) for part in ('backbone', 'extra_layers'))
+    levels = zip((576, 1280, 512, 256, 256, 128), (3, *(6,) * 5))
+    # Each head: a depthwise 3x3 with its norm, and a 1x1 with its bias.
+    heads = sum(2 * (9 + 2) * channels + (channels + 1) * count * (81 + 4) for channels, count in levels)
+    assert backbone == 2_223_872
+    assert round((backbone + extra + heads) / 1e6, 1) == 4.3
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == backbone + extra + heads
+
+
 @pytest.mark.parametrize('arguments, canvas, anchors', [
     # Section 3: 8732 of SSD300, 24564 of SSD512. SSDLite: 6 a cell of 20^2 + 10^2 + 5^2 + 3^2 + 2^2 + 1^2.
     (dict(name='ssd'), (300, 300), 8732),

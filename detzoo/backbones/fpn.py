@@ -3,6 +3,8 @@
     C5 -1x1-> M5 -3x3-> P5        P6 = 3x3/2 of P5 or of C5, P7 = 3x3/2 of relu(P6) (RetinaNet, 1708.02002, section 4)
     C4 -1x1-> + up(M5) -3x3-> P4
     C3 -1x1-> + up(M4) -3x3-> P3
+
+Stages of one stride are added cell by cell.
 """
 
 from collections.abc import Sequence
@@ -12,9 +14,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from detzoo.backbones.norms import make_norm
+
 
 def upsample(x: jax.Array, height: int, width: int) -> jax.Array:
-    """Doubles [B, h, w, C] by repeating cells and cuts it to [B, height, width, C] (nearest neighbour)."""
+    """Doubles [B, h, w, C] by repeating cells and cuts it to [B, height, width, C] (nearest neighbour), if it is not that."""
+    if x.shape[1:3] == (height, width):
+        return x
     return x.repeat(2, axis=1).repeat(2, axis=2)[:, :height, :width]
 
 
@@ -24,27 +30,37 @@ class FPN(nn.Module):
     features: channels of every level.
     extra_from: what P6 and P7 are made from, 'p5' or 'c5' (both exist in the field); 'pool': one more level only, every
         other cell of the last (1612.03144, footnote 1); None: none.
+    norm: behind the convolutions of all other levels, a name of `norms.NORMS`, or None as in the paper.
+    axis_name: the axis over which batch statistics are synchronised.
     dtype: of the computation.
     """
 
     features: int = 256
     extra_from: str | None = 'p5'
+    norm: str | None = None
+    axis_name: str | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, stages: Sequence[jax.Array]) -> Sequence[jax.Array]:
+    def __call__(self, stages: Sequence[jax.Array], *, train: bool) -> Sequence[jax.Array]:
         """Maps backbone stages, finest first, to pyramid levels, finest first, each [B, h, w, features]."""
         if self.extra_from not in ('p5', 'c5', 'pool', None):
             raise ValueError(f"extra_from is {self.extra_from!r}: use 'p5', 'c5', 'pool' or None")
 
-        def conv(kernel: int, stride: int, name: str) -> nn.Conv:
+        def conv(kernel: int, stride: int, name: str, use_bias: bool = True) -> nn.Conv:
             return nn.Conv(self.features, (kernel, kernel), (stride, stride), padding=kernel // 2, dtype=self.dtype,
-                           kernel_init=nn.initializers.variance_scaling(1.0, 'fan_in', 'uniform'), name=name)
+                           use_bias=use_bias, kernel_init=nn.initializers.variance_scaling(1.0, 'fan_in', 'uniform'), name=name)
 
-        merged = [conv(1, 1, f'inner{i + 1}')(stage) for i, stage in enumerate(stages)]
+        def conv_norm(x: jax.Array, kernel: int, name: str) -> jax.Array:
+            x = conv(kernel, 1, name, use_bias=self.norm is None)(x)
+            if self.norm is None:
+                return x
+            return make_norm(self.norm, train=train, axis_name=self.axis_name, dtype=self.dtype)(name=f'{name}_norm')(x)
+
+        merged = [conv_norm(stage, 1, f'inner{i + 1}') for i, stage in enumerate(stages)]
         for i in reversed(range(len(merged) - 1)):
             merged[i] += upsample(merged[i + 1], *merged[i].shape[1:3])
-        levels = [conv(3, 1, f'layer{i + 1}')(x) for i, x in enumerate(merged)]
+        levels = [conv_norm(x, 3, f'layer{i + 1}') for i, x in enumerate(merged)]
         if self.extra_from == 'pool':
             levels.append(levels[-1][:, ::2, ::2])
         elif self.extra_from is not None:

@@ -1,9 +1,10 @@
-"""MobileNetV3-Large (Searching for MobileNetV3, arXiv 1905.02244): images [B, H, W, 3] to features of stride 16 and 32.
+"""MobileNetV2 (arXiv 1801.04381) and MobileNetV3-Large (1905.02244): images [B, H, W, 3] to features of chosen layers.
 
-    stem 3x3/2 -> 12 inverted residuals -> the 13th: 1x1 expansion (out) -> 3x3/2, ... -> 2 more -> 1x1 (out)
+    stem 3x3/2 -> inverted residuals block1, block2, ... (17, or 15), of stride 32 from 'block14', or 'block13' -> last: 1x1
 
-What goes out is what its authors detect on (section 6.3): C4, the expansion before the last stride, and C5, the last
-layer before pooling. Padding is torchvision's.
+Both are rows of one kind of block, see `Residual`. By default what goes out is what their authors detect on (V2: section
+6.2; V3: section 6.3): C4, the expansion before the last stride, and C5, the last layer before pooling. Padding is
+torchvision's.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from detzoo.backbones.norms import make_norm
 
 
 class Residual(NamedTuple):
-    """An inverted residual: a row of the paper's table 1."""
+    """An inverted residual: a row of table 1 of V3's paper."""
 
     kernel: int
     expanded: int
@@ -29,6 +30,8 @@ class Residual(NamedTuple):
     stride: int
 
 
+# V2's table 2: factor of the expansion, features, number of blocks, stride of the first.
+V2_STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 V3_LARGE = (
     Residual(3, 16, 16, False, nn.relu, 1),
     Residual(3, 64, 24, False, nn.relu, 2),
@@ -46,7 +49,7 @@ V3_LARGE = (
     Residual(5, 960, 160, True, nn.hard_swish, 1),
     Residual(5, 960, 160, True, nn.hard_swish, 1),
 )
-TAIL = 12  # the index of the first row that a reduced tail halves, and whose expansion is C4
+TAIL = 12  # the index of the first row of V3 that a reduced tail halves, and whose expansion is C4
 
 
 def divisible(channels: float) -> int:
@@ -91,18 +94,22 @@ class SqueezeExcitation(nn.Module):
         return ConvNorm(x.shape[-1], 1, activation=nn.hard_sigmoid, dtype=self.dtype, name='expand')(hidden)
 
 
-class MobileNetV3Large(nn.Module):
-    """The layers of MobileNetV3-Large up to its pooling.
+class MobileNet(nn.Module):
+    """The layers of a MobileNet up to its pooling.
 
-    width: factor on all channels, which stay multiples of 8.
-    reduced_tail: whether there are half the channels from C4 on, as in the paper's detectors, not its classifiers.
+    stem, last: channels of the first and the last convolution; rows: of the blocks between.
+    activation: of the first and the last convolution.
+    outputs: whose outputs go out: 'block3' of the third block, 'block3/expand' of its expansion, 'last' of the last convolution.
     norm: behind each convolution, a name of `norms.NORMS`; norm_epsilon: added to variances.
     axis_name: the axis over which batch statistics are synchronised.
     dtype: of the computation.
     """
 
-    width: float = 1.0
-    reduced_tail: bool = True
+    stem: int
+    rows: Sequence[Residual]
+    last: int
+    activation: Callable[[jax.Array], jax.Array]
+    outputs: Sequence[str]
     norm: str = 'batch_norm'
     norm_epsilon: float = 1e-3
     axis_name: str | None = None
@@ -110,17 +117,50 @@ class MobileNetV3Large(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> Sequence[jax.Array]:
-        """Maps [B, H, W, 3] to C4 and C5, each [B, H / stride, W / stride, C] with stride 16 and 32."""
+        """Maps [B, H, W, 3] to the outputs, each [B, H / stride, W / stride, C]."""
         norm = make_norm(self.norm, train=train, axis_name=self.axis_name, dtype=self.dtype, epsilon=self.norm_epsilon)
-        conv = partial(ConvNorm, norm=norm, activation=nn.hard_swish, dtype=self.dtype)
-        x = conv(divisible(16 * self.width), 3, 2, name='stem')(x.astype(self.dtype))
-        for index, row in enumerate(V3_LARGE):
-            divisor = 2 if self.reduced_tail else 1
-            row = row._replace(
-                expanded=divisible(row.expanded // (divisor if index > TAIL else 1) * self.width),
-                features=divisible(row.features // (divisor if index >= TAIL else 1) * self.width),
-            )
-            expanded, x = InvertedResidual(row, norm, self.dtype, name=f'block{index + 1}')(x)
-            if index == TAIL:
-                c4 = expanded
-        return c4, conv(6 * x.shape[-1], 1, name='last')(x)
+        conv = partial(ConvNorm, norm=norm, activation=self.activation, dtype=self.dtype)
+        found = {}
+        x = conv(self.stem, 3, 2, name='stem')(x.astype(self.dtype))
+        for number, row in enumerate(self.rows, 1):
+            found[f'block{number}/expand'], x = InvertedResidual(row, norm, self.dtype, name=f'block{number}')(x)
+            found[f'block{number}'] = x
+        found['last'] = conv(self.last, 1, name='last')(x)
+        return tuple(found[name] for name in self.outputs)
+
+
+def mobilenet_v2(*, width: float = 1.0, outputs: Sequence[str] = ('block14/expand', 'last'), **kwargs: Any) -> MobileNet:
+    """Makes a MobileNetV2.
+
+    Args:
+        width: factor on all channels, which stay multiples of 8; the last layer's only grow.
+        outputs, **kwargs: of `MobileNet`.
+    """
+    stem = channels = divisible(32 * width)
+    rows = []
+    for factor, features, count, stride in V2_STAGES:
+        for index in range(count):
+            expanded, channels = factor * channels, divisible(features * width)
+            rows.append(Residual(3, expanded, channels, False, nn.relu6, stride if index == 0 else 1))
+    return MobileNet(stem, rows, divisible(1280 * max(1, width)), nn.relu6, outputs, **kwargs)
+
+
+def mobilenet_v3_large(
+    *, width: float = 1.0, reduced_tail: bool = True, outputs: Sequence[str] = ('block13/expand', 'last'), **kwargs: Any
+) -> MobileNet:
+    """Makes a MobileNetV3-Large.
+
+    Args:
+        width: factor on all channels, which stay multiples of 8.
+        reduced_tail: whether there are half the channels from C4 on, as in the paper's detectors, not its classifiers.
+        outputs, **kwargs: of `MobileNet`.
+    """
+    divisor = 2 if reduced_tail else 1
+    rows = [
+        row._replace(
+            expanded=divisible(row.expanded // (divisor if index > TAIL else 1) * width),
+            features=divisible(row.features // (divisor if index >= TAIL else 1) * width),
+        )
+        for index, row in enumerate(V3_LARGE)
+    ]
+    return MobileNet(divisible(16 * width), rows, 6 * rows[-1].features, nn.hard_swish, outputs, **kwargs)

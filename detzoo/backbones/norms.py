@@ -1,6 +1,7 @@
 """The normalisation layers among which every network chooses, by one name."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,41 @@ class FrozenBatchNorm(nn.Module):
         return x * factor.astype(self.dtype) + (bias - mean * factor).astype(self.dtype)
 
 
+class PaddedBatchNorm(nn.Module):
+    """Batch normalisation in training of a batch some of whose rows are padding, which its statistics leave out.
+
+    Its variables are those of nn.BatchNorm, which takes over in prediction.
+
+    valid: [N] bool, the rows that count. Without any, the running statistics serve, and stay as they are.
+    """
+
+    valid: jax.Array
+    epsilon: float = 1e-5
+    momentum: float = 0.9
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises [N, ..., C]."""
+        vector = x.shape[-1:], jnp.float32
+        scale, bias = self.param('scale', nn.initializers.ones, *vector), self.param('bias', nn.initializers.zeros, *vector)
+        running = [self.variable('batch_stats', name, init, *vector) for name, init in (('mean', jnp.zeros), ('var', jnp.ones))]
+        x = x.astype(jnp.promote_types(self.dtype, jnp.float32))
+        kept = jnp.where(self.valid.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
+        sums = kept.sum(axis=range(x.ndim - 1)), (kept**2).sum(axis=range(x.ndim - 1)), self.valid.sum()
+        if self.axis_name is not None:
+            sums = jax.lax.psum(sums, self.axis_name)
+        count = sums[2] * math.prod(x.shape[1:-1])
+        mean, square = (total / jnp.maximum(count, 1) for total in sums[:2])
+        batch = mean, jnp.maximum(square - mean**2, 0)
+        mean, var = (jnp.where(count > 0, new, old.value) for new, old in zip(batch, running))
+        if not self.is_initializing():
+            for old, new in zip(running, (mean, var)):
+                old.value = self.momentum * old.value + (1 - self.momentum) * new
+        return ((x - mean) * (scale * jax.lax.rsqrt(var + self.epsilon)) + bias).astype(self.dtype)
+
+
 class GroupNorm(nn.Module):
     """Group normalisation (1803.08494) in 32 groups, in fewer where the channels are not a multiple of 32."""
 
@@ -45,7 +81,15 @@ class GroupNorm(nn.Module):
         return nn.GroupNorm(num_groups=groups, epsilon=self.epsilon, dtype=self.dtype, name='norm')(x)
 
 
-def make_norm(name: str, *, train: bool, axis_name: str | None, dtype: Any, epsilon: float = 1e-5) -> Callable[..., nn.Module]:
+def make_norm(
+    name: str,
+    *,
+    train: bool,
+    axis_name: str | None,
+    dtype: Any,
+    epsilon: float = 1e-5,
+    valid: jax.Array | None = None,
+) -> Callable[..., nn.Module]:
     """Binds a normalisation layer to how a network is run.
 
     Args:
@@ -54,6 +98,7 @@ def make_norm(name: str, *, train: bool, axis_name: str | None, dtype: Any, epsi
         axis_name: the mapped axis over which batch statistics are synchronised, or None.
         dtype: of the computation; statistics are float32 always.
         epsilon: added to the variance.
+        valid: [N] bool, which rows of the batch make its statistics; None: all.
 
     Returns:
         A constructor that takes `name`.
@@ -61,6 +106,8 @@ def make_norm(name: str, *, train: bool, axis_name: str | None, dtype: Any, epsi
     Raises:
         ValueError: for an unknown name.
     """
+    if name == 'batch_norm' and train and valid is not None:
+        return functools.partial(PaddedBatchNorm, valid, epsilon=epsilon, dtype=dtype, axis_name=axis_name)
     if name == 'batch_norm':
         return functools.partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=epsilon, dtype=dtype,
                                  axis_name=axis_name if train else None)

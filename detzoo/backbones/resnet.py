@@ -2,10 +2,11 @@
 
     stem 7x7/2, max pooling 3x3/2 -> 4 stages of residual blocks; a stage's first block halves the size (not the first's)
 
-Padding is torchvision's (explicit, symmetric), and so is the place of the stride: the 3x3 convolution of a bottleneck
-block ("v1.5"), not its first 1x1 as in the paper.
+Padding is torchvision's (explicit, symmetric), and so by default is the place of the stride: the 3x3 convolution of a
+bottleneck block ("v1.5"), not its first 1x1 as in the paper and in the weights that the authors published.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -44,20 +45,25 @@ class BasicBlock(nn.Module):
 
 
 class BottleneckBlock(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions and a shortcut; the output has four times the inner channels."""
+    """1x1, 3x3 and 1x1 convolutions and a shortcut; the output has four times the inner channels.
+
+    stride_in_1x1: whether the first convolution strides, else the 3x3.
+    """
 
     features: int
     stride: int
     norm: Callable[..., nn.Module]
     dtype: Any
+    stride_in_1x1: bool = False
     expansion = 4
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [B, h, w, C] to [B, h / stride, w / stride, 4 * features]."""
-        y = conv(self.features, 1, 1, self.dtype, 'conv1')(x)
+        first, second = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
+        y = conv(self.features, 1, first, self.dtype, 'conv1')(x)
         y = nn.relu(self.norm(name='norm1')(y))
-        y = conv(self.features, 3, self.stride, self.dtype, 'conv2')(y)
+        y = conv(self.features, 3, second, self.dtype, 'conv2')(y)
         y = nn.relu(self.norm(name='norm2')(y))
         y = conv(self.features * self.expansion, 1, 1, self.dtype, 'conv3')(y)
         y = self.norm(name='norm3')(y)
@@ -81,10 +87,21 @@ DEPTHS = {
 
 
 def run_stage(
-    x: jax.Array, number: int, *, depth: int, width: float, norm: Callable[..., nn.Module], dtype: Any
+    x: jax.Array,
+    number: int,
+    *,
+    depth: int,
+    width: float,
+    stride_in_1x1: bool,
+    norm: Callable[..., nn.Module],
+    dtype: Any,
 ) -> jax.Array:
     """Runs a stage, 1 to 4, whose blocks are parts of the module in whose compact method it is called."""
     block, block_counts = DEPTHS[depth]
+    if stride_in_1x1:
+        if block is BasicBlock:
+            raise ValueError(f'a ResNet of depth {depth} has no 1x1 convolution that could stride: set stride_in_1x1 to False')
+        block = functools.partial(block, stride_in_1x1=True)
     features = round(64 * width) * 2 ** (number - 1)
     for index in range(block_counts[number - 1]):
         stride = 2 if number > 1 and index == 0 else 1
@@ -97,6 +114,7 @@ class ResNet(nn.Module):
 
     depth: 18, 34, 50 or 101.
     width: factor on all channels; 1 is the paper's 64 in the first stage.
+    stride_in_1x1: see `BottleneckBlock`.
     norm: a name of `norms.NORMS`; norm_epsilon: added to variances.
     stages: how many, from the first.
     axis_name: the axis over which batch statistics are synchronised.
@@ -105,6 +123,7 @@ class ResNet(nn.Module):
 
     depth: int = 50
     width: float = 1.0
+    stride_in_1x1: bool = False
     norm: str = 'batch_norm'
     norm_epsilon: float = 1e-5
     stages: int = 4
@@ -122,7 +141,8 @@ class ResNet(nn.Module):
         x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         outputs = []
         for number in range(1, self.stages + 1):
-            x = run_stage(x, number, depth=self.depth, width=self.width, norm=norm, dtype=self.dtype)
+            x = run_stage(x, number, depth=self.depth, width=self.width, stride_in_1x1=self.stride_in_1x1, norm=norm,
+                          dtype=self.dtype)  # fmt: skip
             outputs.append(x)
         return tuple(outputs)
 
@@ -132,13 +152,16 @@ class LastStage(nn.Module):
 
     depth: int = 50
     width: float = 1.0
+    stride_in_1x1: bool = False
     norm: str = 'batch_norm'
     norm_epsilon: float = 1e-5
     axis_name: str | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Maps [N, h, w, C] to [N, h / 2, w / 2, 2 * C]."""
-        norm = make_norm(self.norm, train=train, axis_name=self.axis_name, dtype=self.dtype, epsilon=self.norm_epsilon)
-        return run_stage(x, 4, depth=self.depth, width=self.width, norm=norm, dtype=self.dtype)
+    def __call__(self, x: jax.Array, valid: jax.Array | None = None, *, train: bool) -> jax.Array:
+        """Maps [N, h, w, C] to [N, h / 2, w / 2, 2 * C]; valid: [N] bool, of which rows statistics are taken, None for all."""
+        norm = make_norm(self.norm, train=train, axis_name=self.axis_name, dtype=self.dtype, epsilon=self.norm_epsilon,
+                         valid=valid)  # fmt: skip
+        return run_stage(x, 4, depth=self.depth, width=self.width, stride_in_1x1=self.stride_in_1x1, norm=norm,
+                         dtype=self.dtype)  # fmt: skip

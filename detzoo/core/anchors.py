@@ -76,16 +76,16 @@ def grid_anchors(
 
 
 def pyramid_anchors(
-    canvas: tuple[int, int], grids: Sequence[tuple[int, int]], bases: Sequence[np.ndarray], *, first_stride: int | None
+    canvas: tuple[int, int], grids: Sequence[tuple[int, int]], bases: Sequence[np.ndarray], *, strides: Sequence[int] | None
 ) -> list[np.ndarray]:
-    """Places the anchors of all levels of a pyramid, whose cells double in size from level to level.
+    """Places the anchors of all levels of a pyramid.
 
     Args:
         canvas: height and width, pixels.
         grids: height and width of each level, cells.
         bases: the anchors of a cell of each level, [n, 4] float32 xyxy around the origin.
-        first_stride: of the finest level, pixels; None: of each level canvas // grid, as torchvision takes it, which
-            differs at the top levels of canvases that are not a multiple of their stride.
+        strides: of the levels, pixels; None: of each level canvas // grid, as torchvision takes it, which differs at the top
+            levels of canvases that are not a multiple of their stride.
 
     Returns:
         for each level [grid height * grid width * n, 4] float32 xyxy.
@@ -95,10 +95,10 @@ def pyramid_anchors(
     """
     if len(grids) != len(bases):
         raise ValueError(f'anchor_sizes has {len(bases)} levels, the pyramid {len(grids)}')
-    strides = [(canvas[0] // height, canvas[1] // width) for height, width in grids]
-    if first_stride is not None:
-        strides = [(first_stride * 2**level,) * 2 for level in range(len(grids))]
-    return [grid_anchors(*level) for level in zip(grids, strides, bases)]
+    sides = [(canvas[0] // height, canvas[1] // width) for height, width in grids]
+    if strides is not None:
+        sides = [(stride, stride) for stride in strides]
+    return [grid_anchors(*level) for level in zip(grids, sides, bases, strict=True)]
 
 
 def cell_anchors(

@@ -1,11 +1,13 @@
 """Faster R-CNN: *Towards Real-Time Object Detection with Region Proposal Networks* (arXiv 1506.01497), on a feature
 pyramid (1612.03144) or on C4 alone (1512.03385, appendix A).
 
-    images [B, H, W, 3] -> normalise -> ResNet -> levels: FPN P2..P6 (strides 4..64), or C4 (stride 16)
+    images [B, H, W, 3] -> normalise -> ResNet -> levels: FPN P2..P6 (strides 4..64), or C4 (stride 16);
+                                     or MobileNetV3-Large -> FPN of its last stage (strides 32, 32, 64)
       -> RPN, on every level: objectness_logits [B, A], deltas [B, A, 4]
       -> decode -> the best of each level -> clip -> NMS -> proposals [B, P, 4]
       -> rois [B, R, 4]: in training sampled from proposals and ground truth, else the proposals
-      -> features of each RoI [B, R, s, s, C] -> two fully connected layers, or with C4 the ResNet's last stage
+      -> features of each RoI [B, R, s, s, C] -> fully connected layers, behind convolutions if there are any, or with C4
+         the ResNet's last stage
       -> cls_logits [B, R, K + 1], background last; box_deltas [B, R, K, 4]
     loss:    anchors x ground truth -> match -> sample -> cross-entropy, smooth L1;
              rois likewise; each sum divided by the number of its samples
@@ -19,9 +21,10 @@ carry no gradient from one to the next but through the levels. Detectors of two 
 
 Differences from the paper:
 - The stages are trained together, not in turns, as in the authors' later code and everybody's since.
-- Residual blocks stride in their 3x3 convolution (torchvision), not in the first 1x1.
+- Residual blocks stride in their 3x3 convolution (torchvision), not in the first 1x1, by default.
 - Anchors that leave the image are trained as any other (section 3.3 ignores them), as in 1612.03144.
 - Anchors and RoIs that lie in a crowd are no negatives.
+- The pyramid and the convolutions of the head may be normalised (2111.11429, section 2.2), the RPN may be deeper.
 """
 
 import math
@@ -36,6 +39,8 @@ import numpy as np
 import optax
 
 from detzoo.backbones.fpn import FPN
+from detzoo.backbones.mobilenet import mobilenet_v3_large
+from detzoo.backbones.norms import make_norm
 from detzoo.backbones.resnet import LastStage, ResNet
 from detzoo.core import anchors as anchor_ops
 from detzoo.core import box_coding, losses, matching, roi_features
@@ -45,24 +50,27 @@ from detzoo.detectors.network import IMAGENET_MEAN, IMAGENET_STD
 from detzoo.types import Array, Assignment, Batch, Detections, Detector, GroundTruth, Inputs
 
 Sums = dict[str, Array]
-PYRAMID_LEVELS = 4  # P2 to P5, from which RoIs are read; P6 is the RPN's alone
 EMPTY_ROI = (0.0, 0.0, 1.0, 1.0)  # stands where there is no RoI, so that all arithmetic stays finite
 
 
 class RPNHead(nn.Module):
-    """A 3x3 convolution and two of 1x1, applied to every level by the same weights."""
+    """3x3 convolutions and two of 1x1, applied to every level by the same weights."""
 
     anchors_per_cell: int
+    layers: int
     dtype: Any
 
     @nn.compact
     def __call__(self, levels: Sequence[Array]) -> tuple[Array, Array]:
         """Maps levels [B, h, w, C] to objectness_logits [B, A] and deltas [B, A, 4], float32, levels in order."""
         conv = partial(nn.Conv, kernel_init=nn.initializers.normal(0.01), dtype=self.dtype)
-        shared = conv(levels[0].shape[-1], (3, 3), padding=1, name='conv')
+        names = ['conv', *(f'conv{i}' for i in range(2, self.layers + 1))]
+        shared = [conv(levels[0].shape[-1], (3, 3), padding=1, name=name) for name in names]
         objectness = conv(self.anchors_per_cell, (1, 1), name='objectness')
         deltas = conv(4 * self.anchors_per_cell, (1, 1), name='deltas')
-        hidden = [nn.relu(shared(x)) for x in levels]
+        hidden = levels
+        for layer in shared:
+            hidden = [nn.relu(layer(x)) for x in hidden]
         batch = len(levels[0])
         return (
             jnp.concatenate([objectness(x).reshape(batch, -1) for x in hidden], axis=1).astype(jnp.float32),
@@ -70,19 +78,39 @@ class RPNHead(nn.Module):
         )
 
 
-class TwoLayerTrunk(nn.Module):
-    """The two fully connected layers of the head on a pyramid (1612.03144, section 4.2)."""
+def run_convolutions(
+    x: Array, *, layers: int, features: int, norm: Callable[..., nn.Module] | None, dtype: Any
+) -> Array:
+    """Runs 3x3 convolutions, each with a norm if there is one; parts of the module in whose compact method it is called."""
+    for i in range(1, layers + 1):
+        x = nn.Conv(features, (3, 3), padding=1, use_bias=norm is None, kernel_init=nn.initializers.he_normal(), dtype=dtype,
+                    name=f'conv{i}')(x)  # fmt: skip
+        x = nn.relu(x if norm is None else norm(name=f'norm{i}')(x))
+    return x
 
+
+class Trunk(nn.Module):
+    """The layers of the head on a pyramid: fully connected ones (1612.03144, section 4.2), behind convolutions or not.
+
+    features: of a fully connected layer; a convolution keeps its input's. norm: behind each convolution, or None.
+    """
+
+    conv_layers: int
+    fc_layers: int
     features: int
+    norm: str | None
+    axis_name: str | None
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        """Maps [N, s, s, C] to [N, features]."""
-        del train
-        dense = partial(nn.Dense, self.features, kernel_init=nn.initializers.he_normal(), dtype=self.dtype)
-        x = nn.relu(dense(name='fc1')(x.reshape(len(x), -1)))
-        return nn.relu(dense(name='fc2')(x))
+    def __call__(self, x: Array, valid: Array | None, *, train: bool) -> Array:
+        """Maps [N, s, s, C] to [N, features]; valid: [N] bool, of which rows statistics are taken, None for all."""
+        norm = self.norm and make_norm(self.norm, train=train, axis_name=self.axis_name, dtype=self.dtype, valid=valid)
+        x = run_convolutions(x, layers=self.conv_layers, features=x.shape[-1], norm=norm, dtype=self.dtype)
+        x = x.reshape(len(x), -1)
+        for i in range(1, self.fc_layers + 1):
+            x = nn.relu(nn.Dense(self.features, kernel_init=nn.initializers.he_normal(), dtype=self.dtype, name=f'fc{i}')(x))
+        return x
 
 
 class BoxHead(nn.Module):
@@ -103,54 +131,51 @@ class BoxHead(nn.Module):
 
 
 class FasterRCNN(nn.Module):
-    """The parts of the network.
+    """The network, of parts that it makes.
 
-    fpn_features: None for C4. anchors_per_cell: None for no RPN. read_rois: takes the features of RoIs from levels, see
-    `RoIReader`. The rest are `make`'s arguments, or arguments of the parts.
+    make_backbone: of what maps images to stages. make_fpn: stages to levels; None for C4, whose only level is the last stage.
+    make_rpn_head: None for no RPN. make_trunk: features of RoIs to what the heads read. make_box_head: that to outputs.
+    roi_levels: from how many levels RoIs are read, the finest. read_rois: takes their features, see `RoIReader`.
     """
 
-    num_classes: int
-    resnet: dict[str, Any]
-    fpn_features: int | None
-    anchors_per_cell: int | None
-    trunk_features: int
-    class_agnostic: bool
+    make_backbone: Callable[[], nn.Module]
+    make_fpn: Callable[[], nn.Module] | None
+    make_rpn_head: Callable[[], nn.Module] | None
+    make_trunk: Callable[[], nn.Module]
+    make_box_head: Callable[[], nn.Module]
+    roi_levels: int
     read_rois: Callable[[Sequence[Array], Array], Array]
-    dtype: Any
 
     def setup(self) -> None:
         """Makes the parts."""
-        if self.fpn_features is None:
-            self.backbone = ResNet(**self.resnet, stages=3, dtype=self.dtype)
-            self.trunk = LastStage(**self.resnet, dtype=self.dtype)
-        else:
-            self.backbone = ResNet(**self.resnet, dtype=self.dtype)
-            self.fpn = FPN(self.fpn_features, extra_from='pool', dtype=self.dtype)
-            self.trunk = TwoLayerTrunk(self.trunk_features, self.dtype)
-        if self.anchors_per_cell is not None:
-            self.rpn_head = RPNHead(self.anchors_per_cell, self.dtype)
-        self.box_head = BoxHead(self.num_classes, self.class_agnostic, self.dtype)
+        self.backbone = self.make_backbone()
+        self.fpn = self.make_fpn and self.make_fpn()
+        self.rpn_head = self.make_rpn_head and self.make_rpn_head()
+        self.trunk = self.make_trunk()
+        self.box_head = self.make_box_head()
 
     def levels(self, x: Array, *, train: bool) -> Sequence[Array]:
         """Maps images [B, H, W, 3] to levels [B, h, w, C], finest first."""
         with jax.named_scope('backbone'):
             stages = self.backbone(x, train=train)
-        if self.fpn_features is None:
+        if self.fpn is None:
             return stages[-1:]
         with jax.named_scope('neck'):
-            return self.fpn(stages)
+            return self.fpn(stages, train=train)
 
     def rpn(self, levels: Sequence[Array]) -> tuple[Array, Array]:
         """Maps levels to objectness_logits [B, A] and deltas [B, A, 4]."""
         with jax.named_scope('rpn'):
             return self.rpn_head(levels)
 
-    def roi_features(self, levels: Sequence[Array], rois: Array, *, train: bool) -> Array:
-        """Maps rois [B, R, 4] to what the heads read: [B, R, trunk_features], of C4 [B, R, s / 2, s / 2, C]."""
-        # The coarsest level of a pyramid is the RPN's alone.
-        x = self.read_rois(levels if self.fpn_features is None else levels[:-1], rois)  # [B, R, s, s, C]
+    def roi_features(self, levels: Sequence[Array], rois: Array, valid: Array | None = None, *, train: bool) -> Array:
+        """Maps rois [B, R, 4] to what the heads read: [B, R, trunk_features], of C4 [B, R, s / 2, s / 2, C].
+
+        valid: [B, R] bool, the RoIs of which batch statistics are taken; None: all.
+        """
+        x = self.read_rois(levels[: self.roi_levels], rois)  # [B, R, s, s, C]
         with jax.named_scope('heads'):
-            x = self.trunk(x.reshape(-1, *x.shape[2:]), train=train)
+            x = self.trunk(x.reshape(-1, *x.shape[2:]), valid if valid is None else valid.reshape(-1), train=train)
             return x.reshape(*rois.shape[:2], *x.shape[1:])
 
     def boxes(self, x: Array) -> tuple[Array, Array]:
@@ -165,21 +190,21 @@ class FasterRCNN(nn.Module):
         """Runs all parts, on one RoI an image, which draws their parameters."""
         levels = self.levels(x, train=train)
         rois = jnp.broadcast_to(jnp.asarray(EMPTY_ROI), (len(x), 1, 4))
-        proposed = None if self.anchors_per_cell is None else self.rpn(levels)
+        proposed = None if self.rpn_head is None else self.rpn(levels)
         return proposed, self.boxes(self.roi_features(levels, rois, train=train))
 
 
 class RPN(NamedTuple):
     """The first stage.
 
-    anchors_per_cell: n.
+    make_head: of the module that maps levels to outputs.
     anchors(canvas, grids): the anchors of each level, each [h * w * n, 4] numpy.
     match(anchors, gt, key): the sampled anchors' rows of the ground truth, or NEGATIVE; IGNORE elsewhere; [A].
     loss(objectness_logits, deltas, anchors, matched, gt): sums over an image's sampled anchors.
     propose(objectness_logits, deltas, window, anchors=, train=): proposals [P, 4], and which are valid [P].
     """
 
-    anchors_per_cell: int
+    make_head: Callable[[], nn.Module]
     anchors: Callable[..., list[np.ndarray]]
     match: Callable[..., Array]
     loss: Callable[..., Sums]
@@ -187,8 +212,10 @@ class RPN(NamedTuple):
 
 
 def make_rpn(
-    first_stride: int,
+    strides: Sequence[int],
+    dtype: Any,
     *,
+    layers: int = 1,
     anchor_sizes: Sequence[Sequence[float]] = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,)),
     aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
     round_anchors: bool = False,
@@ -203,17 +230,20 @@ def make_rpn(
     train_pre_nms_topk: int = 2000,
     post_nms_topk: int = 1000,
     train_post_nms_topk: int = 2000,
+    score_threshold: float = 0.0,
     iou_threshold: float = 0.7,
     min_size: float = 0.0,
 ) -> RPN:
     """Makes the region proposal network's functions (1506.01497, section 3.1; on levels: 1612.03144, section 4.1).
 
     Args:
-        first_stride: of the finest level, pixels.
+        strides: of the levels, pixels, finest first.
+        dtype: of the head's computation.
+        layers: 3x3 convolutions before the outputs.
         anchor_sizes: for each level its anchors' sizes, pixels; all levels have equally many.
         aspect_ratios: height / width.
         round_anchors: whether the anchors of a cell have whole coordinates (torchvision).
-        anchor_strides: 'power_of_two', or 'canvas_over_grid': canvas // cells (torchvision).
+        anchor_strides: 'power_of_two': the levels' own, or 'canvas_over_grid': canvas // cells (torchvision).
         positive_iou, negative_iou: an anchor is positive from the one, negative below the other, ignored between.
         match_best_anchors: whether each object also gets the anchors that overlap it most.
         samples: anchors an image that are trained.
@@ -221,6 +251,7 @@ def make_rpn(
         box_loss_beta: of the smooth L1 loss.
         pre_nms_topk, train_pre_nms_topk: candidates a level, in prediction and in training.
         post_nms_topk, train_post_nms_topk: P, in prediction and in training.
+        score_threshold: the probability of an object that proposals must exceed; 0: none.
         iou_threshold: of the NMS, which is within levels.
         min_size: narrower or lower proposals are dropped, pixels.
 
@@ -234,7 +265,7 @@ def make_rpn(
     anchors = partial(
         anchor_ops.pyramid_anchors,
         bases=[anchor_ops.base_anchors(sizes, aspect_ratios, rounded=round_anchors) for sizes in anchor_sizes],
-        first_stride=first_stride if anchor_strides == 'power_of_two' else None,
+        strides=strides if anchor_strides == 'power_of_two' else None,
     )
 
     def match(anchors: Array, gt: GroundTruth, key: Array) -> Array:
@@ -271,14 +302,15 @@ def make_rpn(
             box_coding.decode(deltas, jnp.asarray(np.concatenate(anchors))),
             window,
             select=select,
-            score_threshold=-jnp.inf,
+            score_threshold=network_ops.prior_bias(score_threshold) if score_threshold else -jnp.inf,
             iou_threshold=iou_threshold,
             max_detections=train_post_nms_topk if train else post_nms_topk,
             min_size=min_size,
         )
         return found.boxes, found.valid
 
-    return RPN(len(anchor_sizes[0]) * len(aspect_ratios), anchors, match, loss, propose)
+    make_head = partial(RPNHead, len(anchor_sizes[0]) * len(aspect_ratios), layers, dtype)
+    return RPN(make_head, anchors, match, loss, propose)
 
 
 class RoIHead(NamedTuple):
@@ -534,15 +566,81 @@ def assignments(of_rpn: Any, of_rois: Any) -> dict[str, Assignment]:
     return {'rpn': Assignment(jnp.broadcast_to(anchors, (*matched.shape, 4)), matched), **rois}
 
 
+def levels_of(backbone: str, fpn_features: int | None) -> tuple[Sequence[int], int]:
+    """Lists the strides of the levels, and from how many of them RoIs are read, the finest; arguments as of `make`."""
+    if backbone == 'resnet':
+        return ((16,), 1) if fpn_features is None else ((4, 8, 16, 32, 64), 4)  # P6 is the RPN's alone
+    if backbone != 'mobilenet_v3_large':
+        raise ValueError(f"backbone is {backbone!r}: use 'resnet' or 'mobilenet_v3_large'")
+    if fpn_features is None:
+        raise ValueError("fpn_features is None: mobilenet_v3_large has no C4 with a last stage behind it, set it to 256")
+    return (32, 32, 64), 1  # two levels of one stride: torchvision reads RoIs from the first
+
+
+def make_network(
+    num_classes: int,
+    rpn: RPN | None,
+    read_rois: Callable[[Sequence[Array], Array], Array],
+    *,
+    backbone: str,
+    depth: int,
+    width: float,
+    stride_in_1x1: bool,
+    norm: str,
+    norm_epsilon: float,
+    fpn_features: int | None,
+    fpn_norm: str | None,
+    trunk_conv_layers: int,
+    trunk_fc_layers: int,
+    trunk_features: int,
+    trunk_norm: str | None,
+    class_agnostic: bool,
+    dtype: Any,
+    axis_name: str | None,
+) -> FasterRCNN:
+    """Makes the network of `make`'s arguments."""
+    if trunk_norm is not None and not trunk_conv_layers:
+        raise ValueError(f'trunk_norm is {trunk_norm!r}: it follows the convolutions of the head, and trunk_conv_layers is 0')
+    if fpn_features is None and (fpn_norm is not None or trunk_conv_layers):
+        raise ValueError('fpn_features is None: C4 has neither a pyramid nor a head of its own, set fpn_norm to None and '
+                         'trunk_conv_layers to 0')
+    body = dict(width=width, norm=norm, norm_epsilon=norm_epsilon, axis_name=axis_name, dtype=dtype)
+    resnet = dict(depth=depth, stride_in_1x1=stride_in_1x1, **body)
+    if backbone == 'mobilenet_v3_large':
+        make_backbone = partial(mobilenet_v3_large, reduced_tail=False, outputs=('block13', 'last'), **body)
+    else:
+        make_backbone = partial(ResNet, stages=3 if fpn_features is None else 4, **resnet)
+    if fpn_features is None:
+        make_fpn, make_trunk = None, partial(LastStage, **resnet)
+    else:
+        make_fpn = partial(FPN, fpn_features, 'pool', fpn_norm, axis_name, dtype)
+        make_trunk = partial(Trunk, trunk_conv_layers, trunk_fc_layers, trunk_features, trunk_norm, axis_name, dtype)
+    return FasterRCNN(
+        make_backbone,
+        make_fpn,
+        rpn and rpn.make_head,
+        make_trunk,
+        partial(BoxHead, num_classes, class_agnostic, dtype),
+        levels_of(backbone, fpn_features)[1],
+        read_rois,
+    )
+
+
 def make(
     *,
     num_classes: int,
+    backbone: str = 'resnet',
     depth: int = 50,
     width: float = 1.0,
+    stride_in_1x1: bool = False,
     norm: str = 'frozen_batch_norm',
     norm_epsilon: float = 1e-5,
     fpn_features: int | None = 256,
+    fpn_norm: str | None = None,
+    trunk_conv_layers: int = 0,
+    trunk_fc_layers: int = 2,
     trunk_features: int = 1024,
+    trunk_norm: str | None = None,
     class_agnostic: bool = False,
     rpn: Mapping[str, Any] | None = network_ops.arguments_of(make_rpn),
     roi: Mapping[str, Any] = network_ops.arguments_of(make_roi_reader),
@@ -560,12 +658,18 @@ def make(
 
     Args:
         num_classes: K.
+        backbone: 'resnet', or on a pyramid 'mobilenet_v3_large'.
         depth: of the ResNet: 18, 34, 50 or 101.
         width: factor on the backbone's channels.
+        stride_in_1x1: whether the ResNet's blocks stride in their first 1x1 convolution (the paper, detectron2), else in
+            their 3x3 (torchvision); from depth 50.
         norm: of the backbone: 'batch_norm' (synchronised over devices), 'frozen_batch_norm' or 'group_norm'.
         norm_epsilon: added to the backbone's variances.
         fpn_features: channels of the pyramid; None: no pyramid, but C4, whose head is the ResNet's last stage.
-        trunk_features: of the two fully connected layers of the head on a pyramid.
+        fpn_norm: behind the convolutions of the pyramid: None, or as norm.
+        trunk_conv_layers, trunk_fc_layers: convolutions and fully connected layers of the head on a pyramid.
+        trunk_features: of a fully connected layer.
+        trunk_norm: behind the convolutions of the head: None, or as norm.
         class_agnostic: whether a RoI has one box for all classes.
         rpn: arguments of `make_rpn`; C4 is one level of anchors. None: no RPN, proposals are given.
         roi: arguments of `make_roi_reader`; C4's output_size is 14, of which the last stage makes 7.
@@ -581,19 +685,29 @@ def make(
         'rpn_positives', 'rpn_negatives' (anchors), 'positives' and 'negatives' (RoIs), besides those of `make_roi_reader`.
         The stages of its assignment are 'rpn' and 'rois'. With proposals among the inputs there is nothing of the RPN.
     """
-    first_stride = 16 if fpn_features is None else 4
-    first = None if rpn is None else make_rpn(first_stride, **rpn)
+    strides, roi_levels = levels_of(backbone, fpn_features)
+    first = None if rpn is None else make_rpn(strides, jnp.dtype(dtype), **rpn)
     second = make_roi_head(num_classes, **head)
-    reader = make_roi_reader(first_stride, 1 if fpn_features is None else PYRAMID_LEVELS, **roi)
-    network = FasterRCNN(
-        num_classes=num_classes,
-        resnet=dict(depth=depth, width=width, norm=norm, norm_epsilon=norm_epsilon, axis_name=axis_name),
+    reader = make_roi_reader(strides[0], roi_levels, **roi)
+    network = make_network(
+        num_classes,
+        first,
+        reader.read,
+        backbone=backbone,
+        depth=depth,
+        width=width,
+        stride_in_1x1=stride_in_1x1,
+        norm=norm,
+        norm_epsilon=norm_epsilon,
         fpn_features=fpn_features,
-        anchors_per_cell=first and first.anchors_per_cell,
+        fpn_norm=fpn_norm,
+        trunk_conv_layers=trunk_conv_layers,
+        trunk_fc_layers=trunk_fc_layers,
         trunk_features=trunk_features,
+        trunk_norm=trunk_norm,
         class_agnostic=class_agnostic,
-        read_rois=reader.read,
         dtype=jnp.dtype(dtype),
+        axis_name=axis_name,
     )
     run = partial(network_ops.apply, network, mean=mean, std=std, bgr=bgr)
     weights = dict(rpn_cls_loss=rpn_loss_weight, rpn_box_loss=rpn_loss_weight, cls_loss=cls_loss_weight,
@@ -603,7 +717,7 @@ def make(
         """What is trained: of_rpn and of_rois, see `reduce_losses`."""
         levels, rpn_outputs, proposals = propose(net, first, x, batch.inputs, train=train)
         of_rpn, rois, matched = sample(first, second, rpn_outputs, proposals, batch, rng)
-        return of_rpn, (*net.boxes(net.roi_features(levels, rois, train=train)), rois, matched)
+        return of_rpn, (*net.boxes(net.roi_features(levels, rois, matched != matching.IGNORE, train=train)), rois, matched)
 
     def loss(params: Any, model_state: Any, batch: Batch, rng: Array) -> tuple[Array, tuple[Any, dict[str, Array]]]:
         outputs, model_state = run(params, model_state, batch.inputs, train=True, method=both_stages, batch=batch, rng=rng)

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from detzoo.backbones.norms import make_norm
 from detzoo.core import losses, masks, matching
 from detzoo.detectors import faster_rcnn
 from detzoo.detectors import network as network_ops
@@ -35,20 +36,25 @@ from detzoo.types import Array, Assignment, Batch, Detections, Detector, GroundT
 
 
 class FCNHead(nn.Module):
-    """Convolutions, a deconvolution that doubles the size, and a 1x1 convolution (figure 4)."""
+    """Convolutions, a deconvolution that doubles the size, and a 1x1 convolution (figure 4).
+
+    norm: behind each of the first convolutions, or None.
+    """
 
     outputs: int
     layers: int
     features: int
+    norm: str | None
+    axis_name: str | None
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Maps [N, s, s, C] to [N, 2 s, 2 s, outputs] float32."""
-        he = nn.initializers.he_normal()
-        for i in range(self.layers):
-            x = nn.relu(nn.Conv(self.features, (3, 3), padding=1, kernel_init=he, dtype=self.dtype, name=f'conv{i + 1}')(x))
-        x = nn.relu(nn.ConvTranspose(self.features, (2, 2), (2, 2), kernel_init=he, dtype=self.dtype, name='deconv')(x))
+    def __call__(self, x: Array, valid: Array | None, *, train: bool) -> Array:
+        """Maps [N, s, s, C] to [N, 2 s, 2 s, outputs] float32; valid: [N] bool, of which rows statistics are taken."""
+        norm = self.norm and make_norm(self.norm, train=train, axis_name=self.axis_name, dtype=self.dtype, valid=valid)
+        x = faster_rcnn.run_convolutions(x, layers=self.layers, features=self.features, norm=norm, dtype=self.dtype)
+        x = nn.relu(nn.ConvTranspose(self.features, (2, 2), (2, 2), kernel_init=nn.initializers.he_normal(), dtype=self.dtype,
+                                     name='deconv')(x))
         return nn.Conv(self.outputs, (1, 1), kernel_init=nn.initializers.normal(0.01), dtype=self.dtype,
                        name='logits')(x).astype(jnp.float32)
 
@@ -62,8 +68,9 @@ class MLPHead(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, valid: Array | None, *, train: bool) -> Array:
         """Maps [N, s, s, C] to [N, 2 s, 2 s, outputs] float32."""
+        del valid, train
         size = 2 * x.shape[1]
         x = x.reshape(len(x), -1)
         for i in range(self.layers):
@@ -73,26 +80,31 @@ class MLPHead(nn.Module):
 
 
 class MaskRCNN(nn.Module):
-    """The parts of the network: those of a Faster R-CNN, and the mask head beside them.
+    """The network: the parts of a Faster R-CNN, and the mask head beside them.
 
-    faster_rcnn: its arguments. read_rois: of the split head, takes its own features of RoIs from levels; None: the head is
+    faster_rcnn: returns the one. read_rois: of the split head, takes its own features of RoIs from levels; None: the head is
     joint.
     """
 
-    faster_rcnn: dict[str, Any]
+    faster_rcnn: Callable[[], FasterRCNN]
     mask_head: nn.Module
     read_rois: Callable[[Sequence[Array], Array], Array] | None
 
     def setup(self) -> None:
-        """Makes the parts of the Faster R-CNN, at the same place in the tree of parameters as alone."""
-        self.boxes = FasterRCNN(**self.faster_rcnn)
+        """Puts the parts of the Faster R-CNN at the same place in the tree of parameters as alone."""
+        self.boxes = self.faster_rcnn()
         nn.share_scope(self, self.boxes)
 
-    def masks(self, levels: Sequence[Array], rois: Array, features: Array | None) -> Array:
-        """Maps rois [B, P, 4], or with a joint head their features, to mask_logits [B, P, m, m, K]."""
-        x = features if self.read_rois is None else self.read_rois(levels[:-1], rois)
+    def masks(
+        self, levels: Sequence[Array], rois: Array, features: Array | None, valid: Array | None = None, *, train: bool
+    ) -> Array:
+        """Maps rois [B, P, 4], or with a joint head their features, to mask_logits [B, P, m, m, K].
+
+        valid: [B, P] bool, the RoIs of which batch statistics are taken; None: all.
+        """
+        x = features if self.read_rois is None else self.read_rois(levels[: self.boxes.roi_levels], rois)
         with jax.named_scope('heads'):
-            x = self.mask_head(x.reshape(-1, *x.shape[2:]))
+            x = self.mask_head(x.reshape(-1, *x.shape[2:]), valid if valid is None else valid.reshape(-1), train=train)
             return x.reshape(*rois.shape[:2], *x.shape[1:])
 
     def __call__(self, x: Array, *, train: bool) -> Any:
@@ -100,8 +112,8 @@ class MaskRCNN(nn.Module):
         levels = self.boxes.levels(x, train=train)
         rois = jnp.broadcast_to(jnp.asarray(faster_rcnn.EMPTY_ROI), (len(x), 1, 4))
         features = self.boxes.roi_features(levels, rois, train=train)
-        proposed = None if self.boxes.anchors_per_cell is None else self.boxes.rpn(levels)
-        return proposed, self.boxes.boxes(features), self.masks(levels, rois, features)
+        proposed = None if self.boxes.rpn_head is None else self.boxes.rpn(levels)
+        return proposed, self.boxes.boxes(features), self.masks(levels, rois, features, train=train)
 
 
 class MaskStage(NamedTuple):
@@ -120,10 +132,12 @@ class MaskStage(NamedTuple):
 def make_mask(
     num_classes: int,
     dtype: Any,
+    axis_name: str | None,
     *,
     head: str = 'fcn',
     layers: int = 4,
     features: int = 256,
+    norm: str | None = None,
     class_agnostic: bool = False,
     activation: str = 'sigmoid',
     targets: str = 'point',
@@ -133,9 +147,12 @@ def make_mask(
     Args:
         num_classes: K.
         dtype: of the head's computation.
+        axis_name: the mapped axis of the devices, or None.
         head: 'fcn' or 'mlp' (table 2e).
         layers: before the deconvolution, or of the MLP before its output; the paper's joint head has none.
         features: of each.
+        norm: behind the convolutions before the deconvolution: None, 'batch_norm' (synchronised over devices, of the
+            positive RoIs), 'frozen_batch_norm' or 'group_norm'. Of 'fcn'.
         class_agnostic: whether a RoI has one mask for all classes.
         activation: 'sigmoid', each class for itself, or 'softmax', over the classes and background (table 2b).
         targets: 'point': whether the centre of a cell lies in the object (detectron2); or 'average': how much of the cell
@@ -144,9 +161,11 @@ def make_mask(
     Returns:
         a MaskStage.
     """
-    heads = {'fcn': FCNHead, 'mlp': MLPHead}
+    heads = {'fcn': partial(FCNHead, norm=norm, axis_name=axis_name), 'mlp': MLPHead}
     if head not in heads:
         raise ValueError(f'mask.head is {head!r}: use one of {", ".join(heads)}')
+    if norm is not None and head != 'fcn':
+        raise ValueError(f'mask.norm is {norm!r}: {head} has none, set it to None')
     if activation not in ('sigmoid', 'softmax'):
         raise ValueError(f"mask.activation is {activation!r}: use 'sigmoid' or 'softmax'")
     targets_of = {'point': masks.mask_targets, 'average': masks.average_mask_targets}
@@ -182,12 +201,18 @@ def make_mask(
 def make(
     *,
     num_classes: int,
+    backbone: str = 'resnet',
     depth: int = 50,
     width: float = 1.0,
+    stride_in_1x1: bool = False,
     norm: str = 'frozen_batch_norm',
     norm_epsilon: float = 1e-5,
     fpn_features: int | None = 256,
+    fpn_norm: str | None = None,
+    trunk_conv_layers: int = 0,
+    trunk_fc_layers: int = 2,
     trunk_features: int = 1024,
+    trunk_norm: str | None = None,
     class_agnostic: bool = False,
     rpn: Mapping[str, Any] | None = network_ops.arguments_of(faster_rcnn.make_rpn),
     roi: Mapping[str, Any] = network_ops.arguments_of(faster_rcnn.make_roi_reader),
@@ -207,8 +232,9 @@ def make(
     """Makes a Mask R-CNN.
 
     Args:
-        num_classes, depth, width, norm, norm_epsilon, fpn_features, trunk_features, class_agnostic, rpn, roi, head,
-            rpn_loss_weight, cls_loss_weight, box_loss_weight, mean, std, bgr, dtype, axis_name: as of `faster_rcnn.make`.
+        num_classes, backbone, depth, width, stride_in_1x1, norm, norm_epsilon, fpn_features, fpn_norm, trunk_conv_layers,
+            trunk_fc_layers, trunk_features, trunk_norm, class_agnostic, rpn, roi, head, rpn_loss_weight, cls_loss_weight,
+            box_loss_weight, mean, std, bgr, dtype, axis_name: as of `faster_rcnn.make`.
         mask_roi: arguments of `faster_rcnn.make_roi_reader` for the mask head on a pyramid; on C4 it reads what the box head
             reads.
         mask: arguments of `make_mask`.
@@ -219,26 +245,33 @@ def make(
         mask_roi, those of `faster_rcnn.make_roi_reader` as 'mask_...'. It is trained on ground truth with masks.
     """
     joint = fpn_features is None
-    first_stride = 16 if joint else 4
-    first = None if rpn is None else faster_rcnn.make_rpn(first_stride, **rpn)
+    strides, roi_levels = faster_rcnn.levels_of(backbone, fpn_features)
+    first = None if rpn is None else faster_rcnn.make_rpn(strides, jnp.dtype(dtype), **rpn)
     second = faster_rcnn.make_roi_head(num_classes, **head)
-    third = make_mask(num_classes, jnp.dtype(dtype), **mask)
-    reader = faster_rcnn.make_roi_reader(first_stride, 1 if joint else faster_rcnn.PYRAMID_LEVELS, **roi)
-    mask_reader = None if joint else faster_rcnn.make_roi_reader(first_stride, faster_rcnn.PYRAMID_LEVELS, **mask_roi)
-    network = MaskRCNN(
-        faster_rcnn=dict(
-            num_classes=num_classes,
-            resnet=dict(depth=depth, width=width, norm=norm, norm_epsilon=norm_epsilon, axis_name=axis_name),
-            fpn_features=fpn_features,
-            anchors_per_cell=first and first.anchors_per_cell,
-            trunk_features=trunk_features,
-            class_agnostic=class_agnostic,
-            read_rois=reader.read,
-            dtype=jnp.dtype(dtype),
-        ),
-        mask_head=third.head,
-        read_rois=mask_reader and mask_reader.read,
+    third = make_mask(num_classes, jnp.dtype(dtype), axis_name, **mask)
+    reader = faster_rcnn.make_roi_reader(strides[0], roi_levels, **roi)
+    mask_reader = None if joint else faster_rcnn.make_roi_reader(strides[0], roi_levels, **mask_roi)
+    boxes = faster_rcnn.make_network(
+        num_classes,
+        first,
+        reader.read,
+        backbone=backbone,
+        depth=depth,
+        width=width,
+        stride_in_1x1=stride_in_1x1,
+        norm=norm,
+        norm_epsilon=norm_epsilon,
+        fpn_features=fpn_features,
+        fpn_norm=fpn_norm,
+        trunk_conv_layers=trunk_conv_layers,
+        trunk_fc_layers=trunk_fc_layers,
+        trunk_features=trunk_features,
+        trunk_norm=trunk_norm,
+        class_agnostic=class_agnostic,
+        dtype=jnp.dtype(dtype),
+        axis_name=axis_name,
     )
+    network = MaskRCNN(lambda: boxes, third.head, mask_reader and mask_reader.read)
     run = partial(network_ops.apply, network, mean=mean, std=std, bgr=bgr)
     weights = dict(rpn_cls_loss=rpn_loss_weight, rpn_box_loss=rpn_loss_weight, cls_loss=cls_loss_weight,
                    box_loss=box_loss_weight, mask_loss=mask_loss_weight)  # fmt: skip
@@ -247,9 +280,9 @@ def make(
         """What is trained: of_rpn and of_rois, see `faster_rcnn.reduce_losses`; mask_logits of the first RoIs."""
         levels, rpn_outputs, proposals = faster_rcnn.propose(net.boxes, first, x, batch.inputs, train=train)
         of_rpn, rois, matched = faster_rcnn.sample(first, second, rpn_outputs, proposals, batch, rng)
-        features = net.boxes.roi_features(levels, rois, train=train)
+        features = net.boxes.roi_features(levels, rois, matched != matching.IGNORE, train=train)
         few = second.max_positives  # the positive RoIs are among them
-        mask_logits = net.masks(levels, rois[:, :few], features[:, :few])
+        mask_logits = net.masks(levels, rois[:, :few], features[:, :few], matched[:, :few] >= 0, train=train)
         return of_rpn, (*net.boxes.boxes(features), rois, matched), mask_logits
 
     def loss(params: Any, model_state: Any, batch: Batch, rng: Array) -> tuple[Array, tuple[Any, dict[str, Array]]]:
@@ -275,7 +308,7 @@ def make(
                 found = jax.vmap(second.detect)(*outputs, proposals, valid, inputs.window)
                 rois = jnp.where(found.valid[..., None], found.boxes, jnp.asarray(faster_rcnn.EMPTY_ROI))
             features = net.boxes.roi_features(levels, rois, train=train) if joint else None
-            mask_logits = net.masks(levels, rois, features)
+            mask_logits = net.masks(levels, rois, features, train=train)
             with jax.named_scope('heads'):
                 return found._replace(masks=jax.vmap(third.probabilities)(mask_logits, found.labels))
 

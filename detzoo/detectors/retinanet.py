@@ -9,7 +9,7 @@
 Differences from the paper:
 - Each object keeps the anchors that overlap it most, even below the threshold (`match_best_anchors`), as in the released
   code of the authors and in torchvision and detectron2; the paper's text has the threshold alone.
-- Residual blocks stride in their 3x3 convolution (torchvision), not in the first 1x1.
+- Residual blocks stride in their 3x3 convolution (torchvision), not in the first 1x1, by default.
 - The regression loss is smooth L1 with `box_loss_beta`, by default 0: plain L1, as in torchvision; `box_loss` offers
   losses of the boxes' overlap, which came later.
 - The heads may be normalised (`head_norm`), which helps training from scratch; the paper's are not. The tower then starts
@@ -104,7 +104,7 @@ class RetinaNet(nn.Module):
         with jax.named_scope('backbone'):
             stages = ResNet(**self.backbone, dtype=self.dtype, name='backbone')(x, train=train)
         with jax.named_scope('neck'):
-            levels = FPN(**self.fpn, dtype=self.dtype, name='fpn')(stages[1:])
+            levels = FPN(**self.fpn, dtype=self.dtype, name='fpn')(stages[1:], train=train)
         with jax.named_scope('heads'):
             prior = network_ops.prior_bias(self.prior_probability)
             head = partial(Head, **self.head, dtype=self.dtype)
@@ -118,6 +118,7 @@ def make(
     num_classes: int,
     depth: int = 50,
     width: float = 1.0,
+    stride_in_1x1: bool = False,
     norm: str = 'frozen_batch_norm',
     norm_epsilon: float = 1e-5,
     fpn_features: int = 256,
@@ -141,6 +142,7 @@ def make(
     pre_nms_topk: int = 1000,
     score_threshold: float = 0.05,
     iou_threshold: float = 0.5,
+    clip_before_nms: bool = True,
     max_detections: int = 100,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
@@ -154,6 +156,8 @@ def make(
         num_classes: K.
         depth: of the ResNet: 18, 34, 50 or 101.
         width: factor on the backbone's channels.
+        stride_in_1x1: whether the ResNet's blocks stride in their first 1x1 convolution (the paper, detectron2), else in
+            their 3x3 (torchvision); from depth 50.
         norm: of the backbone: 'batch_norm' (synchronised over devices), 'frozen_batch_norm' or 'group_norm'.
         norm_epsilon: added to the backbone's variances.
         fpn_features: channels of the pyramid and of the heads.
@@ -177,6 +181,7 @@ def make(
         pre_nms_topk: candidates a level.
         score_threshold: candidates must exceed it.
         iou_threshold: of the NMS.
+        clip_before_nms: whether it sees boxes clipped to the image (torchvision), or as they are (detectron2).
         max_detections: D.
         mean, std: of the pixels (0..255) in the network's channel order.
         bgr: whether the network reads BGR.
@@ -196,7 +201,8 @@ def make(
         raise ValueError(f'anchor_sizes must have equally many sizes at each level, since they share one head: {anchor_sizes}')
     network = RetinaNet(
         num_classes=num_classes,
-        backbone=dict(depth=depth, width=width, norm=norm, norm_epsilon=norm_epsilon, axis_name=axis_name),
+        backbone=dict(depth=depth, width=width, stride_in_1x1=stride_in_1x1, norm=norm, norm_epsilon=norm_epsilon,
+                      axis_name=axis_name),
         fpn=dict(features=fpn_features, extra_from=extra_levels_from),
         head=dict(anchors_per_cell=len(anchor_sizes[0]) * len(aspect_ratios), depth=head_depth, norm=head_norm),
         prior_probability=prior_probability,
@@ -205,7 +211,7 @@ def make(
     base_anchors = [anchor_ops.base_anchors(sizes, aspect_ratios, rounded=round_anchors) for sizes in anchor_sizes]
 
     make_anchors = partial(anchor_ops.pyramid_anchors, bases=base_anchors,
-                           first_stride=8 if anchor_strides == 'power_of_two' else None)
+                           strides=(8, 16, 32, 64, 128) if anchor_strides == 'power_of_two' else None)
     run = partial(network_ops.apply, network, mean=mean, std=std, bgr=bgr)
 
     def match(cls_logits: Array, anchors: np.ndarray, gt: GroundTruth) -> Array:
@@ -258,7 +264,7 @@ def make(
             select = partial(top_per_level, level_sizes=[len(level) for level in anchors], count=pre_nms_topk)
             boxes = jax.vmap(box_coding.decode, in_axes=(0, None))(box_deltas, np.concatenate(anchors))
             finish = partial(postprocess, select=select, score_threshold=score_threshold, iou_threshold=iou_threshold,
-                             max_detections=max_detections)
+                             max_detections=max_detections, clip_before_nms=clip_before_nms)
             return jax.vmap(finish)(jax.nn.sigmoid(cls_logits), boxes, inputs.window)
 
     def assign(params: Any, model_state: Any, batch: Batch, rng: Array) -> dict[str, Assignment]:

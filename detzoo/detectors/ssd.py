@@ -1,7 +1,7 @@
 """SSD: *Single Shot MultiBox Detector* (arXiv 1512.02325), and SSDLite (MobileNetV2, 1801.04381, section 6.2).
 
-    images [B, H, W, 3] -> normalise -> VGG-16 (conv4_3, scaled by its L2 norm; fc7), MobileNetV3-Large (C4, C5)
-         or ResNet (C3, C4, C5)
+    images [B, H, W, 3] -> normalise -> VGG-16 (conv4_3, scaled by its L2 norm; fc7), MobileNetV2 or V3-Large
+         (C4, C5) or ResNet (C3, C4, C5)
       -> extra layers, each a 1x1 convolution and a smaller grid -> L levels
       -> on each level, by its own 3x3 convolutions: class logits and box deltas
       -> cls_logits [B, A, K + 1], background last; box_deltas [B, A, 4]
@@ -32,7 +32,7 @@ import numpy as np
 import optax
 
 from detzoo.backbones.conv import ConvNorm
-from detzoo.backbones.mobilenet import MobileNetV3Large
+from detzoo.backbones.mobilenet import mobilenet_v2, mobilenet_v3_large
 from detzoo.backbones.norms import make_norm
 from detzoo.backbones.resnet import DEPTHS as RESNET_DEPTHS
 from detzoo.backbones.resnet import ResNet
@@ -189,13 +189,13 @@ def make(
 
     Args:
         num_classes: K.
-        backbone: 'vgg16', 'mobilenet_v3_large', 'resnet18', 'resnet34', 'resnet50' or 'resnet101'.
+        backbone: 'vgg16', 'mobilenet_v2', 'mobilenet_v3_large', 'resnet18', 'resnet34', 'resnet50' or 'resnet101'.
         width: factor on the backbone's channels.
         norm: of all but the heads, and of lite ones too: None as in the paper (VGG only), 'batch_norm' (synchronised
             over devices), 'frozen_batch_norm' or 'group_norm'.
         norm_epsilon: added to variances.
         fc6_dilation: of vgg16, see `VGG16`.
-        reduced_tail: of mobilenet_v3_large, see `MobileNetV3Large`.
+        reduced_tail: of mobilenet_v3_large, see `mobilenet.mobilenet_v3_large`.
         l2_norm_scale: to which the first level's features are scaled before training (section 3.1), or None: not at all.
         extra_layers: the levels behind the backbone's two, see SSD300_LAYERS.
         lite: whether extra layers and heads are made of depthwise convolutions (SSDLite).
@@ -223,7 +223,8 @@ def make(
     """
     backbones = {  # and the number of levels that it gives
         'vgg16': (partial(VGG16, fc6_dilation=fc6_dilation), 2),
-        'mobilenet_v3_large': (partial(MobileNetV3Large, reduced_tail=reduced_tail), 2),
+        'mobilenet_v2': (mobilenet_v2, 2),
+        'mobilenet_v3_large': (partial(mobilenet_v3_large, reduced_tail=reduced_tail), 2),
         **{f'resnet{depth}': (partial(ResNet, depth), 3) for depth in RESNET_DEPTHS},
     }
     if backbone not in backbones:

@@ -45,7 +45,7 @@ class Mapping(NamedTuple):
 
     name_of: from the path of one of our variables, without its collection ('backbone/stem_conv/kernel'), to the name of its
         entry; ValueError where the other side has no such layer.
-    prepare: renames entries, or derives some from others.
+    prepare: renames entries, or derives some from others; ValueError where they tell that they are another model's.
     rules: what is done to them.
     left: (pattern of names, reason) of entries that may be left over.
     anew: a pattern of our paths that keep the template's values where an entry is missing or of another shape; '' for none.
@@ -140,7 +140,10 @@ def flatten(variables: Template) -> dict[str, Any]:
 
 def _assign(mapping: Mapping, entries: Entries, template: Template, source: str) -> Iterator[tuple[str, Any, str, str]]:
     """Finds for each variable its path, value, the name of its entry ('' if it starts anew) and what was done to it."""
-    entries = mapping.prepare(entries)
+    try:
+        entries = mapping.prepare(entries)
+    except ValueError as error:
+        raise ValueError(f'{source}: {error}') from error
     found, asked, missing, misshapen = [], set(), [], []
     for path, leaf in flatten(template).items():
         path_in_collection = path.partition('/')[2]

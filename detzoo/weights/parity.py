@@ -15,6 +15,7 @@ import numpy as np
 from detzoo.core import boxes as box_ops
 from detzoo.types import Detections, Detector, GroundTruth, Inputs
 
+_TIE = 2e-4  # scores that differ less are in no order: float32 arithmetic in another order moves them by half as much
 _DETECTION = ('boxes', 'labels', 'scores', 'masks')
 
 
@@ -130,6 +131,7 @@ class Agreement(NamedTuple):
     """How far two lists of detections are the same one.
 
     ours, theirs: their lengths; matched: how many of theirs have a partner of their own in ours.
+    tied: how many of theirs have none, since others of ours with all but the same score took the last places.
     empty: how many of theirs had no area and were left out.
     min_iou, max_score_difference: over the partners.
     min_mask_iou: likewise; 1 without masks.
@@ -138,6 +140,7 @@ class Agreement(NamedTuple):
     ours: int
     theirs: int
     matched: int
+    tied: int
     empty: int
     min_iou: float
     max_score_difference: float
@@ -145,7 +148,7 @@ class Agreement(NamedTuple):
 
     def holds(self, *, iou: float = 0.999, score: float = 1e-3, mask_iou: float = 0.99) -> bool:
         """Tells whether the lists are the same one to one, within tolerances."""
-        complete = self.ours == self.theirs == self.matched
+        complete = self.ours == self.theirs == self.matched + self.tied
         alike = self.min_iou > iou and self.max_score_difference <= score and self.min_mask_iou > mask_iou
         return complete and alike
 
@@ -170,12 +173,15 @@ def match_detections(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.nda
     ours = {name: ours[name][:end] for name in _DETECTION if name in ours}
     theirs = {name: theirs[name][solid] for name in _DETECTION if name in theirs}
     rows = pair_boxes(ours['boxes'], theirs['boxes'], alike=theirs['labels'][:, None] == ours['labels'])
+    alone = np.concatenate([ours['scores'][~np.isin(np.arange(end), rows)], theirs['scores'][rows < 0]])
+    tied = len(rows) == limit and alone.max(initial=0) < theirs['scores'].min(initial=1) + _TIE
     our = {name: x[rows[rows >= 0]] for name, x in ours.items()}
     their = {name: x[rows >= 0] for name, x in theirs.items()}
     return Agreement(
         ours=len(ours['boxes']),
         theirs=len(rows),
         matched=len(our['boxes']),
+        tied=int((rows < 0).sum()) if tied else 0,
         empty=int((~solid).sum()),
         min_iou=float(np.asarray(box_ops.iou(our['boxes'], their['boxes'])).min(initial=1)),
         max_score_difference=float(abs(our['scores'] - their['scores']).max(initial=0)),

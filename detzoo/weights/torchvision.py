@@ -9,13 +9,13 @@ import re
 from typing import Any, NamedTuple
 
 import numpy as np
-import safetensors
-import safetensors.numpy
+from absl import logging
 
 from detzoo.detectors import ssd
 from detzoo.types import ModelState, Params
-from detzoo.weights import torchvision_names
-from detzoo.weights.mapping import LEFT_COUNTERS, Entries, Mapping, Rule, Template, fill, torch_names
+from detzoo.weights import darknet, torchvision_names
+from detzoo.weights.files import read_entries
+from detzoo.weights.mapping import LEFT_COUNTERS, Entries, Mapping, Rule, Template, fill, report, torch_names
 
 
 def _with_new_names(entries: Entries) -> Entries:
@@ -39,7 +39,7 @@ def _anchors_background_last(array: np.ndarray, name: str, entries: Entries) -> 
 
 def _channels_last(array: np.ndarray, name: str, entries: Entries) -> np.ndarray:
     """Brings the inputs of the first fully connected layer from [C, s, s] to our [s, s, C]."""
-    pyramid = 'backbone.fpn.layer_blocks.0.0.bias'
+    pyramid = 'backbone.fpn.layer_blocks.0.0.weight'
     if pyramid not in entries:  # which is an error of its own
         return array
     channels = len(entries[pyramid])
@@ -75,8 +75,11 @@ def _vgg_entries(entries: Entries) -> Entries:
 # Classifiers, into the backbones of their names.
 _CLASSIFIER = 'the classifier behind the backbone'
 RESNET = Mapping(torch_names(torchvision_names.resnet), left=(LEFT_COUNTERS, (r'^fc\.', _CLASSIFIER)))
+MOBILENET_V2 = Mapping(torch_names(torchvision_names.mobilenet_v2), left=(LEFT_COUNTERS, (r'^classifier\.', _CLASSIFIER)))
 MOBILENET_V3_LARGE = Mapping(
-    torch_names(torchvision_names.mobilenet_v3_large), left=(LEFT_COUNTERS, (r'^classifier\.', _CLASSIFIER))
+    torch_names(torchvision_names.mobilenet_v3_large),
+    left=(LEFT_COUNTERS, (r'^classifier\.', _CLASSIFIER)),
+    anew='^(block13/project|block14|block15|last)/',  # of another shape, if the tail is reduced
 )
 VGG = Mapping(torch_names(torchvision_names.vgg), prepare=_vgg_entries, anew='^fc[67]/')
 
@@ -91,20 +94,25 @@ RCNN = Mapping(
     torch_names(torchvision_names.rcnn),
     prepare=_with_new_names,
     rules=(
-        Rule(r'box_head\.fc6\.weight$', _channels_last, 'inputs C, h, w -> h, w, C'),
+        Rule(r'box_head\.(fc6|5)\.weight$', _channels_last, 'inputs C, h, w -> h, w, C'),
         Rule(r'box_predictor\.cls_score\.', lambda array, name, entries: np.roll(array, -1, axis=0), 'background last'),
         Rule(r'box_predictor\.bbox_pred\.', lambda array, name, entries: array[4:], "without background's 4 rows"),
         Rule(r'conv5_mask\.weight$', _as_convolution, 'IOHW -> OIHW, turned by half a turn'),
         Rule(r'mask_fcn_logits\.', lambda array, name, entries: array[1:], "without background's mask"),
     ),
 )
+RCNN_V2 = RCNN._replace(name_of=torch_names(torchvision_names.rcnn_v2))
+RCNN_MOBILENET_V3_LARGE = RCNN._replace(name_of=torch_names(torchvision_names.rcnn_mobilenet_v3_large))
 
 
 def load_backbone(path: str, params: Params, model_state: ModelState) -> Template:
-    """Reads a classifier of torchvision's names from a `.safetensors` file into the backbone of a detector.
+    """Reads a classifier into the backbone of a detector.
+
+    What a classifier does not have as the backbone has it starts anew, as its mapping declares: fc6 and fc7 of VGG where a
+    file has no fully connected layers, the reduced tail of MobileNetV3-Large. The log lists it.
 
     Args:
-        path: of the file.
+        path: of the file: of torchvision's names, as torch or safetensors write it, or darknet's ('darknet53.conv.74').
         params: of the detector; its backbone lies under 'backbone', a last stage that RoIs run through under 'trunk'.
         model_state: of the detector, likewise in each of its collections.
 
@@ -112,14 +120,12 @@ def load_backbone(path: str, params: Params, model_state: ModelState) -> Templat
         (params, model_state) with another backbone; the arguments stay as they are.
 
     Raises:
-        ValueError: if the file is no safetensors file, if torchvision has no such backbone, or if the entries do not fit.
+        ValueError: if the file has no weights, if torchvision or darknet has no such backbone, or if the entries do not fit.
     """
-    try:
-        entries = safetensors.numpy.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f'{path}: not a safetensors file ({error}); from a .pth file make one with '
-                         'safetensors.torch.save_file(torch.load(path), new_path)') from error
-    mapping = next((mapping for first, mapping in _CLASSIFIERS.items() if first in params['backbone']), None)
+    if _DARKNET.search(path):
+        return darknet.backbone_variables(path, params, model_state)
+    entries = read_entries(path)
+    mapping = next((mapping for layer, mapping in _CLASSIFIERS.items() if layer in params['backbone']), None)
     if mapping is None:
         raise ValueError(f'{path}: torchvision has no classifier like the backbone of this model: initialise none')
     parts = ['backbone', 'trunk'] if 'stage4_block1' in params.get('trunk', ()) else ['backbone']
@@ -132,10 +138,19 @@ def load_backbone(path: str, params: Params, model_state: ModelState) -> Templat
 
     template = joined(params), {name: joined(tree) for name, tree in model_state.items()}
     modules, statistics = fill(mapping, entries, template, source=path)
+    anew = [row.ours for row in report(mapping, entries, template, source=path) if not row.foreign]
+    if anew:
+        logging.info('%s: of the backbone start anew: %s', path, ', '.join(anew))
     return parted(params, modules), {name: parted(tree, statistics[name]) for name, tree in model_state.items()}
 
 
-_CLASSIFIERS = {'stem_conv': RESNET, 'stem': MOBILENET_V3_LARGE, 'conv1_1': VGG}  # by a first layer
+_DARKNET = re.compile(r'\.(weights|conv\.\d+)$')  # names of its files
+_CLASSIFIERS = {  # by a layer that none of those below has
+    'stem_conv': RESNET,
+    'block17': MOBILENET_V2,
+    'block15': MOBILENET_V3_LARGE,
+    'conv1_1': VGG,
+}
 
 
 class Peer(NamedTuple):
@@ -206,31 +221,53 @@ _FASTER_RCNN = {
     'std': tuple(255 * x for x in (0.229, 0.224, 0.225)),
 }
 
+_SECOND_VERSION = {  # of the R-CNNs: batch norm that is trained, in the backbone and behind it
+    'norm': 'batch_norm',
+    'norm_epsilon': 1e-5,
+    'fpn_norm': 'batch_norm',
+    'trunk_conv_layers': 4,
+    'trunk_fc_layers': 1,
+    'trunk_norm': 'batch_norm',
+    'rpn': {**_FASTER_RCNN['rpn'], 'layers': 2},
+}
+_MASKS = {
+    'name': 'mask_rcnn',
+    'mask_roi': {**_FASTER_RCNN['roi'], 'output_size': 14},
+    'mask': {
+        'head': 'fcn',
+        'layers': 4,
+        'features': 256,
+        'class_agnostic': False,
+        'activation': 'sigmoid',
+        'targets': 'average',
+    },
+}
+_MOBILENET = {'backbone': 'mobilenet_v3_large', 'norm_epsilon': 1e-5}  # of torchvision's frozen batch norm; its classifier has 1e-3
+_MOBILENET_RPN = {'anchor_sizes': ((32.0, 64.0, 128.0, 256.0, 512.0),) * 3, 'score_threshold': 0.05}
+_RETINANET = {
+    'name': 'retinanet',
+    'num_classes': 91,
+    'depth': 50,
+    'norm': 'frozen_batch_norm',
+    'norm_epsilon': 0.0,  # set in torchvision's code when it loads its COCO_V1 file; the file does not say
+    'fpn_features': 256,
+    'extra_levels_from': 'p5',
+    'head_depth': 4,
+    'head_norm': None,
+    'anchor_sizes': tuple(tuple(int(x * 2 ** (k / 3)) for k in range(3)) for x in (32, 64, 128, 256, 512)),
+    'aspect_ratios': (0.5, 1.0, 2.0),
+    'round_anchors': True,
+    'anchor_strides': 'canvas_over_grid',
+    'pre_nms_topk': 1000,
+    'score_threshold': 0.05,
+    'iou_threshold': 0.5,
+    'max_detections': 300,
+    'mean': tuple(255 * x for x in (0.485, 0.456, 0.406)),
+    'std': tuple(255 * x for x in (0.229, 0.224, 0.225)),
+}
+
 PEERS = {
-    'retinanet_resnet50_fpn': Peer(
-        model={
-            'name': 'retinanet',
-            'num_classes': 91,
-            'depth': 50,
-            'norm': 'frozen_batch_norm',
-            'norm_epsilon': 0.0,  # set in torchvision's code when it loads its COCO_V1 file; the file does not say
-            'fpn_features': 256,
-            'extra_levels_from': 'p5',
-            'head_depth': 4,
-            'head_norm': None,
-            'anchor_sizes': tuple(tuple(int(x * 2 ** (k / 3)) for k in range(3)) for x in (32, 64, 128, 256, 512)),
-            'aspect_ratios': (0.5, 1.0, 2.0),
-            'round_anchors': True,
-            'anchor_strides': 'canvas_over_grid',
-            'pre_nms_topk': 1000,
-            'score_threshold': 0.05,
-            'iou_threshold': 0.5,
-            'max_detections': 300,
-            'mean': tuple(255 * x for x in (0.485, 0.456, 0.406)),
-            'std': tuple(255 * x for x in (0.229, 0.224, 0.225)),
-        },
-        mapping=RETINANET,
-    ),
+    'retinanet_resnet50_fpn': Peer(model=_RETINANET, mapping=RETINANET),
     'ssd300_vgg16': Peer(
         model={
             'name': 'ssd',
@@ -279,20 +316,33 @@ PEERS = {
         mapping=SSDLITE,
     ),
     'fasterrcnn_resnet50_fpn': Peer(model=_FASTER_RCNN, mapping=RCNN),
-    'maskrcnn_resnet50_fpn': Peer(
+    'maskrcnn_resnet50_fpn': Peer(model={**_FASTER_RCNN, **_MASKS}, mapping=RCNN),
+    'retinanet_resnet50_fpn_v2': Peer(
+        model={
+            **_RETINANET,
+            'norm': 'batch_norm',
+            'norm_epsilon': 1e-5,
+            'extra_levels_from': 'c5',
+            'head_norm': 'group_norm',
+            'box_loss': 'giou',
+        },
+        mapping=RETINANET,
+    ),
+    'fasterrcnn_resnet50_fpn_v2': Peer(model={**_FASTER_RCNN, **_SECOND_VERSION}, mapping=RCNN_V2),
+    'maskrcnn_resnet50_fpn_v2': Peer(
+        model={**_FASTER_RCNN, **_SECOND_VERSION, **_MASKS, 'mask': {**_MASKS['mask'], 'norm': 'batch_norm'}},
+        mapping=RCNN_V2,
+    ),
+    'fasterrcnn_mobilenet_v3_large_fpn': Peer(
+        model={**_FASTER_RCNN, **_MOBILENET, 'rpn': {**_FASTER_RCNN['rpn'], **_MOBILENET_RPN}},
+        mapping=RCNN_MOBILENET_V3_LARGE,
+    ),
+    'fasterrcnn_mobilenet_v3_large_320_fpn': Peer(
         model={
             **_FASTER_RCNN,
-            'name': 'mask_rcnn',
-            'mask_roi': {**_FASTER_RCNN['roi'], 'output_size': 14},
-            'mask': {
-                'head': 'fcn',
-                'layers': 4,
-                'features': 256,
-                'class_agnostic': False,
-                'activation': 'sigmoid',
-                'targets': 'average',
-            },
+            **_MOBILENET,
+            'rpn': {**_FASTER_RCNN['rpn'], **_MOBILENET_RPN, 'pre_nms_topk': 150, 'post_nms_topk': 150},
         },
-        mapping=RCNN,
+        mapping=RCNN_MOBILENET_V3_LARGE,
     ),
 }

@@ -8,11 +8,11 @@ import re
 
 from detzoo.backbones import mobilenet
 
+_V2_BLOCKS = sum(count for _, _, count, _ in mobilenet.V2_STAGES)
 _VGG_STAGES = (0, 5, 10, 17, 24)  # the places of their first convolutions
 _SSD_CUT = 23  # the pooling before VGG's fifth stage, where torchvision's SSD cuts it in two
 _SSD_FC = {'fc6': 'backbone.extra.0.7.1', 'fc7': 'backbone.extra.0.7.3'}
 _RCNN = {
-    'rpn_head/conv': 'rpn.head.conv.0.0',
     'rpn_head/objectness': 'rpn.head.cls_logits',
     'rpn_head/deltas': 'rpn.head.bbox_pred',
     'trunk/fc1': 'roi_heads.box_head.fc6',
@@ -22,6 +22,7 @@ _RCNN = {
     'mask_head/deconv': 'roi_heads.mask_predictor.conv5_mask',
     'mask_head/logits': 'roi_heads.mask_predictor.mask_fcn_logits',
 }
+_CONVOLUTIONS = {'trunk': 'box_head', 'mask_head': 'mask_head'}
 _HEADS = {'cls_head': ('classification', 'cls_logits'), 'box_head': ('regression', 'bbox_reg')}
 
 
@@ -45,6 +46,19 @@ def vgg(path: str) -> str:
         return layer
     stage, index = re.fullmatch(r'conv(\d)_(\d)', layer).groups()
     return f'features.{_VGG_STAGES[int(stage) - 1] + 2 * (int(index) - 1)}'  # each second one is a ReLU
+
+
+def mobilenet_v2(path: str) -> str:
+    """Names a part: 'block2/depthwise/norm' -> 'features.2.conv.1.1', 'block2/project/norm' -> 'features.2.conv.3'."""
+    _refuse_group_norm(path)
+    part, *inner, kind = path.split('/')
+    place = _place(kind)
+    if part in ('stem', 'last'):
+        return f'features.{0 if part == "stem" else _V2_BLOCKS + 1}.{place}'
+    number = int(part.removeprefix('block'))
+    layers = ['expand', 'depthwise', 'project'][number == 1 :]  # the first has as many channels before as after
+    index = layers.index(inner[0])  # convolutions and norms are wrapped, but for the projection's
+    return f'features.{number}.conv.{index + place if inner[0] == "project" else f"{index}.{place}"}'
 
 
 def mobilenet_v3_large(path: str) -> str:
@@ -82,10 +96,23 @@ def rcnn(path: str) -> str:
         return _resnet_fpn(part, rest)
     if path in _RCNN:
         return _RCNN[path]
-    if number := re.fullmatch(r'mask_head/conv(\d)', path):
-        return f'roi_heads.mask_head.{int(number[1]) - 1}.0'
+    if layer := re.fullmatch(r'rpn_head/conv(\d?)', path):
+        return f'rpn.head.conv.{int(layer[1] or 1) - 1}.0'
+    if layer := re.fullmatch(r'(trunk|mask_head)/(conv|norm)(\d)', path):
+        return f'roi_heads.{_CONVOLUTIONS[layer[1]]}.{int(layer[3]) - 1}.{_place(layer[2])}'
     raise ValueError(f"torchvision has no such R-CNN: {path} is not in its models. Set the model's fpn_features and the head of "
                      'its mask branch to those of the file')
+
+
+def rcnn_v2(path: str) -> str:
+    """Names a part of an R-CNN of the second version, whose box head has 4 convolutions: 'trunk/fc1' -> 'roi_heads.box_head.5'."""
+    return 'roi_heads.box_head.5' if path == 'trunk/fc1' else rcnn(path)
+
+
+def rcnn_mobilenet_v3_large(path: str) -> str:
+    """Names a part of a Faster R-CNN on MobileNetV3-Large: 'backbone/stem/conv' -> 'backbone.body.0.0'."""
+    part, rest = path.split('/', 1)
+    return f'backbone.body.{mobilenet_v3_large(rest).removeprefix("features.")}' if part == 'backbone' else rcnn(path)
 
 
 def ssd(path: str) -> str:
@@ -121,11 +148,14 @@ def ssdlite(path: str) -> str:
 
 
 def _resnet_fpn(part: str, rest: str) -> str:
-    """Names a part of a ResNet with a pyramid: 'fpn', 'inner1' -> 'backbone.fpn.inner_blocks.0.0'."""
+    """Names a part of a ResNet with a pyramid: 'fpn', 'inner1_norm' -> 'backbone.fpn.inner_blocks.0.1'."""
     if part == 'backbone':
         return f'backbone.body.{resnet(rest)}'
-    kind, index = rest[:-1], int(rest[-1]) - 1
-    return f'backbone.fpn.extra_blocks.p{index + 6}' if kind == 'extra' else f'backbone.fpn.{kind}_blocks.{index}.0'
+    _refuse_group_norm(rest)
+    kind, number, norm = re.fullmatch(r'(inner|layer|extra)(\d)(_norm)?', rest).groups()
+    if kind == 'extra':
+        return f'backbone.fpn.extra_blocks.p{int(number) + 5}'
+    return f'backbone.fpn.{kind}_blocks.{int(number) - 1}.{1 if norm else 0}'
 
 
 def _level(path: str) -> tuple[int, str, str]:

@@ -2,29 +2,40 @@
 
     drawn_entries -> load_state_dict  -> run_peer     -> tensors, detections, and the image as torchvision resizes it
                   -> Peer.mapping     -> run_detector -> the same of our detector, on that image
-    the same weights, drawn_training -> peer_losses, detector_losses -> what both are trained on, of R-CNNs
+    the same weights, drawn_training -> peer_losses, detector_losses -> what both are trained on
+    run_classifier, run_backbone -> the same of a classifier's layers
 
 What runs the peer needs torch and torchvision (the extra `parity`).
 """
 
+import contextlib
+import operator
 import re
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import numpy as np
 
+from detzoo.backbones.mobilenet import mobilenet_v2, mobilenet_v3_large
+from detzoo.backbones.resnet import ResNet
 from detzoo.core import boxes as box_ops
 from detzoo.core.masks import paste_masks
+from detzoo.detectors.network import IMAGENET_MEAN, IMAGENET_STD
 from detzoo.types import Batch, Detector, GroundTruth, Inputs, ModelState, Params
+from detzoo.weights import mapping as weight_mapping
+from detzoo.weights import torchvision
 from detzoo.weights.parity import drawn_objects, pair_boxes, predict_with_intermediates
 from detzoo.weights.torchvision import PEERS, Peer
 
 # The deviation of a convolution's output, for inputs that had deviation 1 before a ReLU; 1.7 where none is named.
 _GAINS = {
+    'backbone.body.13.block.3.': 0.8,  # the two layers of a MobileNet that go into a pyramid
+    'backbone.body.16.': 1.1,
     'rpn.head.bbox_pred': 0.1,
     'box_predictor.bbox_pred': 0.4,
     'cls_score': 1.5,
@@ -40,6 +51,8 @@ _GAINS = {
     '.fc2.': 2.0,
     '.block.': 1.3,  # of MobileNet: not all of its convolutions have an activation behind them
     'features.1.': 1.3,
+    'head.conv.': 1.7,
+    '.conv.': 1.2,  # of MobileNetV2, likewise, whose activations end at 6
 }
 
 # Torchvision's arguments of a reduced R-CNN, and ours of the same meaning. Its training draws nothing at random: of a small
@@ -95,8 +108,9 @@ def _draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
     elif name.endswith('scale_weight'):
         values = random.uniform(15, 25, shape)
     elif name.endswith('.weight'):
-        # The last norm of a bottleneck is small, so that sixteen residuals do not add up to an explosion.
-        values = random.uniform(0.8, 1.2, shape) * (0.25 if 'bn3' in name else 1)
+        # The last norm of a bottleneck is small, so that sixteen residuals do not add up to an explosion. RetinaNet's norms
+        # are all that makes its scores vary.
+        values = random.uniform(0.8, 1.2, shape) * (0.25 if 'bn3' in name else 3.5 if '_head.conv.' in name else 1)
     else:
         values = random.standard_normal(shape) * 0.1 + _shift(name, shape)
     return values.astype(np.float32)
@@ -126,6 +140,8 @@ class View(NamedTuple):
     background: whether torchvision's first class is background, which is our last one.
     reduced: arguments of `build` for small images, which it does not resize; see `reduced_peer`.
     losses: our names of the losses that are compared, by torchvision's.
+    alone: whether each image is trained on as a batch of its own, as torchvision divides by an image's positives, not by a
+        batch's.
     """
 
     build: Callable[..., Any]
@@ -137,6 +153,7 @@ class View(NamedTuple):
     background: bool
     reduced: Mapping[str, Any] = MappingProxyType({})
     losses: Mapping[str, str] = MappingProxyType({})
+    alone: bool = False
 
 
 def _frozen_resnet50_fpn(**arguments: Any) -> Any:
@@ -167,11 +184,20 @@ def _build_rcnn(kind: str, **changes: Any) -> Any:
     return getattr(detection, kind)(_frozen_resnet50_fpn(), 91, **changes)
 
 
-def _build(name: str) -> Any:
+def _build(name: str, **changes: Any) -> Any:
     """Builds a model by the function of torchvision that bears its name."""
     from torchvision.models import detection
 
-    return getattr(detection, name)(weights=None, weights_backbone=None, num_classes=91)
+    return getattr(detection, name)(weights=None, weights_backbone=None, num_classes=91, **changes)
+
+
+def _build_mobilenet_rcnn(name: str, **changes: Any) -> Any:
+    """Builds a Faster R-CNN on MobileNetV3-Large as published weights run: frozen batch norm, with torchvision's epsilon."""
+    from torchvision.models.detection.backbone_utils import mobilenet_backbone
+
+    model = _build(name, **changes)
+    model.backbone = mobilenet_backbone(backbone_name='mobilenet_v3_large', weights=None, fpn=True)
+    return model
 
 
 def _their_levels(*outputs: Mapping[str, Any]) -> list[Any]:
@@ -247,30 +273,109 @@ _RCNN = View(
     reduced=_REDUCED_RCNN,
     losses=_RCNN_LOSSES,
 )
+_MOBILENET_RCNN = _RCNN._replace(
+    tensors=('block13', 'last', 'level1', 'level2', 'level3', *_RCNN.tensors[-6:]),
+    build=partial(_build_mobilenet_rcnn, 'fasterrcnn_mobilenet_v3_large_fpn'),
+)
+_RETINANET = View(
+    build=_build_retinanet,
+    tensors=('C3', 'C4', 'C5', 'P3', 'P4', 'P5', 'P6', 'P7', 'cls_logits', 'box_deltas', 'anchors'),
+    parts=('backbone.body', 'backbone', 'head', 'anchor_generator'),
+    theirs=lambda outputs: [*_their_levels(outputs['backbone.body'], outputs['backbone']), *_their_head(outputs)],
+    ours=lambda outputs: [
+        *outputs['backbone'][1:],
+        *outputs['fpn'],
+        outputs['cls_head'],
+        outputs['box_head'],
+        outputs['anchors'],
+    ],
+    divisor=32,
+    background=False,
+    reduced=dict(min_size=96, max_size=128),
+)
 VIEWS = {
-    'retinanet_resnet50_fpn': View(
-        build=_build_retinanet,
-        tensors=('C3', 'C4', 'C5', 'P3', 'P4', 'P5', 'P6', 'P7', 'cls_logits', 'box_deltas', 'anchors'),
-        parts=('backbone.body', 'backbone', 'head', 'anchor_generator'),
-        theirs=lambda outputs: [*_their_levels(outputs['backbone.body'], outputs['backbone']), *_their_head(outputs)],
-        ours=lambda outputs: [
-            *outputs['backbone'][1:],
-            *outputs['fpn'],
-            outputs['cls_head'],
-            outputs['box_head'],
-            outputs['anchors'],
-        ],
-        divisor=32,
-        background=False,
-        reduced=dict(min_size=96, max_size=128),
-    ),
+    'retinanet_resnet50_fpn': _RETINANET,
     'ssd300_vgg16': _SSD,
     'ssdlite320_mobilenet_v3_large': _SSD._replace(build=partial(_build, 'ssdlite320_mobilenet_v3_large')),
     'fasterrcnn_resnet50_fpn': _RCNN,
     'maskrcnn_resnet50_fpn': _RCNN._replace(
         build=partial(_build_rcnn, 'MaskRCNN'), losses={**_RCNN_LOSSES, 'loss_mask': 'mask_loss'}
     ),
+    # In the second version all batch norms are trained, and published weights run with torchvision's own functions.
+    'retinanet_resnet50_fpn_v2': _RETINANET._replace(
+        build=partial(_build, 'retinanet_resnet50_fpn_v2'),
+        reduced=dict(min_size=128, max_size=256),
+        losses={'classification': 'cls_loss', 'bbox_regression': 'box_loss'},
+        alone=True,
+    ),
+    'fasterrcnn_resnet50_fpn_v2': _RCNN._replace(build=partial(_build, 'fasterrcnn_resnet50_fpn_v2')),
+    'maskrcnn_resnet50_fpn_v2': _RCNN._replace(
+        build=partial(_build, 'maskrcnn_resnet50_fpn_v2'), losses={**_RCNN_LOSSES, 'loss_mask': 'mask_loss'}
+    ),
+    'fasterrcnn_mobilenet_v3_large_fpn': _MOBILENET_RCNN,
+    'fasterrcnn_mobilenet_v3_large_320_fpn': _MOBILENET_RCNN._replace(
+        build=partial(_build_mobilenet_rcnn, 'fasterrcnn_mobilenet_v3_large_320_fpn')
+    ),
 }
+
+
+class Classifier(NamedTuple):
+    """A classifier of torchvision and our backbone of its layers.
+
+    backbone: ours.
+    mapping: of its weights.
+    parts: of torchvision's classifier, which put out what our backbone does.
+    """
+
+    backbone: nn.Module
+    mapping: weight_mapping.Mapping
+    parts: tuple[str, ...]
+
+
+_RESNET_STAGES = ('layer1', 'layer2', 'layer3', 'layer4')
+CLASSIFIERS = {
+    'resnet18': Classifier(ResNet(18), torchvision.RESNET, _RESNET_STAGES),
+    'resnet34': Classifier(ResNet(34), torchvision.RESNET, _RESNET_STAGES),
+    'resnet50': Classifier(ResNet(50), torchvision.RESNET, _RESNET_STAGES),
+    'resnet101': Classifier(ResNet(101), torchvision.RESNET, _RESNET_STAGES),
+    'mobilenet_v2': Classifier(
+        mobilenet_v2(norm_epsilon=1e-5), torchvision.MOBILENET_V2, ('features.14.conv.0', 'features.18')
+    ),
+    'mobilenet_v3_large': Classifier(
+        mobilenet_v3_large(reduced_tail=False), torchvision.MOBILENET_V3_LARGE, ('features.13.block.0', 'features.16')
+    ),
+}
+
+
+def build_classifier(name: str) -> Any:
+    """Builds a classifier of torchvision, a key of CLASSIFIERS, evaluating. Needs torchvision."""
+    from torchvision import models
+
+    return getattr(models, name)(weights=None).eval()
+
+
+def run_classifier(name: str, model: Any, image: np.ndarray) -> dict[str, np.ndarray]:
+    """Runs torchvision's classifier on an image [h, w, 3] uint8, and keeps what its parts put out: [1, h', w', C] each."""
+    import torch
+
+    with _outputs_of(model, CLASSIFIERS[name].parts) as outputs, torch.inference_mode():
+        model(torch.from_numpy(_pixels(image)).permute(0, 3, 1, 2))
+    return {part: outputs[part].permute(0, 2, 3, 1).numpy() for part in CLASSIFIERS[name].parts}
+
+
+def run_backbone(name: str, entries: Mapping[str, np.ndarray], image: np.ndarray) -> dict[str, np.ndarray]:
+    """Runs our backbone of a classifier's entries: as `run_classifier`."""
+    backbone, mapping, parts = CLASSIFIERS[name]
+    pixels = _pixels(image)
+    variables = jax.eval_shape(partial(backbone.init, train=False), jax.random.key(0), pixels)
+    params, model_state = weight_mapping.fill(mapping, entries, (variables.pop('params'), variables))
+    outputs = jax.jit(partial(backbone.apply, train=False))({'params': params, **model_state}, pixels)
+    return dict(zip(parts, jax.device_get(outputs), strict=True))
+
+
+def _pixels(image: np.ndarray) -> np.ndarray:
+    """Normalises an image as classifiers see it: [1, h, w, 3] float32."""
+    return ((image[None] - np.array(IMAGENET_MEAN)) / IMAGENET_STD).astype(np.float32)
 
 
 def build_peer(name: str, **changes: Any) -> Any:
@@ -331,19 +436,11 @@ def run_peer(name: str, model: Any, image: np.ndarray) -> tuple[dict[str, np.nda
     import torch
 
     view = VIEWS[name]
-    outputs = {}
-
-    def keep(part):
-        return model.get_submodule(part).register_forward_hook(lambda module, args, output: outputs.update({part: output}))
-
-    hooks = [keep(part) for part in view.parts]
     pixels = torch.from_numpy(image).permute(2, 0, 1) / 255
-    with torch.inference_mode():
+    with _outputs_of(model, view.parts) as outputs, torch.inference_mode():
         (detections,) = model([pixels])
         resized, _ = model.transform.resize(pixels)
         tensors = dict(zip(view.tensors, view.theirs(outputs), strict=True))
-    for hook in hooks:
-        hook.remove()
     if view.background:
         tensors['cls_logits'] = tensors['cls_logits'].roll(-1, dims=-1)
         detections['labels'] = detections['labels'] - 1
@@ -351,6 +448,20 @@ def run_peer(name: str, model: Any, image: np.ndarray) -> tuple[dict[str, np.nda
         detections['masks'] = detections['masks'][:, 0] > 0.5
     tensors, detections = ({key: x.numpy() for key, x in found.items()} for found in (tensors, detections))
     return tensors, detections, 255 * resized.permute(1, 2, 0).numpy()
+
+
+@contextlib.contextmanager
+def _outputs_of(model: Any, parts: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Keeps what parts of a torch module put out while it runs."""
+    outputs = {}
+
+    def keep(part: str) -> Any:
+        return model.get_submodule(part).register_forward_hook(lambda module, args, output: outputs.update({part: output}))
+
+    hooks = [keep(part) for part in parts]
+    yield outputs
+    for hook in hooks:
+        hook.remove()
 
 
 def run_detector(
@@ -442,11 +553,12 @@ def peer_losses(name: str, model: Any, images: Sequence[np.ndarray], gt: GroundT
 
     rows = zip(gt.boxes, gt.labels, gt.masks, gt.valid)
     targets = [target(image, *(x[valid] for x in objects)) for image, (*objects, valid) in zip(images, rows)]
+    pixels = [torch.tensor(image.copy()).permute(2, 0, 1) / 255 for image in images]
     model.train()
     with torch.no_grad():
-        losses = model([torch.tensor(image.copy()).permute(2, 0, 1) / 255 for image in images], targets)
+        found = [model(pixels[batch], targets[batch]) for batch in _batches(view, len(images))]
     model.eval()
-    return {view.losses[key]: value.item() for key, value in losses.items()}
+    return {name: sum(losses[key].item() for losses in found) / len(found) for key, name in view.losses.items()}
 
 
 def detector_losses(
@@ -462,16 +574,28 @@ def detector_losses(
     Returns:
         as `peer_losses`.
     """
-    view = VIEWS[name]
+    view, loss = VIEWS[name], jax.jit(detector.loss)
+    found = []
+    for rows in _batches(view, len(images)):
+        batch = _padded_batch(images[rows], jax.tree.map(operator.itemgetter(rows), gt), view.divisor)
+        _, (_, metrics) = loss(params, model_state, batch, jax.random.key(0))
+        found.append(metrics)
+    return {name: sum(float(metrics[name]) for metrics in found) / len(found) for name in view.losses.values()}
+
+
+def _batches(view: View, count: int) -> list[slice]:
+    """The rows of images that are trained on together."""
+    return [slice(row, row + 1) for row in range(count)] if view.alone else [slice(count)]
+
+
+def _padded_batch(images: Sequence[np.ndarray], gt: GroundTruth, divisor: int) -> Batch:
+    """Puts images on a canvas that holds them all."""
     sizes = np.array([image.shape[:2] for image in images])
-    canvas = np.zeros((len(images), *-(-sizes.max(axis=0) // view.divisor) * view.divisor, 3), np.float32)
+    canvas = np.zeros((len(images), *-(-sizes.max(axis=0) // divisor) * divisor, 3), np.float32)
     for place, image in zip(canvas, images):
         place[: image.shape[0], : image.shape[1]] = image
     window = np.concatenate([np.zeros_like(sizes), sizes[:, ::-1]], axis=1).astype(np.float32)
-    ids = np.arange(len(images), dtype=np.int32)
-    batch = Batch(Inputs(canvas, window), gt, ids, np.ones(len(images), bool))
-    _, (_, metrics) = jax.jit(detector.loss)(params, model_state, batch, jax.random.key(0))
-    return {key: float(metrics[key]) for key in view.losses.values()}
+    return Batch(Inputs(canvas, window), gt, np.arange(len(images), dtype=np.int32), np.ones(len(images), bool))
 
 
 def _anchors(detector: Detector, params: Params, model_state: ModelState, inputs: Inputs) -> jax.Array:

@@ -1,0 +1,55 @@
+"""Makes a workdir of published weights, or of exported ones: evaluate, predict and fine-tune from it as from a trained one.
+
+    python scripts/import_weights.py --source=retinanet_resnet50_fpn_coco-eeacb38b.pth --model=retinanet_resnet50_fpn \\
+        --workdir=runs/retinanet_coco
+    python scripts/import_weights.py --source=yolov3.weights --model=yolov3 --workdir=runs/yolov3
+    python scripts/import_weights.py --source=mine.weights --cfg=mine.cfg --names=mine.names --workdir=runs/mine
+    python scripts/import_weights.py --source=EXPORTED_FOLDER --workdir=runs/back
+
+The models are those of docs/zoo.md. Neither torch nor anything else of the publishers is needed, and no code that a file may
+hold is run. The workdir has the model's config (how images are resized for it, its means, its order of channels), its class
+names and the data's own category ids.
+
+--report=FILE.md writes a table, layer by layer: the name in the file, ours, the shape, what was done, a checksum of the
+result; and what of the file was left, with the reason. What is missing or left over without one is an error.
+"""
+
+import pathlib
+import sys
+
+from absl import app, flags, logging
+
+SOURCE = flags.DEFINE_string('source', None, 'A weight file, or a folder of export_weights.py.', required=True)
+MODEL = flags.DEFINE_string('model', None, "The model's name in docs/zoo.md.")
+CFG = flags.DEFINE_string('cfg', None, 'In place of --model, the .cfg file of a darknet network.')
+NAMES = flags.DEFINE_string('names', None, 'With --cfg, the file with the names of its classes, one a line.')
+WORKDIR = flags.DEFINE_string('workdir', None, 'The workdir to make.', required=True)
+REPORT = flags.DEFINE_string('report', None, 'A Markdown file for the report.')
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f'what is {argv[1]!r}? Flags begin with --')
+    logging.set_verbosity(logging.WARNING)
+    import jax
+
+    from detzoo.training.workdir import write_text
+    from detzoo.weights.exchange import format_report, import_weights
+
+    try:
+        imported = import_weights(SOURCE.value, WORKDIR.value, model=MODEL.value, cfg=CFG.value, names=NAMES.value)
+    except (ValueError, OSError) as error:
+        sys.exit(f'error: {error}')
+    parameters = sum(x.size for x in jax.tree.leaves(imported.params))
+    taken, left = ([row for row in imported.rows if bool(row.ours) == ours] for ours in (True, False))
+    anew = [row.ours for row in taken if not row.foreign]
+    print(f'{SOURCE.value} -> {WORKDIR.value}: {imported.config.model.name}, {parameters:,} parameters, '
+          f'{len(imported.classes.class_names)} classes, {len(taken)} variables filled, {len(left)} entries left')
+    if anew:
+        print(f'these start anew: {", ".join(anew)}')
+    if REPORT.value:
+        write_text(pathlib.Path(REPORT.value), format_report(imported.rows))
+
+
+if __name__ == '__main__':
+    app.run(main)

@@ -1,0 +1,228 @@
+"""Weight files into workdirs and back: what arrives, what is reported, and that nothing is left behind by what fails."""
+
+import json
+
+import cv2
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from detzoo import inference
+from detzoo.config import differences, from_json
+from detzoo.inference import Classes, load
+from detzoo.weights import darknet, exchange, zoo
+from detzoo.weights.exchange import export_darknet, export_weights, import_weights
+from detzoo.weights.mapping import checksum, flatten
+from detzoo.weights.zoo import COCO, MODELS
+
+TINY = dict(depth=18, width=0.125, fpn_features=16, head_depth=1)  # of RetinaNet
+YOLO = {**darknet.PUBLISHED['yolov3-tiny'].model, 'num_classes': 3, 'width': 0.125, 'head_features': 16}
+TORCH_AXES = {4: (3, 2, 0, 1), 2: (1, 0)}  # of ours in the file's order
+
+
+@pytest.fixture
+def published(monkeypatch, tmp_path):
+    """The entries of a tiny RetinaNet in torchvision's names, which are in `tmp_path/tiny.safetensors`; MODELS knows it."""
+    whole = MODELS['retinanet_resnet50_fpn']
+    model = whole._replace(model={**whole.model, **TINY}, canvases=((64, 96), (96, 64)))
+    model = model._replace(recipe={**model.recipe, 'shorter_side': 64, 'longer_side': 96})
+    monkeypatch.setitem(zoo.MODELS, 'tiny', model)
+    template = exchange.shapes_of(exchange.config_of(model), 91)
+    random, entries = np.random.RandomState(0), {}
+    for path, leaf in flatten(template).items():
+        shape = [leaf.shape[axis] for axis in TORCH_AXES.get(len(leaf.shape), range(len(leaf.shape)))]
+        values = random.uniform(0.5, 1.5, shape) if path.endswith('var') else 0.1 * random.standard_normal(shape)
+        entries[model.mapping.name_of(path.partition('/')[2])] = values.astype(np.float32)
+    entries['backbone.body.bn1.num_batches_tracked'] = np.array(7)
+    safetensors.numpy.save_file(entries, tmp_path / 'tiny.safetensors')
+    return entries
+
+
+def variables_of(workdir):
+    predictor = load(workdir)
+    return flatten((predictor.params, predictor.model_state))
+
+
+def image_of(height, width):
+    return np.random.RandomState(1).randint(0, 256, (height, width, 3)).astype(np.uint8)
+
+
+def test_imported_weights_arrive_with_classes_and_preprocessing(tmp_path, published):
+    imported = import_weights(tmp_path / 'tiny.safetensors', tmp_path / 'run', model='tiny')
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['run', 'tiny.safetensors']
+    found = variables_of(tmp_path / 'run')
+    np.testing.assert_array_equal(
+        found['params/backbone/stem_conv/kernel'], published['backbone.body.conv1.weight'].transpose(2, 3, 1, 0)
+    )
+    np.testing.assert_array_equal(found['frozen/backbone/stem_norm/var'], published['backbone.body.bn1.running_var'])
+
+    predictor = load(tmp_path / 'run')
+    assert predictor.classes.category_ids == tuple(range(91)) and predictor.classes.class_names[1] == 'person'
+    assert predictor.classes.class_names[90] == 'toothbrush' and predictor.classes.class_names[12] == 'N/A'
+    recipe = predictor.config.data.recipe
+    assert (recipe.resize, recipe.shorter_side, recipe.longer_side, recipe.interpolation) == ('fit', 64, 96, 'bilinear')
+    environment = json.loads((tmp_path / 'run' / 'environment.json').read_text())
+    assert environment['imported_from']['source'] == 'tiny.safetensors' and len(environment['imported_from']['sha256']) == 64
+
+    names = {row.foreign for row in imported.rows}
+    assert names == published.keys() and {row.ours for row in imported.rows} == found.keys() | {''}
+    for row in imported.rows:
+        if row.ours:
+            assert row.shape == found[row.ours].shape and row.checksum == checksum(found[row.ours])
+        else:
+            assert row.foreign.endswith('num_batches_tracked') and row.transform == 'left: a counter of training'
+
+
+@pytest.mark.parametrize('exact', [False, True])
+def test_imported_weights_detect_in_pixels_and_ids_of_the_data(tmp_path, published, exact):
+    import_weights(tmp_path / 'tiny.safetensors', tmp_path / 'run', model='tiny')
+    predictor = load(tmp_path / 'run', exact=exact)
+    predictor.config.model.score_threshold = 0.0
+    predictor = inference.Predictor(predictor.config, predictor.classes, 0, predictor.params, predictor.model_state)
+    found = predictor(image_of(90, 140))
+    assert len(found.boxes) and (found.boxes >= 0).all() and (found.boxes <= [140, 90, 140, 90]).all()
+    np.testing.assert_array_equal(found.category_ids, found.labels)  # torchvision's RetinaNet counts background as class 0
+
+
+def test_export_and_import_are_inverse_to_the_last_bit(tmp_path, tiny_run):
+    export_weights(tiny_run, tmp_path / 'exported')
+    assert sorted(path.name for path in (tmp_path / 'exported').iterdir()) == [
+        'classes.json', 'config.json', 'weights.safetensors',
+    ]  # fmt: skip
+    imported = import_weights(tmp_path / 'exported', tmp_path / 'back')
+    assert {row.transform for row in imported.rows} == {'as it is'}
+    before, after = variables_of(tiny_run), variables_of(tmp_path / 'back')
+    assert before.keys() == after.keys()
+    for path in before:
+        assert before[path].dtype == after[path].dtype
+        np.testing.assert_array_equal(before[path], after[path])
+    old, new = (from_json((folder / 'config.json').read_text()) for folder in (tiny_run, tmp_path / 'back'))
+    assert differences(old, new).keys() == {'data.data_dir'}  # of the machine that trained
+    image = image_of(50, 60)
+    first, second = load(tiny_run)(image), load(tmp_path / 'back')(image)
+    np.testing.assert_array_equal(first.boxes, second.boxes)
+    assert first.class_names == second.class_names
+
+
+def darknet_files(folder):
+    """Writes .weights, .cfg and .names of a tiny YOLO v3 of three classes, with random weights."""
+    folder.mkdir()
+    config = exchange.config_of(MODELS['yolov3']._replace(model=YOLO, canvases=((64, 96),)))
+    random = np.random.RandomState(2)
+    template = exchange.shapes_of(config, 3)
+    params, model_state = jax.tree.map(lambda x: (0.1 + random.uniform(size=x.shape)).astype(x.dtype), template)
+    darknet.write_weights(folder / 'a.weights', YOLO, params, model_state)
+    (folder / 'a.cfg').write_text(darknet.cfg_text(YOLO, template, (64, 96)))
+    (folder / 'a.names').write_text('red\ngreen\nblue\n')
+
+
+def test_darknet_network_of_its_own_cfg_comes_in_and_goes_out(tmp_path):
+    darknet_files(tmp_path / 'in')
+    paths = {suffix: tmp_path / 'in' / f'a.{suffix}' for suffix in ('weights', 'cfg', 'names')}
+    imported = import_weights(paths['weights'], tmp_path / 'run', cfg=paths['cfg'], names=paths['names'])
+    assert [row.transform for row in imported.rows if not row.ours] == ['left: only YOLO v2 counts images; 0']
+    predictor = load(tmp_path / 'run')
+    assert predictor.classes == Classes(('red', 'green', 'blue'), (1, 2, 3))
+    assert predictor.config.data.recipe.resize == 'letterbox' and predictor.config.evaluation.canvases == ((64, 96),)
+    export_darknet(tmp_path / 'run', tmp_path / 'out')
+    assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == [f'yolo_v3.{suffix}' for suffix in sorted(paths)]
+    for suffix, path in paths.items():
+        assert (tmp_path / 'out' / f'yolo_v3.{suffix}').read_bytes() == path.read_bytes()
+    net = cv2.dnn.readNetFromDarknet(str(tmp_path / 'out' / 'yolo_v3.cfg'), str(tmp_path / 'out' / 'yolo_v3.weights'))
+    assert len(net.getUnconnectedOutLayersNames()) == 2
+
+
+def without(entries, name):
+    return {key: array for key, array in entries.items() if key != name}
+
+
+CLS_BIAS = 'head.classification_head.cls_logits.bias'
+
+
+@pytest.mark.parametrize('change, message', [
+    (lambda entries: without(entries, CLS_BIAS), r'missing: head\.classification_head\.cls_logits\.bias'),
+    (lambda entries: {**entries, 'head.third.weight': np.zeros(3, np.float32)}, r'unused: head\.third\.weight'),
+    (lambda entries: {**entries, CLS_BIAS: np.zeros(9 * 21, np.float32)},
+     r'of another shape: head\.classification_head\.cls_logits\.bias \(189,\) where the model has \(819,\)'),
+], ids=['missing', 'unused', 'classes'])  # fmt: skip
+def test_a_file_of_another_model_leaves_no_workdir(tmp_path, published, change, message):
+    safetensors.numpy.save_file(change(published), tmp_path / 'bad.safetensors')
+    with pytest.raises(ValueError, match=rf'bad\.safetensors: .*{message}'):
+        import_weights(tmp_path / 'bad.safetensors', tmp_path / 'run', model='tiny')
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['bad.safetensors', 'tiny.safetensors']
+
+
+def test_what_cannot_be_imported_is_one_error_and_no_workdir(tmp_path, published, run_script):
+    darknet_files(tmp_path / 'in')
+    (tmp_path / 'in' / 'two.names').write_text('red\ngreen\n')
+    (tmp_path / 'in' / 'short.weights').write_bytes((tmp_path / 'in' / 'a.weights').read_bytes()[:-4])
+    (tmp_path / 'in' / 'torn.safetensors').write_bytes((tmp_path / 'tiny.safetensors').read_bytes()[:-4])
+    before = sorted(tmp_path.rglob('*'))
+    mine = (f'--cfg={tmp_path}/in/a.cfg', f'--names={tmp_path}/in/a.names')
+    cases = [
+        ('tiny.safetensors', ['--model=yolov3-tiny'], 'not the weights of this model'),
+        ('tiny.safetensors', ['--model=fasterrcnn_resnet50_fpn'], 'missing: '),
+        ('tiny.safetensors', ['--model=resnet50'], "no model is called 'resnet50'"),
+        ('tiny.safetensors', [], 'not a folder of export_weights'),
+        ('in/torn.safetensors', ['--model=tiny'], 'torn.safetensors'),
+        ('nothing.pth', ['--model=tiny'], 'nothing.pth'),
+        ('in/short.weights', mine, 'short.weights: not the weights of this model: it ends after'),
+        ('in/a.weights', [mine[0]], 'both a .cfg and a .names'),
+        ('in/a.weights', [mine[0], f'--names={tmp_path}/in/two.names'], 'names 2 classes'),
+    ]
+    for source, arguments, message in cases:
+        finished = run_script('import_weights', f'--source={tmp_path / source}', f'--workdir={tmp_path}/run', *arguments)
+        assert finished.code == 1 and finished.stderr.startswith('error: ') and message in finished.stderr, finished
+        assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_an_existing_folder_is_not_overwritten(tmp_path, published, tiny_run):
+    (tmp_path / 'full').mkdir()
+    (tmp_path / 'full' / 'mine').write_text('mine')
+    for act in (
+        lambda: import_weights(tmp_path / 'tiny.safetensors', tmp_path / 'full', model='tiny'),
+        lambda: export_weights(tiny_run, tmp_path / 'full'),
+    ):
+        with pytest.raises(ValueError, match='full exists and is not empty'):
+            act()
+    assert [path.name for path in (tmp_path / 'full').iterdir()] == ['mine']
+
+
+def test_only_yolos_go_to_darknet(tmp_path, tiny_run):
+    with pytest.raises(ValueError, match='retinanet'):
+        export_darknet(tiny_run, tmp_path / 'out')
+    assert not list(tmp_path.iterdir())
+
+
+def test_scripts_import_report_and_export(tmp_path, published, run_script):
+    source, run = tmp_path / 'tiny.safetensors', tmp_path / 'run'
+    finished = run_script(
+        'import_weights', f'--source={source}', '--model=tiny', f'--workdir={run}', f'--report={tmp_path}/report.md'
+    )
+    assert not finished.code and '91 classes' in finished.stdout and '1 entries left' in finished.stdout
+    lines = (tmp_path / 'report.md').read_text().splitlines()
+    assert len(lines) == 2 + len(published)
+    row = next(line for line in lines if line.startswith('| backbone.body.conv1.weight '))
+    assert row.split(' | ')[1:4] == ['params/backbone/stem_conv/kernel', '7 x 7 x 3 x 8', 'OIHW -> HWIO']
+    finished = run_script('export_weights', f'--workdir={run}', f'--output={tmp_path}/out')
+    assert not finished.code and (tmp_path / 'out' / 'weights.safetensors').exists()
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_every_model_has_a_config_and_as_many_classes_as_outputs(name):
+    model = MODELS[name]
+    config = exchange.config_of(model)
+    names, ids = model.classes
+    assert len(names) == len(ids) == model.model['num_classes'] and list(ids) == sorted(set(ids))
+    known = dict(zip(COCO.category_ids, COCO.class_names)) if config.data.name == 'coco' else dict(enumerate(names, 1))
+    assert {number: known[number] for number, name in zip(ids, names) if name not in ('N/A',)} == known
+    assert config.evaluation.divisor == model.divisor
+    assert all(side > 0 for canvas in config.evaluation.canvases for side in canvas)
+    # Photos of any shape are as large on one of the canvases as the recipe makes them alone.
+    for size in ((480, 640), (640, 427), (1000, 200), (333, 333), (50, 2000)):
+        static = inference.placement(size, inference.canvas_for(size, config), inference.resize_rule(config.data.recipe))
+        config.evaluation.exact = True
+        exact = inference.placement(size, inference.canvas_for(size, config), inference.resize_rule(config.data.recipe))
+        config.evaluation.exact = False
+        assert static.size == exact.size
