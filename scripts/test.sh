@@ -6,10 +6,26 @@
 #   bash scripts/test.sh --full               # also the whole contract for every variant of a detector
 #
 # $PYTHON chooses the Python. The environment holds libtpu (half a gigabyte), for the test that compiles for TPU.
+# Without files among the arguments two processes share the tests, since hardly one of them keeps two cores busy.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 bash scripts/venv.sh .venv-test test,tpu
 # Without these, JAX looks for a TPU and libtpu asks the network about it.
 export JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1
-exec .venv-test/bin/python -m pytest -q --durations=15 "$@"
+pytest=(.venv-test/bin/python -m pytest -q --durations=15 "$@")
+for argument in "$@"; do
+    if [[ $argument == tests* ]]; then exec "${pytest[@]}"; fi
+done
+
+# What takes half of the time: what trains, and starts processes.
+apart=(tests/test_training.py tests/test_runner.py tests/test_tpu.py tests/test_notebooks.py tests/test_scripts.py
+       tests/test_stages.py tests/test_finetune.py tests/test_inference.py tests/test_report.py tests/test_exchange.py)
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+"${pytest[@]}" "${apart[@]}" > "$log" 2>&1 &
+status=0
+"${pytest[@]}" tests "${apart[@]/#/--ignore=}" || status=$?
+wait $! || status=$?
+cat "$log"
+exit $status
