@@ -39,7 +39,7 @@ from detzoo.types import Inputs
 from detzoo.weights.darknet import PUBLISHED, arguments_of, cfg_text, model_of_cfg, read_weights, write_weights
 from detzoo.weights.darknet_parity import Darknet, drawn_weights, run_detector, run_opencv, select_detections
 from detzoo.weights.mapping import Template
-from detzoo.weights.parity import drawn_image, match_detections
+from detzoo.weights.parity import differences, drawn_image, match_detections
 
 _MODEL = flags.DEFINE_enum('model', 'yolov3-tiny', [*PUBLISHED, 'all'], "A network, by the name of darknet's file.")
 _DARKNET = flags.DEFINE_string('darknet', '/usr/lib/darknet', 'A folder with libdarknet.so and include/darknet.h.')
@@ -62,10 +62,9 @@ def check_tensors(model: Mapping[str, Any], canvas: tuple[int, int], variables: 
     else:
         theirs = run_opencv(model, variables, weights, image)
     agree = True
-    for name, expected in theirs.items():
-        difference = abs(ours[name] - expected).max() / abs(expected).max()
-        agree &= bool(difference <= TOLERANCE)  # NaN is no agreement
-        print(f'  {name:12}{difference:.1e}   of {abs(expected).max():.3g}')
+    for name, difference in differences(ours, theirs).items():
+        agree &= difference <= TOLERANCE  # NaN is no agreement
+        print(f'  {name:12}{difference:.1e}   of {abs(theirs[name]).max():.3g}')
     if not of_v1:
         kept = [
             {name: getattr(x, name)[x.valid] for name in _DETECTION}

@@ -34,7 +34,7 @@ from detzoo.inference import Predictor, load
 from detzoo.weights import torchvision_parity as parity
 from detzoo.weights.exchange import import_weights
 from detzoo.weights.mapping import fill
-from detzoo.weights.parity import drawn_image, match_detections
+from detzoo.weights.parity import differences, drawn_image, match_detections
 from detzoo.weights.torchvision import PEERS
 
 _MODEL = flags.DEFINE_enum('model', 'retinanet_resnet50_fpn', [*PEERS, *parity.CLASSIFIERS], "A model, by torchvision's name.")
@@ -99,10 +99,9 @@ def tensors_agree(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) ->
         matched = np.isfinite(ours['proposals'][:, 0]).sum()
         print(f'  proposals   {matched}/{len(theirs["proposals"])} matched (ours: {count})')
         agree &= bool(matched == count)
-    for key, expected in theirs.items():
-        difference = abs(ours[key] - expected).max() / abs(expected).max()
-        agree &= bool(difference <= TOLERANCE)  # NaN is no agreement
-        print(f'  {key:18}{difference:.1e}   of {abs(expected).max():.3g}')
+    for key, difference in differences(ours, theirs).items():
+        agree &= difference <= TOLERANCE  # NaN is no agreement
+        print(f'  {key:18}{difference:.1e}   of {abs(theirs[key]).max():.3g}')
     return agree
 
 

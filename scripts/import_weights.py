@@ -11,11 +11,15 @@ hold is run. The workdir has the model's config (how images are resized for it, 
 names and the data's own category ids.
 
 --report=FILE.md writes a table, layer by layer: the name in the file, ours, the shape, what was done, a checksum of the
-result; and what of the file was left, with the reason. What is missing or left over without one is an error.
+result; and what of the file was left, with the reason. What is missing or left over without one is an error. Where the
+publisher's program is installed (`pip install -e '.[parity]'` for torchvision; OpenCV, for YOLO v2 and v3, always is), it runs
+too, on a drawn image, and the largest difference of each tensor on the way is printed, over the tensor's maximum.
 """
 
+import importlib.util
 import pathlib
 import sys
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -49,6 +53,26 @@ def main(argv: list[str]) -> None:
         print(f'these start anew: {", ".join(anew)}')
     if REPORT.value:
         write_text(pathlib.Path(REPORT.value), format_report(imported.rows))
+        for name, difference in differences_to_peer(imported).items():
+            print(f'  {name:18}{difference:.1e}')
+
+
+def differences_to_peer(imported: Any) -> dict[str, float]:
+    """The largest differences to what the publisher's program computes with the file, where it can be run."""
+    from detzoo.weights import darknet_parity, parity, torchvision, torchvision_parity
+    from detzoo.weights.files import read_entries
+
+    name = imported.config.model.name
+    if MODEL.value in torchvision.PEERS and importlib.util.find_spec('torchvision'):
+        entries, image = read_entries(SOURCE.value), parity.drawn_image(480, 640, seed=0)
+        return torchvision_parity.compare_entries(MODEL.value, entries, imported.params, imported.model_state, image)
+    if name in ('yolo_v2', 'yolo_v3') and SOURCE.value.endswith('.weights'):
+        image = parity.drawn_image(*imported.config.evaluation.canvases[0], seed=0)
+        model = {**imported.config.model.to_dict(), 'num_classes': len(imported.classes.class_names)}
+        variables = imported.params, imported.model_state
+        ours, _ = darknet_parity.run_detector(model, *variables, image)
+        return parity.differences(ours, darknet_parity.run_opencv(model, variables, SOURCE.value, image))
+    return {}
 
 
 if __name__ == '__main__':

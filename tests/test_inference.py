@@ -313,7 +313,7 @@ def workdir_of(monkeypatch, tmp_path):
     """A function: a Predictor -> a workdir of which it is."""
 
     def make(predictor):
-        monkeypatch.setattr(inference, 'load', lambda *args: predictor)
+        monkeypatch.setattr(inference, 'load', lambda *args, **kwargs: predictor)
         return tmp_path
 
     return make

@@ -5,6 +5,7 @@ import json
 import pathlib
 
 import jax
+import ml_collections
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -13,6 +14,7 @@ from detzoo.backbones.mobilenet import mobilenet_v3_large
 from detzoo.backbones.resnet import ResNet
 from detzoo.backbones.vgg import VGG16
 from detzoo.detectors import make_detector
+from detzoo.training.finetune import read_learnt
 from detzoo.weights import torchvision
 from detzoo.weights.mapping import fill, flatten
 from detzoo.weights.parity import match_detections
@@ -476,32 +478,30 @@ def mobilenet_file(tmp_path):
     return str(path), entries
 
 
-def test_load_backbone_lists_what_starts_anew_of_a_reduced_tail(tmp_path, caplog):
+def test_read_learnt_lists_what_a_classifier_lacks(tmp_path):
     path, entries = mobilenet_file(tmp_path)
-    params, model_state = template_of(SSDLITE)
-    with caplog.at_level('INFO'):
-        filled, statistics = load_backbone(path, params, model_state)
-    expand = filled['backbone']['block13']['expand']['norm']['bias']
+    template = template_of(SSDLITE)
+    config = ml_collections.ConfigDict(dict(initialize_from='', initialize_backbone=path))
+    learnt = read_learnt(config, (), template)
+    expand = learnt.arrays['params/backbone/block13/expand/norm/bias']
     np.testing.assert_array_equal(expand, entries['features.13.block.0.1.bias'])
-    np.testing.assert_array_equal(statistics['batch_stats']['backbone']['stem']['norm']['var'], entries['features.0.1.running_var'])
-    old, new = flatten((params, model_state)), flatten((filled, statistics))
-    anew = {path.replace('backbone/', '') for path in new if '/backbone/' in path and new[path] is old[path]}
-    # In two blocks 3 convolutions with norms and 2 without, but with biases; then one projection, and the last layer.
-    assert len(anew) == 2 * (3 * 5 + 2 * 2) + 2 * 5
-    assert {path.split('/')[1] for path in anew} == {'block13', 'block14', 'block15', 'last'}
-    (message,) = caplog.messages
-    assert set(message.partition('mobilenet_v3_large.safetensors: of the backbone start anew: ')[2].split(', ')) == anew
+    variance = learnt.arrays['batch_stats/backbone/stem/norm/var']
+    np.testing.assert_array_equal(variance, entries['features.0.1.running_var'])
+    # The reduced tail: in two blocks 3 convolutions with norms and 2 without, but with biases; one projection, the last layer.
+    assert len(learnt.anew) == 2 * (3 * 5 + 2 * 2) + 2 * 5
+    assert {path.split('/')[2] for path in learnt.anew} == {'block13', 'block14', 'block15', 'last'}
+    whole = {path for path in flatten(template) if path.split('/')[1] == 'backbone'}
+    assert {*learnt.arrays, *learnt.anew} == whole
 
 
-def test_load_backbone_fills_that_of_a_faster_rcnn_on_mobilenet(tmp_path, caplog):
+def test_load_backbone_fills_that_of_a_faster_rcnn_on_mobilenet(tmp_path):
     path, entries = mobilenet_file(tmp_path)
     params, model_state = template_of(MOBILENET)
-    with caplog.at_level('INFO'):
-        filled, statistics = load_backbone(path, params, model_state)
+    filled, statistics = load_backbone(path, params, model_state)
     expected, expected_statistics = fill(PEERS[MOBILENET].mapping, entries_of(MOBILENET), (params, model_state))
     jax.tree.map(np.testing.assert_array_equal, filled['backbone'], expected['backbone'])
     jax.tree.map(np.testing.assert_array_equal, statistics, expected_statistics)
-    assert filled['fpn'] is params['fpn'] and not caplog.messages
+    assert filled['fpn'] is params['fpn']
 
 
 def test_load_backbone_tells_mobilenets_apart(tmp_path):

@@ -28,9 +28,8 @@ import numpy as np
 
 from detzoo.core.anchors import base_anchors
 from detzoo.detectors.retinanet import octave_sizes
-from detzoo.weights.mapping import Entries, Mapping, Rule, torch_names
+from detzoo.weights.mapping import ROI_SIDE, Entries, Mapping, Rule, as_convolution, channels_last, torch_names
 
-BINS = 7  # of a RoI, a side, on a pyramid: the inputs of the first fully connected layer are [C, BINS, BINS]
 TOLERANCE = 1e-3  # pixels: of anchors and means that files hold in float32
 
 
@@ -119,18 +118,6 @@ def _aspect_ratios_first(array: np.ndarray, name: str, entries: Entries, *, size
     return array.reshape(sizes, aspect_ratios, -1, *array.shape[1:]).swapaxes(0, 1).reshape(array.shape)
 
 
-def _channels_last(array: np.ndarray, name: str, entries: Entries) -> np.ndarray:
-    """Brings the inputs of the first fully connected layer from [C, s, s] to our [s, s, C]."""
-    if array.shape[-1] % BINS**2:  # another head, which is an error of its own
-        return array
-    return array.reshape(len(array), -1, BINS**2).swapaxes(1, 2).reshape(array.shape)
-
-
-def _as_convolution(array: np.ndarray, name: str, entries: Entries) -> np.ndarray:
-    """Turns the kernel of torch's deconvolution, IOHW, into that of a convolution of a grid with zeros between its cells."""
-    return array.swapaxes(0, 1)[..., ::-1, ::-1]
-
-
 def _same_conventions(entries: Entries, *, model: dict[str, Any]) -> Entries:
     """Refuses a file of another config, where the file tells: its pixels' mean and deviation, the anchors of its cells."""
     first_stage = model.get('rpn', model)
@@ -204,7 +191,7 @@ _FASTER_RCNN_FPN = {
         'train_pre_nms_topk': 2000,
         'train_post_nms_topk': 1000,
     },
-    'roi': {**_ROI, 'output_size': BINS, 'max_samples_per_bin': 8, 'canonical_size': 224.0},
+    'roi': {**_ROI, 'output_size': ROI_SIDE, 'max_samples_per_bin': 8, 'canonical_size': 224.0},
 }
 _FASTER_RCNN_C4 = {
     **_FASTER_RCNN,
@@ -255,8 +242,8 @@ _LEFT = (
     (r'^pixel_(mean|std)$', "compared with the model's"),
     (r'anchor_generator\.cell_anchors\.\d+$', "compared with the model's"),
 )
-_DECONVOLUTION = Rule(r'mask_head\.deconv\.weight$', _as_convolution, 'IOHW -> OIHW, turned by half a turn')
-_FLATTENED = Rule(r'box_head\.fc1\.weight$', _channels_last, 'inputs C, h, w -> h, w, C')
+_DECONVOLUTION = Rule(r'mask_head\.deconv\.weight$', as_convolution, 'IOHW -> OIHW, turned by half a turn')
+_FLATTENED = Rule(r'box_head\.fc1\.weight$', channels_last, 'inputs C, h, w -> h, w, C')
 _ANCHORS = r'(rpn_head\.(objectness_logits|anchor_deltas)|^head\.(cls_score|bbox_pred))\.(weight|bias)$'
 _C4_ANCHORS, _RETINANET_ANCHORS = (
     Rule(_ANCHORS, partial(_aspect_ratios_first, sizes=sizes, aspect_ratios=3), f'anchors {sizes} x 3 -> 3 x {sizes}')

@@ -24,6 +24,7 @@ _LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'runni
 _TORCH_AXES = {4: (2, 3, 1, 0), 2: (1, 0)}  # by rank, torch's axes in our order: OIHW -> HWIO, OI -> IO
 _TRANSPOSED = {4: 'OIHW -> HWIO', 2: 'OI -> IO'}
 _LISTED = 4  # entries a kind of an error message
+ROI_SIDE = 7  # of the features of a RoI, cells, that fully connected layers read, in all published R-CNNs
 LEFT_COUNTERS = (r'num_batches_tracked$', 'a counter of training')
 
 
@@ -93,6 +94,22 @@ def torch_names(module_of: Callable[[str], str], others: abc.Mapping[str, str] =
         return others.get(path) or f'{module_of(module)}.{_LEAVES[leaf]}'
 
     return name_of
+
+
+def channels_last(array: np.ndarray, name: str, entries: Entries) -> np.ndarray:
+    """Brings the inputs of the fully connected layer that reads RoIs from [C, s, s] to our [s, s, C]: a `Rule.change`."""
+    if array.shape[-1] % ROI_SIDE**2:  # another head, which is an error of its own
+        return array
+    return array.reshape(len(array), -1, ROI_SIDE**2).swapaxes(1, 2).reshape(array.shape)
+
+
+def as_convolution(array: np.ndarray, name: str, entries: Entries) -> np.ndarray:
+    """Turns the kernel of a deconvolution into the one of a convolution: a `Rule.change`.
+
+    Torch's deconvolution spreads each input over the kernel, IOHW; ours convolves a grid with zeros between the inputs,
+    where the kernel's first cell meets the input that torch's last one spread: OIHW, turned by half a turn.
+    """
+    return array.swapaxes(0, 1)[..., ::-1, ::-1]
 
 
 def fill(mapping: Mapping, entries: Entries, template: Template, *, source: str = 'the entries') -> Template:

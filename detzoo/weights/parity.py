@@ -103,6 +103,11 @@ def predict_with_intermediates(
     return detections, outputs
 
 
+def differences(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The largest difference of each tensor of theirs to ours of its name, over its own maximum."""
+    return {name: float(abs(ours[name] - tensor).max() / abs(tensor).max()) for name, tensor in theirs.items()}
+
+
 def pair_boxes(
     ours: np.ndarray, theirs: np.ndarray, *, alike: np.ndarray | bool = True, min_iou: float = 0.5
 ) -> np.ndarray:

@@ -4,18 +4,26 @@
 weights come over (see `weights.mapping`); `weights.torchvision_parity` compares the two.
 """
 
-import math
 import re
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import logging
 
 from detzoo.detectors import ssd
 from detzoo.types import ModelState, Params
 from detzoo.weights import darknet, torchvision_names
 from detzoo.weights.files import read_entries
-from detzoo.weights.mapping import LEFT_COUNTERS, Entries, Mapping, Rule, Template, fill, report, torch_names
+from detzoo.weights.mapping import (
+    LEFT_COUNTERS,
+    Entries,
+    Mapping,
+    Rule,
+    Template,
+    as_convolution,
+    channels_last,
+    fill,
+    torch_names,
+)
 
 
 def _with_new_names(entries: Entries) -> Entries:
@@ -35,25 +43,6 @@ def _anchors_background_last(array: np.ndarray, name: str, entries: Entries) -> 
     """Moves the first class of each anchor behind the others, in the last convolution of a level."""
     anchors = len(entries[name.replace('classification', 'regression')]) // 4
     return np.roll(array.reshape(anchors, -1, *array.shape[1:]), -1, axis=1).reshape(array.shape)
-
-
-def _channels_last(array: np.ndarray, name: str, entries: Entries) -> np.ndarray:
-    """Brings the inputs of the first fully connected layer from [C, s, s] to our [s, s, C]."""
-    pyramid = 'backbone.fpn.layer_blocks.0.0.weight'
-    if pyramid not in entries:  # which is an error of its own
-        return array
-    channels = len(entries[pyramid])
-    side = math.isqrt(array.shape[1] // channels)
-    return array.reshape(-1, channels, side, side).transpose(0, 2, 3, 1).reshape(array.shape)
-
-
-def _as_convolution(array: np.ndarray, name: str, entries: Entries) -> np.ndarray:
-    """Turns the kernel of a deconvolution into the one of a convolution.
-
-    Torch's deconvolution spreads each input over the kernel, IOHW; ours convolves a grid with zeros between the inputs,
-    where the kernel's first cell meets the input that torch's last one spread: OIHW, turned by half a turn.
-    """
-    return array.swapaxes(0, 1)[:, :, ::-1, ::-1]
 
 
 def _vgg_entries(entries: Entries) -> Entries:
@@ -94,10 +83,10 @@ RCNN = Mapping(
     torch_names(torchvision_names.rcnn),
     prepare=_with_new_names,
     rules=(
-        Rule(r'box_head\.(fc6|5)\.weight$', _channels_last, 'inputs C, h, w -> h, w, C'),
+        Rule(r'box_head\.(fc6|5)\.weight$', channels_last, 'inputs C, h, w -> h, w, C'),
         Rule(r'box_predictor\.cls_score\.', lambda array, name, entries: np.roll(array, -1, axis=0), 'background last'),
         Rule(r'box_predictor\.bbox_pred\.', lambda array, name, entries: array[4:], "without background's 4 rows"),
-        Rule(r'conv5_mask\.weight$', _as_convolution, 'IOHW -> OIHW, turned by half a turn'),
+        Rule(r'conv5_mask\.weight$', as_convolution, 'IOHW -> OIHW, turned by half a turn'),
         Rule(r'mask_fcn_logits\.', lambda array, name, entries: array[1:], "without background's mask"),
     ),
 )
@@ -108,8 +97,8 @@ RCNN_MOBILENET_V3_LARGE = RCNN._replace(name_of=torch_names(torchvision_names.rc
 def load_backbone(path: str, params: Params, model_state: ModelState) -> Template:
     """Reads a classifier into the backbone of a detector.
 
-    What a classifier does not have as the backbone has it starts anew, as its mapping declares: fc6 and fc7 of VGG where a
-    file has no fully connected layers, the reduced tail of MobileNetV3-Large. The log lists it.
+    What a classifier does not have as the backbone has it stays what it was, as its mapping declares: fc6 and fc7 of VGG where
+    a file has no fully connected layers, the reduced tail of MobileNetV3-Large.
 
     Args:
         path: of the file: of torchvision's names, as torch or safetensors write it, or darknet's ('darknet53.conv.74').
@@ -138,9 +127,6 @@ def load_backbone(path: str, params: Params, model_state: ModelState) -> Templat
 
     template = joined(params), {name: joined(tree) for name, tree in model_state.items()}
     modules, statistics = fill(mapping, entries, template, source=path)
-    anew = [row.ours for row in report(mapping, entries, template, source=path) if not row.foreign]
-    if anew:
-        logging.info('%s: of the backbone start anew: %s', path, ', '.join(anew))
     return parted(params, modules), {name: parted(tree, statistics[name]) for name, tree in model_state.items()}
 
 

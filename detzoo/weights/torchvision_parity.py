@@ -25,11 +25,12 @@ from detzoo.backbones.mobilenet import mobilenet_v2, mobilenet_v3_large
 from detzoo.backbones.resnet import ResNet
 from detzoo.core import boxes as box_ops
 from detzoo.core.masks import paste_masks
+from detzoo.detectors import make_detector
 from detzoo.detectors.network import IMAGENET_MEAN, IMAGENET_STD
 from detzoo.types import Batch, Detector, GroundTruth, Inputs, ModelState, Params
 from detzoo.weights import mapping as weight_mapping
 from detzoo.weights import torchvision
-from detzoo.weights.parity import drawn_objects, pair_boxes, predict_with_intermediates
+from detzoo.weights.parity import differences, drawn_objects, pair_boxes, predict_with_intermediates
 from detzoo.weights.torchvision import PEERS, Peer
 
 # The deviation of a convolution's output, for inputs that had deviation 1 before a ReLU; 1.7 where none is named.
@@ -511,6 +512,29 @@ def in_order_of(proposals: np.ndarray, tensors: Mapping[str, np.ndarray]) -> dic
         return np.where(found, tensor[rows], np.nan)
 
     return {**tensors, **{name: ordered(tensors[name]) for name in ('proposals', 'cls_logits', 'box_deltas')}}
+
+
+def compare_entries(
+    name: str, entries: Mapping[str, np.ndarray], params: Params, model_state: ModelState, image: np.ndarray
+) -> dict[str, float]:
+    """Runs torchvision's model with the entries of a file, and ours with the variables made of them. Needs torch.
+
+    Args:
+        name: a key of PEERS.
+        entries: by torchvision's names, old or new.
+        params, model_state: of our detector.
+        image: [h, w, 3] uint8 RGB.
+
+    Returns:
+        the largest difference of each tensor of `View.tensors`, over its maximum.
+    """
+    import torch
+
+    model = build_peer(name)
+    model.load_state_dict({key: torch.from_numpy(np.array(value)) for key, value in entries.items()}, strict=False)
+    theirs, _, resized = run_peer(name, model, image)
+    ours, _ = run_detector(name, make_detector(**PEERS[name].model), params, model_state, resized, image.shape[:2])
+    return differences(in_order_of(theirs['proposals'], ours) if 'proposals' in theirs else ours, theirs)
 
 
 def drawn_training(image: np.ndarray, num_classes: int) -> tuple[list[np.ndarray], GroundTruth]:
