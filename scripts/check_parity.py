@@ -12,7 +12,8 @@ losses, of three small images: of an R-CNN all anchors and RoIs are sampled, of 
 At last the weights of a detector go the way of a published file: torch saves them, in its zip format and in the one before,
 import_weights makes a workdir, and what is found in each image, resized by ourselves, is compared with torchvision's detections,
 each image on a canvas of its own (exact); then, for information, on the canvases that images share.
-Of a classifier ('resnet18', 'mobilenet_v2') the layers are compared that our backbone has, on images as they are.
+Of a classifier ('resnet18', 'mobilenet_v2') the layers are compared that our backbone has, on images as they are, and what
+torchvision's last layers make of them; with --source, a published file, also the class that they tell.
 Exits with 1 if a tensor differs by more than 1e-4, if a proposal has no partner (nan), if the detections are not the same
 ones: as many, each with the label of its partner, IoU > 0.999, score to 1e-3, IoU of masks > 0.99, but for those whose scores
 tie for the last places of all that are kept; or if a loss differs by more than 1e-3 of itself.
@@ -38,6 +39,7 @@ from detzoo.weights.parity import differences, drawn_image, match_detections
 from detzoo.weights.torchvision import PEERS
 
 _MODEL = flags.DEFINE_enum('model', 'retinanet_resnet50_fpn', [*PEERS, *parity.CLASSIFIERS], "A model, by torchvision's name.")
+_SOURCE = flags.DEFINE_string('source', None, 'A published file of a classifier, in place of drawn weights.')
 _IMAGES = flags.DEFINE_list('images', [], 'Image files; by default five drawn pictures of different sizes.')
 
 TOLERANCE = 1e-4
@@ -53,6 +55,8 @@ def main(argv: list[str]) -> None:
 
     images = [np.asarray(Image.open(path).convert('RGB')) for path in _IMAGES.value]
     images = images or [drawn_image(*size, seed) for seed, size in enumerate(SIZES)]
+    if _SOURCE.value and _MODEL.value in PEERS:
+        raise app.UsageError('--source is for classifiers')
     agree = detectors_agree(_MODEL.value, images) if _MODEL.value in PEERS else classifiers_agree(_MODEL.value, images)
     print('they agree' if agree else f'they do not agree to {TOLERANCE:g}')
     sys.exit(not agree)
@@ -61,11 +65,19 @@ def main(argv: list[str]) -> None:
 def classifiers_agree(name: str, images: list[np.ndarray]) -> bool:
     """Compares the layers of a classifier, and tells whether they agree."""
     model = parity.build_classifier(name)
-    entries = parity.draw_peer(model)
+    entries = parity.fill_peer(model, _SOURCE.value) if _SOURCE.value else parity.draw_peer(model)
     agree = True
     for index, image in enumerate(images):
         print(f'image {index + 1}: {image.shape[:2]}', flush=True)
-        agree &= tensors_agree(parity.run_backbone(name, entries, image), parity.run_classifier(name, model, image))
+        theirs, their_logits = parity.run_classifier(name, model, image)
+        ours = parity.run_backbone(name, entries, image)
+        our_logits = parity.classify(model, ours[parity.CLASSIFIERS[name].parts[-1]])
+        agree &= tensors_agree(ours | {'logits': our_logits}, theirs | {'logits': their_logits})
+        if _SOURCE.value:
+            names = parity.class_names(name)
+            ours, theirs = names[our_logits.argmax()], names[their_logits.argmax()]
+            agree &= ours == theirs
+            print(f'  shows a {ours}, and to torchvision a {theirs}')
     return agree
 
 
@@ -101,7 +113,7 @@ def tensors_agree(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) ->
         agree &= bool(matched == count)
     for key, difference in differences(ours, theirs).items():
         agree &= difference <= TOLERANCE  # NaN is no agreement
-        print(f'  {key:18}{difference:.1e}   of {abs(theirs[key]).max():.3g}')
+        print(f'  {key:19} {difference:.1e}   of {abs(theirs[key]).max():.3g}')
     return agree
 
 
@@ -127,7 +139,7 @@ def losses_agree(name: str, variables: tuple) -> bool:
     for key, expected in theirs.items():
         difference = abs(ours[key] - expected) / abs(expected)
         agree &= bool(difference <= LOSS_TOLERANCE)
-        print(f'  {key:18}{ours[key]:.6f}, torchvision {expected:.6f}: {difference:.1e}')
+        print(f'  {key:19} {ours[key]:.6f}, torchvision {expected:.6f}: {difference:.1e}')
     return agree
 
 

@@ -53,8 +53,11 @@ def main(argv: list[str]) -> None:
         print(f'these start anew: {", ".join(anew)}')
     if REPORT.value:
         write_text(pathlib.Path(REPORT.value), format_report(imported.rows))
-        for name, difference in differences_to_peer(imported).items():
-            print(f'  {name:18}{difference:.1e}')
+        found = differences_to_peer(imported)
+        if found:
+            print("largest differences to the publisher's program on a drawn image, over each tensor's maximum:")
+        for name, difference in found.items():
+            print(f'  {name:19} {difference:.1e}')
 
 
 def differences_to_peer(imported: Any) -> dict[str, float]:

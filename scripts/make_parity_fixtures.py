@@ -81,7 +81,7 @@ def classifier(name: str) -> dict[str, np.ndarray]:
     model = build_classifier(name)
     shapes = {entry: array.shape for entry, array in draw_peer(model).items()}
     image = drawn_image(*CLASSIFIED, seed=0)
-    return {'image': image, 'shapes': json.dumps(shapes), **thinned(run_classifier(name, model, image))}
+    return {'image': image, 'shapes': json.dumps(shapes), **thinned(run_classifier(name, model, image)[0])}
 
 
 def thinned(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

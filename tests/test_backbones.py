@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from detzoo.backbones import mobilenet, norms, resnet
-from detzoo.backbones.conv import ConvNorm
+from detzoo.backbones.conv import ConvNorm, depthwise_convolution
 from detzoo.backbones.fpn import FPN, upsample
 from detzoo.backbones.mobilenet import mobilenet_v2, mobilenet_v3_large
 from detzoo.backbones.resnet import LastStage, ResNet
@@ -471,6 +471,34 @@ def test_conv_norm_by_hand():
         y = np.asarray(module.apply(ones, x)) - 1  # the bias
         middle = y.shape[1] // 2
         np.testing.assert_array_equal([y[0, 0, 0], y[0, middle, middle]], [[expected[0]] * 2, [expected[1]] * 2])
+
+
+@pytest.mark.parametrize(('size', 'kernel', 'stride', 'dilation', 'padding'), [
+    ((7, 9), 3, 1, 1, 1), ((8, 9), 5, 2, 1, 2), ((12, 12), 3, 2, 2, 0), ((9, 10), 3, 1, 3, 3)])  # fmt: skip
+def test_depthwise_convolution_on_cpu_is_that_of_other_platforms(size, kernel, stride, dilation, padding):
+    x, weights = random_features(2, *size, 4), random_features(kernel, kernel, 1, 4, seed=1)
+    strides = (stride, stride)
+    options = dict(padding=((padding, padding),) * 2, rhs_dilation=(dilation, dilation), feature_group_count=4,
+                   dimension_numbers=('NHWC', 'HWIO', 'NHWC'))  # fmt: skip
+
+    def ours(x, weights):
+        return depthwise_convolution(x, weights, strides, **options)
+
+    def lax(x, weights):
+        return jax.lax.conv_general_dilated(x, weights, strides, **options)
+
+    y = ours(x, weights)
+    np.testing.assert_allclose(y, lax(x, weights), rtol=1e-5, atol=1e-4)
+    gradients, expected = (jax.vjp(function, x, weights)[1](y) for function in (ours, lax))
+    for gradient, other in zip(gradients, expected):
+        np.testing.assert_allclose(gradient, other, atol=1e-5 * np.abs(other).max())
+    half = ours(x.astype(jnp.bfloat16), weights.astype(jnp.bfloat16))
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(half.astype(np.float32), y, atol=0.02 * np.abs(y).max())
+    # Only a CPU adds products up.
+    for platform in ('cpu', 'tpu', 'cuda'):
+        module = jax.export.export(jax.jit(ours), platforms=[platform])(x, weights).mlir_module()
+        assert ('stablehlo.convolution(' in module) == (platform != 'cpu')
 
 
 def test_conv_norm_activates_what_its_norm_gives():

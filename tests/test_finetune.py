@@ -2,6 +2,7 @@
 
 import pathlib
 import runpy
+import shutil
 
 import jax
 import numpy as np
@@ -86,13 +87,14 @@ def test_both_starts_at_once_are_an_error(tiny_run, tiny_config):
 
 def test_a_run_starts_from_another_and_freezes_stages(tmp_path, tiny_run, tiny_config, learnt_from, capfd):
     frozen = 'backbone/(stem|stage1)'
+    source = shutil.copytree(tiny_run, tmp_path / 'source')
     config = tiny_config(
-        initialize_from=str(tiny_run), optimizer__frozen=frozen, optimizer__ema_decay=0.0, training__steps=2, seed=3,
+        initialize_from=str(source), optimizer__frozen=frozen, optimizer__ema_decay=0.0, training__steps=2, seed=3,
         model__focal_gamma=1.0,
     )  # fmt: skip
-    loop.train_and_evaluate(config, tmp_path / 'run')
+    metrics = loop.train_and_evaluate(config, tmp_path / 'run')
     error = capfd.readouterr().err
-    assert f'starts from {tiny_run}; model.focal_gamma was 2.0 there, is 1.0' in error and 'anew' not in error
+    assert f'starts from {source}; model.focal_gamma was 2.0 there, is 1.0' in error and 'anew' not in error
     checkpoints = Checkpoints(tmp_path / 'run')
     _, variables = checkpoints.restore_variables()
     checkpoints.close()
@@ -102,6 +104,11 @@ def test_a_run_starts_from_another_and_freezes_stages(tmp_path, tiny_run, tiny_c
     near = [path for path in trained if path not in same and path.endswith('kernel')]
     for path in near:  # two small steps from where the other run stood, not from a draw
         assert abs(trained[path] - learnt_from[path]).max() < 0.2 * abs(learnt_from[path]).max()
+    # What has begun goes on from its own checkpoint, and does not need the other run any more.
+    shutil.rmtree(source)
+    assert loop.train_and_evaluate(config, tmp_path / 'run') == metrics
+    with pytest.raises(ConfigError, match='which is not the workdir of a run'):
+        loop.train_and_evaluate(config, tmp_path / 'another')
 
 
 def test_finetune_config_takes_the_model_over(tiny_run):

@@ -3,6 +3,8 @@
 import json
 import os
 import pathlib
+import runpy
+import shutil
 import subprocess
 import sys
 
@@ -74,7 +76,8 @@ def test_train_names_a_value_it_cannot_use(run_script, data_dir, tmp_path, argum
     assert not (tmp_path / 'run').exists()
 
 
-@pytest.mark.parametrize('name', ['train', 'evaluate', 'predict', 'export_images', 'prepare_data', 'make_anchors'])
+@pytest.mark.parametrize('name', ['train', 'evaluate', 'predict', 'export_images', 'prepare_data', 'make_anchors',
+                                  'check_canvases'])  # fmt: skip
 def test_scripts_explain_themselves(run_script, name):
     finished = run_script(name, '--help')
     assert f'python scripts/{name}.py' in finished.stdout and finished.code in (0, 1)
@@ -112,6 +115,33 @@ def test_evaluate_prints_tables_and_writes_files(run_script, tiny_run, data_dir)
     assert set(metrics['per_class']) == {'red', 'green', 'blue'}
     detections = read_detections(tiny_run / 'detections.json.gz')
     assert set(detections[0]) == {'image_id', 'category_id', 'bbox', 'score'}
+
+
+def test_check_canvases_compares_both_ways(run_script, tiny_run, data_dir, tmp_path):
+    # The recipe of this run limits no sides, so both canvases are one; an image is scaled by whole pixels on the shared one.
+    run = shutil.copytree(tiny_run, tmp_path / 'run')
+    finished = run_script('check_canvases', f'--workdir={run}', f'--data_dir={data_dir}')
+    assert finished.code == 0, finished.stderr
+    own, static, *shares = finished.stdout.splitlines()
+    count = int(own.split()[-2])
+    assert own.startswith('each image on its own canvas: ') and static.startswith('on shared canvases: ') and count > 50
+    assert shares[0].startswith(f'{count} of {count} with a score over 0 have a partner, 1.000; mean IoU 0.99')
+    for way in ('exact', 'static'):
+        assert json.loads((run / f'evaluation_{way}.json').read_text())['boxes']['AP'] is not None
+
+
+def test_check_canvases_counts_partners_by_hand():
+    shared = runpy.run_path(str(ROOT / 'scripts/check_canvases.py'))['shared']
+
+    def row(image_id, x, category_id=1, score=0.9):
+        return dict(image_id=image_id, category_id=category_id, bbox=[x, 0, 10, 10], score=score)
+
+    exact = [row(1, 0), row(1, 20, score=0.2), row(2, 0), row(3, 0)]
+    static = [row(1, 2, score=0.1), row(1, 20, category_id=2), row(2, 6), row(4, 0), row(1, 1, score=0.05)]
+    # One has a partner, nearer by a pixel than another; the rest another class, an IoU of 1 / 4, or none.
+    assert shared(exact, static, score=0.0) == (1, 4, pytest.approx(9 / 11))
+    assert shared(exact, static, score=0.5) == (1, 3, pytest.approx(9 / 11))
+    assert shared([], static, score=0.0) == (0, 0, 0.0)
 
 
 def test_evaluate_takes_an_older_checkpoint(run_script, tiny_run):

@@ -1,11 +1,13 @@
 """The layer of which VGG, MobileNet and SSD are made: a convolution, a norm or else a bias, and an activation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class ConvNorm(nn.Module):
@@ -36,9 +38,42 @@ class ConvNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [B, h, w, C] to [B, ceil(h / stride), ceil(w / stride), features], with the default padding."""
         padding = self.dilation * (self.kernel // 2) if self.padding is None else self.padding
+        depthwise = dict(feature_group_count=self.features, conv_general_dilated=depthwise_convolution)
         x = nn.Conv(self.features, (self.kernel, self.kernel), (self.stride, self.stride), padding=padding,
-                    kernel_dilation=self.dilation, feature_group_count=self.features if self.depthwise else 1,
-                    use_bias=self.norm is None, kernel_init=self.init, dtype=self.dtype, name='conv')(x)
+                    kernel_dilation=self.dilation, use_bias=self.norm is None, kernel_init=self.init, dtype=self.dtype,
+                    name='conv', **depthwise if self.depthwise else {})(x)
         if self.norm is not None:
             x = self.norm(name='norm')(x)
         return x if self.activation is None else self.activation(x)
+
+
+def depthwise_convolution(
+    x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Sequence[tuple[int, int]], *,
+    rhs_dilation: Sequence[int], **kwargs: Any,
+) -> jax.Array:  # fmt: skip
+    """Convolves each channel by itself: `jax.lax.conv_general_dilated`, but on a CPU a sum of shifted products.
+
+    XLA's compiler for CPUs takes many times as long for a convolution of many groups, and longer still for its gradient.
+
+    Args:
+        x: [B, h, w, C].
+        kernel: [rows, columns, 1, C].
+        strides, padding, rhs_dilation, **kwargs: of `jax.lax.conv_general_dilated`; there is no `lhs_dilation`.
+
+    Returns:
+        [B, (h + padding - extent of the kernel) // stride + 1, likewise, C].
+    """
+
+    @jax.checkpoint  # the gradient needs x and the kernel, not each product's part of x
+    def sum_of_products(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        dtype, x = x.dtype, jnp.pad(x.astype(jnp.float32), ((0, 0), *padding, (0, 0)))
+        extents = [(size - 1) * dilation + 1 for size, dilation in zip(kernel.shape, rhs_dilation)]
+        spans = [(size - extent) // stride * stride + 1 for size, extent, stride in zip(x.shape[1:], extents, strides)]
+        total = 0.0
+        for i, j in np.ndindex(*kernel.shape[:2]):
+            top, left = i * rhs_dilation[0], j * rhs_dilation[1]
+            total += x[:, top : top + spans[0] : strides[0], left : left + spans[1] : strides[1]] * kernel[i, j, 0]
+        return total.astype(dtype)
+
+    convolve = partial(jax.lax.conv_general_dilated, window_strides=strides, padding=padding, rhs_dilation=rhs_dilation, **kwargs)
+    return jax.lax.platform_dependent(x, kernel, cpu=sum_of_products, default=convolve)

@@ -39,7 +39,7 @@ from detzoo.training.checkpoint import Checkpoints, TrainState
 from detzoo.training.metrics import MetricsLog
 from detzoo.training.optimizer import make_optimizer, make_schedule
 from detzoo.training.progress import Profiler, Progress
-from detzoo.training.workdir import prepare_workdir
+from detzoo.training.workdir import has_checkpoints, prepare_workdir
 from detzoo.types import Array, Batch, Detector
 
 PICTURES = 4  # of the validation split, drawn at every evaluation
@@ -67,11 +67,12 @@ def train_and_evaluate(
     config = complete(config)
     data = open_dataset(config.data.name, config.data.train_split, config.data.data_dir)
     validation = open_dataset(config.data.name, config.data.validation_split, config.data.data_dir)
-    detector, state, learnt = check(config, data)
+    runs = split(config, pathlib.Path(workdir))
+    detector, state, learnt = check(config, data, begun=all(has_checkpoints(folder) for _, folder in runs))
     proposals = load_proposals(config.data.train_proposals, data, config.data.max_proposals)
     validation_proposals = load_proposals(config.data.validation_proposals, validation, config.data.max_proposals)
 
-    replicas = [Replica(own, folder, prepare_workdir(folder, own, data)) for own, folder in split(config, pathlib.Path(workdir))]
+    replicas = [Replica(own, folder, prepare_workdir(folder, own, data)) for own, folder in runs]
     start = common_start(config, replicas)
     states = []
     for replica in replicas:
@@ -147,7 +148,7 @@ def split(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[tupl
     count = config.training.num_replicas
     if count == 1:
         return [(config, workdir)]
-    replicas, begun = [], any(workdir.glob('seed_*/checkpoints/[0-9]*'))
+    replicas, begun = [], any(map(has_checkpoints, workdir.glob('seed_*')))
     for seed in range(config.seed, config.seed + count):
         own = config.copy_and_resolve_references()
         own.seed, own.training.num_replicas = seed, 1
@@ -345,10 +346,12 @@ def make_batches(
     )
 
 
-def check(config: ml_collections.ConfigDict, data: Dataset) -> tuple[Detector, TrainState, finetune.Learnt]:
+def check(
+    config: ml_collections.ConfigDict, data: Dataset, *, begun: bool = False
+) -> tuple[Detector, TrainState, finetune.Learnt]:
     """Makes the detector, the shapes of its state and what it starts from, or raises ConfigError or DataError.
 
-    Nothing is computed or written.
+    Nothing is computed or written. A run that has begun goes on from its own checkpoint, and needs nothing else.
     """
     if config.model.get('norm') == 'frozen_batch_norm' and not (config.initialize_backbone or config.initialize_from):
         raise ConfigError(
@@ -360,7 +363,8 @@ def check(config: ml_collections.ConfigDict, data: Dataset) -> tuple[Detector, T
     try:
         detector = inference.detector_of(config, len(data.class_names), parallel.AXIS)
         state = jax.eval_shape(lambda: initial_state(config, detector))
-        learnt = finetune.read_learnt(config, data.class_names, (state.params, state.model_state))
+        template = state.params, state.model_state
+        learnt = finetune.Learnt() if begun else finetune.read_learnt(config, data.class_names, template)
     except (ValueError, TypeError) as error:
         raise ConfigError(str(error)) from error
     if config.training.num_replicas < 1:

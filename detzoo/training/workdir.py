@@ -51,6 +51,11 @@ def prepare_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict, da
     return checkpoints
 
 
+def has_checkpoints(workdir: pathlib.Path) -> bool:
+    """Tells whether a run has saved one there; unlike `Checkpoints` it makes no folder."""
+    return any(workdir.glob('checkpoints/[0-9]*'))
+
+
 def environment() -> dict[str, Any]:
     """Says on what, by which command and with which versions something is made."""
     return dict(

@@ -30,6 +30,7 @@ from detzoo.detectors.network import IMAGENET_MEAN, IMAGENET_STD
 from detzoo.types import Batch, Detector, GroundTruth, Inputs, ModelState, Params
 from detzoo.weights import mapping as weight_mapping
 from detzoo.weights import torchvision
+from detzoo.weights.files import read_entries
 from detzoo.weights.parity import differences, drawn_objects, pair_boxes, predict_with_intermediates
 from detzoo.weights.torchvision import PEERS, Peer
 
@@ -355,17 +356,30 @@ def build_classifier(name: str) -> Any:
     return getattr(models, name)(weights=None).eval()
 
 
-def run_classifier(name: str, model: Any, image: np.ndarray) -> dict[str, np.ndarray]:
-    """Runs torchvision's classifier on an image [h, w, 3] uint8, and keeps what its parts put out: [1, h', w', C] each."""
+def run_classifier(name: str, model: Any, image: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Runs torchvision's classifier on an image [h, w, 3] uint8.
+
+    Returns:
+        what its parts put out, [1, h', w', C] each; and logits [1, 1000].
+    """
     import torch
 
     with _outputs_of(model, CLASSIFIERS[name].parts) as outputs, torch.inference_mode():
-        model(torch.from_numpy(_pixels(image)).permute(0, 3, 1, 2))
-    return {part: outputs[part].permute(0, 2, 3, 1).numpy() for part in CLASSIFIERS[name].parts}
+        logits = model(torch.from_numpy(_pixels(image)).permute(0, 3, 1, 2)).numpy()
+    return {part: outputs[part].permute(0, 2, 3, 1).numpy() for part in CLASSIFIERS[name].parts}, logits
+
+
+def classify(model: Any, features: np.ndarray) -> np.ndarray:
+    """Lets the last layers of torchvision's classifier tell the classes of features [1, h, w, C]: logits [1, 1000]."""
+    import torch
+
+    layers = model.fc if hasattr(model, 'fc') else model.classifier
+    with torch.inference_mode():
+        return layers(torch.from_numpy(features.mean(axis=(1, 2)))).numpy()
 
 
 def run_backbone(name: str, entries: Mapping[str, np.ndarray], image: np.ndarray) -> dict[str, np.ndarray]:
-    """Runs our backbone of a classifier's entries: as `run_classifier`."""
+    """Runs our backbone of a classifier's entries: as `run_classifier`, but without logits."""
     backbone, mapping, parts = CLASSIFIERS[name]
     pixels = _pixels(image)
     variables = jax.eval_shape(partial(backbone.init, train=False), jax.random.key(0), pixels)
@@ -404,6 +418,22 @@ def reduced_peer(name: str) -> Peer:
     return peer._replace(model=model)
 
 
+def class_names(name: str) -> list[str]:
+    """The names of ImageNet's classes. Needs torchvision."""
+    from torchvision import models
+
+    return models.get_model_weights(name).DEFAULT.meta['categories']
+
+
+def fill_peer(model: Any, path: str) -> dict[str, np.ndarray]:
+    """Fills torchvision's model with the entries of a file, and returns them. Needs torch."""
+    import torch
+
+    entries = read_entries(path)
+    model.load_state_dict({name: torch.tensor(value) for name, value in entries.items()})
+    return entries
+
+
 def draw_peer(model: Any) -> dict[str, np.ndarray]:
     """Fills torchvision's model with drawn weights. Needs torch.
 
@@ -416,7 +446,7 @@ def draw_peer(model: Any) -> dict[str, np.ndarray]:
     import torch
 
     entries = drawn_entries({name: tuple(value.shape) for name, value in model.state_dict().items()})
-    model.load_state_dict({name: torch.from_numpy(value) for name, value in entries.items()}, strict=False)  # no counters
+    model.load_state_dict({name: torch.tensor(value) for name, value in entries.items()}, strict=False)  # no counters
     return entries
 
 
