@@ -28,7 +28,7 @@ TEXT = """# Published weights
 COCO's test-dev or of VOC 2007; parameters; billions of multiplications, each with its addition (GMACs), of an image. *Here* is
 what our detector of the same arguments has and does, by `python scripts/make_zoo.py`. AP was not measured here: the published
 files were not at hand. What was compared instead, layer by layer and detection by detection, on drawn weights, is in
-the README under Parity.
+[parity.md](parity.md).
 
 Parameters of R-CNNs differ by the boxes (4,100) and the mask (257) of background, which there are none of here. GMACs are of a
 square image as large as the shorter side. Second stages run here on as many proposals and masks as there may be; the published

@@ -7,8 +7,9 @@ What is finished is not repeated, what was cut goes on, what fails is recorded w
 same command tries it again. Results go to results.jsonl in the workdir; `detzoo/comparison/store.py` tells what else is
 there. Further arguments go to every run, for example --config.training.steps=100 --config.data.data_dir=DIR.
 
---costs then measures what prediction costs, of all finished runs in one pass that should have the machine for itself; with
---tpu=v5e:2x4 the TPU compiler also estimates it for such chips, which need not be there (pip install 'detzoo[tpu]').
+--costs then measures what prediction costs, of each group's first run, with its trained weights on validation images, in one
+pass that should have the machine for itself; with --tpu=v5e:2x4 the TPU compiler also estimates it for such chips, which need
+not be there (pip install 'detzoo[tpu]').
 
 --cluster=slurm submits a job for each run instead (pip install 'detzoo[cluster]'), from a workdir that all nodes see:
 
@@ -97,7 +98,7 @@ def main(argv: list[str]) -> None:
             runner.measure_costs(Store(folder))
             if TPU.value:
                 runner.estimate_costs(Store(folder), TPU.value)
-    except (ConfigError, ImportError, ValueError) as error:
+    except (ConfigError, ImportError, FileNotFoundError, ValueError) as error:
         sys.exit(f'error: {error}')
     failed = [result.run for result in results if result.status == FAILED]
     print(f'{len(results) - len(failed)} of {len(results)} runs are finished: python scripts/report.py --workdir={folder}')

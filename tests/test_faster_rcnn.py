@@ -195,7 +195,7 @@ def test_given_proposals_stand_where_the_rpn_would():
     assert (metrics['positives'], metrics['negatives']) == (4 / 2, 1 / 2)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient['rpn_head']))
     assert np.any(gradient['backbone']['stem_conv']['kernel'])
-    assigned = detector.assign(*variables, batch, KEY)
+    assigned = jax.jit(detector.assign)(*variables, batch, KEY)
     assert set(assigned) == {'rois'} and (assigned['rois'].matched[0] >= 0).sum() == 4
 
     found = jax.jit(detector.predict)(*variables, batch.inputs)

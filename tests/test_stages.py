@@ -1,5 +1,6 @@
 """Costs by stage: the program of prediction is cut where its stages end, and nothing is lost or counted twice."""
 
+import functools
 import json
 
 import jax
@@ -20,8 +21,11 @@ from conftest import (
 
 from detzoo.comparison import cost, stages
 from detzoo.config import complete
-from detzoo.inference import detector_of
+from detzoo.data.geometry import place, resize_rule
+from detzoo.data.records import decode_image, open_dataset
+from detzoo.inference import detector_of, load
 from detzoo.training import loop, parallel
+from detzoo.types import Inputs
 
 CANVAS = 64, 64
 TINY = dict(
@@ -190,6 +194,24 @@ def test_the_last_prefix_is_prediction(prepared, name):
     assert last.batch == 2 and expected.valid.any() and expected.boxes.shape == (2, 10, 4)
     found = jax.tree.unflatten(jax.tree.structure(expected), last.run())
     jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_a_trained_detector_predicts_validation_images_in_turn(tiny_run):
+    predictor = load(tiny_run)
+    config, records = predictor.config, open_dataset('toy', 'validation', predictor.config.data.data_dir).records
+    prepared = stages.prepare_trained(predictor, (1, 4))
+    assert prepared.config == config
+    predict = jax.jit(predictor.detector.predict)
+    for program in [program for program in prepared.programs if program.stage == 'post']:
+        for turn in range(2):
+            rows = range(turn * program.batch, (turn + 1) * program.batch)
+            images = [decode_image(records[row]['image'], name=f'{row}') for row in rows]
+            placed = [place(image, CANVAS, resize_rule(config.data.recipe)) for image in images]
+            inputs = Inputs(*map(np.stack, zip(*((image, where.window) for image, where in placed))))
+            expected = predict(predictor.params, predictor.model_state, inputs)
+            assert expected.valid.any()
+            found = jax.tree.unflatten(jax.tree.structure(expected), program.run())
+            jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-3), found, expected)
 
 
 @pytest.mark.parametrize('name', ['yolo_v1', 'mask_rcnn'])

@@ -450,17 +450,23 @@ def _draw(store: Store, truth: str, run: str, predictor: Any, ground_truth: dict
 def measure_costs(store: Store, batch_sizes: Sequence[int] = (1, 8)) -> list[dict[str, Any]]:
     """Measures what prediction costs, of all groups with a finished run in one pass, and writes costs.json.
 
-    Nothing is measured if costs.json has these groups already.
+    The first finished run of a group predicts, with its trained weights. Nothing is measured if costs.json has these groups
+    already.
 
     Returns:
         the rows of `stages.measure`; 'name' is the group.
+
+    Raises:
+        FileNotFoundError: a run's workdir is not there any more.
+        DataError: its data set cannot be used.
     """
     from detzoo.comparison import stages
+    from detzoo.inference import load
 
     groups = store.first_of_groups()
     if {row['name'] for row in store.costs()} != set(groups):
         prepared = {
-            group: stages.prepare(from_json(json.dumps(result.config)), len(result.per_class), batch_sizes)
+            group: stages.prepare_trained(load(store.workdir(result.run)), batch_sizes)
             for group, result in tqdm(groups.items(), desc='compiling for costs', unit='group', leave=False)
         }
         rows = stages.measure(prepared)

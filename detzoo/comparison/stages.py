@@ -3,13 +3,14 @@
     predict -> its equations, in order, each in the named scope of a stage
       -> segments: equations of one stage that follow each other
       -> prefixes: programs that end with a segment and return what later ones need
-      -> compiled (FLOPs, memory), and timed in turn; a segment costs its prefix less the one before
+      -> compiled (FLOPs, memory), and timed in turn; a segment costs its prefix less the one before, with the same images
 
 The stages add up to the whole, in every round of runs. But a prefix also keeps what it returns, and the compiler cannot
 fuse operations across its end: that burdens the stage before a cut and relieves the one after it. A difference also has
 the noise of two measurements, so that a stage with next to nothing to do may come out below 0; it is reported as measured.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,9 +23,14 @@ from tqdm.auto import tqdm
 
 from detzoo import inference
 from detzoo.comparison import cost
+from detzoo.data.pipeline import evaluation_batches
+from detzoo.data.proposals import load_proposals
+from detzoo.data.records import open_dataset
 from detzoo.training import loop, parallel
+from detzoo.types import Inputs
 
 INPUT = 'input'  # before the first stage: images are normalised
+IMAGES = 8  # of a trained detector, which they keep busy each in its own way
 
 
 class Segment(NamedTuple):
@@ -146,23 +152,57 @@ def prepare(config: ml_collections.ConfigDict, num_classes: int, batch_sizes: Se
     """
     config = config.copy_and_resolve_references()
     config.model.update(lowest_score_threshold(config.model))
-    detector = inference.detector_of(config, num_classes)
     state = loop.initial_state(config, inference.detector_of(config, num_classes, parallel.AXIS))
+    classes = inference.Classes(tuple(map(str, range(num_classes))), tuple(range(num_classes)))
+    predictor = inference.Predictor(config, classes, 0, state.params, state.model_state)
     canvas = inference.evaluation_canvases(config)[0]
+    return _compile(predictor, {size: [cost.random_batch(config, canvas, size, num_classes).inputs] for size in batch_sizes})
+
+
+def prepare_trained(predictor: inference.Predictor, batch_sizes: Sequence[int] = (1, 8)) -> Prepared:
+    """Compiles the prefixes of a trained detector's prediction on its first evaluation canvas.
+
+    Images are the first IMAGES of the validation split, in turn, and the NMS has to do what they and the weights give it.
+
+    Args:
+        predictor: of a run, whose data set is there.
+        batch_sizes: images at once.
+
+    Raises:
+        DataError: the data set or the proposals of the config cannot be used.
+    """
+    config = predictor.config
+    dataset = open_dataset(config.data.name, config.data.validation_split, config.data.data_dir)
+    canvases = [inference.evaluation_canvases(config)[0]] * len(dataset.records)
+    given = load_proposals(config.data.validation_proposals, dataset, config.data.max_proposals)
+    inputs = {}
+    for size in batch_sizes:
+        batches = evaluation_batches(dataset, canvases, max_boxes=config.data.max_boxes, recipe=config.data.recipe,
+                                     batch_size=size, proposals=given, threads=1)
+        inputs[size] = [batch.inputs for batch in itertools.islice(batches, max(1, IMAGES // size))]
+    return _compile(predictor, inputs)
+
+
+def _compile(predictor: inference.Predictor, inputs: Mapping[int, Sequence[Inputs]]) -> Prepared:
+    """Compiles the prefixes of prediction for the inputs of each batch size, which they take in turn."""
     programs, parameters = [], {}
-    for batch in batch_sizes:
-        inputs = cost.random_batch(config, canvas, batch, num_classes).inputs
-        arguments = jax.device_put((state.params, state.model_state, inputs))
-        closed = jax.make_jaxpr(detector.predict)(*arguments)
-        parameters = stage_parameters(closed.jaxpr, state.params)
-        leaves = jax.tree.leaves(arguments)
+    for batch, turns in inputs.items():
+        arguments = [jax.device_put((predictor.params, predictor.model_state, each)) for each in turns]
+        closed = jax.make_jaxpr(predictor.detector.predict)(*arguments[0])
+        parameters = stage_parameters(closed.jaxpr, predictor.params)
+        leaves = [jax.tree.leaves(each) for each in arguments]
         for stage, end in tqdm(segments(closed.jaxpr), desc=f'compiling for {batch}', unit='prefix', leave=False):
             start = time.perf_counter()
-            compiled = jax.jit(prefix(closed, end)).lower(*leaves).compile()
+            compiled = jax.jit(prefix(closed, end)).lower(*leaves[0]).compile()
             seconds = time.perf_counter() - start
-            run = lambda compiled=compiled, leaves=leaves: compiled(*leaves)
-            programs.append(Program(batch, stage, cost.compiled_cost(compiled), seconds, run))
-    return Prepared(config, parameters, programs)
+            programs.append(Program(batch, stage, cost.compiled_cost(compiled), seconds, _in_turn(compiled, leaves)))
+    return Prepared(predictor.config, parameters, programs)
+
+
+def _in_turn(program: Callable[..., Any], arguments: Sequence[Any]) -> Callable[[], Any]:
+    """Makes a function that runs a program with each of several lists of arguments in turn."""
+    turns = itertools.cycle(arguments)
+    return lambda: program(*next(turns))
 
 
 def lowest_score_threshold(model: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Greedy non-maximum suppression with static shapes, exact at every threshold.
 
     candidates -> sorted by score -> tile by tile: drop what earlier tiles' boxes overlap, then settle the tile itself
-      -> until enough are kept -> indices into the candidates
+      -> until enough are kept, or none is left -> indices into the candidates
 
 Chosen by scripts/benchmark_nms.py, on a CPU, for both uses: about 100 of 1000 candidates, and 1000 of 2000 or more.
 """
@@ -64,7 +64,7 @@ def nms(
 
     def more(state: tuple[Array, Array]) -> Array:
         tile, kept = state
-        return (tile < tiles) & (kept.sum() < max_detections)
+        return (tile < tiles) & valid[tile, 0] & (kept.sum() < max_detections)  # behind an invalid one all are invalid
 
     _, kept = jax.lax.while_loop(more, decide_tile, (0, jnp.zeros_like(valid)))
     kept = kept.reshape(-1)[: len(order)]
