@@ -533,9 +533,9 @@ def _cost_blocks(findings: Findings) -> list[Any]:
     devices = listed(dict.fromkeys(f'{row["device"]}, {row["dtype"]}' for row in measured))
     blocks: list[Any] = [
         Paragraph(
-            f'What predicting costs on {devices}. Times are of all images at once, medians of many runs after a warm-up. '
-            'Post-processing has all candidates to sort out, whatever their scores. A stage takes what the program that ends with '
-            'it takes more than the one before: next to nothing may come out below 0. Its peak memory is that of this program.'
+            f'What predicting costs on {devices}, of trained detectors on validation images. Times are of all images at once, '
+            'medians of many runs after a warm-up. A stage takes what the program that ends with it takes more than the one '
+            'before: next to nothing may come out below 0. Its peak memory is that of this program.'
         )
     ]
     drawn = {(axes['x'], axes['y'], axes['batch']) for axes in findings.sweep['figures']}
