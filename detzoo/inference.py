@@ -77,6 +77,23 @@ class Classes(NamedTuple):
     category_ids: tuple[int, ...]
 
 
+def read_classes(path: str | os.PathLike) -> Classes:
+    """Reads a workdir's classes.json.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds something else.
+    """
+    try:
+        content = json.loads(pathlib.Path(path).read_text('utf-8'))
+        names, ids = (tuple(content[field]) for field in Classes._fields)
+    except (ValueError, TypeError, LookupError) as error:
+        raise ValueError(f'{path}: not the classes of a run ({type(error).__name__}: {error})') from error
+    if len(names) != len(ids):
+        raise ValueError(f'{path}: {len(names)} class_names and {len(ids)} category_ids: there is one of each for a class')
+    return Classes(names, ids)
+
+
 class Predictor:
     """A detector with its parameters: call it with an image."""
 
@@ -138,7 +155,7 @@ def load(workdir: str | os.PathLike, step: int | None = None, *, exact: bool | N
     config = from_json((workdir / 'config.json').read_text())
     if exact is not None:
         config.evaluation.exact = exact
-    classes = Classes(*map(tuple, json.loads((workdir / 'classes.json').read_text()).values()))
+    classes = read_classes(workdir / 'classes.json')
     checkpoints = Checkpoints(workdir)
     step, variables = checkpoints.restore_variables(step)
     checkpoints.close()

@@ -4,8 +4,8 @@
     python scripts/export_weights.py --workdir=runs/yolo --output=exported --format=darknet
 
 The first gives weights.safetensors, in which variables are named by their paths ('backbone/stem_conv/kernel'), config.json
-and classes.json; import_weights.py makes a workdir of them again, bit by bit. The second gives .weights, .cfg and .names,
-which darknet and OpenCV run.
+and classes.json; import_weights.py makes a workdir of them, with the same weights bit by bit. The second gives .weights, .cfg
+and .names, which darknet and OpenCV run, and says what darknet does otherwise before and behind the network.
 """
 
 import sys
@@ -26,10 +26,12 @@ def main(argv: list[str]) -> None:
 
     export = {'safetensors': export_weights, 'darknet': export_darknet}[FORMAT.value]
     try:
-        export(WORKDIR.value, OUTPUT.value, step=CHECKPOINT.value)
+        otherwise = export(WORKDIR.value, OUTPUT.value, step=CHECKPOINT.value)
     except (ValueError, OSError) as error:
         sys.exit(f'error: {error}')
     print(f'{WORKDIR.value} -> {OUTPUT.value}')
+    for key, (ours, darknets) in (otherwise or {}).items():
+        print(f"{key} is {ours!r}; darknet's own detector does as with {darknets!r}, so finds other boxes in some images")
 
 
 if __name__ == '__main__':

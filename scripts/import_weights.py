@@ -40,20 +40,23 @@ def main(argv: list[str]) -> None:
     from detzoo.training.workdir import write_text
     from detzoo.weights.exchange import format_report, import_weights
 
+    if REPORT.value and not pathlib.Path(REPORT.value).absolute().parent.is_dir():
+        sys.exit(f'error: {REPORT.value}: there is no folder for the report: make it')
     try:
         imported = import_weights(SOURCE.value, WORKDIR.value, model=MODEL.value, cfg=CFG.value, names=NAMES.value)
     except (ValueError, OSError) as error:
         sys.exit(f'error: {error}')
     parameters = sum(x.size for x in jax.tree.leaves(imported.params))
     taken, left = ([row for row in imported.rows if bool(row.ours) == ours] for ours in (True, False))
-    anew = [row.ours for row in taken if not row.foreign]
     print(f'{SOURCE.value} -> {WORKDIR.value}: {imported.config.model.name}, {parameters:,} parameters, '
           f'{len(imported.classes.class_names)} classes, {len(taken)} variables filled, {len(left)} entries left')
-    if anew:
-        print(f'these start anew: {", ".join(anew)}')
     if REPORT.value:
         write_text(pathlib.Path(REPORT.value), format_report(imported.rows))
-        found = differences_to_peer(imported)
+        try:
+            found = differences_to_peer(imported)
+        except Exception as error:  # whatever the publisher's program says
+            found = {}
+            print(f"the publisher's program could not be run: {type(error).__name__}: {error}")
         if found:
             print("largest differences to the publisher's program on a drawn image, over each tensor's maximum:")
         for name, difference in found.items():
@@ -62,14 +65,14 @@ def main(argv: list[str]) -> None:
 
 def differences_to_peer(imported: Any) -> dict[str, float]:
     """The largest differences to what the publisher's program computes with the file, where it can be run."""
-    from detzoo.weights import darknet_parity, parity, torchvision, torchvision_parity
+    from detzoo.weights import darknet, darknet_parity, parity, torchvision, torchvision_parity
     from detzoo.weights.files import read_entries
 
     name = imported.config.model.name
     if MODEL.value in torchvision.PEERS and importlib.util.find_spec('torchvision'):
         entries, image = read_entries(SOURCE.value), parity.drawn_image(480, 640, seed=0)
         return torchvision_parity.compare_entries(MODEL.value, entries, imported.params, imported.model_state, image)
-    if name in ('yolo_v2', 'yolo_v3') and SOURCE.value.endswith('.weights'):
+    if name in ('yolo_v2', 'yolo_v3') and (CFG.value or MODEL.value in darknet.PUBLISHED):
         image = parity.drawn_image(*imported.config.evaluation.canvases[0], seed=0)
         model = {**imported.config.model.to_dict(), 'num_classes': len(imported.classes.class_names)}
         variables = imported.params, imported.model_state

@@ -30,6 +30,10 @@ what our detector of the same arguments has and does, by `python scripts/make_zo
 files were not at hand. What was compared instead, layer by layer and detection by detection, on drawn weights, is in
 [parity.md](parity.md).
 
+`yolov3-tiny` has the anchors that its weights were trained with; darknet's .cfg file of today has others, for trainings to come,
+with which `--cfg` and these weights detect far less, here as in darknet
+([its issue 851](https://github.com/pjreddie/darknet/issues/851)).
+
 Parameters of R-CNNs differ by the boxes (4,100) and the mask (257) of background, which there are none of here. GMACs are of a
 square image as large as the shorter side. Second stages run here on as many proposals and masks as there may be; the published
 counts have those that an image of noise happened to give, which were no masks, and with MobileNet few proposals.

@@ -1,5 +1,6 @@
 """Weight files into workdirs and back: what arrives, what is reported, and that nothing is left behind by what fails."""
 
+import hashlib
 import json
 
 import cv2
@@ -14,7 +15,7 @@ from detzoo.inference import Classes, load
 from detzoo.weights import darknet, exchange, zoo
 from detzoo.weights.exchange import export_darknet, export_weights, import_weights
 from detzoo.weights.mapping import checksum, flatten
-from detzoo.weights.zoo import COCO, MODELS
+from detzoo.weights.zoo import COCO, MODELS, VOC
 
 TINY = dict(depth=18, width=0.125, fpn_features=16, head_depth=1)  # of RetinaNet
 YOLO = {**darknet.PUBLISHED['yolov3-tiny'].model, 'num_classes': 3, 'width': 0.125, 'head_features': 16}
@@ -125,7 +126,7 @@ def test_darknet_network_of_its_own_cfg_comes_in_and_goes_out(tmp_path):
     predictor = load(tmp_path / 'run')
     assert predictor.classes == Classes(('red', 'green', 'blue'), (1, 2, 3))
     assert predictor.config.data.recipe.resize == 'letterbox' and predictor.config.evaluation.canvases == ((64, 96),)
-    export_darknet(tmp_path / 'run', tmp_path / 'out')
+    assert export_darknet(tmp_path / 'run', tmp_path / 'out') == {}
     assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == [f'yolo_v3.{suffix}' for suffix in sorted(paths)]
     for suffix, path in paths.items():
         assert (tmp_path / 'out' / f'yolo_v3.{suffix}').read_bytes() == path.read_bytes()
@@ -156,25 +157,108 @@ def test_a_file_of_another_model_leaves_no_workdir(tmp_path, published, change, 
 def test_what_cannot_be_imported_is_one_error_and_no_workdir(tmp_path, published, run_script):
     darknet_files(tmp_path / 'in')
     (tmp_path / 'in' / 'two.names').write_text('red\ngreen\n')
+    (tmp_path / 'in' / 'twice.names').write_text('red\ngreen\nred\n')
+    (tmp_path / 'in' / 'page.weights').write_text('<!DOCTYPE html><html></html>')
+    weights = (tmp_path / 'in' / 'a.weights').read_bytes()
+    (tmp_path / 'in' / 'zeros.weights').write_bytes(weights[: len(weights) // 2] + bytes(len(weights) - len(weights) // 2))
     (tmp_path / 'in' / 'short.weights').write_bytes((tmp_path / 'in' / 'a.weights').read_bytes()[:-4])
     (tmp_path / 'in' / 'torn.safetensors').write_bytes((tmp_path / 'tiny.safetensors').read_bytes()[:-4])
     before = sorted(tmp_path.rglob('*'))
     mine = (f'--cfg={tmp_path}/in/a.cfg', f'--names={tmp_path}/in/a.names')
     cases = [
-        ('tiny.safetensors', ['--model=yolov3-tiny'], 'not the weights of this model'),
+        ('tiny.safetensors', ['--model=yolov3-tiny'], "not darknet's, but a file of torch or safetensors"),
+        ('tiny.safetensors', ['--model=tiny', f'--report={tmp_path}/none/report.md'], 'no folder for the report'),
+        ('in/page.weights', ['--model=yolov3-tiny'], 'page.weights: a web page instead of weights'),
         ('tiny.safetensors', ['--model=fasterrcnn_resnet50_fpn'], 'missing: '),
         ('tiny.safetensors', ['--model=resnet50'], "no model is called 'resnet50'"),
         ('tiny.safetensors', [], 'not a folder of export_weights'),
         ('in/torn.safetensors', ['--model=tiny'], 'torn.safetensors'),
         ('nothing.pth', ['--model=tiny'], 'nothing.pth'),
+        ('nothing', [], 'no such file or folder'),
         ('in/short.weights', mine, 'short.weights: not the weights of this model: it ends after'),
         ('in/a.weights', [mine[0]], 'both a .cfg and a .names'),
         ('in/a.weights', [mine[0], f'--names={tmp_path}/in/two.names'], 'names 2 classes'),
+        ('in/a.weights', [mine[0], f'--names={tmp_path}/in/twice.names'], 'names twice: red'),
+        ('in/a.weights', [mine[0], f'--names={tmp_path}/in/a.weights'], 'no text in UTF-8'),
+        ('in/zeros.weights', mine, 'is all zero: fetch the file again'),
     ]
     for source, arguments, message in cases:
         finished = run_script('import_weights', f'--source={tmp_path / source}', f'--workdir={tmp_path}/run', *arguments)
         assert finished.code == 1 and finished.stderr.startswith('error: ') and message in finished.stderr, finished
         assert sorted(tmp_path.rglob('*')) == before
+
+
+@pytest.mark.parametrize('value', [np.nan, -1.0])
+def test_numbers_that_no_training_leaves_are_refused(tmp_path, published, value):
+    name = 'backbone.body.bn1.running_var'
+    safetensors.numpy.save_file({**published, name: np.full_like(published[name], value)}, tmp_path / 'bad.safetensors')
+    with pytest.raises(ValueError, match=r'bad\.safetensors: what becomes frozen/backbone/stem_norm/var .* fetch the file again'):
+        import_weights(tmp_path / 'bad.safetensors', tmp_path / 'run', model='tiny')
+    assert not (tmp_path / 'run').exists()
+
+
+def test_torchvisions_files_are_known_by_their_checksums(tmp_path, published, monkeypatch):
+    source = tmp_path / 'tiny.safetensors'
+    with open(source, 'rb') as file:
+        digest = hashlib.file_digest(file, 'sha256').hexdigest()
+    other = MODELS['ssd300_vgg16']
+    with monkeypatch.context() as patch:
+        patch.setitem(zoo.MODELS, 'other', other._replace(published=other.published._replace(file=f'a-{digest[:8]}.pth')))
+        with pytest.raises(ValueError, match="this is torchvision's file of other: give that as the model"):
+            import_weights(source, tmp_path / 'run', model='tiny')
+    named = source.rename(tmp_path / other.published.file)
+    with pytest.raises(ValueError, match=f'damaged: .* which is {digest[:8]}: fetch it again'):
+        import_weights(named, tmp_path / 'run', model='tiny')
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('text, message', [
+    ('[]', 'not the classes of a run'),
+    ('{"class_names": ["a"]}', 'not the classes of a run'),
+    ('{"class_names": ["a", "b"', 'not the classes of a run'),
+    ('{"class_names": ["a", "b"], "category_ids": [1]}', '2 class_names and 1 category_ids'),
+])  # fmt: skip
+def test_classes_that_are_none_are_refused(tmp_path, text, message):
+    (tmp_path / 'classes.json').write_text(text)
+    with pytest.raises(ValueError, match=rf'classes\.json: {message}'):
+        inference.read_classes(tmp_path / 'classes.json')
+
+
+def test_classes_are_read_by_their_names(tmp_path):
+    (tmp_path / 'classes.json').write_text('{"category_ids": [7, 8], "class_names": ["a", "b"], "more": 1}')
+    assert inference.read_classes(tmp_path / 'classes.json') == Classes(('a', 'b'), (7, 8))
+
+
+@pytest.mark.parametrize('text', ['[]', '{', '{"model": {"name": "retinanet", "depth": "deep"}}'])
+def test_a_config_that_is_none_is_refused(tmp_path, tiny_run, text):
+    export_weights(tiny_run, tmp_path / 'exported')
+    (tmp_path / 'exported' / 'config.json').write_text(text)
+    with pytest.raises(ValueError, match=r'exported/config\.json: not the config of a detector'):
+        import_weights(tmp_path / 'exported', tmp_path / 'back')
+
+
+def test_a_yolo_v2_keeps_its_counter(tmp_path):
+    model = MODELS['yolov2-tiny-voc']
+    model = model._replace(model={**model.model, 'width': 0.125, 'head_features': (16, 16)}, canvases=((64, 64),))
+    config = exchange.config_of(model)
+    random = np.random.RandomState(3)
+    variables = jax.tree.map(lambda x: (1 + random.uniform(size=x.shape)).astype(x.dtype), exchange.shapes_of(config, 20))
+    exchange.write_workdir(tmp_path / 'run', exchange.Imported(config, VOC, *variables, []))
+    export_weights(tmp_path / 'run', tmp_path / 'exported')
+    import_weights(tmp_path / 'exported', tmp_path / 'back')
+    before, after = variables_of(tmp_path / 'run'), variables_of(tmp_path / 'back')
+    assert before['counters/images_seen'].shape == after['counters/images_seen'].shape == ()
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+
+
+def test_names_of_coco_have_its_ids(tmp_path):
+    names = ['motorbike' if name == 'motorcycle' else name for name in COCO.class_names]
+    model = {**YOLO, 'num_classes': 80}
+    (tmp_path / 'a.cfg').write_text(darknet.cfg_text(model, exchange.shapes_of(
+        exchange.config_of(MODELS['yolov3']._replace(model=model, canvases=((64, 96),))), 80), (64, 96)))
+    (tmp_path / 'a.names').write_text('\ufeff' + '\n'.join(names), 'utf-8')
+    config, classes = exchange._described(tmp_path / 'a.cfg', tmp_path / 'a.names')
+    assert classes == COCO and config.data.name == 'coco'
 
 
 def test_an_existing_folder_is_not_overwritten(tmp_path, published, tiny_run):

@@ -13,6 +13,7 @@ from detzoo.config import ConfigError, from_json
 from detzoo.data.records import open_dataset
 from detzoo.training import finetune, loop
 from detzoo.training.checkpoint import Checkpoints
+from detzoo.training.workdir import has_checkpoints
 from detzoo.weights.mapping import flatten
 
 CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
@@ -109,6 +110,19 @@ def test_a_run_starts_from_another_and_freezes_stages(tmp_path, tiny_run, tiny_c
     assert loop.train_and_evaluate(config, tmp_path / 'run') == metrics
     with pytest.raises(ConfigError, match='which is not the workdir of a run'):
         loop.train_and_evaluate(config, tmp_path / 'another')
+
+
+def test_a_run_without_a_whole_checkpoint_has_not_begun(tmp_path):
+    (tmp_path / 'checkpoints' / '200.orbax-checkpoint-tmp-17').mkdir(parents=True)
+    assert not has_checkpoints(tmp_path)
+    (tmp_path / 'checkpoints' / '100').mkdir()
+    assert has_checkpoints(tmp_path)
+
+
+def test_a_classifier_that_is_not_there_is_named(tmp_path, tiny_config):
+    config = tiny_config(initialize_backbone=str(tmp_path / 'none.pth'))
+    with pytest.raises(ConfigError, match=r'none\.pth'):
+        loop.check(config, open_dataset('toy', 'train', config.data.data_dir))
 
 
 def test_finetune_config_takes_the_model_over(tiny_run):

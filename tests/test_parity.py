@@ -16,7 +16,7 @@ from detzoo.backbones.vgg import VGG16
 from detzoo.detectors import make_detector
 from detzoo.training.finetune import read_learnt
 from detzoo.weights import torchvision
-from detzoo.weights.mapping import fill, flatten
+from detzoo.weights.mapping import fill, flatten, report
 from detzoo.weights.parity import match_detections
 from detzoo.weights.torchvision import PEERS, load_backbone
 from detzoo.weights.torchvision_parity import (
@@ -169,12 +169,38 @@ def test_retinanet_variables_of_old_names_are_those_of_new_names(entries):
     assert len(old) == len(entries)
     filled = fill(PEERS[RETINANET].mapping, old, template_of())
     jax.tree.map(np.testing.assert_array_equal, filled, fill(PEERS[RETINANET].mapping, entries, template_of()))
+    assert {row.foreign for row in report(PEERS[RETINANET].mapping, old, template_of())} == old.keys()  # as the file names them
 
 
 def test_retinanet_variables_names_missing_entry(entries):
     del (entries := dict(entries))['head.regression_head.bbox_reg.bias']
-    with pytest.raises(ValueError, match=r'a\.pth: .*missing: head\.regression_head\.bbox_reg\.bias\. Set depth'):
+    with pytest.raises(ValueError, match=r'a\.pth: .*missing: head\.regression_head\.bbox_reg\.bias\. Give a file'):
         fill(PEERS[RETINANET].mapping, entries, template_of(), source='a.pth')
+
+
+def test_retinanet_variables_are_not_those_of_a_quantised_file(entries):
+    name = 'head.regression_head.bbox_reg.weight'
+    with pytest.raises(ValueError, match=r'quantised: head\.regression_head\.bbox_reg\.weight int8\. '):
+        fill(PEERS[RETINANET].mapping, {**entries, name: entries[name].astype(np.int8)}, template_of())
+    half = {**entries, name: entries[name].astype(np.float16)}
+    rows = {row.foreign: row.transform for row in report(PEERS[RETINANET].mapping, half, template_of())}
+    assert rows[name] == 'OIHW -> HWIO; float16 -> float32'
+
+
+def test_variables_without_a_wrapper_in_their_names(entries):
+    with pytest.raises(ValueError, match=r"All names begin with 'module\.': save the state dict without it"):
+        fill(PEERS[RETINANET].mapping, {f'module.{name}': value for name, value in entries.items()}, template_of())
+
+
+@pytest.mark.parametrize('change', [None, lambda x: x[:3], lambda x: x[0, 0, 0, 0]], ids=['absent', 'cut', 'scalar'])
+def test_ssd_variables_name_what_their_anchors_are_counted_by(change):
+    entries = dict(entries_of(SSDLITE))
+    name = 'head.regression_head.module_list.0.1.weight'
+    whole = entries.pop(name)
+    if change:
+        entries[name] = np.asarray(change(whole))
+    with pytest.raises(ValueError, match=r'a\.pth: not the weights of this model: .*\.module_list\.0\.1\.(weight|bias)'):
+        fill(PEERS[SSDLITE].mapping, entries, template_of(SSDLITE), source='a.pth')
 
 
 def test_retinanet_variables_names_unused_entry(entries):
@@ -251,12 +277,12 @@ def test_faster_rcnn_variables_read_roi_features_channels_last(name, layer):
 ])
 def test_rcnn_variables_name_missing_entry(name, missing):
     del (entries := dict(entries_of(name)))[missing]
-    with pytest.raises(ValueError, match=rf'a\.pth: .*missing: {missing}.*\. Set depth'):
+    with pytest.raises(ValueError, match=rf'a\.pth: .*missing: {missing}.*\. Give a file'):
         fill(PEERS[name].mapping, entries, template_of(name), source='a.pth')
 
 
 def test_faster_rcnn_variables_name_entries_of_a_mask_rcnn_as_unused():
-    message = r'unused: roi_heads\.mask_head\.0\.0\.weight, .* and 8 more\. Set depth'
+    message = r'unused: roi_heads\.mask_head\.0\.0\.weight, .* and 8 more\. Give a file'
     with pytest.raises(ValueError, match=message):
         fill(PEERS[FASTER_RCNN].mapping, entries_of(MASK_RCNN), template_of(FASTER_RCNN))
 
@@ -300,7 +326,7 @@ def test_ssd_variables_move_background_to_the_end(name):
 ])
 def test_ssd_variables_names_missing_entry(name, missing):
     del (entries := dict(entries_of(name)))[missing]
-    with pytest.raises(ValueError, match=f'missing: {missing}. Set depth'):
+    with pytest.raises(ValueError, match=f'missing: {missing}. Give a file'):
         fill(PEERS[name].mapping, entries, template_of(name))
 
 
@@ -358,7 +384,7 @@ def test_load_backbone_refuses_group_norm(classifier):
 
 def test_load_backbone_of_another_depth_names_file_entries_and_remedy(classifier):
     wrong = r'.*layer2\.0\.conv1\.weight \(128, 256, 1, 1\) where the model has \(128, 64, 3, 3\), .* and \d+ more'
-    message = rf'resnet50\.safetensors: .* of another shape: {wrong}; unused: layer1\.0\.bn3\.bias.*\. Set depth'
+    message = rf'resnet50\.safetensors: .* of another shape: {wrong}; unused: layer1\.0\.bn3\.bias.*\. Give a file'
     with pytest.raises(ValueError, match=message):
         load_backbone(classifier[0], *template_of(depth=18))
 
@@ -440,10 +466,18 @@ def test_vgg_variables_without_a_classifier_leave_fc6_and_fc7(change):
     np.testing.assert_allclose(params['conv5_3']['conv']['bias'], entries['features.28.bias'], rtol=1e-6)
 
 
+@pytest.mark.parametrize('name', ['classifier.0.weight', 'classifier.3.bias'])
+def test_vgg_variables_need_the_whole_classifier_or_none(name):
+    entries, template = vgg_classifier()
+    del entries[name]
+    with pytest.raises(ValueError, match=rf'a\.pth: not the weights of a VGG: it has no {name}'):
+        fill(torchvision.VGG, entries, template, source='a.pth')
+
+
 def test_vgg_variables_names_missing_entry():
     entries, template = vgg_classifier()
     del entries['features.28.bias']
-    with pytest.raises(ValueError, match=r'missing: features\.28\.bias\. Set'):
+    with pytest.raises(ValueError, match=r'missing: features\.28\.bias\. Give'):
         fill(torchvision.VGG, entries, template)
 
 

@@ -353,6 +353,7 @@ def test_read_entries_refuses_zips_that_declare_more_than_they_have(refused):
 HUGE = (2**40).to_bytes(8, 'little')
 EMPTY_ARRAY = b'cnumpy.core.multiarray\n_reconstruct\n)R'
 PAIRS = b'](' + b''.join(b'](' + pickled(i) + b'Ne' for i in range(1000)) + b'e'
+TUPLES = b'X\x64\0\0\0' + b'x' * 100 + b'q\x05h\x05\x86' * 20  # a pair of one text, a pair of this pair, and so on
 BOMBS = {  # files of some bytes that tell to make many
     'bytes': zipped(b'\x8e' + HUGE),
     'bytearray': zipped(b'\x96' + HUGE),
@@ -368,6 +369,13 @@ BOMBS = {  # files of some bytes that tell to make many
         dict_of(**{str(i): tensor((1,), (1,), stored=storage(str(i), view=(None,), count=1)) for i in range(200)}),
         {str(i): (1, bytes(4)) for i in range(199)} | {'199': (25_000, bytes(100_000))},
     ),
+    **{f'tuple of tuples {place}': zipped(steps) for place, steps in {
+        'as a name': b'X\x01\0\0\0a' + TUPLES + b'X\x01\0\0\0b\x93',
+        'as a dtype': b'cnumpy\ndtype\n' + TUPLES + b'\x85R',
+        'as an encoding': b'c_codecs\nencode\nX\x01\0\0\0a' + TUPLES + b'\x86R',
+        'as a key': dict_of(a=tensor(stored=storage().replace(pickled('0'), TUPLES))),
+        'as metadata': dict_of(a=tensor().removesuffix(b'tR') + TUPLES + b'tR'),
+    }.items()},
     'repeated dicts': zipped(b'](ccollections\nOrderedDict\nq\x02' + PAIRS + b'q\x01' + b'h\x02h\x01\x85R' * 1000 + b'e'),
 }
 

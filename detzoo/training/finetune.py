@@ -7,9 +7,9 @@
 What starts anew is known from the detector itself: the variables that have another shape with one class more.
 """
 
-import json
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -20,12 +20,14 @@ import numpy as np
 
 from detzoo.config import ConfigError, differences, from_json
 from detzoo.detectors import make_detector
+from detzoo.inference import read_classes
 from detzoo.training.checkpoint import Checkpoints
 from detzoo.types import ModelState, Params
 from detzoo.weights.mapping import Template, flatten
 from detzoo.weights.torchvision import load_backbone
 
 _LISTED = 4  # variables in an error message
+_CHANGES = re.compile(r'model\.|data\.recipe\.(resize|interpolation|shorter_side|longer_side)$')
 
 
 class Learnt(NamedTuple):
@@ -33,7 +35,7 @@ class Learnt(NamedTuple):
 
     arrays: by paths like 'params/backbone/stem_conv/kernel', of the shapes that the detector has.
     anew: the paths of variables that start anew though their like was learnt.
-    changes: keys of the model section that differ, with both values.
+    changes: keys of the model, and of how images are resized, that differ, with both values.
     """
 
     arrays: Mapping[str, np.ndarray] = {}
@@ -63,7 +65,7 @@ def read_learnt(config: ml_collections.ConfigDict, class_names: tuple[str, ...],
     if config.initialize_backbone:
         filled = flatten(load_backbone(config.initialize_backbone, *template))
         arrays = {path: leaf for path, leaf in filled.items() if isinstance(leaf, np.ndarray)}
-        anew = [path for path in filled if path.split('/')[1] == 'backbone' and path not in arrays]
+        anew = [path for path in filled if path.split('/')[1] in ('backbone', 'trunk') and path not in arrays]
         return Learnt(arrays, tuple(anew))
     return Learnt()
 
@@ -88,12 +90,12 @@ def read_run(
         checkpoints.close()
     learnt = flatten((variables.get('ema_params', variables['params']), variables['model_state']))
     anew = ()
-    if tuple(json.loads((workdir / 'classes.json').read_text())['class_names']) != class_names:
+    if read_classes(workdir / 'classes.json').class_names != class_names:
         anew = class_dependent(config, len(class_names))
     arrays = {path: array for path, array in learnt.items() if path not in anew}
     check_fit(arrays, anew, template, str(workdir))
     changes = differences(from_json((workdir / 'config.json').read_text()), config)
-    return Learnt(arrays, anew, {key: pair for key, pair in changes.items() if key.startswith('model.')})
+    return Learnt(arrays, anew, {key: pair for key, pair in changes.items() if _CHANGES.match(key)})
 
 
 def class_dependent(config: ml_collections.ConfigDict, num_classes: int) -> tuple[str, ...]:

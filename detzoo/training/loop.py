@@ -365,7 +365,7 @@ def check(
         state = jax.eval_shape(lambda: initial_state(config, detector))
         template = state.params, state.model_state
         learnt = finetune.Learnt() if begun else finetune.read_learnt(config, data.class_names, template)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OSError) as error:
         raise ConfigError(str(error)) from error
     if config.training.num_replicas < 1:
         raise ConfigError(f'training.num_replicas is {config.training.num_replicas}: set it to 1 or more')

@@ -53,7 +53,7 @@ def prepare_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict, da
 
 def has_checkpoints(workdir: pathlib.Path) -> bool:
     """Tells whether a run has saved one there; unlike `Checkpoints` it makes no folder."""
-    return any(workdir.glob('checkpoints/[0-9]*'))
+    return any(path.name.isdigit() for path in workdir.glob('checkpoints/*'))  # one that is not finished has a longer name
 
 
 def environment() -> dict[str, Any]:

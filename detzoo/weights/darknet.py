@@ -30,6 +30,7 @@ from absl import logging
 from detzoo.detectors import DETECTORS, make_detector
 from detzoo.types import ModelState, Params
 from detzoo.weights.darknet_cfg import KNOWN, SCALES, check_same, likely_model, read_cfg
+from detzoo.weights.files import what_instead
 from detzoo.weights.mapping import Row, Template, checksum, flatten
 
 Shapes = Mapping[str, tuple[int, ...]]  # of our variables by their paths: 'params/head/output/kernel'
@@ -38,7 +39,7 @@ _COLLECTIONS = ('params', 'batch_stats', 'frozen')
 _SEEN = 'counters/images_seen'  # the variable that lies in a file's header
 # What darknet computes with whatever a .cfg file says.
 _FIXED = {'mean': (0.0, 0.0, 0.0), 'std': (255.0, 255.0, 255.0), 'norm_epsilon': 1e-6}
-_PREDICTION = {'pad_value': 0.5, 'clip_before_nms': False}  # its letterbox is gray, its NMS sees boxes that leave the image
+PREDICTION = {'pad_value': 0.5, 'clip_before_nms': False}  # its letterbox is gray, its NMS sees boxes that leave the image
 _REMEDY = ('Give the model the arguments of that file (PUBLISHED has those of known ones, `model_of_cfg` reads them from a .cfg '
            'file), or fetch the file again')  # fmt: skip
 _NAMES = {'bias': 'biases', 'scale': 'scales', 'mean': 'means', 'var': 'variances', 'kernel': 'weights'}
@@ -162,7 +163,7 @@ def model_of_cfg(path: str | os.PathLike[str]) -> Published:
             names file and line.
     """
     canvas, theirs = read_cfg(pathlib.Path(path).read_text('utf-8-sig', errors='replace'), str(path))
-    model = {**likely_model(theirs, str(path)), **_PREDICTION}
+    model = {**likely_model(theirs, str(path)), **PREDICTION}
     required = {key: model.pop(key) for key in ('name', 'num_classes')}
     defaults = arguments_of(required)
     model = required | {key: value for key, value in model.items() if value != defaults[key]}
@@ -258,7 +259,7 @@ def backbone_variables(path: str | os.PathLike[str], params: Params, model_state
                          f"{whole:,}. Set the model's backbone, width and stages to those of the file, cut the file behind the "
                          'backbone by `darknet partial`, or fetch it again')  # fmt: skip
     if there == whole:
-        logging.info("%s: its last convolution, which tells ImageNet's %s classes apart, is left", path, _CLASSES)
+        logging.warning("%s: its last convolution, which tells ImageNet's %s classes apart, is left", path, _CLASSES)
     numbers = np.frombuffer(content, '<f4', needed // 4, header)
     variables |= {row.ours: value for row, value in _assign(weighted, numbers, variables)}
     variables = flax.traverse_util.unflatten_dict(variables, sep='/')
@@ -334,6 +335,10 @@ def _read_header(content: bytes, path: str | os.PathLike[str]) -> tuple[int, int
         its length in bytes, how many images the network was trained with, and whether the weights of connected layers
         are transposed: the oldest files are so, which have three floats, settings of the training, in place of a version.
     """
+    if what := what_instead(content):
+        raise ValueError(f'{path}: {what}')
+    if content.startswith(b'PK\3\4') or content[5:9] == b'\0\0\0{':
+        raise ValueError(f"{path}: not darknet's, but a file of torch or safetensors: give the model that it is of")
     major, minor = struct.unpack_from('<2i', content) if len(content) >= 8 else (0, 0)
     old = major > 1000 or minor > 1000
     counter = '<i' if old or 10 * major + minor < 2 else '<Q'
@@ -491,30 +496,32 @@ def _of_cells(*sides: float) -> tuple[tuple[float, float], ...]:
 _COCO_V2 = _of_cells(0.57273, 0.677385, 1.87446, 2.06253, 3.33843, 5.47434, 7.88282, 3.52778, 9.77052, 9.16828)
 _VOC_V2 = _of_cells(1.3221, 1.73145, 3.19275, 4.00944, 5.05587, 8.09892, 9.47112, 4.84053, 11.2364, 10.0071)
 _VOC_V2_TINY = _of_cells(1.08, 1.19, 3.42, 4.41, 6.63, 11.38, 9.42, 5.11, 16.62, 10.52)
-_V1_TINY = {**_PREDICTION, 'name': 'yolo_v1', 'backbone': 'tiny', 'head_features': (1024, 256), 'local_features': None}
-_V2_TINY = {**_PREDICTION, 'name': 'yolo_v2', 'backbone': 'tiny', 'passthrough_features': None}
+_V1_TINY = {**PREDICTION, 'name': 'yolo_v1', 'backbone': 'tiny', 'head_features': (1024, 256), 'local_features': None}
+_V2_TINY = {**PREDICTION, 'name': 'yolo_v2', 'backbone': 'tiny', 'passthrough_features': None}
 
-# By the names of their files, NAME.cfg and NAME.weights.
+# By the names of their .cfg files; NAME.weights but for tiny-yolov1.weights.
 PUBLISHED = {
-    'yolov1': Published({**_PREDICTION, 'name': 'yolo_v1', 'num_classes': 20, 'boxes_per_cell': 3}, (448, 448)),
+    'yolov1': Published({**PREDICTION, 'name': 'yolo_v1', 'num_classes': 20, 'boxes_per_cell': 3}, (448, 448)),
     'yolov1-tiny': Published({**_V1_TINY, 'num_classes': 20}, (448, 448)),
-    'yolov2': Published({**_PREDICTION, 'name': 'yolo_v2', 'num_classes': 80, 'anchor_sizes': _COCO_V2}, (608, 608)),
-    'yolov2-voc': Published({**_PREDICTION, 'name': 'yolo_v2', 'num_classes': 20, 'anchor_sizes': _VOC_V2}, (416, 416)),
+    'yolov2': Published({**PREDICTION, 'name': 'yolo_v2', 'num_classes': 80, 'anchor_sizes': _COCO_V2}, (608, 608)),
+    'yolov2-voc': Published({**PREDICTION, 'name': 'yolo_v2', 'num_classes': 20, 'anchor_sizes': _VOC_V2}, (416, 416)),
     'yolov2-tiny': Published(
         {**_V2_TINY, 'num_classes': 80, 'anchor_sizes': _COCO_V2, 'head_features': (1024, 512), 'rescore': False}, (416, 416)
     ),
     'yolov2-tiny-voc': Published(
         {**_V2_TINY, 'num_classes': 20, 'anchor_sizes': _VOC_V2_TINY, 'head_features': (1024, 1024)}, (416, 416)
     ),
-    'yolov3': Published({**_PREDICTION, 'name': 'yolo_v3', 'num_classes': 80}, (608, 608)),
+    'yolov3': Published({**PREDICTION, 'name': 'yolo_v3', 'num_classes': 80}, (608, 608)),
     'yolov3-tiny': Published(
         {
-            **_PREDICTION,
+            **PREDICTION,
             'name': 'yolo_v3',
             'num_classes': 80,
             'backbone': 'tiny',
             'head_features': 256,
-            'anchor_sizes': (((10, 14), (23, 27), (37, 58)), ((81, 82), (135, 169), (344, 319))),
+            # What its weights were trained with. The .cfg file of today has 10 x 14, 23 x 27 and 37 x 58 on the finer level, a
+            # correction of its authors' for trainings to come (github.com/pjreddie/darknet, issue 851).
+            'anchor_sizes': (((23, 27), (37, 58), (81, 82)), ((81, 82), (135, 169), (344, 319))),
         },
         (416, 416),
     ),

@@ -1,7 +1,7 @@
 """Workdirs from weight files, and weight files from workdirs.
 
     import_weights: a file, and which model it is of -> a workdir as training leaves it, and a report, layer by layer
-    export_weights: a workdir -> a folder with weights.safetensors, config.json and classes.json, which comes back bit by bit
+    export_weights: a workdir -> a folder with weights.safetensors, config.json and classes.json; its weights come back bit by bit
     export_darknet: the workdir of a YOLO -> .weights, .cfg and .names, which darknet and OpenCV run
 
 A workdir appears whole or not at all.
@@ -19,16 +19,22 @@ import ml_collections
 import numpy as np
 
 from detzoo.config import complete, from_json, to_json
+from detzoo.config import flatten as flatten_config
 from detzoo.detectors import make_detector
-from detzoo.inference import Classes, evaluation_canvases, load
+from detzoo.inference import Classes, evaluation_canvases, load, read_classes
 from detzoo.training.checkpoint import Checkpoints
 from detzoo.training.workdir import check_new_folder, environment, new_folder, write_text
 from detzoo.types import ModelState, Params
 from detzoo.weights import darknet
-from detzoo.weights.files import read_entries, write_entries
+from detzoo.weights.files import read_entries, read_metadata, write_entries
 from detzoo.weights.mapping import Mapping, Row, Template, fill, flatten, report
-from detzoo.weights.zoo import MODELS, Model
+from detzoo.weights.zoo import COCO, MODELS, VOC, Model
 
+_DARKNETS_RECIPE = {'data.recipe.resize': 'letterbox', 'data.recipe.interpolation': 'darknet'}
+_COCOS_NAMES = {  # of what darknet's coco.names calls otherwise
+    'aeroplane': 'airplane', 'diningtable': 'dining table', 'motorbike': 'motorcycle', 'pottedplant': 'potted plant',
+    'sofa': 'couch', 'tvmonitor': 'tv',
+}  # fmt: skip
 MASK_SIDE = 112  # of ground-truth masks, should the detector be trained further
 _OURS = Mapping(name_of=lambda path: path, left=(), transpose=False)
 _FILES = ('weights.safetensors', 'config.json', 'classes.json')
@@ -62,7 +68,8 @@ def import_weights(
         source: a file of the model's publisher; or, without a model, a folder of `export_weights`.
         workdir: to be made.
         model: a key of `zoo.MODELS`.
-        cfg, names: in place of the model, the description of a darknet network and the names of its classes, one a line.
+        cfg, names: in place of the model, the description of a darknet network and the names of its classes, one a line;
+            their category ids are COCO's or VOC's where these are its classes, else 1 to K.
 
     Returns:
         what was imported.
@@ -74,6 +81,8 @@ def import_weights(
     """
     source, workdir = pathlib.Path(source), pathlib.Path(workdir)
     check_new_folder(workdir)
+    if not source.exists():
+        raise FileNotFoundError(f'{source}: there is no such file or folder')
     if (cfg is None) != (names is None) or (cfg is not None and model is not None):
         raise ValueError('give either a model, or both a .cfg and a .names file of a darknet network')
     if cfg is not None:
@@ -82,13 +91,51 @@ def import_weights(
         imported = read_exported(source)
     elif model not in MODELS:
         raise ValueError(f'no model is called {model!r}: {", ".join(MODELS)} are known')
+    elif (named := model_by_checksum(source)) not in (None, model):
+        raise ValueError(f"{source}: this is torchvision's file of {named}: give that as the model")
     elif MODELS[model].mapping is None:
         imported = read_darknet(source, config_of(MODELS[model]), MODELS[model].classes)
     else:
         imported = read_published(source, MODELS[model])
-    origin = dict(source=source.name, model=model, sha256=_sha256(source if source.is_file() else source / _FILES[0]))
+    check_values(imported, source)
+    file = source if source.is_file() else source / _FILES[0]
+    origin = dict(source=source.name, model=model, sha256=_sha256(file))
+    if file != source:
+        origin |= read_metadata(file)
     write_workdir(workdir, imported, imported_from=origin)
     return imported
+
+
+def model_by_checksum(path: pathlib.Path) -> str | None:
+    """Names the model of torchvision whose file this is, by the SHA-256 that the names of its files end with.
+
+    Raises:
+        ValueError: it is named as one of them, but its bytes are others.
+    """
+    digest = _sha256(path) if path.is_file() else ''
+    for name, model in MODELS.items():
+        if model.source == 'torchvision' and digest:
+            file = model.published.file
+            if digest.startswith(file.removesuffix('.pth').rpartition('-')[2]):
+                return name
+            if path.name == file:
+                raise ValueError(f'{path}: damaged: the name says how its SHA-256 begins, which is {digest[:8]}: fetch it again')
+    return None
+
+
+def check_values(imported: Imported, source: pathlib.Path) -> None:
+    """Refuses, by a ValueError, what no training leaves, but a transfer that was broken off: no numbers, or zeros."""
+    for path, value in flatten((imported.params, imported.model_state)).items():
+        kind = path.rpartition('/')[2]
+        if not np.isfinite(value).all():
+            what = 'has numbers that are not finite'
+        elif kind == 'var' and (value < 0).any():
+            what = 'is a variance, and negative'
+        elif kind == 'kernel' and not value.any():
+            what = 'is all zero'
+        else:
+            continue
+        raise ValueError(f'{source}: what becomes {path} {what}: fetch the file again')
 
 
 def read_published(path: pathlib.Path, model: Model) -> Imported:
@@ -115,8 +162,11 @@ def read_exported(folder: pathlib.Path) -> Imported:
         raise ValueError(f'{folder} is not a folder of export_weights: it has no {", ".join(missing)}. Give that folder, or '
                          f'with a file of other weights say its --model: {", ".join(MODELS)}')
     weights, config, classes = (folder / name for name in _FILES)
-    config = from_json(config.read_text())
-    classes = Classes(*map(tuple, json.loads(classes.read_text()).values()))
+    classes = read_classes(classes)
+    try:
+        config = from_json(config.read_text())
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f'{folder / _FILES[1]}: not the config of a detector ({error})') from error
     entries, template = read_entries(weights), shapes_of(config, len(classes.class_names))
     params, model_state = fill(_OURS, entries, template, source=str(weights))
     return Imported(config, classes, params, model_state, report(_OURS, entries, template, source=str(weights)))
@@ -174,7 +224,9 @@ def export_weights(workdir: str | os.PathLike, output: str | os.PathLike, *, ste
         write_text(folder / _FILES[2], json.dumps(predictor.classes._asdict(), indent=2) + '\n')
 
 
-def export_darknet(workdir: str | os.PathLike, output: str | os.PathLike, *, step: int | None = None) -> None:
+def export_darknet(
+    workdir: str | os.PathLike, output: str | os.PathLike, *, step: int | None = None
+) -> dict[str, tuple[Any, Any]]:
     """Writes a YOLO for darknet and OpenCV: MODEL.weights, MODEL.cfg and MODEL.names, of its first evaluation canvas.
 
     Args:
@@ -182,9 +234,13 @@ def export_darknet(workdir: str | os.PathLike, output: str | os.PathLike, *, ste
         output: a folder, made.
         step: of the checkpoint, the newest by default.
 
+    Returns:
+        {key of the config: (its value, that of what darknet itself does)} of all that is not part of the network, but of how
+        darknet puts an image on its canvas, and of its NMS. OpenCV leaves both to its caller.
+
     Raises:
         FileNotFoundError: there is no such run or checkpoint.
-        ValueError: darknet has no such network, or would compute something else; or the folder exists and is not empty.
+        ValueError: darknet has no such network, or it would compute something else; or the folder exists and is not empty.
     """
     predictor = load(workdir, step)
     config, (names, _) = predictor.config, predictor.classes
@@ -195,6 +251,9 @@ def export_darknet(workdir: str | os.PathLike, output: str | os.PathLike, *, ste
         darknet.write_weights(folder / f'{config.model.name}.weights', arguments, *variables)
         write_text(folder / f'{config.model.name}.cfg', description)
         write_text(folder / f'{config.model.name}.names', '\n'.join(names) + '\n')
+    darknets = {f'model.{key}': value for key, value in darknet.PREDICTION.items()} | _DARKNETS_RECIPE
+    ours = dict(flatten_config(config))
+    return {key: (ours[key], value) for key, value in darknets.items() if ours[key] != value}
 
 
 def format_report(rows: Sequence[Row]) -> str:
@@ -208,11 +267,21 @@ def format_report(rows: Sequence[Row]) -> str:
 def _described(cfg: str | os.PathLike, names: str | os.PathLike) -> tuple[ml_collections.ConfigDict, Classes]:
     """Makes config and classes of a darknet network from its two files."""
     network = darknet.model_of_cfg(cfg)
-    class_names = tuple(line.strip() for line in pathlib.Path(names).read_text().splitlines() if line.strip())
+    try:
+        lines = pathlib.Path(names).read_text('utf-8-sig').splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f'{names}: no text in UTF-8 ({error}): save it as such') from error
+    class_names = tuple(line.strip() for line in lines if line.strip())
+    if twice := sorted({name for name in class_names if class_names.count(name) > 1}):
+        raise ValueError(f'{names} names twice: {", ".join(twice)}')
     if len(class_names) != network.model['num_classes']:
         raise ValueError(f'{names} names {len(class_names)} classes, {cfg} describes a network of '
                          f'{network.model["num_classes"]}: give the two files of one network')
     config = config_of(MODELS['yolov3']._replace(model=network.model, canvases=(network.canvas,)))
+    for name, known in (('coco', COCO), ('voc', VOC)):
+        if tuple(_COCOS_NAMES.get(each, each) if known is COCO else each for each in class_names) == known.class_names:
+            config.data.name = name
+            return config, known
     config.data.name = pathlib.Path(names).stem
     return config, Classes(class_names, tuple(range(1, 1 + len(class_names))))
 

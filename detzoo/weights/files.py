@@ -37,6 +37,8 @@ import safetensors
 _WRAPPERS = ('model', 'state_dict', 'model_state_dict', 'blobs')
 _MOST_STEPS = 2_000_000  # of a pickle; a state dict takes some 30 for an array
 _MOST_AXES = 32
+_MOST_ARGUMENTS = 16  # of what a pickle calls
+_MOST_LETTERS = 1000  # of a name in it
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first thing in a file of torch before 1.6
 _LISTED = 4  # entries of an error message
 
@@ -54,7 +56,7 @@ class _Refusal(Exception):
 
 # What damaged bytes make of Python's, zipfile's and safetensors' readers.
 _DAMAGE = (
-    ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError,
+    ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError,
     struct.error, zipfile.BadZipFile, safetensors.SafetensorError,
 )  # fmt: skip
 
@@ -153,14 +155,19 @@ def _reader_of(data: bytes) -> Callable[[bytes], dict[str, np.ndarray]]:
         return _read_safetensors
     if data.startswith((b'\x80', b'(d', b'}q', b'ccollections\n')):  # a protocol, or a dict of protocols 0 and 1
         return _read_pickle
+    raise _Refusal(what_instead(data) or f'no weights that are known (it begins with {data[:8].hex(" ")}): give a .safetensors '
+                   "file, what torch.save wrote (.pth, .pt), or a pickle of numpy's arrays (.pkl)")
+
+
+def what_instead(data: bytes) -> str:
+    """Says what often lies where weights should, and what to do about it; '' if the bytes are nothing of that."""
     if not data:
-        raise _Refusal(f'empty: {_AGAIN}')
+        return f'empty: {_AGAIN}'
     if data[:1024].lstrip().lower().startswith((b'<!doctype', b'<html', b'<head', b'<?xml', b'<!--')):
-        raise _Refusal('a web page instead of weights: fetch it again from the address of the file itself')
+        return 'a web page instead of weights: fetch it again from the address of the file itself'
     if data.startswith(b'version https://git-lfs'):
-        raise _Refusal('a pointer of Git LFS instead of weights: run `git lfs pull` where it lies')
-    raise _Refusal(f'no weights that are known (it begins with {data[:8].hex(" ")}): give a .safetensors file, '
-                   "what torch.save wrote (.pth, .pt), or a pickle of numpy's arrays (.pkl)")
+        return 'a pointer of Git LFS instead of weights: run `git lfs pull` where it lies'
+    return ''
 
 
 def _read_safetensors(data: bytes) -> dict[str, np.ndarray]:
@@ -217,7 +224,7 @@ def _read_zip(data: bytes) -> dict[str, np.ndarray]:
             raise _Refusal(_BIG_ENDIAN)
 
         def stored(kind: str, dtype: np.dtype, key: str, device: str, count: int) -> _Storage:
-            return _Storage(str(key), dtype, 0, count)
+            return _Storage(str(_plain(key)), dtype, 0, count)
 
         def bytes_of(key: str) -> bytes:
             return archive.read(f'{folder}data/{key}')
@@ -239,13 +246,13 @@ def _read_pickle(data: bytes) -> dict[str, np.ndarray]:
     dtypes = {}
 
     def stored(kind: str, dtype: np.dtype, key: str, device: str, count: int, view: tuple | None) -> _Storage:
-        dtypes[str(key)] = dtype
+        dtypes[str(_plain(key))] = dtype
         _, first, count = view or (key, 0, count)  # the oldest make views of storages, too
         return _Storage(str(key), dtype, first, count)
 
     tree = _unpickle(stream, stored)
     places = {}
-    for key in _unpickle(stream):
+    for key in map(_plain, _unpickle(stream)):
         count = int.from_bytes(stream.read(8), 'little')
         start, end = stream.tell(), stream.tell() + count * dtypes[str(key)].itemsize
         places[str(key)] = slice(start, end)
@@ -326,6 +333,13 @@ def _checked(number: Any) -> int:
     return number
 
 
+def _plain(name: Any) -> str | int:
+    """Gives a name as it is; refused if it is none: a tuple that holds itself many times has a text larger than any memory."""
+    if not isinstance(name, str | int) or isinstance(name, str) and len(name) > _MOST_LETTERS:
+        raise _Refusal(f'a {type(name).__name__.strip("_")} in place of a name: {_AGAIN}')
+    return name
+
+
 def _listed(names: Sequence[Any]) -> str:
     more = len(names) - _LISTED
     return ', '.join(f'{name!r:.80}' for name in names[:_LISTED]) + (f' and {more} more' if more > 0 else '')
@@ -353,7 +367,7 @@ def _ordered_dict(*items: list[list[Any]]) -> dict:
 
 def _encoded(text: str, encoding: str) -> str:
     """Stands for bytes in protocols that have only text; `_arrays` encodes it."""
-    if encoding not in ('latin1', 'latin-1'):
+    if _plain(encoding) not in ('latin1', 'latin-1'):
         raise ValueError(f'bytes as {encoding}')
     return text
 
@@ -368,7 +382,7 @@ def _tensor(
     metadata: dict[str, bool] | None = None,
 ) -> _Array:
     if metadata:
-        raise _Refusal(f'a tensor of which torch has put off an operation ({_listed(list(metadata))}): '
+        raise _Refusal(f'a tensor of which torch has put off an operation ({_listed(list(map(_plain, metadata)))}): '
                        'save tensor.resolve_neg() or resolve_conj()')
     return _Array(storage, storage.dtype, offset, shape, strides)
 
@@ -400,7 +414,7 @@ def _strides(shape: Sequence[int], *, fortran: bool) -> list[int]:
 
 
 def _numpy_dtype(code: str, *_: bool) -> np.dtype:
-    if code not in _NUMPY:
+    if _plain(code) not in _NUMPY:
         raise _Refusal(f'an array of dtype {code!r:.80}: save arrays of numbers only')
     return np.dtype(code)
 
@@ -545,9 +559,11 @@ def _unpickle(stream: io.BytesIO, stored: Callable[..., _Storage] | None = None)
                 stack.append(_object(argument.replace(' ', '.', 1)))
             case 'STACK_GLOBAL':
                 name, module = stack.pop(), stack.pop()
-                stack.append(_object(f'{module}.{name}'))
+                stack.append(_object(f'{_plain(module)}.{_plain(name)}'))
             case 'REDUCE':
                 arguments, function = stack.pop(), stack.pop()
+                if len(arguments) > _MOST_ARGUMENTS:
+                    raise _Refusal(f'it calls something with {len(arguments)} arguments, as no weights do: {_SAVE_ALONE}')
                 stack.append(function(*arguments))
             case 'BUILD':
                 state = stack.pop()

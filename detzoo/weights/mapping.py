@@ -98,7 +98,7 @@ def torch_names(module_of: Callable[[str], str], others: abc.Mapping[str, str] =
 
 def channels_last(array: np.ndarray, name: str, entries: Entries) -> np.ndarray:
     """Brings the inputs of the fully connected layer that reads RoIs from [C, s, s] to our [s, s, C]: a `Rule.change`."""
-    if array.shape[-1] % ROI_SIDE**2:  # another head, which is an error of its own
+    if array.ndim != 2 or array.shape[1] % ROI_SIDE**2:  # another head, which is an error of its own
         return array
     return array.reshape(len(array), -1, ROI_SIDE**2).swapaxes(1, 2).reshape(array.shape)
 
@@ -135,13 +135,20 @@ def fill(mapping: Mapping, entries: Entries, template: Template, *, source: str 
 
 def report(mapping: Mapping, entries: Entries, template: Template, *, source: str = 'the entries') -> list[Row]:
     """Says of each variable where it is from and of each other entry why it is left; the arguments and errors are `fill`'s."""
+    assigned = list(_assign(mapping, entries, template, source))
+    in_file, taken = {id(array): name for name, array in entries.items()}, {name for _, _, name, _ in assigned}
+    entries = mapping.prepare(entries)
+
+    def written(name: str) -> str:
+        """The name that an entry has in the file, unless it was derived from several."""
+        return in_file.get(id(entries.get(name)), name)
+
     rows = [
-        Row(name, path, tuple(value.shape), transform, checksum(value) if name else '')
-        for path, value, name, transform in _assign(mapping, entries, template, source)
+        Row(written(name), path, tuple(value.shape), transform, checksum(value) if name else '')
+        for path, value, name, transform in assigned
     ]
-    taken, entries = {row.foreign for row in rows}, mapping.prepare(entries)
-    left = ((name, _reason_to_leave(mapping, name)) for name in entries if name not in taken)
-    return rows + [Row(name, '', entries[name].shape, f'left: {reason}', '') for name, reason in left]
+    left = [(name, _reason_to_leave(mapping, name)) for name in entries if name not in taken]
+    return rows + [Row(written(name), '', entries[name].shape, f'left: {reason}', '') for name, reason in left]
 
 
 def checksum(value: np.ndarray) -> str:
@@ -161,17 +168,21 @@ def _assign(mapping: Mapping, entries: Entries, template: Template, source: str)
         entries = mapping.prepare(entries)
     except ValueError as error:
         raise ValueError(f'{source}: {error}') from error
-    found, asked, missing, misshapen = [], set(), [], []
+    found, asked, missing, misshapen, quantised = [], set(), [], [], []
     for path, leaf in flatten(template).items():
         path_in_collection = path.partition('/')[2]
         name = mapping.name_of(path_in_collection)
         asked.add(name)
-        value, done = _changed(mapping, name, entries) if name in entries else (None, [])
+        value, done = _changed(mapping, name, entries, source) if name in entries else (None, [])
         shape = None if value is None else value.shape
+        if value is not None and value.dtype.kind in 'biu' and np.issubdtype(leaf.dtype, np.floating):
+            quantised.append(f'{name} {value.dtype}')
         if value is not None and mapping.transpose and value.ndim in _TORCH_AXES:
             value, done = value.transpose(_TORCH_AXES[value.ndim]), [*done, _TRANSPOSED[value.ndim]]
         if value is not None and value.shape == tuple(leaf.shape):
-            found.append((path, np.ascontiguousarray(value, leaf.dtype), name, '; '.join(done) or 'as it is'))
+            if value.dtype != leaf.dtype:
+                done = [*done, f'{value.dtype} -> {leaf.dtype}']
+            found.append((path, np.asarray(value, leaf.dtype, order='C'), name, '; '.join(done) or 'as it is'))
         elif mapping.anew and re.search(mapping.anew, path_in_collection):
             found.append((path, leaf, '', 'starts anew: ' + ('no entry' if value is None else f'{name} is {list(shape)}')))
         elif value is None:
@@ -179,21 +190,32 @@ def _assign(mapping: Mapping, entries: Entries, template: Template, source: str)
         else:
             misshapen.append(f'{name} {shape} where the model has {_in_file_order(mapping, tuple(leaf.shape))}')
     unused = [name for name in entries if name not in asked and _reason_to_leave(mapping, name) is None]
-    problems = {'missing': missing, 'of another shape': misshapen, 'unused': unused}
+    problems = {'missing': missing, 'of another shape': misshapen, 'quantised': quantised, 'unused': unused}
     if any(problems.values()):
         listed = '; '.join(f'{kind}: {_listed(names)}' for kind, names in problems.items() if names)
-        raise ValueError(f'{source}: not the weights of this model: {listed}. Set depth, width, norm and num_classes '
-                         'of the model to those of the file, or give a file of that model')
+        raise ValueError(f'{source}: not the weights of this model: {listed}. Give a file of this model, or set its depth, width, '
+                         f'norm and num_classes to those of the file{_common_prefix(list(entries))}')
     yield from found
 
 
-def _changed(mapping: Mapping, name: str, entries: Entries) -> tuple[np.ndarray, list[str]]:
+def _changed(mapping: Mapping, name: str, entries: Entries, source: str) -> tuple[np.ndarray, list[str]]:
     """Applies the rules that concern an entry: the array, and what they say."""
     array, done = entries[name], []
     for rule in mapping.rules:
         if re.search(rule.pattern, name):
-            array, done = rule.change(array, name, entries), [*done, rule.says]
+            try:
+                array, done = rule.change(array, name, entries), [*done, rule.says]
+            except (ValueError, LookupError, TypeError) as error:
+                raise ValueError(f'{source}: not the weights of this model: {name} {entries[name].shape}, of which "{rule.says}" '
+                                 f'cannot be made ({error}). Give a file of this model') from error
     return array, done
+
+
+def _common_prefix(names: list[str]) -> str:
+    """A hint at names that all begin alike, as wrappers around a model make them."""
+    prefix = names[0].partition('.')[0] + '.' if names else ''
+    alike = len(names) > 1 and all(name.startswith(prefix) for name in names)
+    return f'. All names begin with {prefix!r}: save the state dict without it' if alike else ''
 
 
 def _reason_to_leave(mapping: Mapping, name: str) -> str | None:

@@ -41,7 +41,7 @@ def _with_new_names(entries: Entries) -> Entries:
 
 def _anchors_background_last(array: np.ndarray, name: str, entries: Entries) -> np.ndarray:
     """Moves the first class of each anchor behind the others, in the last convolution of a level."""
-    anchors = len(entries[name.replace('classification', 'regression')]) // 4
+    anchors = len(entries[name.replace('classification', 'regression')]) // 4  # an error of its own, if there is none
     return np.roll(array.reshape(anchors, -1, *array.shape[1:]), -1, axis=1).reshape(array.shape)
 
 
@@ -55,11 +55,16 @@ def _vgg_entries(entries: Entries) -> Entries:
     classifier = {name: entries[name] for name in entries if re.match(r'classifier\.[03]\.', name)}
     if not classifier or not all(np.isfinite(array).all() for array in classifier.values()):
         return kept
+    for name, rank in _VGG_CLASSIFIER.items():
+        if name not in classifier or classifier[name].ndim != rank:
+            raise ValueError(f'not the weights of a VGG: it has no {name} of {rank} axes. Give a file of torchvision')
     fc6, fc7 = classifier['classifier.0.weight'], classifier['classifier.3.weight']
     fc6 = fc6.reshape(len(fc6), -1, 7, 7)
     kept |= {'fc6.weight': fc6[::4, :, ::3, ::3], 'fc6.bias': classifier['classifier.0.bias'][::4]}
     return kept | {'fc7.weight': fc7[::4, ::4, None, None], 'fc7.bias': classifier['classifier.3.bias'][::4]}
 
+
+_VGG_CLASSIFIER = {'classifier.0.weight': 2, 'classifier.0.bias': 1, 'classifier.3.weight': 2, 'classifier.3.bias': 1}
 
 # Classifiers, into the backbones of their names.
 _CLASSIFIER = 'the classifier behind the backbone'

@@ -115,7 +115,7 @@ _SIZES = {
 }
 _DARKNET = {
     'yolov1': Published('yolov1.weights', AP50=63.4),
-    'yolov1-tiny': Published('yolov1-tiny.weights', AP50=52.7),
+    'yolov1-tiny': Published('tiny-yolov1.weights', AP50=52.7),
     'yolov2': Published('yolov2.weights', gflops=62.94, AP50=48.1),
     'yolov2-voc': Published('yolov2-voc.weights', AP50=76.8),
     'yolov2-tiny': Published('yolov2-tiny.weights', gflops=5.41, AP50=23.7),
