@@ -373,7 +373,7 @@ def test_read_weights_of_another_number_of_classes_is_refused(drawn):
 @pytest.mark.parametrize('length', [0, 7, 15, 19])
 def test_read_weights_of_less_than_a_header_is_refused(tmp_path, length):
     (tmp_path / 'a.weights').write_bytes(struct.pack('<3iQ', 0, 2, 0, 0)[:length])
-    with pytest.raises(ValueError, match=rf'a\.weights: no \.weights file: it has {length} bytes'):
+    with pytest.raises(ValueError, match=rf'a\.weights: (empty|no \.weights file: it has {length} bytes)'):
         read_weights(tmp_path / 'a.weights', TINY, template_of(TINY))
 
 
