@@ -798,7 +798,10 @@ def _pictures(findings: Findings) -> list[Any]:
             title = f'Image {name}{part.where}'
             panels = [Panel(path, caption, f'{title}: {caption}') for caption, path in paths.items() if path.exists()]
             blocks.append(Gallery(title, panels))
-    text = 'Validation images with the objects, and with what was found (score over 0.3). Of several seeds: the first.'
+    text = (
+        'Validation images with the objects, and with what was found (score over 0.3); masks are tinted. '
+        'Of several seeds: the first.'
+    )
     return [Paragraph(text), *blocks] if blocks else []
 
 
