@@ -7,11 +7,8 @@ how many of the detections of an image on its own canvas have a partner on the s
 0.5, each of them that of one. Leaves evaluation_exact.json and evaluation_static.json, and the detections of both.
 """
 
-import collections
 import sys
-from typing import Any
 
-import numpy as np
 from absl import app, flags, logging
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'The workdir of a run, or of imported weights.', required=True)
@@ -27,43 +24,22 @@ def main(argv: list[str]) -> None:
     from detzoo.data.records import DataError
     from detzoo.inference import evaluate_workdir
     from detzoo.training.parallel import keep_compilations
+    from detzoo.weights.parity import count_partners
 
     keep_compilations()
     found = []
     try:
         for mode, exact in (('each image on its own canvas', True), ('on shared canvases', False)):
             metrics, _, results = evaluate_workdir(WORKDIR.value, data_dir=DATA_DIR.value, exact=exact)
-            aps = ', '.join(f'{kind} AP {100 * metrics[kind]["AP"]:.2f}' for kind in ('boxes', 'masks') if kind in metrics)
+            aps = ', '.join(f'{kind} AP {100 * (metrics[kind]["AP"] or 0):.2f}' for kind in ('boxes', 'masks') if kind in metrics)
             print(f'{mode + ":":30}{aps}, {len(results)} detections', flush=True)
             found.append(results)
     except (DataError, FileNotFoundError) as error:
         sys.exit(f'error: {error}')
     for score in SCORES:
-        matched, count, ious = shared(*found, score=score)
+        matched, count, iou = count_partners(*found, score=score)
         print(f'{matched} of {count} with a score over {score:g} have a partner, {matched / max(count, 1):.3f}; '
-              f'mean IoU {ious:.3f}')
-
-
-def shared(exact: list[dict[str, Any]], static: list[dict[str, Any]], *, score: float) -> tuple[int, int, float]:
-    """Counts the detections over a score that have a partner: (these, all of them, the mean IoU of pairs)."""
-    from detzoo.core import boxes as box_ops
-    from detzoo.weights.parity import pair_boxes
-
-    images = collections.defaultdict(lambda: ([], []))
-    for side, rows in enumerate((exact, static)):
-        for row in sorted(rows, key=lambda row: -row['score']):
-            if side or row['score'] > score:
-                images[row['image_id']][side].append((*row['bbox'], row['category_id']))
-    matched, count, ious = 0, 0, []
-    for sides in images.values():
-        ours, theirs = (np.array(side, float).reshape(-1, 5) for side in sides)
-        ours[:, 2:4] += ours[:, :2]
-        theirs[:, 2:4] += theirs[:, :2]
-        pairs = pair_boxes(theirs[:, :4], ours[:, :4], alike=ours[:, 4:] == theirs[:, 4])
-        count += len(ours)
-        matched += (pairs >= 0).sum()
-        ious.extend(np.asarray(box_ops.iou(ours[pairs >= 0, :4], theirs[pairs[pairs >= 0], :4])))
-    return matched, count, float(np.mean(ious)) if ious else 0.0
+              f'mean IoU {iou:.3f}')
 
 
 if __name__ == '__main__':

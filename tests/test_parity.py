@@ -17,7 +17,7 @@ from detzoo.detectors import make_detector
 from detzoo.training.finetune import read_learnt
 from detzoo.weights import torchvision
 from detzoo.weights.mapping import fill, flatten, report
-from detzoo.weights.parity import match_detections
+from detzoo.weights.parity import count_partners, match_detections
 from detzoo.weights.torchvision import PEERS, load_backbone
 from detzoo.weights.torchvision_parity import (
     CLASSIFIERS,
@@ -571,3 +571,15 @@ def test_load_backbone_fills_that_of_an_ssd(tmp_path):
     params, model_state = load_backbone(path, {'backbone': backbone, 'l2_norm': None}, {})
     jax.tree.map(np.testing.assert_array_equal, params['backbone'], fill(torchvision.VGG, entries, (backbone, {}))[0])
     assert params['l2_norm'] is None and model_state == {}
+
+
+def test_count_partners_by_hand():
+    def row(image_id, x, category_id=1, score=0.9):
+        return dict(image_id=image_id, category_id=category_id, bbox=[x, 0, 10, 10], score=score)
+
+    exact = [row(1, 0), row(1, 20, score=0.2), row(2, 0), row(3, 0)]
+    static = [row(1, 2, score=0.1), row(1, 20, category_id=2), row(2, 6), row(4, 0), row(1, 1, score=0.05)]
+    # One has a partner, nearer by a pixel than another; the rest another class, an IoU of 1 / 4, or none.
+    assert count_partners(exact, static, score=0.0) == (1, 4, pytest.approx(9 / 11))
+    assert count_partners(exact, static, score=0.5) == (1, 3, pytest.approx(9 / 11))
+    assert count_partners([], static, score=0.0) == (0, 0, 0.0)

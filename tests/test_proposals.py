@@ -205,7 +205,7 @@ def test_train_and_evaluate_gives_each_split_its_own_proposals(data_dir, tiny_co
 
 
 def test_train_and_evaluate_makes_no_workdir_for_bad_proposals(tiny_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, 'check', lambda *args: (None, None, None))
+    monkeypatch.setattr(loop, 'check', lambda *args, **kwargs: (None, None, None))
     for key in ('train_proposals', 'validation_proposals'):
         with pytest.raises(DataError, match='cannot read the proposals nowhere.json'):
             loop.train_and_evaluate(tiny_config(**{f'data__{key}': 'nowhere.json'}), tmp_path / 'run')

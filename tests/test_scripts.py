@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import runpy
 import shutil
 import subprocess
 import sys
@@ -128,20 +127,6 @@ def test_check_canvases_compares_both_ways(run_script, tiny_run, data_dir, tmp_p
     assert shares[0].startswith(f'{count} of {count} with a score over 0 have a partner, 1.000; mean IoU 0.99')
     for way in ('exact', 'static'):
         assert json.loads((run / f'evaluation_{way}.json').read_text())['boxes']['AP'] is not None
-
-
-def test_check_canvases_counts_partners_by_hand():
-    shared = runpy.run_path(str(ROOT / 'scripts/check_canvases.py'))['shared']
-
-    def row(image_id, x, category_id=1, score=0.9):
-        return dict(image_id=image_id, category_id=category_id, bbox=[x, 0, 10, 10], score=score)
-
-    exact = [row(1, 0), row(1, 20, score=0.2), row(2, 0), row(3, 0)]
-    static = [row(1, 2, score=0.1), row(1, 20, category_id=2), row(2, 6), row(4, 0), row(1, 1, score=0.05)]
-    # One has a partner, nearer by a pixel than another; the rest another class, an IoU of 1 / 4, or none.
-    assert shared(exact, static, score=0.0) == (1, 4, pytest.approx(9 / 11))
-    assert shared(exact, static, score=0.5) == (1, 3, pytest.approx(9 / 11))
-    assert shared([], static, score=0.0) == (0, 0, 0.0)
 
 
 def test_evaluate_takes_an_older_checkpoint(run_script, tiny_run):

@@ -6,6 +6,7 @@ canvas. Here is what both need: `drawn_image` and `drawn_objects`, and `predict_
 `match_detections`, with which the tensors on the way and what comes out are compared.
 """
 
+import collections
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -130,6 +131,34 @@ def pair_boxes(
             rows[row] = best
             iou[:, best] = 0
     return rows
+
+
+def count_partners(
+    results: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]], *, score: float
+) -> tuple[int, int, float]:
+    """Counts the detections that have a partner among others: on the same image, of the same class, with an IoU over 0.5.
+
+    Args:
+        results: COCO's results of a split.
+        others: likewise; a detection of these is the partner of one.
+        score: only results above it count.
+
+    Returns:
+        how many have a partner, how many there are, and the mean IoU of the pairs.
+    """
+    images = collections.defaultdict(lambda: ([], []))
+    for side, rows in enumerate((results, others)):
+        for row in sorted(rows, key=lambda row: -row['score']):
+            if side or row['score'] > score:
+                left, top, width, height = row['bbox']
+                images[row['image_id']][side].append((left, top, left + width, top + height, row['category_id']))
+    count, ious = 0, []
+    for sides in images.values():
+        ours, theirs = (np.array(side, float).reshape(-1, 5) for side in sides)
+        pairs = pair_boxes(theirs[:, :4], ours[:, :4], alike=ours[:, 4:] == theirs[:, 4])
+        count += len(ours)
+        ious.extend(np.asarray(box_ops.iou(ours[pairs >= 0, :4], theirs[pairs[pairs >= 0], :4])))
+    return len(ious), count, float(np.mean(ious)) if ious else 0.0
 
 
 class Agreement(NamedTuple):
