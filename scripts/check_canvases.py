@@ -31,7 +31,8 @@ def main(argv: list[str]) -> None:
     try:
         for mode, exact in (('each image on its own canvas', True), ('on shared canvases', False)):
             metrics, _, results = evaluate_workdir(WORKDIR.value, data_dir=DATA_DIR.value, exact=exact)
-            aps = ', '.join(f'{kind} AP {100 * (metrics[kind]["AP"] or 0):.2f}' for kind in ('boxes', 'masks') if kind in metrics)
+            found_aps = {kind: metrics[kind]['AP'] for kind in ('boxes', 'masks') if kind in metrics}
+            aps = ', '.join(f'{kind} AP {"none" if ap is None else f"{100 * ap:.2f}"}' for kind, ap in found_aps.items())
             print(f'{mode + ":":30}{aps}, {len(results)} detections', flush=True)
             found.append(results)
     except (DataError, FileNotFoundError) as error:

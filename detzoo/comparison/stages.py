@@ -186,8 +186,9 @@ def prepare_trained(predictor: inference.Predictor, batch_sizes: Sequence[int] =
 def _compile(predictor: inference.Predictor, inputs: Mapping[int, Sequence[Inputs]]) -> Prepared:
     """Compiles the prefixes of prediction for the inputs of each batch size, which they take in turn."""
     programs, parameters = [], {}
+    variables = jax.device_put((predictor.params, predictor.model_state))
     for batch, turns in inputs.items():
-        arguments = [jax.device_put((predictor.params, predictor.model_state, each)) for each in turns]
+        arguments = [(*variables, jax.device_put(each)) for each in turns]
         closed = jax.make_jaxpr(predictor.detector.predict)(*arguments[0])
         parameters = stage_parameters(closed.jaxpr, predictor.params)
         leaves = [jax.tree.leaves(each) for each in arguments]

@@ -85,36 +85,36 @@ def import_weights(
         raise FileNotFoundError(f'{source}: there is no such file or folder')
     if (cfg is None) != (names is None) or (cfg is not None and model is not None):
         raise ValueError('give either a model, or both a .cfg and a .names file of a darknet network')
+    file = source if source.is_file() else source / _FILES[0]
+    digest = _sha256(file) if file.is_file() else ''
     if cfg is not None:
         imported = read_darknet(source, *_described(cfg, names))
     elif model is None:
         imported = read_exported(source)
     elif model not in MODELS:
         raise ValueError(f'no model is called {model!r}: {", ".join(MODELS)} are known')
-    elif (named := model_by_checksum(source)) not in (None, model):
+    elif (named := model_by_checksum(source, digest)) not in (None, model):
         raise ValueError(f"{source}: this is torchvision's file of {named}: give that as the model")
     elif MODELS[model].mapping is None:
         imported = read_darknet(source, config_of(MODELS[model]), MODELS[model].classes)
     else:
         imported = read_published(source, MODELS[model])
     check_values(imported, source)
-    file = source if source.is_file() else source / _FILES[0]
-    origin = dict(source=source.name, model=model, sha256=_sha256(file))
+    origin = dict(source=source.name, model=model, sha256=digest)
     if file != source:
         origin |= read_metadata(file)
     write_workdir(workdir, imported, imported_from=origin)
     return imported
 
 
-def model_by_checksum(path: pathlib.Path) -> str | None:
-    """Names the model of torchvision whose file this is, by the SHA-256 that the names of its files end with.
+def model_by_checksum(path: pathlib.Path, digest: str) -> str | None:
+    """Names the model of torchvision whose file this is, by the SHA-256, with whose beginning the names of its files end.
 
     Raises:
         ValueError: it is named as one of them, but its bytes are others.
     """
-    digest = _sha256(path) if path.is_file() else ''
     for name, model in MODELS.items():
-        if model.source == 'torchvision' and digest:
+        if model.source == 'torchvision':
             file = model.published.file
             if digest.startswith(file.removesuffix('.pth').rpartition('-')[2]):
                 return name
