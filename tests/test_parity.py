@@ -149,6 +149,11 @@ def test_detections_that_tie_for_the_last_place_may_be_others(theirs, limit, tie
     assert (agreement.matched, agreement.tied) == (2, tied) and agreement.holds() == bool(tied)
 
 
+def test_detections_that_are_fewer_are_no_agreement():
+    agreement = match_detections(detections_of([0.9]), detections_of([0.9, 0.5, 0.5]), limit=3)
+    assert (agreement.ours, agreement.theirs, agreement.matched) == (1, 3, 1) and not agreement.holds()
+
+
 def old_name(name):
     """The name of an entry in a file from before convolutions were wrapped."""
     parts = name.split('.')

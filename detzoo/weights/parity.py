@@ -207,7 +207,7 @@ def match_detections(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.nda
     ours = {name: ours[name][:end] for name in _DETECTION if name in ours}
     theirs = {name: theirs[name][solid] for name in _DETECTION if name in theirs}
     rows = pair_boxes(ours['boxes'], theirs['boxes'], alike=theirs['labels'][:, None] == ours['labels'])
-    alone = np.concatenate([ours['scores'][~np.isin(np.arange(end), rows)], theirs['scores'][rows < 0]])
+    alone = np.concatenate([ours['scores'][~np.isin(np.arange(len(ours['boxes'])), rows)], theirs['scores'][rows < 0]])
     tied = len(rows) == limit and alone.max(initial=0) < theirs['scores'].min(initial=1) + _TIE
     our = {name: x[rows[rows >= 0]] for name, x in ours.items()}
     their = {name: x[rows >= 0] for name, x in theirs.items()}
