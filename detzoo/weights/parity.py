@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import numpy as np
+import pycocotools.mask
 
 from detzoo.core import boxes as box_ops
 from detzoo.types import Detections, Detector, GroundTruth, Inputs
@@ -111,7 +112,7 @@ def differences(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]
 
 def pair_boxes(
     ours: np.ndarray, theirs: np.ndarray, *, alike: np.ndarray | bool = True, min_iou: float = 0.5
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
     """Pairs boxes of two implementations: each of theirs, in order, with our free one of most IoU.
 
     Args:
@@ -121,16 +122,18 @@ def pair_boxes(
         min_iou: the IoU of a pair is above it.
 
     Returns:
-        [n] int, the row of ours for each of theirs, or -1.
+        [n] int, the row of ours for each of theirs, or -1; and [n] float64, the IoU of each pair, or 0.
     """
-    iou = np.where(alike, box_ops.pairwise_iou(theirs, ours), 0)
-    rows = np.full(len(theirs), -1)
+    both = [np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).astype(float) for boxes in (theirs, ours)]
+    iou = pycocotools.mask.iou(*both, np.zeros(len(ours), np.uint8))  # in float64, and nothing to compile for every count
+    iou = np.where(alike, np.reshape(iou, (len(theirs), len(ours))), 0)
+    rows, ious = np.full(len(theirs), -1), np.zeros(len(theirs))
     for row in range(len(theirs) if len(ours) else 0):
         best = iou[row].argmax()
         if iou[row, best] > min_iou:
-            rows[row] = best
+            rows[row], ious[row] = best, iou[row, best]
             iou[:, best] = 0
-    return rows
+    return rows, ious
 
 
 def count_partners(
@@ -155,9 +158,9 @@ def count_partners(
     count, ious = 0, []
     for sides in images.values():
         ours, theirs = (np.array(side, float).reshape(-1, 5) for side in sides)
-        pairs = pair_boxes(theirs[:, :4], ours[:, :4], alike=ours[:, 4:] == theirs[:, 4])
+        rows, overlaps = pair_boxes(theirs[:, :4], ours[:, :4], alike=ours[:, 4:] == theirs[:, 4])
         count += len(ours)
-        ious.extend(np.asarray(box_ops.iou(ours[pairs >= 0, :4], theirs[pairs[pairs >= 0], :4])))
+        ious.extend(overlaps[rows >= 0])
     return len(ious), count, float(np.mean(ious)) if ious else 0.0
 
 
@@ -206,7 +209,7 @@ def match_detections(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.nda
     end = solid.sum() if len(solid) == limit else len(ours['boxes'])
     ours = {name: ours[name][:end] for name in _DETECTION if name in ours}
     theirs = {name: theirs[name][solid] for name in _DETECTION if name in theirs}
-    rows = pair_boxes(ours['boxes'], theirs['boxes'], alike=theirs['labels'][:, None] == ours['labels'])
+    rows, ious = pair_boxes(ours['boxes'], theirs['boxes'], alike=theirs['labels'][:, None] == ours['labels'])
     alone = np.concatenate([ours['scores'][~np.isin(np.arange(len(ours['boxes'])), rows)], theirs['scores'][rows < 0]])
     tied = len(rows) == limit and alone.max(initial=0) < theirs['scores'].min(initial=1) + _TIE
     our = {name: x[rows[rows >= 0]] for name, x in ours.items()}
@@ -217,7 +220,7 @@ def match_detections(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.nda
         matched=len(our['boxes']),
         tied=int((rows < 0).sum()) if tied else 0,
         empty=int((~solid).sum()),
-        min_iou=float(np.asarray(box_ops.iou(our['boxes'], their['boxes'])).min(initial=1)),
+        min_iou=float(ious[rows >= 0].min(initial=1)),
         max_score_difference=float(abs(our['scores'] - their['scores']).max(initial=0)),
         min_mask_iou=float(_mask_iou(our['masks'], their['masks']).min(initial=1)) if 'masks' in our else 1.0,
     )

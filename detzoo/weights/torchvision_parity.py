@@ -535,7 +535,7 @@ def in_order_of(proposals: np.ndarray, tensors: Mapping[str, np.ndarray]) -> dic
         the tensors; proposals, cls_logits and box_deltas have a row for each of the peer's proposals, NaN where it is none
         of ours.
     """
-    rows = pair_boxes(tensors['proposals'], proposals, min_iou=0.99)
+    rows, _ = pair_boxes(tensors['proposals'], proposals, min_iou=0.99)
 
     def ordered(tensor: np.ndarray) -> np.ndarray:
         found = (rows >= 0).reshape(-1, *[1] * (tensor.ndim - 1))
