@@ -121,7 +121,7 @@ def detections_agree(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray],
     """Prints how far detections are the same ones, and tells whether they are."""
     same = match_detections(ours, theirs, limit=limit)
     tied = f', {same.tied} tied for the last places' if same.tied else ''
-    masks = f', masks >= {same.min_mask_iou:.4f}' if 'masks' in theirs else ''
+    masks = f', masks >= {same.min_mask_iou:.4f} but for {same.cut} in frames cut elsewhere' if 'masks' in theirs else ''
     print(f'  detections  {same.matched}/{same.theirs} matched{tied} (ours: {same.ours}; {same.empty} of theirs empty), '
           f'IoU >= {same.min_iou:.6f}, scores to {same.max_score_difference:.1e}{masks}', flush=True)
     return same.holds()

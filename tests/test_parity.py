@@ -149,6 +149,15 @@ def test_detections_that_tie_for_the_last_place_may_be_others(theirs, limit, tie
     assert (agreement.matched, agreement.tied) == (2, tied) and agreement.holds() == bool(tied)
 
 
+@pytest.mark.parametrize('shift, cut', [(0.001, 0), (-0.001, 1)])
+def test_masks_are_compared_where_they_are_pasted_into_the_same_pixels(shift, cut):
+    # With its border of a pixel of 28 the box reaches from 55 to 85; from 54.999, it is cut to 54 and 84.
+    found = dict(boxes=np.float32([[56, 56, 84, 84]]), labels=np.zeros(1, int), scores=np.ones(1), masks=np.ones((1, 9, 9), bool))
+    other = found | dict(boxes=found['boxes'] + np.float32(shift), masks=~found['masks'])
+    agreement = match_detections(other, found, limit=9)
+    assert (agreement.matched, agreement.cut, agreement.min_mask_iou) == (1, cut, cut) and agreement.holds() == bool(cut)
+
+
 def test_detections_that_are_fewer_are_no_agreement():
     agreement = match_detections(detections_of([0.9]), detections_of([0.9, 0.5, 0.5]), limit=3)
     assert (agreement.ours, agreement.theirs, agreement.matched) == (1, 3, 1) and not agreement.holds()

@@ -132,6 +132,21 @@ def _tent(place: Array, cells: int) -> Array:
     return jnp.maximum(1 - abs(place[..., None] - jnp.arange(cells)), 0)
 
 
+def paste_frames(boxes: np.ndarray, size: int) -> np.ndarray:
+    """Says which whole pixels the border of a mask reaches; a box that moves by next to nothing may win or lose a row of them.
+
+    Args:
+        boxes: [D, 4] float32 xyxy, pixels of the image.
+        size: m, of masks without their border.
+
+    Returns:
+        [D, 4] int64 xyxy, the last pixels included.
+    """
+    center, half = (boxes[:, 2:] + boxes[:, :2]) * np.float32(0.5), (boxes[:, 2:] - boxes[:, :2]) * np.float32(0.5)
+    half = half * np.float32((size + 2 * PADDING) / size)
+    return np.concatenate([center - half, center + half], axis=1).astype(np.int64)
+
+
 def paste_masks(
     masks: np.ndarray, boxes: np.ndarray, image_size: Sequence[int], *, threshold: float = 0.5
 ) -> np.ndarray:
@@ -163,10 +178,8 @@ def paste_masks(
     if not len(masks):
         return result
     masks = np.pad(masks, [(0, 0), (PADDING, PADDING), (PADDING, PADDING)])
-    center, half = (boxes[:, 2:] + boxes[:, :2]) * np.float32(0.5), (boxes[:, 2:] - boxes[:, :2]) * np.float32(0.5)
-    half = half * np.float32(masks.shape[1] / (masks.shape[1] - 2 * PADDING))
-    corners = np.concatenate([center - half, center + half], axis=1).astype(np.int64)
-    for pasted, mask, (x1, y1, x2, y2) in zip(result, masks, corners.tolist()):
+    frames = paste_frames(boxes, masks.shape[1] - 2 * PADDING)
+    for pasted, mask, (x1, y1, x2, y2) in zip(result, masks, frames.tolist()):
         size = max(x2 - x1 + 1, 1), max(y2 - y1 + 1, 1)
         left, right, top, bottom = max(x1, 0), min(x2 + 1, width), max(y1, 0), min(y2 + 1, height)
         if left < right and top < bottom:

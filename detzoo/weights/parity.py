@@ -15,9 +15,11 @@ import numpy as np
 import pycocotools.mask
 
 from detzoo.core import boxes as box_ops
+from detzoo.core.masks import paste_frames
 from detzoo.types import Detections, Detector, GroundTruth, Inputs
 
 _TIE = 2e-4  # scores that differ less are in no order: float32 arithmetic in another order moves them by half as much
+_MASK_SIZE = 28  # of the peers that have masks
 _DETECTION = ('boxes', 'labels', 'scores', 'masks')
 
 
@@ -171,7 +173,8 @@ class Agreement(NamedTuple):
     tied: how many of theirs have none, since others of ours with all but the same score took the last places.
     empty: how many of theirs had no area and were left out.
     min_iou, max_score_difference: over the partners.
-    min_mask_iou: likewise; 1 without masks.
+    min_mask_iou: likewise, over those whose masks are pasted into the same whole pixels; 1 without masks.
+    cut: how many partners' are not: what falls between two pixels is cut, so that next to nothing makes a row of them.
     """
 
     ours: int
@@ -182,6 +185,7 @@ class Agreement(NamedTuple):
     min_iou: float
     max_score_difference: float
     min_mask_iou: float
+    cut: int
 
     def holds(self, *, iou: float = 0.999, score: float = 1e-3, mask_iou: float = 0.99) -> bool:
         """Tells whether the lists are the same one to one, within tolerances."""
@@ -214,6 +218,11 @@ def match_detections(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.nda
     tied = len(rows) == limit and alone.max(initial=0) < theirs['scores'].min(initial=1) + _TIE
     our = {name: x[rows[rows >= 0]] for name, x in ours.items()}
     their = {name: x[rows >= 0] for name, x in theirs.items()}
+    mask_iou, in_place = np.ones(0), np.ones(0, bool)
+    if 'masks' in our:
+        mask_iou = _mask_iou(our['masks'], their['masks'])
+        frames = [paste_frames(side['boxes'].astype(np.float32), _MASK_SIZE) for side in (our, their)]
+        in_place = (frames[0] == frames[1]).all(axis=1)
     return Agreement(
         ours=len(ours['boxes']),
         theirs=len(rows),
@@ -222,7 +231,8 @@ def match_detections(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.nda
         empty=int((~solid).sum()),
         min_iou=float(ious[rows >= 0].min(initial=1)),
         max_score_difference=float(abs(our['scores'] - their['scores']).max(initial=0)),
-        min_mask_iou=float(_mask_iou(our['masks'], their['masks']).min(initial=1)) if 'masks' in our else 1.0,
+        min_mask_iou=float(mask_iou[in_place].min(initial=1)),
+        cut=int((~in_place).sum()),
     )
 
 
