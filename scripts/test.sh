@@ -24,9 +24,9 @@ apart=(tests/test_training.py tests/test_runner.py tests/test_tpu.py tests/test_
        tests/test_config.py)
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
-"${pytest[@]}" "${apart[@]}" > "$log" 2>&1 &
+DETZOO_TESTS_HALF=0 "${pytest[@]}" "${apart[@]}" > "$log" 2>&1 &
 status=0
-"${pytest[@]}" tests "${apart[@]/#/--ignore=}" || status=$?
+DETZOO_TESTS_HALF=1 "${pytest[@]}" tests "${apart[@]/#/--ignore=}" || status=$?
 wait $! || status=$?
 cat "$log"
 exit $status

@@ -10,6 +10,11 @@ import sys
 import tempfile
 import traceback
 
+# Of two processes that share the tests (scripts/test.sh) each takes half of the cores: their threads would wait for one another.
+if 'DETZOO_TESTS_HALF' in os.environ and hasattr(os, 'sched_setaffinity'):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cores[int(os.environ['DETZOO_TESTS_HALF']) :: 2] or cores)
+
 # Read when jax is imported, hence before it.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.join(tempfile.gettempdir(), 'detzoo-jax-cache'))
