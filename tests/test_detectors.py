@@ -114,7 +114,7 @@ MORE_VARIANTS = {
     'yolo_v3_tiny': Variant(TINY_YOLO_V3 | dict(backbone='tiny', width=0.25), {'anchors': COUNTS}),
     'yolo_v3_ciou': Variant(TINY_YOLO_V3 | dict(box_loss='ciou', norm='group_norm'), {'anchors': COUNTS}),
 }
-# Of these every switch is traced for a step, without compiling it.
+# Of these every switch is traced for a step; with --full it takes it.
 SWITCHES = [
     *(
         TINY_FASTER_RCNN | dict(roi=TINY_FASTER_RCNN['roi'] | changes)
@@ -454,7 +454,7 @@ def truth_of(batch):
 
 
 @pytest.mark.parametrize('arguments', SWITCHES, ids=str)
-def test_switches_take_a_step(arguments):
+def test_switches_trace_a_step(arguments):
     detector = make_detector(num_classes=CLASSES, **arguments)
     variables = shapes_of(detector)
     (loss, (model_state, _)), grads = jax.eval_shape(
@@ -466,6 +466,22 @@ def test_switches_take_a_step(arguments):
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype('float32')}
     found = jax.eval_shape(detector.predict, *variables, BLOCKS.inputs)
     assert found.boxes.shape == (BATCH, 10, 4)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize('arguments', SWITCHES, ids=str)
+def test_switches_train_a_step(arguments):
+    detector = make_detector(num_classes=CLASSES, **arguments)
+    params, model_state = jax.jit(detector.init, static_argnums=1)(jax.random.key(0), CANVAS)
+    value_and_grad = jax.jit(jax.value_and_grad(detector.loss, has_aux=True))
+    (before, (model_state, _)), grads = value_and_grad(params, model_state, BLOCKS, jax.random.key(0))
+    length = optax.global_norm(grads)
+    assert np.isfinite(before) and np.isfinite(length) and length > 0
+    params = jax.tree.map(lambda x, g: x - 1e-3 * g / length, params, grads)
+    (after, (model_state, _)), grads = value_and_grad(params, model_state, BLOCKS, jax.random.key(0))
+    assert np.isfinite(after) and np.isfinite(optax.global_norm(grads))
+    for leaf in jax.tree.leaves(model_state):
+        assert np.isfinite(leaf).all()
 
 
 @pytest.mark.parametrize('name', DETECTORS)
