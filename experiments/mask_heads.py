@@ -1,6 +1,7 @@
 """What should a mask head look like: joint or split, classes that compete or not, convolutions or not?
 
     python scripts/sweep.py --experiment=experiments/mask_heads.py --workdir=runs/mask_heads
+    python scripts/report.py --workdir=runs/mask_heads
 
 The paper's answers (Mask R-CNN, arXiv 1703.06870): the split head on a pyramid is better than the joint one on C4 (table 2a);
 masks per class by a sigmoid each are far better than a softmax over classes (2b), and one mask for all classes is nearly as good as
@@ -13,6 +14,7 @@ Held fixed: data, recipe, steps, seed, and within each pair everything but the r
 from detzoo.comparison.sweep import Run, Sweep
 
 PYRAMID, C4 = 'configs/mask_rcnn_shapes.py', 'configs/mask_rcnn_shapes.py:c4'
+BUDGET = {'training.steps': 700, 'training.checkpoint_every': 350, 'training.evaluate_every': 350}
 METRICS = 'mask_AP', 'mask_AP50', 'mask_AP75'
 # Published: mask AP, AP50, AP75 of tables 2a, 2b and 2e; of class-agnostic masks AP alone.
 ROWS = {
@@ -28,5 +30,8 @@ def get_sweep(arg: str | None = None) -> Sweep:
     """Makes the runs; there are no variants."""
     if arg:
         raise ValueError(f'experiments/mask_heads.py has no variant {arg!r}')
-    runs = [Run(name, config, changes, dict(zip(METRICS, published))) for name, (config, changes, published) in ROWS.items()]
+    runs = [
+        Run(name, config, BUDGET | changes, dict(zip(METRICS, published)))
+        for name, (config, changes, published) in ROWS.items()
+    ]
     return Sweep(runs, METRICS)
