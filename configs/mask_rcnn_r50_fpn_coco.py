@@ -16,7 +16,7 @@ What a step costs on a TPU, without having one:
     python scripts/benchmark.py --config=configs/mask_rcnn_r50_fpn_coco.py --tpu=v5e:2x4 \\
         --config.data.canvases='((1024, 1024),)' --config.evaluation.canvases='((1024, 1024),)'
 
-At 1024 x 1024, 2 images a chip, that says 4.6 GB of a chip's 17.2 (nothing is rematerialised), and 193 ms without gathers and
+At 1024 x 1024, 2 images a chip, that says 4.3 GB of a chip's 17.2 (nothing is rematerialised), and 195 ms without gathers and
 all-reduce: the compiler's estimate, not a measurement.
 
 One canvas of 1344 x 1344 takes every image as the paper resizes it, at the price of padding; evaluation has one for each
