@@ -258,10 +258,11 @@ def test_class_agnostic_counts_a_second_class_as_false_positive():
     assert coco_metrics(*class_agnostic(ground_truth, detections))['boxes']['AP'] == pytest.approx(0.5)
 
 
-def test_pr_curves_equal_pycocotools():
-    ground_truth, detections = random_case(5)
-    curves = pr_curves(ground_truth, detections)
-    oracle, _ = pycocotools_eval(ground_truth, detections)
+@pytest.mark.parametrize('kind', ['bbox', 'segm'])
+def test_pr_curves_equal_pycocotools(kind):
+    ground_truth, detections = random_case(5, masks=True)
+    curves = pr_curves(ground_truth, detections, kind)
+    oracle, _ = pycocotools_eval(ground_truth, detections, kind)
     absent = []
     for index, category_id in enumerate(oracle.params.catIds):
         curve = curves[f'class {category_id}']

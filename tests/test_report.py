@@ -530,7 +530,7 @@ def test_report_follows_the_experiment_as_it_is_now(copy):
 def test_report_of_masks_judges_only_who_has_them(copy):
     pytest.importorskip('pycocotools')
     keep_groups(copy, 'good', 'middle', 'bad')
-    rewrite_sweep(copy, metrics=['mask_AP', 'AP'])
+    rewrite_sweep(copy, metrics=['mask_AP', 'mask_AP50', 'AP'])
     truth = copy.ground_truth(TRUTH)
     for row in truth['annotations']:
         row['segmentation'] = box_mask(row['bbox'], 1)
@@ -555,6 +555,10 @@ def test_report_of_masks_judges_only_who_has_them(copy):
     assert ap['middle'] < 10 < float(rows['middle']['AP'])
     difference = table_after(text, 'Comparisons')['middle − good']['difference in mask AP']
     assert float(difference) == pytest.approx(ap['middle'] - ap['good'], abs=0.11)
+    assert 'Precision over recall of masks' in text
+    areas = re.search('Areas below at IoU 0.50 and 0.75: (.*)[.]', text).group(1)
+    ap50 = [f'{name} {rows[name]["mask AP50"].split()[0]}' for name in ('good', 'middle')]
+    assert [area.split(' and ')[0] for area in areas.split('; ')] == ap50
 
 
 def box_mask(box, share):

@@ -65,7 +65,7 @@ class Findings(NamedTuple):
 
     sweep: of sweep.json.
     judged: the metric that has intervals and comparisons: the sweep's first, if it can have them, or else AP.
-    intervals, pairs, errors, counts: of groups that have this metric.
+    intervals, pairs, precision, errors, counts: of groups that have this metric: not of those without masks, or objects.
     permutations: of each comparison.
     curves: [(group, run's curves.json)].
     precision: {group: {class: curve of `pr_curves`, the mean over seeds}}.
@@ -97,11 +97,11 @@ class Findings(NamedTuple):
 
 
 class _Judged(NamedTuple):
-    """What the detections of a run show; without matches and errors where the judged metric is missing."""
+    """What the detections of a run show."""
 
     precision: dict[str, dict[str, np.ndarray] | None]
-    matches: Matches | None = None
-    errors: dict[str, Any] | None = None
+    matches: Matches
+    errors: dict[str, Any]
 
 
 def read_findings(folder: str | os.PathLike, resamples: int = 1000) -> Findings:
@@ -130,10 +130,12 @@ def read_findings(folder: str | os.PathLike, resamples: int = 1000) -> Findings:
         name: _ground_truth(store, name)
         for name in dict.fromkeys(run.truth for group in finished for run in group.finished)
     }
-    evaluated = {run.run: _judge(store, run, truths[run.truth], judged) for group in finished for run in group.finished}
-    of_groups = {group.name: [evaluated[run.run] for run in group.finished] for group in finished}
-    judgeable = {name: seeds for name, seeds in of_groups.items() if all(seed.matches for seed in seeds)}
-    matches = {name: [seed.matches for seed in seeds] for name, seeds in judgeable.items()}
+    judgements = {
+        group.name: [_judge(store, run, truths[run.truth], judged) for run in group.finished]
+        for group in finished
+        if all(run.metrics.get(judged) is not None for run in group.finished)
+    }
+    matches = {name: [seed.matches for seed in seeds] for name, seeds in judgements.items()}
     thresholds = THRESHOLDS[judged.removeprefix('mask_')]
     intervals = {name: statistics.bootstrap(seeds, resamples, thresholds=thresholds) for name, seeds in matches.items()}
     pairs, permutations = _compare(matches, {group.name: group.truth for group in finished}, resamples, thresholds)
@@ -149,9 +151,9 @@ def read_findings(folder: str | os.PathLike, resamples: int = 1000) -> Findings:
         curves=[
             (group.name, curves) for group in finished for run in group.finished if (curves := _curves(store, run.run))
         ],
-        precision={name: _mean_curves([seed.precision for seed in seeds]) for name, seeds in of_groups.items()},
-        errors={name: _mean_of([seed.errors['dAP'] for seed in seeds], 100) for name, seeds in judgeable.items()},
-        counts={name: _mean_of([seed.errors['counts'] for seed in seeds]) for name, seeds in judgeable.items()},
+        precision={name: _mean_curves([seed.precision for seed in seeds]) for name, seeds in judgements.items()},
+        errors={name: _mean_of([seed.errors['dAP'] for seed in seeds], 100) for name, seeds in judgements.items()},
+        counts={name: _mean_of([seed.errors['counts'] for seed in seeds]) for name, seeds in judgements.items()},
         costs=_costs(store, finished),
         estimates=[row for group in finished for row in estimates if row['name'] == group.name],
         images={name: _sizes(truth) for name, truth in truths.items()},
@@ -181,11 +183,11 @@ def _judge(store: Store, run: Result, truth: dict[str, Any], judged: str) -> _Ju
 
     def judge() -> _Judged:
         detections = read_detections(path)
-        precision = pr_curves(truth, detections)
-        if run.metrics.get(judged) is None:  # no masks, or no objects
-            return _Judged(precision)
-        matches = statistics.match_images(truth, detections, kind)
-        return _Judged(precision, matches, error_breakdown(truth, detections, kind))
+        return _Judged(
+            pr_curves(truth, detections, kind),
+            statistics.match_images(truth, detections, kind),
+            error_breakdown(truth, detections, kind),
+        )
 
     return read_file(path, judge)
 

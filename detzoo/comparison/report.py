@@ -667,10 +667,11 @@ def _precision(findings: Findings) -> list[Any]:
 
 
 def _precision_of(findings: Findings, part: _Part) -> list[Any]:
-    curves = {group.name: findings.precision[group.name] for group in part.groups}
-    names = list(next(iter(curves.values())))
-    if not names:
+    curves = {group.name: findings.precision[group.name] for group in part.groups if group.name in findings.precision}
+    if not curves:
         return []
+    names = list(next(iter(curves.values())))
+    of = 'masks' if findings.judged.startswith('mask_') else 'boxes'
     keys = 'recall', 'precision@50', 'precision@75'
     means = {
         group: {key: np.mean([curve[key] for curve in classes.values()], axis=0) for key in keys}
@@ -680,8 +681,8 @@ def _precision_of(findings: Findings, part: _Part) -> list[Any]:
         f'{group} {" and ".join(percent(mean[key].mean()) for key in keys[1:])}' for group, mean in means.items()
     )
     caption = (
-        f'Precision over recall of boxes{part.where}, the mean over classes and seeds, at IoU 0.50 and 0.75. The areas below are '
-        'AP50 and AP75.'
+        f'Precision over recall of {of}{part.where}, the mean over classes and seeds, at IoU 0.50 and 0.75. The areas below '
+        'are AP50 and AP75.'
     )
     alt = f'Precision-recall curves{part.where}. Areas below at IoU 0.50 and 0.75: {areas}.'
     blocks: list[Any] = [

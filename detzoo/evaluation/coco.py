@@ -111,9 +111,14 @@ def class_agnostic(
 
 
 def pr_curves(
-    ground_truth: dict[str, Any], detections: list[dict[str, Any]]
+    ground_truth: dict[str, Any], detections: list[dict[str, Any]], kind: str = 'bbox'
 ) -> dict[str, dict[str, np.ndarray] | None]:
-    """Gives precision over recall of the boxes of each class, at IoU 0.5 and 0.75.
+    """Gives precision over recall of the boxes, or masks, of each class, at IoU 0.5 and 0.75.
+
+    Args:
+      ground_truth: COCO's, with segmentations for 'segm'.
+      detections: COCO's results, likewise.
+      kind: 'bbox' or 'segm'.
 
     Returns:
       name: {'recall': [101] 0, .01, ... 1, 'precision@50': [101], 'precision@75': [101]}, float64 in 0..1, where precision
@@ -123,7 +128,7 @@ def pr_curves(
       ValueError: as `coco_metrics`.
     """
     names = _class_names(ground_truth)
-    precision, _ = _precision_recall(ground_truth, detections, 'bbox')
+    precision, _ = _precision_recall(ground_truth, detections, kind)
     recall = np.linspace(0, 1, precision.shape[1])
     curves = {}
     for name, class_precision in zip(names, _per_class(precision), strict=True):
