@@ -167,14 +167,23 @@ def select_detections(model: Mapping[str, Any], tensors: Mapping[str, np.ndarray
 
 
 _BINDING = r"""
+#include <stdlib.h>
 #include <string.h>
 #include "darknet.h"
+
+/* Frees a network and, what darknet forgets, its workspace. */
+static void free_all(network *net)
+{
+    free(net->workspace);
+    free_network(net);
+}
 
 /* Runs a network forwards on one image; with a truth as in training, and then the last layer's delta is copied too. */
 void run(char *cfg, char *weights, size_t seen, float *input, float *truth, float *output, float *delta)
 {
     network *net = load_network(cfg, weights, 0);
     layer last = net->layers[net->n - 1];
+    float *own_input = net->input, *own_truth = net->truth;
     *net->seen = seen;
     net->input = input;
     net->truth = truth;
@@ -182,6 +191,9 @@ void run(char *cfg, char *weights, size_t seen, float *input, float *truth, floa
     forward_network(net);
     memcpy(output, last.output, last.outputs * sizeof(float));
     if (truth) memcpy(delta, last.delta, last.outputs * sizeof(float));
+    net->input = own_input;
+    net->truth = own_truth;
+    free_all(net);
 }
 
 /* Detects in an image of any size: x, y, w, h as shares of it, score and class of each; returns how many there are. */
@@ -205,6 +217,9 @@ int detect(char *cfg, char *weights, float *pixels, int height, int width, float
         }
         ++count;
     }
+    free_detections(detections, boxes);
+    free_image(boxed);
+    free_all(net);
     return count;
 }
 """
