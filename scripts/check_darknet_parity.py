@@ -20,7 +20,7 @@ With --cfg_dir, the .cfg files there of darknet's authors must give the models o
 yolov3-tiny, which the authors corrected after they had trained the weights.
 
 Exits with 1 if a tensor differs by more than 3e-4, or if the detections are not the same ones: as many, each with the label
-of its partner, IoU > 0.999, score to 1e-3.
+of its partner, IoU > 0.999 (or corners to a hundredth of a pixel), score to 1e-3.
 """
 
 import pathlib

@@ -149,6 +149,14 @@ def test_detections_that_tie_for_the_last_place_may_be_others(theirs, limit, tie
     assert (agreement.matched, agreement.tied) == (2, tied) and agreement.holds() == bool(tied)
 
 
+@pytest.mark.parametrize('height, shift, apart', [(1, 0.005, 0), (1, 0.02, 1), (100, 0.02, 0)])
+def test_boxes_are_the_same_by_their_iou_or_to_a_hundredth_of_a_pixel(height, shift, apart):
+    found = dict(boxes=np.float32([[0, 0, 50, height]]), labels=np.zeros(1, int), scores=np.ones(1))
+    other = found | dict(boxes=found['boxes'] + np.float32([0, 0, 0, shift]))
+    agreement = match_detections(other, found, limit=9)
+    assert (agreement.matched, agreement.apart) == (1, apart) and agreement.holds() == (not apart)
+
+
 @pytest.mark.parametrize('shift, cut', [(0.001, 0), (-0.001, 1)])
 def test_masks_are_compared_where_they_are_pasted_into_the_same_pixels(shift, cut):
     # With its border of a pixel of 28 the box reaches from 55 to 85; from 54.999, it is cut to 54 and 84.
