@@ -15,8 +15,8 @@ each image on a canvas of its own (exact); then, for information, on the canvase
 Of a classifier ('resnet18', 'mobilenet_v2') the layers are compared that our backbone has, on images as they are, and what
 torchvision's last layers make of them; with --source, a published file, also the class that they tell.
 Exits with 1 if a tensor differs by more than 1e-4, if a proposal has no partner (nan), if the detections are not the same
-ones: as many, each with the label of its partner, IoU > 0.999, score to 1e-3, IoU of masks > 0.99, but for those whose scores
-tie for the last places of all that are kept; or if a loss differs by more than 1e-3 of itself.
+ones: as many, each with the label of its partner, IoU > 0.999 (or corners to a hundredth of a pixel), score to 1e-3, IoU of masks
+> 0.99, but for those whose scores tie for the last places of all that are kept; or if a loss differs by more than 1e-3 of itself.
 """
 
 import collections
