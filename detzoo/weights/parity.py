@@ -176,8 +176,8 @@ class Agreement(NamedTuple):
     empty: how many of theirs had no area and were left out.
     min_iou, max_score_difference: over the partners.
     apart: how many partners' boxes have an IoU of 0.999 or less, and a corner more than 0.01 pixels from the other's.
-    min_mask_iou: likewise, over those whose masks are pasted into the same whole pixels; 1 without masks.
-    cut: how many partners' are not: what falls between two pixels is cut, so that next to nothing makes a row of them.
+    min_mask_iou: over the partners whose masks are pasted into the same whole pixels; 1 without masks.
+    cut: how many partners' masks are not: what falls between two pixels is cut, so that next to nothing makes a row of them.
     """
 
     ours: int
