@@ -10,13 +10,13 @@ one (`scripts/evaluate.py --class_agnostic`) AP50 is 0.582, since boxes that two
 
 import ml_collections
 
-from detzoo.config import complete
+from detzoo.config import ConfigError, complete
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """Makes the config; it has no variants."""
     if arg:
-        raise ValueError(f'configs/retinanet_histology.py has no variant {arg!r}')
+        raise ConfigError(f'configs/retinanet_histology.py has no variant {arg!r}')
     c = ml_collections.ConfigDict()
     # A step sees crops of 256 pixels of tiles enlarged to 384..680; validation sees whole tiles enlarged to 512.
     c.data = dict(name='histology', canvases=((256, 256),), max_boxes=100)

@@ -7,13 +7,13 @@ Measured: AP 0.554, AP50 0.797 after 1400 steps, seed 0, in 4.5 minutes on 2 cor
 
 import ml_collections
 
-from detzoo.config import complete
+from detzoo.config import ConfigError, complete
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """Makes the config; it has no variants."""
     if arg:
-        raise ValueError(f'configs/retinanet_shapes.py has no variant {arg!r}')
+        raise ConfigError(f'configs/retinanet_shapes.py has no variant {arg!r}')
     c = ml_collections.ConfigDict()
     c.data = dict(name='shapes', canvases=((128, 128),), max_boxes=16)
     c.data.recipe = dict(flip=0.5, scale_range=(0.8, 1.25))

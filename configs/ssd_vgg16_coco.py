@@ -30,6 +30,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.data = dict(name='coco', canvases=((side, side),), max_boxes=100, threads=32)
     c.data.recipe = dict(
         resize='stretch',
+        interpolation='bilinear',
         flip=0.5,
         zoom_out=4.0,  # section 3.6
         iou_crop=True,  # section 2.2, data augmentation
@@ -41,6 +42,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     )
 
     c.model = dict(name='ssd', backbone='vgg16', norm=None, mean=(123, 117, 104), std=(1, 1, 1), dtype='bfloat16')
+    c.model.bipartite = True
     if side == 300:
         c.model.extra_layers = SSD300_LAYERS
         c.model.anchor_strides = (8, 16, 32, 64, 100, 300)

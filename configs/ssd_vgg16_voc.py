@@ -14,7 +14,8 @@ Not trained here. Published: 77.2 mAP (SSD512: 79.8) on VOC 2007 test (table 6, 
 
 Where the paper is brief, the code (github.com/weiliu89/caffe, branch ssd, examples/ssd/ssd_pascal.py) decides: steps, anchors
 of whole pixels, colours. Other than there, a short warm-up precedes (there none), biases learn at the same rate as weights
-(there at twice), resizing is linear (there by a method drawn), and of objects marked difficult see `detzoo.data.voc`.
+(there at twice), training resizes linearly, as evaluation does (there by a method drawn), and of objects marked difficult see
+`detzoo.data.voc`.
 """
 
 import ml_collections
@@ -34,6 +35,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.data = dict(name='voc', canvases=((side, side),), max_boxes=64, threads=32)
     c.data.recipe = dict(
         resize='stretch',
+        interpolation='bilinear',
         flip=0.5,
         zoom_out=4.0,  # section 3.6
         iou_crop=True,  # section 2.2, data augmentation
@@ -45,6 +47,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     )
 
     c.model = dict(name='ssd', backbone='vgg16', norm=None, mean=(123, 117, 104), std=(1, 1, 1), dtype='bfloat16')
+    c.model.bipartite = True
     if side == 300:
         c.model.extra_layers = SSD300_LAYERS
         c.model.anchor_strides = (8, 16, 32, 64, 100, 300)

@@ -1,15 +1,21 @@
-"""YOLO v1 on Pascal VOC: the recipe of *You Only Look Once* (arXiv 1506.02640, section 2.2), as darknet's cfg/yolov1.cfg has it.
+"""YOLO v1 on Pascal VOC: the recipe of *You Only Look Once* (arXiv 1506.02640, section 2.2), as cfg/yolov1.cfg of darknet
+and cfg/yolov1-tiny.cfg have it.
 
     python scripts/prepare_data.py --format=voc --name=voc --voc_root=VOCdevkit \\
         --train_splits=2007_trainval,2012_trainval --validation_splits=2007_test
-    python scripts/train.py --config=configs/yolov1_voc.py --workdir=runs/yolov1_voc
+    python scripts/train.py --config=configs/yolov1_voc.py --workdir=runs/yolov1_voc \\
+        --config.initialize_backbone=extraction.conv.weights
     python scripts/evaluate.py --workdir=runs/yolov1_voc --voc
     python scripts/train.py --config=configs/yolov1_voc.py:tiny --workdir=runs/yolov1_tiny_voc
 
 Not trained here. Published: 63.4 mAP on VOC 2007 test, 52.7 for the small net (table 1, there called Fast YOLO), from a
-network whose first 20 layers were trained on ImageNet first; this one starts from nothing, so expect less.
+network whose first 20 layers were trained on ImageNet first: extraction.weights of darknet's page, which `darknet partial`
+cuts behind layer 24. Without `initialize_backbone` the net starts from nothing: expect less.
 
-The learning rate rises over 600 steps in a line (there in three steps), to ten times that of the cfg's first line.
+Other than in darknet, the learning rate rises in a line (there in three steps, of the small net in four, to ten and twenty
+times that of the cfg's first line), what lies outside of a moved image is gray (there its border goes on), an object of which
+less than a quarter is seen is ignored (there it is an object), as are objects marked difficult (there background, see
+`detzoo.data.voc`), and batch norm normalises by all 64 images (there by 8 at a time).
 """
 
 import ml_collections
@@ -22,25 +28,29 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     if arg not in (None, '', 'tiny'):
         raise ConfigError(f"yolov1_voc has the variant 'tiny', not {arg!r}")
     c = ml_collections.ConfigDict()
+    tiny = arg == 'tiny'
+    color = 4 / 3 if tiny else 1.5
     c.data = dict(name='voc', canvases=((448, 448),), max_boxes=64, threads=32)
     c.data.recipe = dict(
         resize='stretch',
+        interpolation='bilinear',  # darknet's samples lie half a pixel away at most
         flip=0.5,
         jitter=0.2,
         hue=0.1,
-        saturation=(1 / 1.5, 1.5),
-        exposure=(1 / 1.5, 1.5),
+        saturation=(1 / color, color),
+        exposure=(1 / color, color),
     )
     c.model = dict(name='yolo_v1', boxes_per_cell=3)  # cfg/yolov1.cfg; the paper and the small net have 2
-    if arg == 'tiny':
+    if tiny:
         c.model = dict(name='yolo_v1', backbone='tiny', head_features=(1024, 256), local_features=None)
+    c.model.update(pad_value=0.5, clip_before_nms=False)
     c.training = dict(batch_size=64, steps=40_000, checkpoint_every=1000, evaluate_every=5000)
     c.optimizer = dict(
         name='sgd',
-        learning_rate=0.005,
+        learning_rate=0.01 if tiny else 0.005,
         schedule='steps',
         decay_at=(20_000 / 40_000, 30_000 / 40_000),
-        warmup_steps=600,
+        warmup_steps=800 if tiny else 600,
         momentum=0.9,
         weight_decay=5e-4,
     )

@@ -3,15 +3,17 @@
     python scripts/prepare_data.py --name=coco \\
         --train_annotations=annotations/instances_train2017.json --train_images=train2017 \\
         --validation_annotations=annotations/instances_val2017.json --validation_images=val2017
-    python scripts/train.py --config=configs/yolov2_coco.py --workdir=runs/yolov2_coco
+    python scripts/train.py --config=configs/yolov2_coco.py --workdir=runs/yolov2_coco \\
+        --config.initialize_backbone=darknet19_448.conv.23
     python scripts/train.py --config=configs/yolov2_coco.py:tiny --workdir=runs/yolov2_coco_tiny
 
 Not trained here. Published, from a backbone trained on ImageNet first (AP50 48.1 at 608 x 608 on val2014,
 23.7 for the small net at 416, says darknet's page; 44.0 at 544 on test-dev, table 5 of the paper).
-This one starts from nothing, so expect less.
+Without `initialize_backbone` the net starts from nothing: expect less.
 
-Multi-scale training draws one of ten canvases every ten steps; each is compiled once. The warm-up of the learning rate is
-a line (there a power of 4).
+Multi-scale training draws one of ten canvases every ten steps; each is compiled once. Other than in darknet, the warm-up of
+the learning rate is a line (there a power of 4), canvases are drawn to the end (there the last 200 steps see the largest), and
+batch norm normalises by all 64 images (there by 8 at a time).
 """
 
 import ml_collections
@@ -30,6 +32,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.data.canvas_steps = 10
     c.data.recipe = dict(
         resize='letterbox',
+        interpolation='bilinear',  # darknet's samples lie half a pixel away at most
         flip=0.5,
         aspect_jitter=0.2 if tiny else 0.3,
         hue=0.1,
@@ -38,7 +41,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     )
     side = 416 if tiny else 608
     c.evaluation = dict(canvases=((side, side),), batch_size=64)
-    c.model = dict(name='yolo_v2')
+    c.model = dict(name='yolo_v2', pad_value=0.5, clip_before_nms=False)
     if tiny:
         c.model.update(backbone='tiny', head_features=(1024, 512), passthrough_features=None, rescore=False)
     c.training = dict(batch_size=64, steps=500_200, checkpoint_every=5000, evaluate_every=50_000)

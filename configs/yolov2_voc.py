@@ -2,14 +2,17 @@
 
     python scripts/prepare_data.py --format=voc --name=voc --voc_root=VOCdevkit \\
         --train_splits=2007_trainval,2012_trainval --validation_splits=2007_test
-    python scripts/train.py --config=configs/yolov2_voc.py --workdir=runs/yolov2_voc
+    python scripts/train.py --config=configs/yolov2_voc.py --workdir=runs/yolov2_voc \\
+        --config.initialize_backbone=darknet19_448.conv.23
     python scripts/evaluate.py --workdir=runs/yolov2_voc --voc
 
-Not trained here. Published: 76.8 mAP on VOC 2007 test at 416 x 416 (table 3), from a Darknet-19 trained on ImageNet; this
-one starts from nothing, so expect less.
+Not trained here. Published: 76.8 mAP on VOC 2007 test at 416 x 416 (table 3), from a Darknet-19 trained on
+ImageNet, whose file darknet's page offers; without `initialize_backbone` the net starts from nothing: expect less.
 
-Multi-scale training draws one of ten canvases every ten steps (section 2); each is compiled once. The warm-up of the
-learning rate is a line (there a power of 4).
+Multi-scale training draws one of ten canvases every ten steps (section 2); each is compiled once. Other than in darknet, the
+warm-up of the learning rate is a line (there a power of 4), canvases are drawn to the end (there the last 200 steps see the
+largest), batch norm normalises by all 64 images (there by 8 at a time), and objects marked difficult are ignored (there they
+are background, see `detzoo.data.voc`).
 """
 
 import ml_collections
@@ -27,6 +30,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.data.canvas_steps = 10
     c.data.recipe = dict(
         resize='letterbox',
+        interpolation='bilinear',  # darknet's samples lie half a pixel away at most
         flip=0.5,
         aspect_jitter=0.3,
         hue=0.1,
@@ -36,6 +40,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.evaluation = dict(canvases=((416, 416),), batch_size=64)
     c.model = dict(
         name='yolo_v2',
+        pad_value=0.5,
+        clip_before_nms=False,
         anchor_sizes=tuple(
             (32 * width, 32 * height)  # the cfg has them in cells
             for width, height in ((1.3221, 1.73145), (3.19275, 4.00944), (5.05587, 8.09892), (9.47112, 4.84053), (11.2364, 10.0071))

@@ -13,8 +13,8 @@ trained: some hundred megabytes, in a temporary folder. They go through our vari
 come back byte for byte. Printed are the largest difference of each tensor over the tensor's maximum and, of v2 and v3, how
 the kept detections agree.
 
-With --photos, photographs (.jpg) are detected in as well, by darknet itself from its letterbox to its NMS, and by ours with
-the recipe 'letterbox', 'darknet'. Each photo's threshold is one that about 100 detections exceed.
+With --photos, photographs (.jpg) are detected in as well, by darknet itself, from its letterbox (YOLO v1 stretches) to its
+NMS, and by ours with the same recipe. Each photo's threshold is one that about 100 detections exceed.
 
 With --cfg_dir, the .cfg files there of darknet's authors must give the models of `darknet.PUBLISHED`, but for the anchors of
 yolov3-tiny, which the authors corrected after they had trained the weights.
@@ -37,7 +37,15 @@ from detzoo.data.geometry import ResizeRule, place
 from detzoo.data.records import decode_image
 from detzoo.detectors import make_detector
 from detzoo.types import Inputs
-from detzoo.weights.darknet import PUBLISHED, arguments_of, cfg_text, model_of_cfg, read_weights, write_weights
+from detzoo.weights.darknet import (
+    PUBLISHED,
+    arguments_of,
+    cfg_text,
+    model_of_cfg,
+    read_weights,
+    resizing,
+    write_weights,
+)
 from detzoo.weights.darknet_parity import Darknet, drawn_weights, run_detector, run_opencv, select_detections
 from detzoo.weights.mapping import Template
 from detzoo.weights.parity import differences, drawn_image, match_detections
@@ -49,7 +57,6 @@ _CFG_DIR = flags.DEFINE_string('cfg_dir', None, 'A folder with the .cfg files of
 
 TOLERANCE = 3e-4
 _CORRECTED = {'yolov3-tiny': ['anchor_sizes']}
-RULE = ResizeRule('letterbox', interpolation='darknet')
 _DETECTION = ('boxes', 'labels', 'scores')
 
 
@@ -81,7 +88,7 @@ def check_photo(
 ) -> bool:
     """Compares detections in a photograph, in its own pixels."""
     photo = decode_image(path.read_bytes(), name=str(path))
-    image, where = place(photo, canvas, RULE, rounded=False)
+    image, where = place(photo, canvas, ResizeRule(**resizing(model['name'])), rounded=False)
     height, last = where.size[1], np.float32(photo.shape[0] - 1)
     if np.float32(height - 1) * (last / np.float32(height - 1)) < last:
         image[where.offset[1] + height - 1] = 0  # what darknet loses where rounding puts its last row above the photo's
@@ -106,11 +113,9 @@ def check_photo(
         cfg_text(model, variables, canvas), weights, photo,
         score_threshold=threshold, iou_threshold=arguments_of(model)['iou_threshold'],
     )  # fmt: skip
-    boxes, sides = theirs['boxes'], np.array(canvas[::-1])
-    if model['name'] == 'yolo_v1':  # still in the letterbox, whose sides count as the photo's
-        boxes = where.to_image(boxes * np.tile(sides / photo.shape[1::-1], 2))
-    else:  # darknet puts the image at whole pixels, and where margins are odd takes half a pixel too much out again
-        boxes = boxes + np.tile(((sides - where.size) / 2 - where.offset) / where.scale, 2)
+    # Darknet puts the image at whole pixels, and where margins are odd takes half a pixel too much out again.
+    margins = (np.array(canvas[::-1]) - where.size) / 2
+    boxes = theirs['boxes'] + np.tile((margins - where.offset) / where.scale, 2)
     theirs['boxes'] = boxes.clip(0, np.tile(photo.shape[1::-1], 2)).astype(np.float32)
     return compare(f'{path.name} > {threshold:.2f}', ours, theirs)
 

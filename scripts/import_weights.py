@@ -42,6 +42,8 @@ def main(argv: list[str]) -> None:
 
     if REPORT.value and not pathlib.Path(REPORT.value).absolute().parent.is_dir():
         sys.exit(f'error: {REPORT.value}: there is no folder for the report: make it')
+    if REPORT.value and pathlib.Path(REPORT.value).is_dir():
+        sys.exit(f'error: {REPORT.value} is a folder: give the report the name of a file in it')
     try:
         imported = import_weights(SOURCE.value, WORKDIR.value, model=MODEL.value, cfg=CFG.value, names=NAMES.value)
     except (ValueError, OSError) as error:

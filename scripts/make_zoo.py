@@ -36,7 +36,8 @@ with which `--cfg` and these weights detect far less, here as in darknet
 
 Parameters of R-CNNs differ by the boxes (4,100) and the mask (257) of background, which there are none of here. GMACs are of a
 square image as large as the shorter side. Second stages run here on as many proposals and masks as there may be; the published
-counts have those that an image of noise happened to give, which were no masks, and with MobileNet few proposals.
+counts have those that an image of noise happened to give: with MobileNet few proposals, and masks for
+`maskrcnn_resnet50_fpn_v2` alone. The two counts of `yolov1` differ by its locally connected layer.
 
 | MODEL | from | FILE | AP, published | parameters, published | here | GMACs, published | here |
 |---|---|---|---|---|---|---|---|

@@ -14,8 +14,21 @@ from ml_collections import config_flags
 from detzoo import config as configs
 from detzoo.config import ConfigError, complete, differences, from_json, to_json
 from detzoo.detectors import DETECTORS, make_detector
+from detzoo.training import loop
 
 FILES = sorted(pathlib.Path(__file__).parents[1].glob('configs/*.py'))
+VARIANTS = {  # beside the default
+    'mask_rcnn_shapes': ('c4',),
+    'retinanet_r50_fpn_coco': ('scratch',),
+    'ssd_histology': ('mobilenet_v2',),
+    'ssd_vgg16_coco': ('512',),
+    'ssd_vgg16_voc': ('512',),
+    'yolo_histology': ('v1', 'v2'),
+    'yolo_shapes': ('v1', 'v2'),
+    'yolov1_voc': ('tiny',),
+    'yolov2_coco': ('tiny',),
+    'yolov3_coco': ('tiny',),
+}
 FILE = """
 import ml_collections
 from detzoo.config import complete
@@ -48,16 +61,28 @@ def from_command_line(tmp_path, monkeypatch):
     return parse
 
 
-@pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
-def test_config_files_are_whole(path, tiny_run):
-    argument = str(tiny_run) if path.stem == 'finetune_histology' else None  # which goes on from a workdir
+@pytest.mark.parametrize('path, argument', [
+    (path, argument) for path in FILES for argument in (None, *VARIANTS.get(path.stem, ()))
+], ids=lambda x: x.stem if isinstance(x, pathlib.Path) else x)  # fmt: skip
+def test_config_files_are_whole(path, argument, tiny_run):
+    argument = str(tiny_run) if path.stem == 'finetune_histology' else argument  # which goes on from a workdir
     config = runpy.run_path(str(path))['get_config'](argument)
+    if path.stem != 'finetune_histology':
+        loop.check_canvases(config, make_detector(**config.model, num_classes=3))
     whole = complete(ml_collections.ConfigDict(dict(model=dict(name=config.model.name))))
     keys, known = (set(dict(configs.flatten(c))) for c in (config, whole))
     left_out = keys - known  # groups that are None
     assert keys - left_out == {key for key in known if key.rpartition('.')[0] not in left_out}
     assert differences(config, complete(config)) == {}
     assert differences(config, from_json(to_json(config))) == {}
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
+def test_config_files_refuse_a_variant_that_they_do_not_have(path):
+    with pytest.raises(ConfigError, match='anything') as raised:
+        runpy.run_path(str(path))['get_config']('anything')
+    for variant in VARIANTS.get(path.stem, ()):
+        assert variant in str(raised.value)
 
 
 def test_complete_fills_in_all_defaults():

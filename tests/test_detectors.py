@@ -148,7 +148,7 @@ SWITCHES = [
     TINY_RETINANET | dict(depth=50, norm='group_norm', head_depth=4, aspect_ratios=(0.5, 1.0), box_loss='diou'),
     TINY_RETINANET | dict(depth=101, norm='batch_norm', dtype='bfloat16', box_loss='ciou', negatives_per_positive=3.0),
     TINY_SSD | dict(norm='frozen_batch_norm', l2_norm_scale=None, clip_anchors=True, anchor_strides=(), bgr=True),
-    TINY_SSD | dict(norm='group_norm', lite=True, dtype='bfloat16'),
+    TINY_SSD | dict(norm='group_norm', lite=True, dtype='bfloat16', bipartite=True),
     TINY_SSD | dict(norm=None),
     TINY_SSD | dict(backbone='resnet18', l2_norm_scale=None, extra_layers=()),
     TINY_SSD | dict(backbone='resnet50', norm='frozen_batch_norm', anchor_sizes=(8, *TINY_SSD['anchor_sizes']),

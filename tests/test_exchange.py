@@ -11,9 +11,12 @@ import safetensors.numpy
 
 from detzoo import inference
 from detzoo.config import differences, from_json
+from detzoo.data.voc import CLASS_NAMES
 from detzoo.inference import Classes, load
+from detzoo.training.loop import train_and_evaluate
 from detzoo.weights import darknet, exchange, zoo
 from detzoo.weights.exchange import export_darknet, export_weights, import_weights
+from detzoo.weights.files import read_entries, write_entries
 from detzoo.weights.mapping import checksum, flatten
 from detzoo.weights.zoo import COCO, MODELS, VOC
 
@@ -49,6 +52,16 @@ def image_of(height, width):
     return np.random.RandomState(1).randint(0, 256, (height, width, 3)).astype(np.uint8)
 
 
+def test_what_a_file_says_of_itself_replaces_nothing(tmp_path, tiny_run):
+    export_weights(tiny_run, tmp_path / 'exported')
+    path = tmp_path / 'exported' / 'weights.safetensors'
+    write_entries(path, read_entries(path), {'step': '7', 'sha256': 'mine', 'source': 'mine'})
+    import_weights(tmp_path / 'exported', tmp_path / 'run')
+    origin = json.loads((tmp_path / 'run' / 'environment.json').read_text())['imported_from']
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert origin == {'step': '7', 'sha256': digest, 'source': 'exported', 'model': None}
+
+
 def test_imported_weights_arrive_with_classes_and_preprocessing(tmp_path, published):
     imported = import_weights(tmp_path / 'tiny.safetensors', tmp_path / 'run', model='tiny')
     assert sorted(path.name for path in tmp_path.iterdir()) == ['run', 'tiny.safetensors']
@@ -73,6 +86,23 @@ def test_imported_weights_arrive_with_classes_and_preprocessing(tmp_path, publis
             assert row.shape == found[row.ours].shape and row.checksum == checksum(found[row.ours])
         else:
             assert row.foreign.endswith('num_batches_tracked') and row.transform == 'left: a counter of training'
+
+
+def test_imported_weights_are_trained_on_other_classes(tmp_path, published, tiny_config, capfd):
+    import_weights(tmp_path / 'tiny.safetensors', tmp_path / 'coco', model='tiny')
+    config = tiny_config(initialize_from=str(tmp_path / 'coco'), optimizer__frozen='backbone', training__steps=2)
+    config.model = from_json((tmp_path / 'coco' / 'config.json').read_text()).model
+    train_and_evaluate(config, tmp_path / 'run')
+    head = [f'params/cls_head/output/{leaf}' for leaf in ('bias', 'kernel')]
+    assert f'these start anew: {", ".join(head)};' in capfd.readouterr().err
+    before, after = variables_of(tmp_path / 'coco'), variables_of(tmp_path / 'run')
+    assert after['params/cls_head/output/bias'].shape == (9 * 3,)  # anchors, times the classes of the toy data
+    for path in before:
+        if 'backbone' in path:
+            np.testing.assert_array_equal(before[path], after[path])
+        elif path not in head:  # two steps away
+            np.testing.assert_allclose(after[path], before[path], atol=0.2)
+    assert load(tmp_path / 'run').classes.class_names == ('red', 'green', 'blue')
 
 
 @pytest.mark.parametrize('exact', [False, True])
@@ -299,8 +329,8 @@ def test_every_model_has_a_config_and_as_many_classes_as_outputs(name):
     config = exchange.config_of(model)
     names, ids = model.classes
     assert len(names) == len(ids) == model.model['num_classes'] and list(ids) == sorted(set(ids))
-    known = dict(zip(COCO.category_ids, COCO.class_names)) if config.data.name == 'coco' else dict(enumerate(names, 1))
-    assert {number: known[number] for number, name in zip(ids, names) if name not in ('N/A',)} == known
+    known = dict(zip(COCO.category_ids, COCO.class_names) if config.data.name == 'coco' else enumerate(CLASS_NAMES, 1))
+    assert {number: name for number, name in zip(ids, names) if name != 'N/A'} == known
     assert config.evaluation.divisor == model.divisor
     assert all(side > 0 for canvas in config.evaluation.canvases for side in canvas)
     # Photos of any shape are as large on one of the canvases as the recipe makes them alone.

@@ -49,6 +49,15 @@ def test_what_depends_on_classes_starts_anew(tiny_run, tiny_config, learnt_from,
     assert set(learnt.anew) == HEADS and learnt.arrays.keys() == learnt_from.keys() - HEADS
 
 
+def test_norms_of_batches_become_frozen_ones_and_back(tiny_run, tiny_config, learnt_from):
+    config = tiny_config(model__norm='frozen_batch_norm')
+    learnt = finetune.read_run(tiny_run, config, CLASSES, shapes_of(config, 3))
+    assert not learnt.anew and list(learnt.changes) == ['model.norm'] and learnt.arrays.keys() != learnt_from.keys()
+    for path in ('frozen/backbone/stem_norm/var', 'frozen/backbone/stem_norm/scale', 'params/backbone/stem_conv/kernel'):
+        batch = {'var': 'batch_stats', 'scale': 'params'}.get(path.rpartition('/')[2], 'params')
+        np.testing.assert_array_equal(learnt.arrays[path], learnt_from[f'{batch}/{path.partition("/")[2]}'])
+
+
 def test_replace_keeps_drawn_variables_where_nothing_was_learnt(tiny_run, tiny_config):
     params, model_state = shapes_of(tiny_config(), 4)
     params = jax.tree.map(lambda x: np.full(x.shape, 7, x.dtype), params)

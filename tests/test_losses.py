@@ -195,13 +195,19 @@ def test_iou_loss_of_boxes_apart_by_hand():
     assert iou_loss(one, other, kind='diou')[0] == pytest.approx(1 + 16 / 40, rel=1e-6)
 
 
-def ciou_oracle(first, second):
-    """1 - CIoU of 1911.08287, equations 7 to 11, in float64."""
+def iou_loss_oracle(first, second, kind):
+    """1 - GIoU of 1902.09630, algorithm 1; 1 - DIoU and 1 - CIoU of 1911.08287, equations 7 to 11; in float64."""
     (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = first, second
     shared = max(min(ax2, bx2) - max(ax1, bx1), 0) * max(min(ay2, by2) - max(ay1, by1), 0)
-    iou = shared / ((ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - shared)
+    union = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - shared
+    iou = shared / union
+    if kind == 'giou':
+        enclosing = (max(ax2, bx2) - min(ax1, bx1)) * (max(ay2, by2) - min(ay1, by1))
+        return 1 - iou + (enclosing - union) / enclosing
     diagonal = (max(ax2, bx2) - min(ax1, bx1)) ** 2 + (max(ay2, by2) - min(ay1, by1)) ** 2
     distance = ((ax1 + ax2 - bx1 - bx2) / 2) ** 2 + ((ay1 + ay2 - by1 - by2) / 2) ** 2
+    if kind == 'diou':
+        return 1 - iou + distance / diagonal
     v = 4 / math.pi**2 * (math.atan((bx2 - bx1) / (by2 - by1)) - math.atan((ax2 - ax1) / (ay2 - ay1))) ** 2
     return 1 - iou + distance / diagonal + v / (1 - iou + v) * v
 
@@ -212,10 +218,11 @@ def random_boxes(count, seed):
     return np.concatenate([corner, corner + rng.uniform(1, 20, (count, 2))], axis=1).astype(np.float32)
 
 
-def test_ciou_loss_equals_loops():
+@pytest.mark.parametrize('kind', losses.IOU_LOSSES)
+def test_iou_loss_equals_loops(kind):
     first, second = random_boxes(50, 0), random_boxes(50, 1)
-    expected = [ciou_oracle(*pair) for pair in zip(first.tolist(), second.tolist())]
-    np.testing.assert_allclose(iou_loss(first, second, kind='ciou'), expected, rtol=1e-4)
+    expected = [iou_loss_oracle(*pair, kind) for pair in zip(first.tolist(), second.tolist())]
+    np.testing.assert_allclose(iou_loss(first, second, kind=kind), expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize('kind', losses.IOU_LOSSES)

@@ -311,7 +311,7 @@ def test_last_winner_by_hand():
 
 
 # Each anchor to its best box, then each box to its best anchor, which it takes away from others (SSD).
-match_at = functools.partial(match, function=jax.jit(matching.match_and_reassign))
+match_at = functools.partial(match, function=jax.jit(matching.match_and_reassign, static_argnames='bipartite'))
 match_reassign = functools.partial(match_at, positive_iou=0.5)
 
 
@@ -388,12 +388,64 @@ def test_match_and_reassign_equals_loops(make_ground_truth):
     assert {NEGATIVE, IGNORE, 0, 1, 2, 3} <= seen and taken_away > 5  # the cases are not trivial
 
 
-def test_match_and_reassign_of_nothing_and_without_jit(make_ground_truth):
+@pytest.mark.parametrize('bipartite', [False, True])
+def test_match_and_reassign_of_nothing_and_without_jit(make_ground_truth, bipartite):
     anchors, gt = random_case(make_ground_truth, 1)
-    ours = matching.match_and_reassign(anchors, gt, positive_iou=0.5)
+    ours = matching.match_and_reassign(anchors, gt, positive_iou=0.5, bipartite=bipartite)
     assert ours.dtype == np.int32
-    np.testing.assert_array_equal(ours, match_reassign(anchors, gt))
-    assert match_reassign(anchors, make_ground_truth([], rows=4)).tolist() == [NEGATIVE] * len(anchors)
+    np.testing.assert_array_equal(ours, match_reassign(anchors, gt, bipartite=bipartite))
+    nothing = make_ground_truth([], rows=4)
+    assert match_reassign(anchors, nothing, bipartite=bipartite).tolist() == [NEGATIVE] * len(anchors)
+    for rows, count in ((0, 3), (3, 0)):
+        assert matching.match_bipartite(jnp.zeros((rows, count))).tolist() == [NEGATIVE] * count
+
+
+# The same, but each box takes an anchor of its own, the best pair first (MultiBox, the code of SSD's authors).
+match_pairs = functools.partial(match_reassign, bipartite=True)
+
+
+def test_match_bipartite_gives_each_box_an_anchor_of_its_own(make_ground_truth):
+    # Both boxes overlap anchor 0 most, by .8 and .5; anchor 1 by .5 and .4: the large box keeps the first, whatever the order.
+    anchors = boxes_of([0, 0, 10, 8], [0, 0, 10, 5])
+    large, small = [0, 0, 10, 10], [0, 2, 10, 6]
+    assert match_pairs(anchors, make_ground_truth([large, small])).tolist() == [0, 1]
+    assert match_pairs(anchors, make_ground_truth([small, large])).tolist() == [1, 0]
+    assert match_reassign(anchors, make_ground_truth([large, small])).tolist() == [1, 0]  # the last takes it, by default
+
+
+def test_match_bipartite_takes_the_first_of_equal_pairs(make_ground_truth):
+    anchors, box = boxes_of([0, 0, 8, 10], [12, 0, 20, 10]), [6, 0, 14, 10]
+    assert match_pairs(anchors, make_ground_truth([box])).tolist() == [0, NEGATIVE]
+    assert match_pairs(anchors, make_ground_truth([box, box])).tolist() == [0, 1]
+
+
+def test_match_bipartite_without_an_anchor_to_spare(make_ground_truth):
+    # One anchor, three boxes: the best has it. A box that overlaps nothing takes nothing.
+    gt = make_ground_truth([[0, 0, 10, 3], [0, 0, 10, 8], [60, 60, 70, 70]])
+    assert match_pairs(boxes_of([0, 0, 10, 9]), gt).tolist() == [1]
+    assert match_pairs(boxes_of([0, 0, 10, 9], [30, 30, 40, 40]), gt).tolist() == [1, NEGATIVE]
+
+
+def test_match_bipartite_equals_loops(make_ground_truth):
+    competed = 0
+    for seed in range(200):
+        anchors, gt = random_case(make_ground_truth, seed)
+        anchors = anchors[seed % 5 :: 5]
+        expected = oracle(anchors, gt, '0.25', '0.25', match_best_anchors=False)
+        iou = {}
+        for m in np.flatnonzero(gt.valid & ~gt.crowd).tolist():
+            for a, anchor in enumerate(anchors.astype(int).tolist()):
+                box = gt.boxes[m].astype(int).tolist()
+                shared = shared_area(box, anchor)
+                iou[a, m] = Fraction(shared, area(box) + area(anchor) - shared)
+        firsts = [max((iou[key], -key[0]) for key in iou if key[1] == m)[1] for m in {m for _, m in iou}]
+        competed += len(firsts) - len(set(firsts))
+        while iou and max(iou.values()) > 0:
+            a, m = min(iou, key=lambda key: (-iou[key], key))
+            expected[a] = m
+            iou = {key: value for key, value in iou.items() if key[0] != a and key[1] != m}
+        assert match_at(anchors, gt, positive_iou=0.25, bipartite=True).tolist() == expected, f'seed {seed}'
+    assert competed > 50  # boxes that want one anchor
 
 
 def test_gather_targets_by_hand(make_ground_truth):

@@ -418,6 +418,17 @@ def test_load_backbone_of_a_damaged_file_names_it(tmp_path):
         load_backbone(str(path), {'backbone': {}}, {})
 
 
+def test_a_backbone_whose_end_was_not_written_is_refused(tmp_path):
+    detector = make_detector('yolo_v3', num_classes=3, width=0.125, stages=4)
+    template = jax.eval_shape(lambda key: detector.init(key, (64, 64)), jax.random.key(0))
+    path = tmp_path / 'darknet53.conv.74'
+    numbers = sum(leaf.size for name, leaf in flatten(template).items() if name.split('/')[1] == 'backbone')
+    path.write_bytes(bytes(16) + np.append(np.full(numbers - 100, 0.1), np.full(100, np.nan)).astype('<f4').tobytes())
+    config = ml_collections.ConfigDict(dict(initialize_from='', initialize_backbone=str(path)))
+    with pytest.raises(ValueError, match=r'darknet53\.conv\.74: what becomes params/backbone/\S+ has numbers that are not finite'):
+        read_learnt(config, (), template)
+
+
 def test_load_backbone_of_darknets_fills_that_of_a_yolo(tmp_path):
     detector = make_detector('yolo_v3', num_classes=3, width=0.125, stages=4)
     params, model_state = jax.eval_shape(lambda key: detector.init(key, (64, 64)), jax.random.key(0))

@@ -47,6 +47,7 @@ def random_batch(seed=0):
 
 
 BATCH = random_batch()
+BOX_LOSS_WEIGHT = 3.0  # alpha of equation 1
 
 
 def shapes_of(detector, canvas=CANVAS):
@@ -67,7 +68,7 @@ def with_outputs(function, cls_logits, box_deltas):
 @pytest.fixture(scope='module')
 def run():
     """A function: the heads' outputs -> loss, metrics, gradients of both, boxes and rows of assign, all of the tiny SSD."""
-    detector = make_detector(num_classes=CLASSES, **TINY_SSD)
+    detector = make_detector(num_classes=CLASSES, **TINY_SSD | dict(box_loss_weight=BOX_LOSS_WEIGHT))
     params, model_state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes_of(detector))
     arguments = params, model_state, BATCH, jax.random.key(0)
 
@@ -160,7 +161,7 @@ def loss_of_the_paper(gt, cls_logits, box_deltas):
                 for delta, target, variance in zip(box_deltas[i, a], targets, (0.1, 0.1, 0.2, 0.2)):
                     error = abs(delta - target / variance)
                     box_loss += 0.5 * error**2 if error < 1 else error - 0.5
-    return cls_loss / positives, box_loss / positives, matched
+    return cls_loss / positives, BOX_LOSS_WEIGHT * box_loss / positives, matched
 
 
 @pytest.mark.parametrize('seed', range(3))
@@ -185,7 +186,7 @@ def test_ssd_trains_what_assign_says(run):
     expected = np.where((matched == IGNORE)[..., None], 0, np.asarray(jax.nn.softmax(cls_logits)) - answer) / count
     np.testing.assert_allclose(cls_gradient, expected, atol=1e-6)
     np.testing.assert_array_equal((box_gradient != 0).any(axis=-1), positive)
-    assert abs(box_gradient).max() == pytest.approx(1 / count)  # smooth L1 beyond 1
+    assert abs(box_gradient).max() == pytest.approx(BOX_LOSS_WEIGHT / count)  # smooth L1 beyond 1
     for name, chosen in (('positives', positive), ('negatives', matched == NEGATIVE), ('ignored', matched == IGNORE)):
         assert metrics[name] == pytest.approx(chosen.sum() / IMAGES) and chosen.any()
 

@@ -250,6 +250,7 @@ def test_make_schedule_refuses_an_unknown_name():
 
 
 TOY_PARAMS = {'conv': {'kernel': np.full((2, 3), 2.0, np.float32), 'bias': np.full(3, 2.0, np.float32)},
+              'local': {'bias': np.full((2, 2, 3), 2.0, np.float32)},  # of a layer that has weights for each cell
               'norm': {'scale': np.full(3, 2.0, np.float32)}}
 
 
@@ -265,11 +266,11 @@ def updated(config, *gradients):
 
 
 @pytest.mark.parametrize('name', ['sgd', 'adamw'])
-def test_make_optimizer_decays_no_vector(name):
+def test_make_optimizer_decays_kernels_alone(name):
     params = updated(optimizer_config(name=name, weight_decay=0.5), 0.0)
     np.testing.assert_allclose(params['conv']['kernel'], 2 - 0.1 * 0.5 * 2, rtol=1e-6)
-    np.testing.assert_array_equal(params['conv']['bias'], 2)
-    np.testing.assert_array_equal(params['norm']['scale'], 2)
+    for layer, leaf in (('conv', 'bias'), ('local', 'bias'), ('norm', 'scale')):
+        np.testing.assert_array_equal(params[layer][leaf], 2)
 
 
 def test_make_optimizer_sgd_by_hand():
@@ -288,10 +289,10 @@ def test_make_optimizer_adamw_by_hand():
 
 
 def test_make_optimizer_clips_the_norm_of_all_gradients():
-    # 12 numbers of gradient 5 have norm 5 * sqrt(12); clipped to 1, each is 1 / sqrt(12). Decay is not clipped.
+    # 24 numbers of gradient 5 have norm 5 * sqrt(24); clipped to 1, each is 1 / sqrt(24). Decay is not clipped.
     params = updated(optimizer_config(clip_norm=1.0, weight_decay=0.5), 5.0)
-    np.testing.assert_allclose(params['conv']['bias'], 2 - 0.1 / 12**0.5, rtol=1e-6)
-    np.testing.assert_allclose(params['conv']['kernel'], 2 - 0.1 / 12**0.5 - 0.1, rtol=1e-6)
+    np.testing.assert_allclose(params['conv']['bias'], 2 - 0.1 / 24**0.5, rtol=1e-6)
+    np.testing.assert_allclose(params['conv']['kernel'], 2 - 0.1 / 24**0.5 - 0.1, rtol=1e-6)
 
 
 @pytest.mark.parametrize('frozen, still', [('conv/', ['conv']), ('^norm/scale$', ['norm']), ('kernel|scale', ['norm'])])
@@ -301,7 +302,7 @@ def test_make_optimizer_freezes_what_matches(frozen, still):
         if name in still:
             assert_same(params[name], TOY_PARAMS[name])
         else:
-            assert (params[name]['bias' if name == 'conv' else 'scale'] != 2).all()
+            assert (params[name]['scale' if name == 'norm' else 'bias'] != 2).all()
 
 
 def test_make_optimizer_refuses_what_matches_nothing():
@@ -485,6 +486,19 @@ def test_train_and_evaluate_refuses_batches_that_devices_cannot_share(tmp_path, 
     with pytest.raises(ConfigError, match=rf'{section}.batch_size is 12, not a multiple of 8 .*set it to (8|16)'):
         loop.train_and_evaluate(tiny_config(**{f'{section}__batch_size': 12}), tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('tiny, canvases, message', [
+    (TINY_YOLO_V1, dict(data__canvases=((64, 64), (96, 64))), r'serve one alone: .* begins with 64 x 64; take away 96 x 64'),
+    (TINY_YOLO_V1, dict(evaluation__canvases=((64, 96),)), 'take away 64 x 96, from evaluation.canvases too'),
+    (TINY_YOLO_V2, dict(data__canvases=((64, 64), (64, 68))), 'does not fit a canvas of 64 x 68: '),
+    (TINY_YOLO_V2, dict(data__canvases=((68, 64),)), 'does not fit a canvas of 68 x 64: '),
+], ids=str)
+def test_check_refuses_canvases_that_the_network_does_not_fit(tiny_config, tiny, canvases, message):
+    config = tiny_config(**canvases)
+    config.model = complete(ml_collections.ConfigDict(dict(model=tiny))).model
+    with pytest.raises(ConfigError, match=message):
+        loop.check(config, open_dataset('toy', 'train', config.data.data_dir))
 
 
 def test_train_and_evaluate_stops_where_the_loss_is_not_finite(tmp_path, tiny_config, linear):

@@ -18,6 +18,9 @@ from detzoo.types import Batch, GroundTruth, Inputs
 IMAGES, CANVAS, ROWS, CLASSES = 6, (64, 96), 7, 3
 ANCHORS_V2 = TINY_YOLO_V2['anchor_sizes']
 ANCHORS_V3, GRIDS_V3 = TINY_YOLO_V3['anchor_sizes'], [(16, 24), (8, 12)]
+V1_SCALES = dict(object_scale=1, no_object_scale=0.5, class_scale=1, box_scale=5)  # of darknet's .cfg files
+V2_SCALES = dict(object_scale=5, no_object_scale=1, class_scale=1, box_scale=1)
+ODD_SCALES = dict(object_scale=3.0, no_object_scale=0.7, class_scale=2.0, box_scale=1.5)
 
 
 def random_batch(seed=0):
@@ -109,8 +112,8 @@ def chosen_anchor(cells, center_x, center_y, width, height):
     return choice
 
 
-def deltas_v2(raw, gt, cells, rescore=True, warm_up=False):
-    """Darknet's region layer: object_scale 5, the others 1, thresh 0.6; with the slope of its sigmoids."""
+def deltas_v2(raw, gt, cells, rescore=True, warm_up=False, scales=V2_SCALES):
+    """Darknet's region layer, thresh 0.6; with the slope of its sigmoids."""
     delta = np.zeros(raw.shape)
     for image, outputs in enumerate(raw.astype(np.float64)):
         objects = list(objects_of(gt, image))
@@ -119,7 +122,7 @@ def deltas_v2(raw, gt, cells, rescore=True, warm_up=False):
             prior = ((cell[1] + 0.5) * cell[2], (cell[0] + 0.5) * cell[3], *cell[4:])
             overlap = max((iou(box, other[1:5]) for other in objects), default=0)
             if not (overlap > 0.6 or in_crowd(gt, image, box) or in_crowd(gt, image, prior)):
-                delta[image, a, 4] = 0 - objectness
+                delta[image, a, 4] = scales['no_object_scale'] * (0 - objectness)
             if warm_up:
                 place = [sigmoid(outputs[a, 0]), sigmoid(outputs[a, 1])]
                 delta[image, a, :4] = 0.01 * (np.array([0.5, 0.5, 0, 0]) - [*place, *outputs[a, 2:4]])
@@ -128,18 +131,18 @@ def deltas_v2(raw, gt, cells, rescore=True, warm_up=False):
             i, j, stride_x, stride_y, anchor_width, anchor_height = cells[a]
             target = [x / stride_x - j, y / stride_y - i, math.log(width / anchor_width), math.log(height / anchor_height)]
             reached = [sigmoid(outputs[a, 0]), sigmoid(outputs[a, 1]), *outputs[a, 2:4]]
-            weight = 2 - width * height / (CANVAS[0] * CANVAS[1])
+            weight = scales['box_scale'] * (2 - width * height / (CANVAS[0] * CANVAS[1]))
             delta[image, a, :4] = weight * (np.array(target) - reached)
             overlap = iou(predicted_box(cells[a], outputs[a]), (x, y, width, height))
-            delta[image, a, 4] = 5 * ((overlap if rescore else 1) - sigmoid(outputs[a, 4]))
-            delta[image, a, 5:] = (np.arange(CLASSES) == label) - softmax(outputs[a, 5:])
+            delta[image, a, 4] = scales['object_scale'] * ((overlap if rescore else 1) - sigmoid(outputs[a, 4]))
+            delta[image, a, 5:] = scales['class_scale'] * ((np.arange(CLASSES) == label) - softmax(outputs[a, 5:]))
     slope = 1 / (1 + np.exp(-raw.astype(np.float64)))
     slope *= 1 - slope
     delta[..., [0, 1, 4]] *= slope[..., [0, 1, 4]]
     return delta
 
 
-def deltas_v3(raw, gt, cells):
+def deltas_v3(raw, gt, cells, box_loss_weight=1):
     """Darknet's yolo layer, ignore_thresh 0.7."""
     delta = np.zeros(raw.shape)
     for image, outputs in enumerate(raw.astype(np.float64)):
@@ -156,7 +159,8 @@ def deltas_v3(raw, gt, cells):
             i, j, stride_x, stride_y, anchor_width, anchor_height = cells[a]
             target = [x / stride_x - j, y / stride_y - i, math.log(width / anchor_width), math.log(height / anchor_height)]
             reached = [sigmoid(outputs[a, 0]), sigmoid(outputs[a, 1]), *outputs[a, 2:4]]
-            delta[image, a, :4] = (2 - width * height / (CANVAS[0] * CANVAS[1])) * (np.array(target) - reached)
+            weight = box_loss_weight * (2 - width * height / (CANVAS[0] * CANVAS[1]))
+            delta[image, a, :4] = weight * (np.array(target) - reached)
             delta[image, a, 4] = 1 - sigmoid(outputs[a, 4])
             for k in range(CLASSES):
                 if k == label or a not in taken:  # a second object only adds its class
@@ -165,8 +169,8 @@ def deltas_v3(raw, gt, cells):
     return delta
 
 
-def deltas_v1(cls_scores, confidences, outputs, gt, grid):
-    """Darknet's detection layer: object_scale 1, noobject_scale 0.5, class_scale 1, coord_scale 5, rescore, sqrt."""
+def deltas_v1(cls_scores, confidences, outputs, gt, grid, rescore=True, scales=V1_SCALES):
+    """Darknet's detection layer, sqrt."""
     deltas = [np.zeros(x.shape) for x in (cls_scores, confidences, outputs)]
     rows, columns = grid
     for image in range(IMAGES):
@@ -175,7 +179,7 @@ def deltas_v1(cls_scores, confidences, outputs, gt, grid):
                 cell = i * columns + j
                 rectangle = ((j + 0.5) * CANVAS[1] / columns, (i + 0.5) * CANVAS[0] / rows, CANVAS[1] / columns, CANVAS[0] / rows)
                 if not in_crowd(gt, image, rectangle):
-                    deltas[1][image, cell] = 0.5 * (0 - confidences[image, cell].astype(np.float64))
+                    deltas[1][image, cell] = scales['no_object_scale'] * (0 - confidences[image, cell].astype(np.float64))
                 held = [
                     (x / CANVAS[1], y / CANVAS[0], width / CANVAS[1], height / CANVAS[0], label)
                     for _, x, y, width, height, label in objects_of(gt, image)
@@ -192,9 +196,11 @@ def deltas_v1(cls_scores, confidences, outputs, gt, grid):
                 distances = [math.dist(box, truth) for box in boxes]
                 best = ious.index(max(ious)) if max(ious) > 0 else distances.index(min(distances))
                 target = [truth[0] * columns - j, truth[1] * rows - i, math.sqrt(truth[2]), math.sqrt(truth[3])]
-                deltas[0][image, cell] = (np.arange(CLASSES) == label) - cls_scores[image, cell].astype(np.float64)
-                deltas[1][image, cell, best] = ious[best] - confidences[image, cell, best]
-                deltas[2][image, cell, best] = 5 * (np.array(target) - outputs[image, cell, best])
+                classes = (np.arange(CLASSES) == label) - cls_scores[image, cell].astype(np.float64)
+                deltas[0][image, cell] = scales['class_scale'] * classes
+                reached = ious[best] if rescore else 1
+                deltas[1][image, cell, best] = scales['object_scale'] * (reached - confidences[image, cell, best])
+                deltas[2][image, cell, best] = scales['box_scale'] * (np.array(target) - outputs[image, cell, best])
     return deltas
 
 
@@ -238,33 +244,36 @@ def draw_some_to_objects(raw, gt, cells):
     return raw
 
 
-@pytest.mark.parametrize('rescore', [True, False])
-@pytest.mark.parametrize('images_seen', [0, 16])
-def test_yolo_v2_gradient_is_darknets_delta(images_seen, rescore):
+@pytest.mark.parametrize('images_seen, rescore, scales', [
+    (0, True, {}), (16, True, {}), (0, False, {}), (16, False, ODD_SCALES),
+], ids=str)
+def test_yolo_v2_gradient_is_darknets_delta(images_seen, rescore, scales):
     batch = random_batch()
     cells = list(cells_of([(8, 12)], [ANCHORS_V2]))
     raw = draw_some_to_objects(random_outputs(len(cells)), batch.gt, cells)
-    detector = make_detector(num_classes=CLASSES, **TINY_YOLO_V2 | dict(rescore=rescore))
+    detector = make_detector(num_classes=CLASSES, **TINY_YOLO_V2 | dict(rescore=rescore) | scales)
     counters = {'counters': {'images_seen': np.float32(images_seen)}}
     (gradient,), metrics = gradient_of(detector, 'YOLOv2', (raw,), batch, counters)
-    expected = deltas_v2(raw, batch.gt, cells, rescore, warm_up=images_seen < 16)
+    expected = deltas_v2(raw, batch.gt, cells, rescore, images_seen < 16, V2_SCALES | scales)
     np.testing.assert_allclose(-gradient, expected, atol=2e-5)
     assert metrics['ignored'] > 1  # darknet's threshold was at work
 
 
-def test_yolo_v3_gradient_is_darknets_delta():
+@pytest.mark.parametrize('box_loss_weight', [1.0, 3.0])
+def test_yolo_v3_gradient_is_darknets_delta(box_loss_weight):
     batch = random_batch()
     cells = list(cells_of(GRIDS_V3, ANCHORS_V3))
     raw = draw_some_to_objects(random_outputs(len(cells)), batch.gt, cells)
-    detector = make_detector(num_classes=CLASSES, **TINY_YOLO_V3)
+    detector = make_detector(num_classes=CLASSES, **TINY_YOLO_V3 | dict(box_loss_weight=box_loss_weight))
     (gradient,), metrics = gradient_of(detector, 'YOLOv3', (raw,), batch)
-    np.testing.assert_allclose(-gradient, deltas_v3(raw, batch.gt, cells), atol=2e-5)
+    np.testing.assert_allclose(-gradient, deltas_v3(raw, batch.gt, cells, box_loss_weight), atol=4e-5)
     assert metrics['ignored'] > 1
     # Two objects of different classes have one anchor.
     assert ((gradient[..., 5:] < 0).sum(axis=-1) > 1).any()
 
 
-def test_yolo_v1_gradient_is_darknets_delta():
+@pytest.mark.parametrize('rescore, scales', [(True, {}), (False, ODD_SCALES)], ids=str)
+def test_yolo_v1_gradient_is_darknets_delta(rescore, scales):
     batch, grid = random_batch(), (8, 12)
     rng = np.random.RandomState(2)
     cls_scores = rng.normal(0.3, 0.5, (IMAGES, 96, CLASSES)).astype(np.float32)
@@ -272,9 +281,9 @@ def test_yolo_v1_gradient_is_darknets_delta():
     outputs = rng.normal(0.4, 0.4, (IMAGES, 96, 2, 4)).astype(np.float32)
     outputs[:, ::3, :, 2:] = 0.01  # overlap nothing: the nearest box is responsible
     raw = cls_scores, confidences, outputs
-    detector = make_detector(num_classes=CLASSES, **TINY_YOLO_V1)
+    detector = make_detector(num_classes=CLASSES, **TINY_YOLO_V1 | dict(rescore=rescore) | scales)
     gradient, _ = gradient_of(detector, 'YOLOv1', raw, batch)
-    for ours, expected in zip(gradient, deltas_v1(*raw, batch.gt, grid)):
+    for ours, expected in zip(gradient, deltas_v1(*raw, batch.gt, grid, rescore, V1_SCALES | scales)):
         np.testing.assert_allclose(-ours, expected, atol=2e-5)
 
 

@@ -48,28 +48,58 @@ def match_by_threshold(
     return jnp.where(positive, iou.argmax(axis=0), unmatched).astype(jnp.int32)
 
 
-def match_and_reassign(anchors: Array, gt: GroundTruth, *, positive_iou: float) -> Array:
+def match_and_reassign(anchors: Array, gt: GroundTruth, *, positive_iou: float, bipartite: bool = False) -> Array:
     """Matches each anchor to the box it overlaps most, then each box to the anchor it does (SSD, 1512.02325, section 2.2).
 
     An anchor with IoU >= positive_iou is positive for its best box. Then each box takes the anchor it overlaps most (the
     first of equals), however small the non-zero IoU, away from whatever box that was positive for; where several boxes
-    take one anchor, the last has it. Crowds are never matched; anchors that are not positive and lie at least half inside
-    a crowd are ignored.
+    take one anchor, the last has it. If bipartite, each box takes one of its own instead (`match_bipartite`). Crowds are
+    never matched; anchors that are not positive and lie at least half inside a crowd are ignored.
 
     Args:
         anchors: [A, 4] float xyxy.
         gt: the ground truth of one image, M rows.
         positive_iou: in 0..1.
+        bipartite: whether no two boxes take one anchor.
 
     Returns:
         matched: [A] int32, a row of gt, NEGATIVE or IGNORE.
     """
     matched = match_by_threshold(anchors, gt, positive_iou=positive_iou, negative_iou=positive_iou, match_best_anchors=False)
     iou = _candidate_iou(anchors, gt)
-    best_of_box = iou.max(axis=1, initial=-1)  # [M]
-    best = (iou >= best_of_box[:, None] * (1 - TIE)).argmax(axis=1)
-    reassigned = last_winner(best, best_of_box > 0, len(anchors))
+    if bipartite:
+        reassigned = match_bipartite(iou)
+    else:
+        best_of_box = iou.max(axis=1, initial=-1)  # [M]
+        best = (iou >= best_of_box[:, None] * (1 - TIE)).argmax(axis=1)
+        reassigned = last_winner(best, best_of_box > 0, len(anchors))
     return jnp.where(reassigned >= 0, reassigned, matched)
+
+
+def match_bipartite(iou: Array) -> Array:
+    """Matches boxes and anchors one to one, the pair that overlaps most first (MultiBox, 1312.2249; SSD's authors' code).
+
+    Of all pairs of a box and an anchor that are both free the one of the largest IoU is matched, until no box is free or
+    none overlaps a free anchor. Of equals the lowest anchor comes first, and of its boxes the lowest row.
+
+    Args:
+        iou: [M, A] float, 0 or less where two must not be matched.
+
+    Returns:
+        matched: [A] int32, a row of the boxes, or NEGATIVE.
+    """
+    if not iou.size:
+        return jnp.full(iou.shape[1], NEGATIVE, jnp.int32)
+
+    def match_best_pair(_: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        free, matched = state  # [A, M], [A]
+        best = free.max()
+        anchor, row = jnp.divmod((free >= best * (1 - TIE)).argmax(), free.shape[1])
+        matched = matched.at[anchor].set(jnp.where(best > 0, row, matched[anchor]))
+        return free.at[anchor].set(0).at[:, row].set(0), matched
+
+    matched = jnp.full(iou.shape[1], NEGATIVE, jnp.int32)
+    return jax.lax.fori_loop(0, iou.shape[0], match_best_pair, (jnp.maximum(iou, 0).T, matched))[1]
 
 
 def match_by_cell(

@@ -13,8 +13,8 @@ The anchors' sizes are those of the authors' code for VOC (github.com/weiliu89/c
 fractions of 300 pixels: the formula of section 2.2 (equation 4) for all levels but the first.
 
 Differences from the paper:
-- Where several objects overlap one anchor most, the last takes it, as in torchvision; the authors' code gives each an
-  anchor of its own, the best pairs first. Anchors are matched from an IoU of 0.5 on, not above it.
+- By default, where several objects overlap one anchor most, the last takes it, as in torchvision; with `bipartite` each
+  gets an anchor of its own, the best pairs first, as in the authors' code.
 - Crowds, which the paper does not know, are no objects, and what lies in them is no negative.
 - A box grows at most 62.5 times (`box_coding.MAX_LOG_SCALE`), so that exp stays finite.
 - The network may be normalised (`norm`), which lets it learn from scratch; what is followed by a norm starts from He's
@@ -172,6 +172,7 @@ def make(
     clip_anchors: bool = False,
     delta_weights: Sequence[float] = (10, 10, 5, 5),
     positive_iou: float = 0.5,
+    bipartite: bool = False,
     negatives_per_positive: float = 3.0,
     box_loss_beta: float = 1.0,
     box_loss_weight: float = 1.0,
@@ -205,6 +206,7 @@ def make(
         clip_anchors: whether no anchor is larger than the canvas (torchvision).
         delta_weights: factors of the deltas; the authors' variances are their reciprocals.
         positive_iou: an anchor is positive from it on.
+        bipartite: whether each object gets an anchor of its own, see `matching.match_and_reassign`.
         negatives_per_positive: of an image, the hardest ones.
         box_loss_beta: of the smooth L1 loss.
         box_loss_weight: of the regression loss (alpha of equation 1).
@@ -266,7 +268,7 @@ def make(
 
     def match(cls_logits: Array, anchors: Array, gt: GroundTruth) -> Array:
         """Matches the anchors of one image, [A]; negatives that are not among the hardest are ignored."""
-        matched = matching.match_and_reassign(anchors, gt, positive_iou=positive_iou)
+        matched = matching.match_and_reassign(anchors, gt, positive_iou=positive_iou, bipartite=bipartite)
         negative_loss = optax.softmax_cross_entropy_with_integer_labels(cls_logits, jnp.full_like(matched, num_classes))
         return matching.keep_hard_negatives(matched, negative_loss, negatives_per_positive)
 

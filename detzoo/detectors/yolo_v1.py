@@ -21,7 +21,7 @@ Differences from the paper and the source:
 - Scores are confidence times class score, each clipped to 0..1, since nothing else bounds them.
 - The fully connected layer starts as one small map for all cells (`connected_init`), which the convolutions before it can
   learn together; darknet's has He's initialisation.
-- What lies outside of the image is black by default, darknet's letterbox is gray (`pad_value`).
+- What lies outside of the image is black by default (`pad_value`). Darknet stretches the image over the canvas.
 - Batch norm's moving average forgets 0.1 a step (darknet: 0.01).
 """
 
@@ -263,7 +263,7 @@ def make(
         with jax.named_scope('loss'):
             cells = make_cells(batch.inputs, grid)
             per_image = partial(image_loss, cells=cells, canvas=batch.inputs.images.shape[1:3])
-            metrics = jax.tree.map(jnp.mean, jax.vmap(lambda *arrays: per_image(*arrays))(*outputs, batch.gt))
+            metrics = jax.tree.map(jnp.mean, jax.vmap(per_image)(*outputs, batch.gt))
         return metrics['box_loss'] + metrics['confidence_loss'] + metrics['cls_loss'], (model_state, metrics)
 
     def predict(params: Any, model_state: Any, inputs: Inputs) -> Detections:
@@ -283,7 +283,7 @@ def make(
         (_, _, outputs, grid), _ = run(params, model_state, batch.inputs, train=True, keys=keys)
         cells = make_cells(batch.inputs, grid)
         canvas = batch.inputs.images.shape[1:3]
-        matched, _, _ = jax.vmap(lambda outputs, gt: match(outputs, gt, cells, canvas))(outputs, batch.gt)
+        matched, _, _ = jax.vmap(partial(match, cells=cells, canvas=canvas))(outputs, batch.gt)
         rectangles = jnp.broadcast_to(jnp.repeat(cells, boxes_per_cell, axis=0), (len(matched), cells.shape[0] * boxes_per_cell, 4))
         return {'cells': Assignment(rectangles, matched.reshape(len(matched), -1).astype(jnp.int32))}
 

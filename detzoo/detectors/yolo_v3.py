@@ -229,7 +229,7 @@ def make(
             height, width = batch.inputs.images.shape[1:3]
             anchors, strides = make_anchors(batch.inputs, grids)
             per_image = partial(image_loss, anchors=anchors, strides=strides, area=height * width)
-            metrics = jax.tree.map(jnp.mean, jax.vmap(lambda outputs, gt: per_image(outputs, gt))(outputs, batch.gt))
+            metrics = jax.tree.map(jnp.mean, jax.vmap(per_image)(outputs, batch.gt))
         return metrics['box_loss'] + metrics['objectness_loss'] + metrics['cls_loss'], (model_state, metrics)
 
     def predict(params: Any, model_state: Any, inputs: Inputs) -> Detections:
@@ -247,7 +247,7 @@ def make(
     def assign(params: Any, model_state: Any, batch: Batch, rng: Array) -> dict[str, Assignment]:
         (outputs, grids), _ = run(params, model_state, batch.inputs, train=True)
         anchors, strides = make_anchors(batch.inputs, grids)
-        matched, _ = jax.vmap(lambda outputs, gt: match(outputs, anchors, strides, gt))(outputs, batch.gt)
+        matched, _ = jax.vmap(match, in_axes=(0, None, None, 0))(outputs, anchors, strides, batch.gt)
         return {'anchors': Assignment(jnp.broadcast_to(anchors, (*matched.shape, 4)), matched)}
 
     return Detector(partial(network_ops.init, network), loss, predict, assign)

@@ -23,7 +23,7 @@ from detzoo.detectors import make_detector
 from detzoo.inference import read_classes
 from detzoo.training.checkpoint import Checkpoints
 from detzoo.types import ModelState, Params
-from detzoo.weights.mapping import Template, flatten
+from detzoo.weights.mapping import Template, check_values, flatten
 from detzoo.weights.torchvision import load_backbone
 
 _LISTED = 4  # variables in an error message
@@ -65,6 +65,7 @@ def read_learnt(config: ml_collections.ConfigDict, class_names: tuple[str, ...],
     if config.initialize_backbone:
         filled = flatten(load_backbone(config.initialize_backbone, *template))
         arrays = {path: leaf for path, leaf in filled.items() if isinstance(leaf, np.ndarray)}
+        check_values(arrays, config.initialize_backbone)
         anew = [path for path in filled if path.split('/')[1] in ('backbone', 'trunk') and path not in arrays]
         return Learnt(arrays, tuple(anew))
     return Learnt()
@@ -75,8 +76,9 @@ def read_run(
 ) -> Learnt:
     """Reads what another run has learnt: of its newest checkpoint, the averaged parameters where it has them.
 
-    Where the classes or their order are not the same, all variables start anew whose shape depends on how many there are.
-    The arguments and errors are those of `read_learnt`.
+    Where the classes or their order are not the same, all variables start anew whose shape depends on how many there are. A norm
+    of batches fits a frozen one, and the other way round: `model.norm` may change between the two. The arguments and errors are
+    those of `read_learnt`.
     """
     workdir = pathlib.Path(workdir)
     if not (workdir / 'config.json').exists():
@@ -89,6 +91,8 @@ def read_run(
     finally:
         checkpoints.close()
     learnt = flatten((variables.get('ema_params', variables['params']), variables['model_state']))
+    places = {_name(path): path for path in flatten(template)}
+    learnt = {places.get(_name(path), path): array for path, array in learnt.items()}
     anew = ()
     if read_classes(workdir / 'classes.json').class_names != class_names:
         anew = class_dependent(config, len(class_names))
@@ -96,6 +100,11 @@ def read_run(
     check_fit(arrays, anew, template, str(workdir))
     changes = differences(from_json((workdir / 'config.json').read_text()), config)
     return Learnt(arrays, anew, {key: pair for key, pair in changes.items() if _CHANGES.match(key)})
+
+
+def _name(path: str) -> str:
+    """A variable's path without its collection, 'params/' or another."""
+    return path.partition('/')[2]
 
 
 def class_dependent(config: ml_collections.ConfigDict, num_classes: int) -> tuple[str, ...]:

@@ -362,6 +362,7 @@ def check(
         inference.check_proposals(config, config.data[key] is not None, f'data.{key}')
     try:
         detector = inference.detector_of(config, len(data.class_names), parallel.AXIS)
+        check_canvases(config, detector)
         state = jax.eval_shape(lambda: initial_state(config, detector))
         template = state.params, state.model_state
         learnt = finetune.Learnt() if begun else finetune.read_learnt(config, data.class_names, template)
@@ -384,6 +385,23 @@ def check(
                 f'set it to {max(1, round(size / parts)) * parts}, for example'
             )
     return detector, state, learnt
+
+
+def check_canvases(config: ml_collections.ConfigDict, detector: Detector) -> None:
+    """Raises ConfigError where the network does not fit a canvas, or needs other parameters there than on the first."""
+    shapes, first = {}, tuple(config.data.canvases[0])
+    for canvas in dict.fromkeys(map(tuple, (*config.data.canvases, *inference.evaluation_canvases(config)))):
+        side = f'{canvas[0]} x {canvas[1]}'
+        try:
+            variables = jax.eval_shape(lambda key, canvas=canvas: detector.init(key, canvas), jax.random.key(0))
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f'this {config.model.name} does not fit a canvas of {side}: {error}') from error
+        shapes[canvas] = jax.tree.map(lambda x: x.shape, variables)
+        if shapes[canvas] != shapes[first]:
+            raise ConfigError(
+                f'the parameters of this {config.model.name} depend on the canvas, and serve one alone: data.canvases begins '
+                f'with {first[0]} x {first[1]}; take away {side}, from evaluation.canvases too'
+            )
 
 
 def announce(config: ml_collections.ConfigDict, state: TrainState, start: int, learnt: finetune.Learnt) -> None:

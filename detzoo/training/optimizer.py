@@ -41,7 +41,7 @@ def make_schedule(config: ml_collections.ConfigDict, steps: int) -> optax.Schedu
 def make_optimizer(config: ml_collections.ConfigDict, steps: int, params: Params) -> optax.GradientTransformation:
     """Makes the optimiser: clip by global norm, AdamW or SGD with momentum, weight decay, frozen parameters.
 
-    Weight decay leaves out every vector, that is biases and the scales and offsets of normalisation.
+    Weight decay leaves out biases, and every vector: the scales and offsets of normalisation.
 
     Args:
         config: the `optimizer` section.
@@ -56,14 +56,15 @@ def make_optimizer(config: ml_collections.ConfigDict, steps: int, params: Params
     """
     schedule = make_schedule(config, steps)
 
-    def is_matrix(tree: Any) -> Any:
-        return jax.tree.map(lambda x: x.ndim > 1, tree)
+    def decays(tree: Any) -> Any:
+        # By name too: a locally connected layer's bias has a value for each cell.
+        return jax.tree_util.tree_map_with_path(lambda path, x: x.ndim > 1 and path[-1].key != 'bias', tree)
 
     if config.name == 'adamw':
-        update = optax.adamw(schedule, eps=config.epsilon, weight_decay=config.weight_decay, mask=is_matrix)
+        update = optax.adamw(schedule, eps=config.epsilon, weight_decay=config.weight_decay, mask=decays)
     elif config.name == 'sgd':
         # As in torch: the decay is part of the gradient that the momentum accumulates.
-        decay = optax.add_decayed_weights(config.weight_decay, mask=is_matrix)
+        decay = optax.add_decayed_weights(config.weight_decay, mask=decays)
         update = optax.chain(decay, optax.sgd(schedule, momentum=config.momentum or None))
     else:
         raise ValueError(f"optimizer.name is {config.name!r}: use 'adamw' or 'sgd'")

@@ -224,6 +224,14 @@ def write_weights(path: str | os.PathLike[str], model: Mapping[str, Any], params
                 file.write(numbers.transpose(entry.permutation).tobytes())
 
 
+def resizing(name: str) -> dict[str, str]:
+    """How darknet puts images on the canvas of a detector of this name: keys of `config.data.recipe`.
+
+    Its program for YOLO v1 (examples/yolo.c) stretches them, that for the others (examples/detector.c) letterboxes.
+    """
+    return {'resize': 'stretch' if name == 'yolo_v1' else 'letterbox', 'interpolation': 'darknet'}
+
+
 def backbone_variables(path: str | os.PathLike[str], params: Params, model_state: ModelState) -> Template:
     """Reads a classifier of darknet's into the backbone of a YOLO: one that is cut behind the backbone, or a whole one.
 

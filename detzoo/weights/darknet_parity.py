@@ -201,8 +201,10 @@ int detect(char *cfg, char *weights, float *pixels, int height, int width, float
 {
     network *net = load_network(cfg, weights, 0);
     image original = {width, height, 3, pixels};
-    image boxed = letterbox_image(original, net->w, net->h);
-    int boxes, classes = net->layers[net->n - 1].classes, count = 0, i, k;
+    layer last = net->layers[net->n - 1];
+    int boxes, classes = last.classes, count = 0, i, k;
+    /* As its programs do: examples/yolo.c for YOLO v1, examples/detector.c for the others. */
+    image boxed = last.type == DETECTION ? resize_image(original, net->w, net->h) : letterbox_image(original, net->w, net->h);
     detection *detections;
     set_batch_network(net, 1);
     network_predict(net, boxed.data);
@@ -275,7 +277,7 @@ class Darknet:
     def detect(
         self, text: str, weights: str, image: np.ndarray, *, score_threshold: float, iou_threshold: float, limit: int = 10**5
     ) -> dict[str, np.ndarray]:
-        """Detects in an image of any size as darknet does: letterbox, network, NMS of each class.
+        """Detects in an image of any size as darknet does: letterbox (of YOLO v1 stretching), network, NMS of each class.
 
         Args:
             text: of the .cfg file.
@@ -286,8 +288,7 @@ class Darknet:
             limit: how many detections there is room for; darknet has no limit.
 
         Returns:
-            'boxes' [n, 4] xyxy pixels of the image, not clipped; 'labels' [n]; 'scores' [n], best first. Of YOLO v1 they are
-            shares of the canvas times the image's sides: darknet does not take its letterbox out again.
+            'boxes' [n, 4] xyxy pixels of the image, not clipped; 'labels' [n]; 'scores' [n], best first.
         """
         (self.path / 'net.cfg').write_text(text)
         height, width = image.shape[:2]

@@ -27,10 +27,9 @@ from detzoo.training.workdir import check_new_folder, environment, new_folder, w
 from detzoo.types import ModelState, Params
 from detzoo.weights import darknet
 from detzoo.weights.files import read_entries, read_metadata, write_entries
-from detzoo.weights.mapping import Mapping, Row, Template, fill, flatten, report
+from detzoo.weights.mapping import Mapping, Row, Template, check_values, fill, flatten, report
 from detzoo.weights.zoo import COCO, MODELS, VOC, Model
 
-_DARKNETS_RECIPE = {'data.recipe.resize': 'letterbox', 'data.recipe.interpolation': 'darknet'}
 _COCOS_NAMES = {  # of what darknet's coco.names calls otherwise
     'aeroplane': 'airplane', 'diningtable': 'dining table', 'motorbike': 'motorcycle', 'pottedplant': 'potted plant',
     'sofa': 'couch', 'tvmonitor': 'tv',
@@ -99,10 +98,10 @@ def import_weights(
         imported = read_darknet(source, config_of(MODELS[model]), MODELS[model].classes)
     else:
         imported = read_published(source, MODELS[model])
-    check_values(imported, source)
+    check_values(flatten((imported.params, imported.model_state)), source)
     origin = dict(source=source.name, model=model, sha256=digest)
     if file != source:
-        origin |= read_metadata(file)
+        origin = read_metadata(file) | origin
     write_workdir(workdir, imported, imported_from=origin)
     return imported
 
@@ -121,21 +120,6 @@ def model_by_checksum(path: pathlib.Path, digest: str) -> str | None:
             if path.name == file:
                 raise ValueError(f'{path}: damaged: the name says how its SHA-256 begins, which is {digest[:8]}: fetch it again')
     return None
-
-
-def check_values(imported: Imported, source: pathlib.Path) -> None:
-    """Refuses, by a ValueError, what no training leaves, but a transfer that was broken off: no numbers, or zeros."""
-    for path, value in flatten((imported.params, imported.model_state)).items():
-        kind = path.rpartition('/')[2]
-        if not np.isfinite(value).all():
-            what = 'has numbers that are not finite'
-        elif kind == 'var' and (value < 0).any():
-            what = 'is a variance, and negative'
-        elif kind == 'kernel' and not value.any():
-            what = 'is all zero'
-        else:
-            continue
-        raise ValueError(f'{source}: what becomes {path} {what}: fetch the file again')
 
 
 def read_published(path: pathlib.Path, model: Model) -> Imported:
@@ -251,7 +235,9 @@ def export_darknet(
         darknet.write_weights(folder / f'{config.model.name}.weights', arguments, *variables)
         write_text(folder / f'{config.model.name}.cfg', description)
         write_text(folder / f'{config.model.name}.names', '\n'.join(names) + '\n')
-    darknets = {f'model.{key}': value for key, value in darknet.PREDICTION.items()} | _DARKNETS_RECIPE
+    recipe = darknet.resizing(config.model.name)
+    darknets = {f'model.{key}': value for key, value in darknet.PREDICTION.items()}
+    darknets |= {f'data.recipe.{key}': value for key, value in recipe.items()}
     ours = dict(flatten_config(config))
     return {key: (ours[key], value) for key, value in darknets.items() if ours[key] != value}
 
@@ -277,7 +263,8 @@ def _described(cfg: str | os.PathLike, names: str | os.PathLike) -> tuple[ml_col
     if len(class_names) != network.model['num_classes']:
         raise ValueError(f'{names} names {len(class_names)} classes, {cfg} describes a network of '
                          f'{network.model["num_classes"]}: give the two files of one network')
-    config = config_of(MODELS['yolov3']._replace(model=network.model, canvases=(network.canvas,)))
+    recipe = darknet.resizing(network.model['name'])
+    config = config_of(MODELS['yolov3']._replace(model=network.model, recipe=recipe, canvases=(network.canvas,)))
     for name, known in (('coco', COCO), ('voc', VOC)):
         if tuple(_COCOS_NAMES.get(each, each) if known is COCO else each for each in class_names) == known.class_names:
             config.data.name = name

@@ -6,6 +6,7 @@ Our tree leads: each variable asks for its entry, so nothing can be left out, an
 unless the mapping declares that it is left. `fill` makes the variables, `report` a table of what it did.
 """
 
+import os
 import re
 import zlib
 from collections import abc
@@ -154,6 +155,26 @@ def report(mapping: Mapping, entries: Entries, template: Template, *, source: st
 def checksum(value: np.ndarray) -> str:
     """The CRC-32 of an array's bytes in C order, 8 hexadecimal digits."""
     return f'{zlib.crc32(np.ascontiguousarray(value).tobytes()):08x}'
+
+
+def check_values(arrays: abc.Mapping[str, np.ndarray], source: str | os.PathLike[str]) -> None:
+    """Refuses, by a ValueError, what no training leaves, but a transfer that was broken off: no numbers, or zeros.
+
+    Args:
+        arrays: by their paths, such as 'params/backbone/stem_conv/kernel'.
+        source: the file that they are from, for the message.
+    """
+    for path, value in arrays.items():
+        kind = path.rpartition('/')[2]
+        if not np.isfinite(value).all():
+            what = 'has numbers that are not finite'
+        elif kind == 'var' and (value < 0).any():
+            what = 'is a variance, and negative'
+        elif kind == 'kernel' and not value.any():
+            what = 'is all zero'
+        else:
+            continue
+        raise ValueError(f'{source}: what becomes {path} {what}: fetch the file again')
 
 
 def flatten(variables: Template) -> dict[str, Any]:

@@ -114,12 +114,12 @@ _SIZES = {
     'fasterrcnn_mobilenet_v3_large_320_fpn': _limited(320, 640, 'bilinear'),
 }
 _DARKNET = {
-    'yolov1': Published('yolov1.weights', AP50=63.4),
+    'yolov1': Published('yolov1.weights', gflops=40.19, AP50=63.4),
     'yolov1-tiny': Published('tiny-yolov1.weights', AP50=52.7),
     'yolov2': Published('yolov2.weights', gflops=62.94, AP50=48.1),
     'yolov2-voc': Published('yolov2-voc.weights', AP50=76.8),
     'yolov2-tiny': Published('yolov2-tiny.weights', gflops=5.41, AP50=23.7),
-    'yolov2-tiny-voc': Published('yolov2-tiny-voc.weights'),
+    'yolov2-tiny-voc': Published('yolov2-tiny-voc.weights', gflops=6.97, AP50=57.1),
     'yolov3': Published('yolov3.weights', gflops=140.69, AP50=57.9),
     'yolov3-tiny': Published('yolov3-tiny.weights', gflops=5.56, AP50=33.1),
 }
@@ -145,8 +145,13 @@ def _torchvision(name: str, peer: torchvision.Peer) -> Model:
 
 def _darknet(name: str, network: darknet.Published) -> Model:
     classes = VOC if network.model['num_classes'] == len(VOC.class_names) else COCO
-    recipe = dict(resize='letterbox', interpolation='darknet')
-    return Model('darknet', network.model, None, classes, recipe, (network.canvas,), 32, _DARKNET[name])
+    model, recipe = network.model, darknet.resizing(network.model['name'])
+    # How its programs evaluate, which no .cfg file says: VOC's metric has no limit of detections, and these are plenty.
+    if classes is VOC:
+        model = {**model, 'max_detections': 300}
+    if model['name'] == 'yolo_v1':
+        model = {**model, 'score_threshold': 0.001, 'iou_threshold': 0.5}
+    return Model('darknet', model, None, classes, recipe, (network.canvas,), 32, _DARKNET[name])
 
 
 def _detectron2(name: str, peer: detectron2.Peer) -> Model:
