@@ -13,7 +13,7 @@ trained: some hundred megabytes, in a temporary folder. They go through our vari
 come back byte for byte. Printed are the largest difference of each tensor over the tensor's maximum and, of v2 and v3, how
 the kept detections agree.
 
-With --photos, photographs (.jpg) are detected in as well, by darknet itself, from its letterbox (YOLO v1 stretches) to its
+With --photos, photographs are detected in as well, by darknet itself, from its letterbox (YOLO v1 stretches) to its
 NMS, and by ours with the same recipe. Each photo's threshold is one that about 100 detections exceed.
 
 With --cfg_dir, the .cfg files there of darknet's authors must give the models of `darknet.PUBLISHED`, but for the anchors of
@@ -36,6 +36,7 @@ from absl import app, flags
 from detzoo.data.geometry import ResizeRule, place
 from detzoo.data.records import decode_image
 from detzoo.detectors import make_detector
+from detzoo.inference import find_images
 from detzoo.types import Inputs
 from detzoo.weights.darknet import (
     PUBLISHED,
@@ -52,7 +53,7 @@ from detzoo.weights.parity import differences, drawn_image, match_detections
 
 _MODEL = flags.DEFINE_enum('model', 'yolov3-tiny', [*PUBLISHED, 'all'], "A network, by the name of darknet's file.")
 _DARKNET = flags.DEFINE_string('darknet', '/usr/lib/darknet', 'A folder with libdarknet.so and include/darknet.h.')
-_PHOTOS = flags.DEFINE_string('photos', None, 'A folder of photographs to detect in, or one photograph.')
+_PHOTOS = flags.DEFINE_string('photos', None, 'A folder of photographs to detect in, one photograph, or a glob.')
 _CFG_DIR = flags.DEFINE_string('cfg_dir', None, 'A folder with the .cfg files of the networks.')
 
 TOLERANCE = 3e-4
@@ -151,8 +152,7 @@ def check(name: str) -> bool:
         del content
         agree &= check_tensors(model, canvas, variables, weights)
         if _PHOTOS.value:
-            photos = pathlib.Path(_PHOTOS.value)
-            for photo in sorted(photos.glob('*.jpg')) if photos.is_dir() else [photos]:
+            for photo in find_images([_PHOTOS.value]):
                 agree &= check_photo(photo, model, canvas, variables, weights)
     print('they agree' if agree else f'they do not agree to {TOLERANCE:g}')
     return agree

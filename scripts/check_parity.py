@@ -2,7 +2,7 @@
 
   pip install torch torchvision
   python scripts/check_parity.py --model=retinanet_resnet50_fpn
-  python scripts/check_parity.py --model=ssd300_vgg16 --images=one.jpg,two.jpg
+  python scripts/check_parity.py --model=ssd300_vgg16 --images=photos
 
 Both sides see each image on torchvision's own canvas, resized in float: for RetinaNet and the R-CNNs to a shorter side of
 800 and a longer one of at most 1333, padded to a multiple of 32; for SSD to 300 x 300 or 320 x 320. The weights are drawn,
@@ -28,10 +28,10 @@ from typing import Any
 import jax
 import numpy as np
 from absl import app, flags, logging
-from PIL import Image
 
+from detzoo.data.records import DataError, decode_image
 from detzoo.detectors import make_detector
-from detzoo.inference import Predictor, load
+from detzoo.inference import Predictor, find_images, load
 from detzoo.weights import torchvision_parity as parity
 from detzoo.weights.exchange import import_weights
 from detzoo.weights.mapping import fill
@@ -40,7 +40,7 @@ from detzoo.weights.torchvision import PEERS
 
 _MODEL = flags.DEFINE_enum('model', 'retinanet_resnet50_fpn', [*PEERS, *parity.CLASSIFIERS], "A model, by torchvision's name.")
 _SOURCE = flags.DEFINE_string('source', None, 'A published file of a classifier, in place of drawn weights.')
-_IMAGES = flags.DEFINE_list('images', [], 'Image files; by default five drawn pictures of different sizes.')
+_IMAGES = flags.DEFINE_list('images', [], 'Image files, folders or globs; by default five drawn pictures of different sizes.')
 
 TOLERANCE = 1e-4
 LOSS_TOLERANCE = 1e-3
@@ -53,7 +53,10 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f'unknown arguments: {" ".join(argv[1:])}')
     logging.set_verbosity(logging.WARNING)  # checkpoints tell every step otherwise
 
-    images = [np.asarray(Image.open(path).convert('RGB')) for path in _IMAGES.value]
+    try:
+        images = [decode_image(path.read_bytes(), name=str(path)) for path in find_images(_IMAGES.value)]
+    except DataError as error:
+        sys.exit(f'error: {error}')
     images = images or [drawn_image(*size, seed) for seed, size in enumerate(SIZES)]
     if _SOURCE.value and _MODEL.value in PEERS:
         raise app.UsageError('--source is for classifiers')
