@@ -3,8 +3,8 @@
     python scripts/train.py --config=configs/mask_rcnn_shapes.py --workdir=runs/mask_rcnn
     python scripts/train.py --config=configs/mask_rcnn_shapes.py:c4 --workdir=runs/mask_rcnn_c4
 
-Measured, seed 0, on 2 cores of an x86-64 machine that others shared: box AP 0.551, AP50 0.803 and mask AP 0.490, AP50 0.774
-after 1100 steps. `:c4` is for comparing what is done with RoIs, see experiments/roi_features.py.
+Measured, seed 0, in 5.3 minutes on 2 cores of an AMD EPYC: box AP 0.523, AP50 0.777 and mask AP 0.452, AP50 0.745 after 850
+steps. `:c4` is for comparing what is done with RoIs, see experiments/roi_features.py.
 """
 
 import ml_collections
@@ -47,6 +47,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         c.model.rpn.train_pre_nms_topk = c.model.rpn.pre_nms_topk = 200  # of one level
         c.model.roi.output_size = 10  # of which the last stage makes 5
         c.model.mask = dict(layers=0, features=48)
-    c.training = dict(steps=1100, batch_size=16, checkpoint_every=275, evaluate_every=550)
+    c.training = dict(steps=850, batch_size=16, checkpoint_every=425, evaluate_every=425)
     c.optimizer = dict(name='adamw', learning_rate=3e-3, warmup_steps=50, weight_decay=1e-4, ema_decay=0.995)
     return complete(c)
