@@ -2,7 +2,7 @@
 
     python scripts/train.py --config=configs/ssd_shapes.py --workdir=runs/ssd_shapes
 
-Measured: AP 0.477, AP50 0.764 after 2000 steps, seed 0, in 4.5 minutes on 2 cores of an x86-64 machine that others shared.
+Measured: AP 0.484, AP50 0.758 after 2000 steps, seed 0, in 3.9 minutes on 2 cores of an AMD EPYC.
 """
 
 import ml_collections
