@@ -106,6 +106,8 @@ MORE_VARIANTS = {
         TINY_YOLO_V1 | dict(backbone='extraction', head_features=(256, 256), local_features=128, dropout=0.1),
         {'cells': COUNTS},
         any_canvas=False,
+        steps=500,
+        AP=0.75,  # dropout's noise stays in the boxes
     ),
     'yolo_v2_tiny': Variant(
         TINY_YOLO_V2 | dict(backbone='tiny', head_features=(256, 256), passthrough_features=None, width=0.25),
@@ -233,7 +235,7 @@ def assert_close(first, second, tolerance=1e-5):
     """Compares trees leaf by leaf, each to a tolerance relative to its largest value."""
     def check(path, a, b):
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        scale = np.abs(b).max(initial=1e-3)
+        scale = np.abs(b).max(initial=1e-2)  # what a norm takes away is 0 but for rounding
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * scale, err_msg=jax.tree_util.keystr(path))
 
     jax.tree_util.tree_map_with_path(check, first, second)
@@ -399,6 +401,7 @@ def test_crowds_are_never_positive_and_nothing_in_them_is_negative(tiny):
 @jax.enable_x64(True)
 def test_loss_on_8_devices_equals_that_on_one(tiny):
     # In float64: what is 0 but for rounding may pass a ReLU or not, and one such number changes gradients by a percent.
+    # A channel that is constant comes out of a norm as its bias, which begins with 0: all parameters are moved a little.
     def make_step(axis_name):
         detector = make_detector(num_classes=CLASSES, **tiny.variant.arguments, dtype='float64', axis_name=axis_name)
 
@@ -411,7 +414,9 @@ def test_loss_on_8_devices_equals_that_on_one(tiny):
         return step
 
     on_one, on_8 = jax.jit(make_step(None)), parallel(make_step(AXIS), name='the step', traces=1)
-    variables = tiny.params, tiny.model_state
+    random = np.random.RandomState(0)
+    params = jax.tree.map(lambda x: x + 0.02 * random.standard_normal(x.shape), tiny.params)
+    variables = params, jax.tree.map(lambda x: np.asarray(x, np.float64), tiny.model_state)
     replicas = replicate(variables)
     for batch in (BLOCKS, NOTHING):  # a device has one image each: with objects, without, with a crowd
         results, expected = on_8(*replicas, jax.tree.map(lambda x: x[:, None], batch)), on_one(*variables, batch)
@@ -421,7 +426,7 @@ def test_loss_on_8_devices_equals_that_on_one(tiny):
 
 def test_detector_learns_a_batch_by_heart(tiny):
     optimizer = optax.adam(optax.linear_schedule(*tiny.variant.rates, tiny.variant.steps - 50))
-    params, model_state, key = tiny.params, tiny.model_state, jax.random.key(0)
+    params, model_state = tiny.params, tiny.model_state
     opt_state = optimizer.init(params)
 
     @jax.jit
@@ -429,8 +434,8 @@ def test_detector_learns_a_batch_by_heart(tiny):
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 
-    for _ in range(tiny.variant.steps):
-        (_, (model_state, _)), grads = tiny.value_and_grad(params, model_state, BLOCKS, key)
+    for step in range(tiny.variant.steps):
+        (_, (model_state, _)), grads = tiny.value_and_grad(params, model_state, BLOCKS, jax.random.key(step))
         params, opt_state = update(grads, opt_state, params)
     found = jax.tree.map(np.asarray, tiny.predict(params, model_state, BLOCKS.inputs))
     results = []

@@ -304,6 +304,14 @@ def test_connected_layer_starts_as_one_map_for_all_cells():
     assert kernel.std() > 0.003 and len(np.unique(kernel)) == features * sum(parts) + 1
 
 
+def test_local_layer_starts_from_the_inputs_of_a_cell():
+    arguments = TINY_YOLO_V1 | dict(backbone='extraction', head_features=(64, 64), local_features=64)
+    params, _ = jax.jit(make_detector(num_classes=CLASSES, **arguments).init, static_argnums=1)(jax.random.key(0), CANVAS)
+    kernel = params['head']['local']['kernel']
+    inputs = kernel.shape[2]  # of each cell, 3 x 3 of them with all channels
+    assert kernel.std() == pytest.approx((2 / inputs) ** 0.5, rel=0.02)  # He's; darknet's from another distribution
+
+
 def test_yolo_v2_counts_the_images_it_has_seen():
     detector = make_detector(num_classes=CLASSES, **TINY_YOLO_V2)
     batch = random_batch()

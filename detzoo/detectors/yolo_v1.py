@@ -84,8 +84,8 @@ class Head(nn.Module):
         for i, features in enumerate(self.features):
             x = conv(features, stride=2 if large and i == 1 else 1, name=f'conv{i + 1}')(x)
         if large:
-            local = nn.ConvLocal(self.local_features, (3, 3), padding='SAME', kernel_init=nn.initializers.he_normal(),
-                                 dtype=self.dtype, name='local')
+            local = nn.ConvLocal(self.local_features, (3, 3), padding='SAME', dtype=self.dtype, name='local',
+                                 kernel_init=nn.initializers.he_normal(batch_axis=(0, 1)))  # each cell has weights of its own
             x = nn.leaky_relu(local(x), 0.1)
             if keys is not None:
                 kept = jax.vmap(partial(jax.random.bernoulli, p=1 - self.dropout, shape=x.shape[1:]))(keys)
