@@ -62,7 +62,7 @@ CASES = {
     'mask_rcnn_c4': Case(
         'mask_rcnn_shapes.py:c4', {'model.roi.operator': 'pool'}, stages=('backbone', 'rpn', 'roi', 'heads', 'other')
     ),
-    'yolo_v1': Case('yolo_shapes.py:v1', {'model.head_features': '(64, 32)'}),
+    'yolo_v1': Case('yolo_shapes.py:v1'),
     'yolo_v2': Case('yolo_shapes.py:v2', {'model.head_features': '(64, 64, 64)'}),
 }
 MARKS = {name: pytest.mark.full for name in ('mask_rcnn_c4', 'yolo_v1', 'yolo_v2')}
