@@ -14,7 +14,8 @@ fractions of 300 pixels: the formula of section 2.2 (equation 4) for all levels 
 
 Differences from the paper:
 - By default, where several objects overlap one anchor most, the last takes it, as in torchvision; with `bipartite` each
-  gets an anchor of its own, the best pairs first, as in the authors' code.
+  gets an anchor of its own, the best pairs first, as in the authors' code. Anchors are matched from an IoU of 0.5 on, as there,
+  not above it.
 - Crowds, which the paper does not know, are no objects, and what lies in them is no negative.
 - A box grows at most 62.5 times (`box_coding.MAX_LOG_SCALE`), so that exp stays finite.
 - The network may be normalised (`norm`), which lets it learn from scratch; what is followed by a norm starts from He's
