@@ -88,8 +88,9 @@ def match_bipartite(iou: Array) -> Array:
     Returns:
         matched: [A] int32, a row of the boxes, or NEGATIVE.
     """
+    matched = jnp.full(iou.shape[1], NEGATIVE, jnp.int32)
     if not iou.size:
-        return jnp.full(iou.shape[1], NEGATIVE, jnp.int32)
+        return matched
 
     def match_best_pair(_: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
         free, matched = state  # [A, M], [A]
@@ -98,7 +99,6 @@ def match_bipartite(iou: Array) -> Array:
         matched = matched.at[anchor].set(jnp.where(best > 0, row, matched[anchor]))
         return free.at[anchor].set(0).at[:, row].set(0), matched
 
-    matched = jnp.full(iou.shape[1], NEGATIVE, jnp.int32)
     return jax.lax.fori_loop(0, iou.shape[0], match_best_pair, (jnp.maximum(iou, 0).T, matched))[1]
 
 
