@@ -98,6 +98,8 @@ def defaults() -> ml_collections.ConfigDict:
     c.evaluation.canvases = ()  # as data.canvases, for evaluation and prediction; empty: those
     c.evaluation.exact = False  # each image on a canvas of its own, its pixels not rounded: a compilation for each size
     c.evaluation.divisor = 32  # of the sides of such canvases
+    # How masks come into images (core.masks.paste_masks): 'centers', or 'torchvision', for weights that were trained for it.
+    c.evaluation.mask_paste = 'centers'
     return c
 
 

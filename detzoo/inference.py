@@ -135,7 +135,8 @@ class Predictor:
             given = Proposals([boxes], rows).on_canvas(0, where.matrix_to_image[:2], where.window)
         inputs = jax.tree.map(lambda x: x[None], Inputs(pixels, where.window, *given))
         detections = self._predict(self.params, self.model_state, inputs)
-        return to_image(jax.tree.map(lambda x: np.asarray(x)[0], detections), where, self.classes)
+        found = jax.tree.map(lambda x: np.asarray(x)[0], detections)
+        return to_image(found, where, self.classes, self.config.evaluation.mask_paste)
 
 
 def load(workdir: str | os.PathLike, step: int | None = None, *, exact: bool | None = None) -> Predictor:
@@ -211,19 +212,29 @@ def evaluated_kinds(config: ml_collections.ConfigDict) -> tuple[str, ...]:
     return ('bbox', 'segm') if config.data.mask_size else ('bbox',)
 
 
-def to_image(detections: Detections, where: Placement, classes: Classes) -> ImageDetections:
-    """Maps the detections of one image, as numpy, from its canvas to its own pixels."""
+def to_image(
+    detections: Detections, where: Placement, classes: Classes, mask_paste: str = 'centers'
+) -> ImageDetections:
+    """Maps the detections of one image, as numpy, from its canvas to its own pixels.
+
+    Args:
+        detections: of one image.
+        where: the image lies on its canvas.
+        classes: of the detector.
+        mask_paste: the convention of `core.masks.paste_masks`.
+    """
     rows = np.flatnonzero(detections.valid)
     labels = detections.labels[rows]
     boxes = where.to_image(detections.boxes[rows].astype(np.float64))
     size = round(where.size[1] / where.scale[1]), round(where.size[0] / where.scale[0])
+    masks = None if detections.masks is None else paste_masks(detections.masks[rows], boxes, size, convention=mask_paste)
     return ImageDetections(
         boxes=boxes,
         scores=detections.scores[rows].astype(np.float64),
         labels=labels,
         category_ids=np.asarray(classes.category_ids)[labels],
         class_names=tuple(classes.class_names[label] for label in labels),
-        masks=None if detections.masks is None else paste_masks(detections.masks[rows], boxes, size),
+        masks=masks,
     )
 
 
@@ -307,7 +318,8 @@ def predict_dataset(
             index = int(indices[row])
             image = truth['images'][index]
             where = placement((image['height'], image['width']), canvases[index], rule)
-            found = to_image(jax.tree.map(operator.itemgetter(row), detections), where, classes)
+            of_image = jax.tree.map(operator.itemgetter(row), detections)
+            found = to_image(of_image, where, classes, config.evaluation.mask_paste)
             results[index] = [result for result in to_coco(found, image['id']) if result['category_id'] in known]
 
     pending = None

@@ -18,7 +18,7 @@ from detzoo.types import Array
 
 AVERAGED_SAMPLES = 8  # along a side of a cell, of a target that is an average
 LEGACY_SHIFT = 0.5  # pixels: a pixel's value lies at its corner
-PADDING = 1  # cells of zeros around a mask before it is pasted, so that it ends softly at its box
+PADDING = 1  # cells of zeros around a mask that is pasted as torchvision does
 
 
 def mask_targets(
@@ -132,57 +132,92 @@ def _tent(place: Array, cells: int) -> Array:
     return jnp.maximum(1 - abs(place[..., None] - jnp.arange(cells)), 0)
 
 
-def paste_frames(boxes: np.ndarray, size: int) -> np.ndarray:
-    """Says which whole pixels the border of a mask reaches; a box that moves by next to nothing may win or lose a row of them.
-
-    Args:
-        boxes: [D, 4] float32 xyxy, pixels of the image.
-        size: m, of masks without their border.
-
-    Returns:
-        [D, 4] int64 xyxy, the last pixels included.
-    """
-    center, half = (boxes[:, 2:] + boxes[:, :2]) * np.float32(0.5), (boxes[:, 2:] - boxes[:, :2]) * np.float32(0.5)
-    half = half * np.float32((size + 2 * PADDING) / size)
-    return np.concatenate([center - half, center + half], axis=1).astype(np.int64)
-
-
 def paste_masks(
-    masks: np.ndarray, boxes: np.ndarray, image_size: Sequence[int], *, threshold: float = 0.5
+    masks: np.ndarray,
+    boxes: np.ndarray,
+    image_size: Sequence[int],
+    *,
+    convention: str = 'centers',
+    threshold: float = 0.5,
 ) -> np.ndarray:
     """Pastes masks into images: runs on the host, mask by mask, and works inside of its box only.
-
-    With torchvision's convention: the mask gets a border of zeros, the box grows with it, its corners are cut to whole
-    pixels (towards zero), of which the last one is included; then the mask is resized to that with bilinear
-    interpolation.
 
     Args:
         masks: [D, m, m] float, probabilities in the frames of the boxes.
         boxes: [D, 4] float xyxy, pixels of the image.
         image_size: H, W.
-        threshold: a pixel with more is part of the object.
+        convention: 'centers': a pixel has the probability at its centre, interpolated between the four nearest centres of the
+            mask's cells, with zeros around the mask and nothing outside of the box (detectron2); or 'torchvision': see
+            `torchvision_frames`. A mask of ones is as large as its box by the first; by the second it is about a pixel larger.
+        threshold: a pixel with at least that is part of the object (with more, by torchvision's convention).
 
     Returns:
         [D, H, W] bool.
 
     Raises:
-        ValueError: if the counts differ, or a box is not finite.
+        ValueError: if the counts differ, a box is not finite, or there is no such convention.
     """
-    masks, boxes = np.asarray(masks, np.float32), np.asarray(boxes, np.float32)
+    masks, boxes = np.asarray(masks, np.float32), np.asarray(boxes)
     if masks.ndim != 3 or boxes.shape != (len(masks), 4) or masks.shape[1] != masks.shape[2]:
         raise ValueError(f'masks {masks.shape} and boxes {boxes.shape}: not [D, m, m] and [D, 4]')
     if not np.isfinite(boxes).all():
         raise ValueError('a box is not finite')
-    height, width = image_size
-    result = np.zeros((len(masks), height, width), bool)
-    if not len(masks):
-        return result
-    masks = np.pad(masks, [(0, 0), (PADDING, PADDING), (PADDING, PADDING)])
-    frames = paste_frames(boxes, masks.shape[1] - 2 * PADDING)
-    for pasted, mask, (x1, y1, x2, y2) in zip(result, masks, frames.tolist()):
-        size = max(x2 - x1 + 1, 1), max(y2 - y1 + 1, 1)
-        left, right, top, bottom = max(x1, 0), min(x2 + 1, width), max(y1, 0), min(y2 + 1, height)
-        if left < right and top < bottom:
-            resized = cv2.resize(mask, size, interpolation=cv2.INTER_LINEAR)
-            pasted[top:bottom, left:right] = resized[top - y1 : bottom - y1, left - x1 : right - x1] > threshold
+    if convention not in PASTES:
+        raise ValueError(f'convention is {convention!r}: use one of {", ".join(map(repr, PASTES))}')
+    result = np.zeros((len(masks), *image_size), bool)
+    for pasted, mask, box in zip(result, masks, boxes):
+        PASTES[convention](pasted, mask, box, threshold)
     return result
+
+
+def _paste_at_centers(pasted: np.ndarray, mask: np.ndarray, box: np.ndarray, threshold: float) -> None:
+    """Draws a mask [m, m] into an image [H, W] bool: see `paste_masks`, 'centers'."""
+    (rows, row_weights), (columns, column_weights) = (
+        _pixel_weights(box[axis], box[axis + 2], pasted.shape[1 - axis], len(mask)) for axis in (1, 0)
+    )
+    pasted[rows, columns] = row_weights @ mask @ column_weights.T >= threshold
+
+
+def _pixel_weights(low: float, high: float, pixels: int, cells: int) -> tuple[slice, np.ndarray]:
+    """Weights of linear interpolation between a mask's cells at the centres of the pixels from low to high.
+
+    Returns:
+        the pixels with centres in [low, high), of 0..pixels - 1, and [n, cells] float32: their weights.
+    """
+    first, end = (int(np.clip(np.ceil(edge - 0.5), 0, pixels)) for edge in (low, high))
+    place = (np.arange(first, end) + 0.5 - low) / max(high - low, 1e-9) * cells - 0.5
+    weights = np.maximum(1 - abs(place[:, None] - np.arange(cells)), 0)
+    return slice(first, end), weights.astype(np.float32)
+
+
+def torchvision_frames(boxes: np.ndarray, size: int) -> np.ndarray:
+    """Says which whole pixels a mask reaches by torchvision's convention; a box that moves a little may win or lose a row of them.
+
+    The mask gets a border of zeros, the box grows with it, and its corners are cut to whole pixels, towards zero. The mask is
+    resized, bilinearly, to these pixels, the last ones included.
+
+    Args:
+        boxes: [D, 4] float xyxy, pixels of the image.
+        size: m, of masks without their border.
+
+    Returns:
+        [D, 4] int64 xyxy, the last pixels included.
+    """
+    boxes = boxes.astype(np.float32)
+    center, half = (boxes[:, 2:] + boxes[:, :2]) * np.float32(0.5), (boxes[:, 2:] - boxes[:, :2]) * np.float32(0.5)
+    half = half * np.float32((size + 2 * PADDING) / size)
+    return np.concatenate([center - half, center + half], axis=1).astype(np.int64)
+
+
+def _paste_as_torchvision(pasted: np.ndarray, mask: np.ndarray, box: np.ndarray, threshold: float) -> None:
+    """Draws a mask [m, m] into an image [H, W] bool: see `torchvision_frames`."""
+    height, width = pasted.shape
+    x1, y1, x2, y2 = torchvision_frames(box[None], len(mask))[0].tolist()
+    size = max(x2 - x1 + 1, 1), max(y2 - y1 + 1, 1)
+    left, right, top, bottom = max(x1, 0), min(x2 + 1, width), max(y1, 0), min(y2 + 1, height)
+    if left < right and top < bottom:
+        resized = cv2.resize(np.pad(mask, PADDING), size, interpolation=cv2.INTER_LINEAR)
+        pasted[top:bottom, left:right] = resized[top - y1 : bottom - y1, left - x1 : right - x1] > threshold
+
+
+PASTES = {'centers': _paste_at_centers, 'torchvision': _paste_as_torchvision}

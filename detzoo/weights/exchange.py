@@ -164,6 +164,7 @@ def config_of(model: Model) -> ml_collections.ConfigDict:
     config.data.mask_size = MASK_SIDE if 'mask' in model.model else 0
     config.data.max_boxes = 100
     config.evaluation = dict(batch_size=8, canvases=model.canvases, divisor=model.divisor)
+    config.evaluation.mask_paste = 'torchvision' if model.source == 'torchvision' else 'centers'
     config.model = {key: value for key, value in model.model.items() if key != 'num_classes'}
     return complete(config)
 

@@ -15,7 +15,7 @@ import numpy as np
 import pycocotools.mask
 
 from detzoo.core import boxes as box_ops
-from detzoo.core.masks import paste_frames
+from detzoo.core.masks import torchvision_frames
 from detzoo.types import Detections, Detector, GroundTruth, Inputs
 
 _TIE = 2e-4  # scores that differ less are in no order: float32 arithmetic in another order moves them by half as much
@@ -226,7 +226,7 @@ def match_detections(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.nda
     mask_iou, in_place = np.ones(0), np.ones(0, bool)
     if 'masks' in our:
         mask_iou = _mask_iou(our['masks'], their['masks'])
-        frames = [paste_frames(side['boxes'].astype(np.float32), _MASK_SIZE) for side in (our, their)]
+        frames = [torchvision_frames(side['boxes'], _MASK_SIZE) for side in (our, their)]
         in_place = (frames[0] == frames[1]).all(axis=1)
     return Agreement(
         ours=len(ours['boxes']),

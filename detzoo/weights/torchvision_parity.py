@@ -520,7 +520,7 @@ def run_detector(
     detections = {key: np.asarray(x[0])[valid] for key, x in found._asdict().items() if x is not None}
     detections['boxes'] *= np.tile(np.float32([size[1] / width, size[0] / height]), 2)
     if 'masks' in detections:
-        detections['masks'] = paste_masks(detections['masks'], detections['boxes'], size)
+        detections['masks'] = paste_masks(detections['masks'], detections['boxes'], size, convention='torchvision')
     return tensors, detections
 
 
