@@ -35,7 +35,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.data = dict(name='histology', canvases=source.data.canvases, max_boxes=100, mask_size=masks)
     rule = {key: source.data.recipe[key] for key in ('resize', 'interpolation')}
     c.data.recipe = dict(rule, flip=0.5, rotate90=True, scale_range=(1.0, 1.33), color_jitter=0.2)
-    c.evaluation = dict(batch_size=4)
+    c.evaluation = dict(batch_size=4, mask_paste=source.evaluation.mask_paste)
     if rule['resize'] == 'fit':  # tiles of 250 pixels, enlarged to twice their size, of which a step sees crops
         c.data.canvases = ((256, 256),)
         c.data.recipe.scale_range = (1.5, 2.66)

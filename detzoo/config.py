@@ -186,7 +186,15 @@ def from_json(text: str) -> ml_collections.ConfigDict:
             return {key: tuples(item) for key, item in value.items()}
         return tuple(map(tuples, value)) if isinstance(value, list) else value
 
-    return complete(ml_collections.ConfigDict(tuples(json.loads(text))))
+    return complete(ml_collections.ConfigDict(migrate(tuples(json.loads(text)))))
+
+
+def migrate(stored: dict[str, Any]) -> dict[str, Any]:
+    """Says in today's keys what the config of an older detzoo meant."""
+    # Every mask was pasted as torchvision does; it stays so where masks were trained as torchvision does.
+    if stored.get('model', {}).get('mask', {}).get('targets') == 'average':
+        stored['evaluation'] = {'mask_paste': 'torchvision'} | stored['evaluation']
+    return stored
 
 
 def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) -> dict[str, tuple[Any, Any]]:

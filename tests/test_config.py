@@ -1,5 +1,6 @@
 """Configs: whole, comparable, and each key within reach of the command line."""
 
+import json
 import pathlib
 import runpy
 import sys
@@ -143,6 +144,15 @@ def test_from_json_brings_tuples_back():
     back = from_json(to_json(complete(config)))
     assert back.data.canvases == ((64, 96), (96, 64))
     assert back.model.anchor_sizes == ((8.0,),) * 5
+
+
+@pytest.mark.parametrize('targets, paste', [('average', 'torchvision'), ('point', 'centers')])
+def test_from_json_of_an_older_detzoo_keeps_the_paste_that_masks_were_trained_for(targets, paste):
+    config = complete(ml_collections.ConfigDict({'model': {'name': 'mask_rcnn', 'mask': {'targets': targets}}}))
+    stored = json.loads(to_json(config))
+    assert from_json(json.dumps(stored)).evaluation.mask_paste == 'centers'  # what is written there counts
+    del stored['evaluation']['mask_paste']
+    assert from_json(json.dumps(stored)).evaluation.mask_paste == paste
 
 
 def test_differences_name_the_keys_with_both_values():

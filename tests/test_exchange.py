@@ -52,6 +52,12 @@ def image_of(height, width):
     return np.random.RandomState(1).randint(0, 256, (height, width, 3)).astype(np.uint8)
 
 
+def test_config_of_pastes_masks_as_the_publisher_does():
+    pastes = {name: exchange.config_of(model).evaluation.mask_paste for name, model in MODELS.items() if 'mask' in model.model}
+    assert pastes == {name: 'torchvision' if MODELS[name].source == 'torchvision' else 'centers' for name in pastes}
+    assert set(pastes.values()) == {'torchvision', 'centers'}
+
+
 def test_what_a_file_says_of_itself_replaces_nothing(tmp_path, tiny_run):
     export_weights(tiny_run, tmp_path / 'exported')
     path = tmp_path / 'exported' / 'weights.safetensors'

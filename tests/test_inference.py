@@ -73,11 +73,13 @@ def test_to_image_pastes_masks_and_to_coco_encodes_them():
     found = inference.to_image(detections, Placement((0.5, 0.5), (20, 15)), Classes(('a', 'b'), (7, 9)))
     assert found.masks.shape == (2, 30, 40) and found.masks.dtype == bool
     ys, xs = np.nonzero(found.masks[0])
-    assert abs(xs.min() - 4) <= 1 and abs(xs.max() - 13) <= 1 and abs(ys.min() - 6) <= 1 and abs(ys.max() - 25) <= 1
+    assert (xs.min(), xs.max(), ys.min(), ys.max()) == (4, 13, 6, 25)
     results = inference.to_coco(found, 5)
     decoded = np.stack([pycocotools.mask.decode(result['segmentation']) for result in results])
     np.testing.assert_array_equal(decoded, found.masks)
     assert found.at_least(0.85).masks.shape == (1, 30, 40)
+    legacy = inference.to_image(detections, Placement((0.5, 0.5), (20, 15)), Classes(('a', 'b'), (7, 9)), 'torchvision')
+    assert (legacy.masks[0] != found.masks[0]).any()
     assert json.dumps(results)
 
 

@@ -138,31 +138,86 @@ def test_average_mask_targets_without_ground_truth_are_zero():
 # Pasting
 
 
-def test_paste_masks_equals_torchvision():
-    shape = (len(GOLDEN['boxes']), *IMAGE)
-    expected = np.unpackbits(GOLDEN['pasted'], count=np.prod(shape)).reshape(shape).astype(bool)
-    result = paste_masks(GOLDEN['masks'], GOLDEN['boxes'], IMAGE)
-    assert result.dtype == bool and expected.any(axis=(1, 2)).sum() > 15
+def paste_by_loops(masks, boxes, size, threshold):
+    """Pixel by pixel, at their centres."""
+    result = np.zeros((len(masks), *size), bool)
+    for d, (mask, (x1, y1, x2, y2)) in enumerate(zip(masks.astype(np.float64), boxes.astype(np.float64))):
+        cells = len(mask)
+        padded = np.pad(mask, 1)
+        for i in range(size[0]):
+            for j in range(size[1]):
+                x, y = j + 0.5, i + 0.5
+                if not (x1 <= x < x2 and y1 <= y < y2):
+                    continue
+                u, v = (x - x1) / (x2 - x1) * cells - 0.5, (y - y1) / (y2 - y1) * cells - 0.5
+                left, top = int(np.floor(u)), int(np.floor(v))
+                a, b = u - left, v - top
+                at = padded[top + 1 : top + 3, left + 1 : left + 3]
+                result[d, i, j] = np.array([1 - b, b]) @ at @ [1 - a, a] >= threshold
+    return result
+
+
+@pytest.mark.parametrize('threshold', [0.5, 0.3])
+def test_paste_masks_against_loops(threshold):
+    rng = np.random.RandomState(2)
+    corners = rng.uniform(-15, 35, (12, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(0.3, 40, (12, 2))], axis=1)
+    boxes[0] = 3, 4, 25, 30  # whole pixels
+    masks = rng.uniform(size=(12, 7, 7)).astype(np.float32)
+    result, expected = paste_masks(masks, boxes, (40, 45), threshold=threshold), paste_by_loops(masks, boxes, (40, 45), threshold)
+    assert result.dtype == bool and 0.2 < expected[0, 4:30, 3:25].mean() < 0.95
     np.testing.assert_array_equal(result, expected)
 
 
 def test_paste_masks_by_hand():
+    # The box 2..6 of two cells, the left one full: their centres lie at 3 and 5, so the pixels at 2.5, 3.5, 4.5 and 5.5 have
+    # 0.75, 0.75, 0.25 and 0, since zeros lie around the mask; along the other axis 0.75, 1 (at 3.5: 0.75 + 0.25), 1, 0.75.
+    pasted = paste_masks(np.array([[[1, 0], [1, 0]]]), np.array([[2, 2, 6, 6]]), (8, 8))[0]
+    expected = np.zeros((8, 8), bool)
+    expected[2:6, 2:4] = True
+    np.testing.assert_array_equal(pasted, expected)
+
+
+@pytest.mark.parametrize('cells', [14, 28])
+def test_paste_masks_keeps_areas(cells):
+    # Boxes full of their object, at offsets that cover a pixel evenly.
+    offsets = np.arange(16) / 16
+    for side in (6, 11.3, 27, 64.7, 120):
+        boxes = np.array([[3 + x, 3 + y, 3 + x + side, 3 + y + side] for x in offsets for y in offsets])
+        full = np.ones((len(boxes), cells, cells))
+        area = paste_masks(full, boxes, (128, 128)).sum() / len(boxes)
+        assert abs(area / side**2 - 1) < 0.005
+
+
+def test_paste_masks_as_torchvision_equals_it():
+    shape = (len(GOLDEN['boxes']), *IMAGE)
+    expected = np.unpackbits(GOLDEN['pasted'], count=np.prod(shape)).reshape(shape).astype(bool)
+    result = paste_masks(GOLDEN['masks'], GOLDEN['boxes'], IMAGE, convention='torchvision')
+    assert result.dtype == bool and expected.any(axis=(1, 2)).sum() > 15
+    np.testing.assert_array_equal(result, expected)
+
+
+def test_paste_masks_as_torchvision_by_hand():
     # A mask of one cell: with its zeros around it is 3 x 3, and the box 0..4 grows by 3 about its centre, to -4..8:
     # 13 pixels of which 0 to 8 are in the image. Along one axis pixel p lies at (p + 4.5) * 3 / 13 - 0.5, the cell at 1:
     # the weight 1 - |distance| is 0.58, 0.81, 0.96 (p = 0 to 2: 0.54, 0.77, 1.0).
-    pasted = paste_masks(np.ones((1, 1, 1)), np.float32([[0, 0, 4, 4]]), (9, 9))[0]
+    pasted = paste_masks(np.ones((1, 1, 1)), np.float32([[0, 0, 4, 4]]), (9, 9), convention='torchvision')[0]
     along = 1 - abs((np.arange(9) + 4.5) * 3 / 13 - 0.5 - 1)
     np.testing.assert_array_equal(pasted, np.outer(np.maximum(along, 0), np.maximum(along, 0)) > 0.5)
     assert pasted.any() and not pasted.all()
 
 
-def test_paste_masks_outside_of_the_image_is_empty():
-    boxes = np.float32([[-50, 0, -20, 30], [0, 100, 30, 130]])
-    assert not paste_masks(np.ones((2, 14, 14)), boxes, (90, 60)).any()
+@pytest.mark.parametrize('convention', masks_module.PASTES)
+def test_paste_masks_outside_of_the_image_is_empty(convention):
+    boxes = np.float32([[-50, 0, -20, 30], [0, 100, 30, 130], [20, 20, 20, 40]])
+    assert not paste_masks(np.ones((2, 14, 14)), boxes[:2], (90, 60), convention=convention).any()
+    if convention == 'centers':
+        assert not paste_masks(np.ones((1, 14, 14)), boxes[2:], (90, 60)).any()  # of no width
 
 
-def test_paste_masks_of_nothing():
-    assert paste_masks(np.zeros((0, 28, 28)), np.zeros((0, 4)), (5, 7)).shape == (0, 5, 7)
+@pytest.mark.parametrize('convention', masks_module.PASTES)
+def test_paste_masks_of_nothing(convention):
+    assert paste_masks(np.zeros((0, 28, 28)), np.zeros((0, 4)), (5, 7), convention=convention).shape == (0, 5, 7)
 
 
 def test_paste_masks_refuses_what_it_cannot_paste():
@@ -170,3 +225,5 @@ def test_paste_masks_refuses_what_it_cannot_paste():
         paste_masks(np.ones((1, 14, 14)), np.float32([[0, 0, np.nan, 5]]), (9, 9))
     with pytest.raises(ValueError, match=r'masks \(2, 14, 14\) and boxes \(1, 4\)'):
         paste_masks(np.ones((2, 14, 14)), np.float32([[0, 0, 5, 5]]), (9, 9))
+    with pytest.raises(ValueError, match="'center': use one of 'centers', 'torchvision'"):
+        paste_masks(np.ones((1, 14, 14)), np.float32([[0, 0, 5, 5]]), (9, 9), convention='center')
