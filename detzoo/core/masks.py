@@ -175,7 +175,10 @@ def _paste_at_centers(pasted: np.ndarray, mask: np.ndarray, box: np.ndarray, thr
     (rows, row_weights), (columns, column_weights) = (
         _pixel_weights(box[axis], box[axis + 2], pasted.shape[1 - axis], len(mask)) for axis in (1, 0)
     )
-    pasted[rows, columns] = row_weights @ mask @ column_weights.T >= threshold
+    if row_weights.size and column_weights.size:
+        # Not numpy's products: for these small ones BLAS would wake its threads, beside those of the detector.
+        along_rows = cv2.gemm(row_weights, mask, 1, None, 0)
+        pasted[rows, columns] = cv2.gemm(along_rows, column_weights, 1, None, 0, flags=cv2.GEMM_2_T) >= threshold
 
 
 def _pixel_weights(low: float, high: float, pixels: int, cells: int) -> tuple[slice, np.ndarray]:
