@@ -3,26 +3,29 @@
   python scripts/check_darknet_parity.py --model=yolov3-tiny
   python scripts/check_darknet_parity.py --model=yolov1 --darknet=darknet
   python scripts/check_darknet_parity.py --model=all --darknet=darknet --photos=darknet/data --cfg_dir=darknet/cfg
+  python scripts/check_darknet_parity.py --model=yolov3-tiny --weights=yolov3-tiny.weights --photos=darknet/data
 
 YOLO v2 and v3 are run by OpenCV. YOLO v1 is run by nothing but darknet itself, and gcc binds it:
 
   git clone https://github.com/pjreddie/darknet && make -C darknet
 
-(Debian's package `darknet` has the same files in /usr/lib/darknet and /usr/share/darknet.) The weights are drawn, not
-trained: some hundred megabytes, in a temporary folder. They go through our variables before anything else reads them, and
-come back byte for byte. Printed are the largest difference of each tensor over the tensor's maximum and, of v2 and v3, how
-the kept detections agree.
+(Debian's package `darknet` has the same files in /usr/lib/darknet and /usr/share/darknet.) The weights are those of the
+file that --weights names; without it they are drawn, not trained: some hundred megabytes, in a temporary folder. They go
+through our variables, and come back byte for byte. Printed are the largest difference of each tensor over the tensor's
+maximum and, of v2 and v3, how the kept detections agree.
 
 With --photos, photographs are detected in as well, by darknet itself, from its letterbox (YOLO v1 stretches) to its
-NMS, and by ours with the same recipe. Each photo's threshold is one that about 100 detections exceed.
+NMS, and by ours with the same recipe. Each photo's threshold is one that about 100 detections exceed: of trained weights a
+low one.
 
 With --cfg_dir, the .cfg files there of darknet's authors must give the models of `darknet.PUBLISHED`, but for the anchors of
 yolov3-tiny, which the authors corrected after they had trained the weights.
 
 Exits with 1 if a tensor differs by more than 3e-4, or if the detections are not the same ones: as many, each with the label
-of its partner, IoU > 0.999 (or corners to a hundredth of a pixel), score to 1e-3.
+of its partner, IoU > 0.999 (or corners to a hundredth of a pixel), score to 1e-3, or a tenth of a photo's threshold.
 """
 
+import hashlib
 import pathlib
 import sys
 import tempfile
@@ -50,15 +53,39 @@ from detzoo.weights.darknet import (
 from detzoo.weights.darknet_parity import Darknet, drawn_weights, run_detector, run_opencv, select_detections
 from detzoo.weights.mapping import Template
 from detzoo.weights.parity import differences, drawn_image, match_detections
+from detzoo.weights.zoo import MODELS
 
 _MODEL = flags.DEFINE_enum('model', 'yolov3-tiny', [*PUBLISHED, 'all'], "A network, by the name of darknet's file.")
+_WEIGHTS = flags.DEFINE_string('weights', None, 'A .weights file of that network; drawn weights by default.')
 _DARKNET = flags.DEFINE_string('darknet', '/usr/lib/darknet', 'A folder with libdarknet.so and include/darknet.h.')
 _PHOTOS = flags.DEFINE_string('photos', None, 'A folder of photographs to detect in, one photograph, or a glob.')
 _CFG_DIR = flags.DEFINE_string('cfg_dir', None, 'A folder with the .cfg files of the networks.')
 
 TOLERANCE = 3e-4
+_HEADER = 20  # bytes of one that we write
 _CORRECTED = {'yolov3-tiny': ['anchor_sizes']}
 _DETECTION = ('boxes', 'labels', 'scores')
+
+
+def is_published(path: str, name: str) -> bool:
+    """Tells by the checksum whether this is the published file of a network; ValueError if only the name says so."""
+    published, digest = MODELS[name].published, hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
+    if pathlib.Path(path).name == published.file and published.sha256 not in (None, digest):
+        raise ValueError(f'{path}: not the published file of that name: its SHA-256 begins with {digest[:16]}, that one with '
+                         f'{published.sha256[:16]}. Fetch it again, or give weights of your own another name')  # fmt: skip
+    return digest == published.sha256
+
+
+def read_file(path: str, name: str, template: Template) -> tuple[Template, bool]:
+    """Reads the weights of a network, and tells whether they come back as the file's bytes, whatever its header is."""
+    model, size = PUBLISHED[name].model, pathlib.Path(path).stat().st_size
+    published, variables = is_published(path, name), read_weights(path, model, template)
+    with tempfile.NamedTemporaryFile() as again:
+        write_weights(again.name, model, *variables)
+        same = pathlib.Path(path).read_bytes().endswith(pathlib.Path(again.name).read_bytes()[_HEADER:])
+    print(f'  {pathlib.Path(path).name}    {size:,} bytes{", as published" if published else ""}, written again '
+          f'{"the same" if same else "otherwise"}')
+    return variables, same
 
 
 def check_tensors(model: Mapping[str, Any], canvas: tuple[int, int], variables: Template, weights: str) -> bool:
@@ -94,7 +121,7 @@ def check_photo(
     if np.float32(height - 1) * (last / np.float32(height - 1)) < last:
         image[where.offset[1] + height - 1] = 0  # what darknet loses where rounding puts its last row above the photo's
     # Darknet has no limits: ours are so wide that no detection among the best 300 misses one.
-    limits = {'max_detections': 300} | ({} if model['name'] == 'yolo_v1' else {'pre_nms_topk': 10_000})
+    limits = {'score_threshold': 0.0, 'max_detections': 300} | ({} if model['name'] == 'yolo_v1' else {'pre_nms_topk': 10_000})
     predict = jax.jit(make_detector(**{**model, **limits}).predict)
 
     def detect(image: np.ndarray, window: np.ndarray) -> dict[str, np.ndarray]:
@@ -118,15 +145,17 @@ def check_photo(
     margins = (np.array(canvas[::-1]) - where.size) / 2
     boxes = theirs['boxes'] + np.tile((margins - where.offset) / where.scale, 2)
     theirs['boxes'] = boxes.clip(0, np.tile(photo.shape[1::-1], 2)).astype(np.float32)
-    return compare(f'{path.name} > {threshold:.2f}', ours, theirs)
+    return compare(f'{path.name} > {threshold:.2g}', ours, theirs, score=min(1e-3, threshold / 10))
 
 
-def compare(name: str, ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> bool:
-    """Prints how far two lists of detections are the same one, and tells whether they are."""
+def compare(
+    name: str, ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray], *, score: float = 1e-3
+) -> bool:
+    """Prints how far two lists of detections are the same one, and tells whether they are, scores within a tolerance."""
     same = match_detections(ours, theirs, limit=sys.maxsize)
     print(f'  {name:18}  {same.matched}/{same.theirs} matched (ours: {same.ours}), IoU >= {same.min_iou:.6f}, '
           f'scores to {same.max_score_difference:.1e}')
-    return same.holds()
+    return same.holds(score=score)
 
 
 def check(name: str) -> bool:
@@ -135,21 +164,21 @@ def check(name: str) -> bool:
     print(f'{name}, {canvas[0]} x {canvas[1]}')
     agree = True
     if _CFG_DIR.value:
-        described, described_canvas = model_of_cfg(pathlib.Path(_CFG_DIR.value) / f'{name}.cfg')
+        described, described_canvas, _ = model_of_cfg(pathlib.Path(_CFG_DIR.value) / f'{name}.cfg')
         others = [key for key in {**model, **described} if described.get(key) != model.get(key)]
         agree &= described_canvas == canvas and others == _CORRECTED.get(name, [])
         print(f'  {name}.cfg    gives our model' + (f' but for {", ".join(others)}' if others else ''))
     detector = make_detector(**model)
     template = jax.eval_shape(lambda rng: detector.init(rng, canvas), jax.random.key(0))
     with tempfile.TemporaryDirectory() as folder:
-        weights = str(pathlib.Path(folder) / f'{name}.weights')
-        content = drawn_weights(model, template)
-        pathlib.Path(weights).write_bytes(content)
-        variables = read_weights(weights, model, template)
-        write_weights(weights, model, *variables)
-        agree &= (same := pathlib.Path(weights).read_bytes() == content)
-        print(f'  {name}.weights    {len(content):,} bytes, written again {"the same" if same else "otherwise"}')
-        del content
+        weights = _WEIGHTS.value or f'{folder}/drawn.weights'
+        if not _WEIGHTS.value:
+            pathlib.Path(weights).write_bytes(drawn_weights(model, template))
+        try:
+            variables, same = read_file(weights, name, template)
+        except (ValueError, OSError) as error:
+            sys.exit(f'error: {error}')
+        agree &= same
         agree &= check_tensors(model, canvas, variables, weights)
         if _PHOTOS.value:
             for photo in find_images([_PHOTOS.value]):
@@ -161,6 +190,8 @@ def check(name: str) -> bool:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'unknown arguments: {" ".join(argv[1:])}')
+    if _WEIGHTS.value and _MODEL.value == 'all':
+        raise app.UsageError('--weights is the file of one network: say which by --model')
     names = PUBLISHED if _MODEL.value == 'all' else [_MODEL.value]
     sys.exit(not all([check(name) for name in names]))
 

@@ -4,6 +4,7 @@ scripts/make_darknet_fixtures.py makes the golden arrays and says what they are;
 """
 
 import functools
+import hashlib
 import json
 import logging
 import pathlib
@@ -18,8 +19,10 @@ import pytest
 
 from detzoo.detectors import make_detector
 from detzoo.types import Batch, GroundTruth, Inputs
+from detzoo.weights import zoo
 from detzoo.weights.darknet import (
     PUBLISHED,
+    Described,
     Published,
     arguments_of,
     backbone_variables,
@@ -28,6 +31,7 @@ from detzoo.weights.darknet import (
     model_of_cfg,
     read_weights,
     report,
+    resizing,
     write_weights,
 )
 from detzoo.weights.darknet_parity import drawn_weights, run_detector, run_opencv, select_detections
@@ -150,9 +154,43 @@ def test_check_darknet_parity_of_yolov3_tiny_at_full_size(run_script):
     finished = run_script('check_darknet_parity', '--model=yolov3-tiny')
     assert finished.code == 0, finished.stdout + finished.stderr
     tensors = [line.split()[0] for line in finished.stdout.splitlines()[1:-1]]
-    assert tensors == ['yolov3-tiny.weights', 'level1', 'level2', 'boxes', 'objectness', 'scores', 'detections']
+    assert tensors == ['drawn.weights', 'level1', 'level2', 'boxes', 'objectness', 'scores', 'detections']
     assert re.search(r'detections +100/100 matched \(ours: 100\)', finished.stdout)
-    assert 'yolov3-tiny.weights    35,434,956 bytes, written again the same' in finished.stdout
+    assert 'drawn.weights    35,434,956 bytes, written again the same' in finished.stdout
+
+
+@pytest.fixture
+def small(drawn, tmp_path, monkeypatch):
+    """A file of drawn weights, behind a header of another version, of a small network that is put in yolov3-tiny's place."""
+    monkeypatch.setitem(PUBLISHED, 'yolov3-tiny', Published(TINY, CANVAS))
+    path = pathlib.Path(drawn(TINY)[1]).rename(tmp_path / 'yolov3-tiny.weights')
+    path.write_bytes(struct.pack('<4i', 0, 1, 0, 77) + path.read_bytes()[20:])
+    return path
+
+
+def test_check_darknet_parity_of_a_file(run_script, small, monkeypatch):
+    content, model = small.read_bytes(), zoo.MODELS['yolov3-tiny']
+    published = model.published._replace(sha256=hashlib.sha256(content).hexdigest())
+    monkeypatch.setitem(zoo.MODELS, 'yolov3-tiny', model._replace(published=published))
+    finished = run_script('check_darknet_parity', '--model=yolov3-tiny', f'--weights={small}')
+    assert finished.code == 0, finished.stdout + finished.stderr
+    assert f'yolov3-tiny.weights    {len(content):,} bytes, as published, written again the same' in finished.stdout
+    assert small.read_bytes() == content
+
+
+def test_check_darknet_parity_refuses_a_file_that_is_another(run_script, small):
+    def error_of(path, model='yolov3-tiny'):
+        finished = run_script('check_darknet_parity', f'--model={model}', f'--weights={path}')
+        assert finished.code == 1 and 'agree' not in finished.stdout
+        return finished.stderr
+
+    assert 'say which by --model' in error_of(small, 'all')
+    assert re.fullmatch(r'error: .*yolov3-tiny\.weights: not the published file of that name: its SHA-256 begins with '
+                        r'[0-9a-f]{16}, that one with dccea06f59b781ec\. Fetch it again, .*\n', error_of(small))  # fmt: skip
+    short = small.with_name('own.weights')
+    short.write_bytes(small.read_bytes()[:-4])
+    assert re.fullmatch(r'error: .*own\.weights: not the weights of this model: it ends after .*\n', error_of(short))
+    assert re.fullmatch(r"error: .*No such file or directory: '.*missing\.weights'\n", error_of(small.with_name('missing.weights')))
 
 
 @pytest.fixture(scope='module')
@@ -304,8 +342,10 @@ def test_read_weights_finds_entries_in_darknets_order(tmp_path):
         (struct.pack('<4i', 0, 1, 0, 77), 77),
         (struct.pack('<3iQ', 0, 2, 0, 2**33), 2**33),
         (struct.pack('<3iQ', 1, 0, 0, 78), 78),
+        (struct.pack('<3iI', 0, 1, 0, 2**31 + 2**9), 2**31 + 2**9),
+        (struct.pack('<3iQ', 0, 2, 0, 2**62), 2**62),
     ],
-    ids=['four bytes', 'eight bytes', 'major version'],
+    ids=['four bytes', 'eight bytes', 'major version', 'more than an int has', 'all but too many'],
 )
 def test_read_weights_knows_headers(tmp_path, header, seen):
     model = MODELS['v2']
@@ -368,6 +408,14 @@ def test_read_weights_of_another_number_of_classes_is_refused(drawn):
     more = {**TINY, 'num_classes': 4}
     with pytest.raises(ValueError, match='Give the model the arguments of that file'):
         read_weights(path, more, template_of(more))
+
+
+@pytest.mark.parametrize('name', ['v2', 'v3-tiny'])  # the one that counts images, and one that does not
+def test_read_weights_of_a_header_that_no_training_writes_is_refused(tmp_path, name):
+    (tmp_path / 'a.weights').write_bytes(numbered(MODELS[name], struct.pack('<3iQ', 0, 2, 0, 2**63)))
+    message = r'a\.weights: damaged: its header says that the network was trained with 9,223,372,036,854,775,808 images\. Fetch it'
+    with pytest.raises(ValueError, match=message):
+        read_weights(tmp_path / 'a.weights', MODELS[name], template_of(MODELS[name], (64, 64)))
 
 
 @pytest.mark.parametrize('length', [0, 7, 15, 19])
@@ -508,7 +556,7 @@ def test_backbone_variables_refuses_what_darknet_has_not(drawn):
 def test_model_of_cfg_of_published_network_is_published(tmp_path, name):
     model, canvas = PUBLISHED[name]
     (tmp_path / 'net.cfg').write_text(cfg_text(model, template_of(model, canvas), canvas))
-    assert model_of_cfg(tmp_path / 'net.cfg') == PUBLISHED[name]
+    assert model_of_cfg(tmp_path / 'net.cfg') == (*PUBLISHED[name], None)
 
 
 @pytest.mark.parametrize('name', MODELS)
@@ -519,7 +567,7 @@ def test_model_of_cfg_finds_narrow_and_shallow_networks(tmp_path, name):
         model |= {'head_features': (1024, 80, 48), 'rescore': False}
         model.pop('dropout')  # its file has no layer of it
     (tmp_path / 'net.cfg').write_text(cfg_text(model, template_of(model, (64, 64)), (64, 64)))
-    found, canvas = model_of_cfg(tmp_path / 'net.cfg')
+    found, canvas, _ = model_of_cfg(tmp_path / 'net.cfg')
     assert canvas == (64, 64)
     norm = {'norm': 'frozen_batch_norm'} if name == 'v2-frozen' else {}  # which a .cfg file does not say
     assert arguments_of({**found, **norm}) == arguments_of(model) and found['name'] == model['name']
@@ -549,10 +597,22 @@ def own_cfg():
 def test_model_of_cfg_reads_as_darknet_does(tmp_path):
     (tmp_path / 'own.cfg').write_bytes(own_cfg().replace('\n', '\r\n').encode('utf-8-sig'))
     expected = {**PUBLISHED['yolov3-tiny'].model, 'num_classes': 3, 'anchor_sizes': CORRECTED}
-    assert model_of_cfg(tmp_path / 'own.cfg') == Published(expected, (320, 416))
+    assert model_of_cfg(tmp_path / 'own.cfg') == Described(expected, (320, 416), letter_box=None)
     (tmp_path / 'own.cfg').write_text(own_cfg().replace('mask=0,1,2', 'mask=1,2,3'))
-    model, _ = model_of_cfg(tmp_path / 'own.cfg')
+    model = model_of_cfg(tmp_path / 'own.cfg').model
     assert model == {**PUBLISHED['yolov3-tiny'].model, 'num_classes': 3}  # as it was when the published weights were trained
+
+
+@pytest.mark.parametrize(('line', 'expected'), [('letter_box = 1', True), ('letter_box=0', False)])
+def test_model_of_cfg_follows_letter_box(tmp_path, line, expected):
+    (tmp_path / 'own.cfg').write_text(own_cfg().replace('channels=3\n', f'channels=3\n{line}\n'))
+    assert model_of_cfg(tmp_path / 'own.cfg').letter_box is expected
+    for name in ('yolo_v1', 'yolo_v2', 'yolo_v3'):
+        assert resizing(name, expected)['resize'] == ('letterbox' if expected else 'stretch')
+
+
+def test_resizing_of_a_cfg_that_does_not_say_is_the_authors():
+    assert [resizing(name)['resize'] for name in ('yolo_v1', 'yolo_v2', 'yolo_v3')] == ['stretch', 'letterbox', 'letterbox']
 
 
 @pytest.mark.parametrize(
@@ -582,6 +642,8 @@ def test_model_of_cfg_reads_as_darknet_does(tmp_path):
         ('[upsample]', '[maxpool]', r'own\.cfg: 6 of its layers have stride 2, 1 to 5 of a yolo_v3'),
         ('width=416', 'width=420', r'own\.cfg: the canvas is \(320, 420\): darknet needs multiples of 32'),
         ('width=416', '', r', line 3: \[net\] has no width'),
+        ('channels=3', 'channels=3\nletter_box=yes', r', line 11: letter_box=yes: this is no number'),
+        ('channels=3', 'channels=3\nletter_box=1\nletter_box=0', r', line 12: letter_box is 0, but 1 in .*, line 11, of the same'),
         ('channels=3', 'channels=1', r', line 10: images have 1 channels: ours have 3'),
         ('[network]', '[cat]', r", line 3: \[cat\] is the first section: no \.cfg file of darknet's"),
     ],
@@ -616,6 +678,6 @@ def test_model_of_cfg_refuses_what_is_no_detector(tmp_path):
 def test_weights_of_another_cfg_are_refused_with_the_file(drawn, tmp_path):
     _, path = drawn(TINY)
     (tmp_path / 'own.cfg').write_text(own_cfg())
-    model, canvas = model_of_cfg(tmp_path / 'own.cfg')
+    model, canvas, _ = model_of_cfg(tmp_path / 'own.cfg')
     with pytest.raises(ValueError, match=r'drawn\.weights: not the weights of this model: .* `model_of_cfg` reads them'):
         read_weights(path, model, template_of(model, canvas))

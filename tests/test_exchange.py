@@ -297,6 +297,26 @@ def test_names_of_coco_have_its_ids(tmp_path):
     assert classes == COCO and config.data.name == 'coco'
 
 
+def test_images_are_resized_as_letter_box_of_the_cfg_says(tmp_path, caplog, monkeypatch):
+    darknet_files(tmp_path / 'in')
+    cfg = tmp_path / 'in' / 'a.cfg'
+    text = cfg.read_text()
+
+    def resize_of(line):
+        caplog.clear()
+        cfg.write_text(text.replace('channels=3\n', f'channels=3\n{line}\n'))
+        return exchange._described(cfg, tmp_path / 'in' / 'a.names')[0].data.recipe.resize
+
+    with caplog.at_level('WARNING', logger='absl'):
+        assert resize_of('letter_box=0') == 'stretch' and not caplog.text
+        assert resize_of('letter_box=1') == 'letterbox' and not caplog.text
+        assert resize_of('') == 'letterbox'
+        assert 'a.cfg: [net] has no letter_box: images are letterboxed' in caplog.text and 'write letter_box=0' in caplog.text
+        of_v1 = darknet.Described({'name': 'yolo_v1', 'num_classes': 3}, (448, 448), letter_box=None)
+        monkeypatch.setattr(darknet, 'model_of_cfg', lambda cfg: of_v1)
+        assert resize_of('') == 'stretch' and not caplog.text  # as both programs do
+
+
 def test_an_existing_folder_is_not_overwritten(tmp_path, published, tiny_run):
     (tmp_path / 'full').mkdir()
     (tmp_path / 'full' / 'mine').write_text('mine')

@@ -90,6 +90,19 @@ class Published(NamedTuple):
     canvas: tuple[int, int]
 
 
+class Described(NamedTuple):
+    """A network that a .cfg file describes.
+
+    model: the arguments of `make_detector`, but for those that are its defaults.
+    canvas: height and width, pixels.
+    letter_box: whether images keep their aspect ratio on it; None: the file does not say.
+    """
+
+    model: dict[str, Any]
+    canvas: tuple[int, int]
+    letter_box: bool | None
+
+
 def arguments_of(model: Mapping[str, Any]) -> dict[str, Any]:
     """Completes the arguments of `make_detector`, without 'name', with the defaults of the detector."""
     bound = inspect.signature(DETECTORS[model['name']]).bind(**{key: model[key] for key in model if key != 'name'})
@@ -149,20 +162,20 @@ def cfg_text(model: Mapping[str, Any], template: Template, canvas: tuple[int, in
     )
 
 
-def model_of_cfg(path: str | os.PathLike[str]) -> Published:
+def model_of_cfg(path: str | os.PathLike[str]) -> Described:
     """Finds the detector that a .cfg file describes, and proves that it is that: see `darknet_cfg`.
 
     Args:
         path: of the file.
 
     Returns:
-        the arguments of `make_detector` but for those that are its defaults, and the canvas.
+        the detector, and how images get on its canvas.
 
     Raises:
         ValueError: if the file cannot be read as darknet reads it, or describes a network that is none of ours; the message
             names file and line.
     """
-    canvas, theirs = read_cfg(pathlib.Path(path).read_text('utf-8-sig', errors='replace'), str(path))
+    net, theirs = read_cfg(pathlib.Path(path).read_text('utf-8-sig', errors='replace'), str(path))
     model = {**likely_model(theirs, str(path)), **PREDICTION}
     required = {key: model.pop(key) for key in ('name', 'num_classes')}
     defaults = arguments_of(required)
@@ -170,14 +183,14 @@ def model_of_cfg(path: str | os.PathLike[str]) -> Published:
     network = f'our {model["name"]} with the {arguments_of(model)["backbone"]} backbone'
     try:
         detector = make_detector(**model)
-        template = jax.eval_shape(lambda rng: detector.init(rng, canvas), jax.random.key(0))
-        _, ours = read_cfg(cfg_text(model, template, canvas), 'our .cfg file')
+        template = jax.eval_shape(lambda rng: detector.init(rng, net.canvas), jax.random.key(0))
+        _, ours = read_cfg(cfg_text(model, template, net.canvas), 'our .cfg file')
     except ZeroDivisionError as error:
         raise ValueError(f'{path}: rounding leaves a layer of {network} no filters. {KNOWN}') from error
     except ValueError as error:
         raise ValueError(f'{path}: {error}. {KNOWN}') from error
     check_same(theirs, ours, network=network)
-    return Published(model, canvas)
+    return Described(model, *net)
 
 
 def read_weights(path: str | os.PathLike[str], model: Mapping[str, Any], template: Template) -> Template:
@@ -224,12 +237,21 @@ def write_weights(path: str | os.PathLike[str], model: Mapping[str, Any], params
                 file.write(numbers.transpose(entry.permutation).tobytes())
 
 
-def resizing(name: str) -> dict[str, str]:
-    """How darknet puts images on the canvas of a detector of this name: keys of `config.data.recipe`.
+def resizing(name: str, letter_box: bool | None = None) -> dict[str, str]:
+    """How darknet puts images on the canvas of a detector.
 
-    Its program for YOLO v1 (examples/yolo.c) stretches them, that for the others (examples/detector.c) letterboxes.
+    The program of darknet's authors for YOLO v1 (examples/yolo.c) stretches them, that for the others (examples/detector.c)
+    letterboxes. The fork of AlexeyAB stretches all, but those of a .cfg file with letter_box=1.
+
+    Args:
+        name: of the detector.
+        letter_box: of its .cfg file; None: as the authors' programs do.
+
+    Returns:
+        keys of `config.data.recipe`.
     """
-    return {'resize': 'stretch' if name == 'yolo_v1' else 'letterbox', 'interpolation': 'darknet'}
+    letter_box = name != 'yolo_v1' if letter_box is None else letter_box
+    return {'resize': 'letterbox' if letter_box else 'stretch', 'interpolation': 'darknet'}
 
 
 def backbone_variables(path: str | os.PathLike[str], params: Params, model_state: ModelState) -> Template:
@@ -349,11 +371,14 @@ def _read_header(content: bytes, path: str | os.PathLike[str]) -> tuple[int, int
         raise ValueError(f"{path}: not darknet's, but a file of torch or safetensors: give the model that it is of")
     major, minor = struct.unpack_from('<2i', content) if len(content) >= 8 else (0, 0)
     old = major > 1000 or minor > 1000
-    counter = '<i' if old or 10 * major + minor < 2 else '<Q'
+    counter = '<I' if old or 10 * major + minor < 2 else '<Q'
     length = 12 + struct.calcsize(counter)
     if len(content) < length:
         raise ValueError(f'{path}: no .weights file: it has {len(content)} bytes, a header alone {length}. Fetch it again')
-    return length, *struct.unpack_from(counter, content, 12), old
+    (seen,) = struct.unpack_from(counter, content, 12)
+    if seen >= 2**63:
+        raise ValueError(f'{path}: damaged: its header says that the network was trained with {seen:,} images. Fetch it again')
+    return length, seen, old
 
 
 def _shapes(template: Template) -> dict[str, tuple[int, ...]]:

@@ -46,7 +46,8 @@ _DEFAULTS = {
 # What only training reads, and ours does in a way of its own.
 _IGNORED = {'absolute', 'bias_match', 'classfix', 'forced', 'jitter', 'learning_rate', 'mask_scale', 'max', 'onlyforward',
             'random', 'smooth', 'stopbackward', 'truth', 'truth_thresh'}  # fmt: skip
-_NET = ('height', 'width', 'channels')  # what [net] says of the network; all else there is about its training
+# What [net] says of the network and of how an image gets on its canvas; all else there is about training.
+_NET = ('height', 'width', 'channels', 'letter_box')
 _WORDS, _LISTS = ('activation',), ('anchors', 'layers', 'mask')
 _COUNTS = ('channels', 'classes', 'filters', 'height', 'num', 'output', 'side', 'size', 'stride', 'width')
 # By how it ends a detector, its larger backbone, and the kind of layer that only the network with that one has.
@@ -74,6 +75,17 @@ class Section(NamedTuple):
         return self.options.get(key, ('', self.place))[1]
 
 
+class Net(NamedTuple):
+    """What [net] says.
+
+    canvas: height and width, pixels.
+    letter_box: whether images keep their aspect ratio on it; None: it does not say.
+    """
+
+    canvas: tuple[int, int]
+    letter_box: bool | None
+
+
 class CfgLayer(NamedTuple):
     """A layer of a .cfg file.
 
@@ -90,7 +102,7 @@ class CfgLayer(NamedTuple):
         return self.section.kind
 
 
-def read_cfg(text: str, name: str) -> tuple[tuple[int, int], list[CfgLayer]]:
+def read_cfg(text: str, name: str) -> tuple[Net, list[CfgLayer]]:
     """Reads a .cfg file.
 
     Args:
@@ -98,16 +110,17 @@ def read_cfg(text: str, name: str) -> tuple[tuple[int, int], list[CfgLayer]]:
         name: what an error calls it.
 
     Returns:
-        height and width of the canvas, pixels, and the layers.
+        what [net] says, and the layers.
 
     Raises:
         ValueError: if a line is none of darknet's, or a layer or option none that we know; the message names the line.
     """
     net, *sections = _read_sections(text, name)
-    height, width, channels = (_value(net, key) for key in _NET)
-    if channels != 3:
+    if (channels := _value(net, 'channels')) != 3:
         raise ValueError(f'{net.place_of("channels")}: images have {channels} channels: ours have 3')
-    return (height, width), [CfgLayer(section, _computed(section, index)) for index, section in enumerate(sections)]
+    letter_box = bool(_value(net, 'letter_box')) if 'letter_box' in net.options else None
+    described = Net((_value(net, 'height'), _value(net, 'width')), letter_box)
+    return described, [CfgLayer(section, _computed(section, index)) for index, section in enumerate(sections)]
 
 
 def likely_model(layers: Sequence[CfgLayer], name: str) -> dict[str, Any]:

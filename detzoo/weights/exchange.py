@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 import numpy as np
+from absl import logging
 
 from detzoo.config import complete, from_json, to_json
 from detzoo.config import flatten as flatten_config
@@ -264,7 +265,11 @@ def _described(cfg: str | os.PathLike, names: str | os.PathLike) -> tuple[ml_col
     if len(class_names) != network.model['num_classes']:
         raise ValueError(f'{names} names {len(class_names)} classes, {cfg} describes a network of '
                          f'{network.model["num_classes"]}: give the two files of one network')
-    recipe = darknet.resizing(network.model['name'])
+    detector = network.model['name']
+    if network.letter_box is None and detector != 'yolo_v1':
+        logging.warning("%s: [net] has no letter_box: images are letterboxed, as darknet's authors do. If the weights are of "
+                        "AlexeyAB's darknet, which stretches images, write letter_box=0 there, and import again", cfg)  # fmt: skip
+    recipe = darknet.resizing(detector, network.letter_box)
     config = config_of(MODELS['yolov3']._replace(model=network.model, recipe=recipe, canvases=(network.canvas,)))
     for name, known in (('coco', COCO), ('voc', VOC)):
         if tuple(_COCOS_NAMES.get(each, each) if known is COCO else each for each in class_names) == known.class_names:

@@ -37,6 +37,7 @@ class Published(NamedTuple):
     parameters: how many; gflops: of an image, in the publisher's own count: torchvision's are multiplications with their
         additions, darknet's twice that.
     AP, mask_AP: of COCO's val2017; AP50: of COCO's test-dev, or of VOC 2007. In percent.
+    sha256: of the file, where one was at hand.
     """
 
     file: str
@@ -45,6 +46,7 @@ class Published(NamedTuple):
     AP: float | None = None
     mask_AP: float | None = None
     AP50: float | None = None
+    sha256: str | None = None
 
 
 class Model(NamedTuple):
@@ -121,7 +123,10 @@ _DARKNET = {
     'yolov2-tiny': Published('yolov2-tiny.weights', gflops=5.41, AP50=23.7),
     'yolov2-tiny-voc': Published('yolov2-tiny-voc.weights', gflops=6.97, AP50=57.1),
     'yolov3': Published('yolov3.weights', gflops=140.69, AP50=57.9),
-    'yolov3-tiny': Published('yolov3-tiny.weights', gflops=5.56, AP50=33.1),
+    'yolov3-tiny': Published(
+        'yolov3-tiny.weights', gflops=5.56, AP50=33.1,
+        sha256='dccea06f59b781ec1234ddf8d1e94b9519a97f4245748a7d4db75d5b7080a42c',
+    ),  # fmt: skip
 }
 _DETECTRON2 = {
     'faster_rcnn_R_50_C4_1x': Published('137257644/model_final_721ade.pkl', AP=35.7),
