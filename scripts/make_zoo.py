@@ -26,13 +26,14 @@ TEXT = """# Published weights
 
 *Published* is what the publisher says: AP of COCO's val2017 in percent, of masks behind the stroke; of the YOLOs AP50, of
 COCO's test-dev or of VOC 2007; parameters; billions of multiplications, each with its addition (GMACs), of an image. *Here* is
-what our detector of the same arguments has and does, by `python scripts/make_zoo.py`. AP was not measured here: the published
-files were not at hand. What was compared instead, layer by layer and detection by detection, on drawn weights, is in
-[parity.md](parity.md).
+what our detector of the same arguments has and does, by `python scripts/make_zoo.py`. AP was not measured here. What was
+compared instead, layer by layer and detection by detection, is in [parity.md](parity.md): of `yolov3-tiny` with the published
+file, of the others, whose files were not at hand, with drawn weights.
 
-`yolov3-tiny` has the anchors that its weights were trained with; darknet's .cfg file of today has others, for trainings to come,
-with which `--cfg` and these weights detect far less, here as in darknet
-([its issue 851](https://github.com/pjreddie/darknet/issues/851)).
+`yolov3-tiny` has the anchors that its weights were trained with, `mask = 1,2,3` in the second [yolo] section of a .cfg file;
+darknet's file of today has `mask = 0,1,2`, for trainings to come
+([its issue 851](https://github.com/pjreddie/darknet/issues/851)). With that file as `--cfg`, and these weights, the boxes of the
+finer level come out about half as wide and high, here as in darknet.
 
 Parameters of R-CNNs differ by the boxes (4,100) and the mask (257) of background, which there are none of here. GMACs are of a
 square image as large as the shorter side. Second stages run here on as many proposals and masks as there may be; the published
