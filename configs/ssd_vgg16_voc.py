@@ -3,7 +3,7 @@
     python scripts/prepare_data.py --format=voc --name=voc --voc_root=VOCdevkit \\
         --train_splits=2007_trainval,2012_trainval --validation_splits=2007_test
     python scripts/train.py --config=configs/ssd_vgg16_voc.py --workdir=runs/ssd300_voc \\
-        --config.initialize_backbone=vgg16_features.safetensors
+        --config.initialize_backbone=vgg16_features-amdegroot-88682ab5.pth
     python scripts/evaluate.py --workdir=runs/ssd300_voc --voc
 
 `:512` is SSD512. The weights are those of torchvision's VGG16_Weights.IMAGENET1K_FEATURES, made by VGG's authors: their

@@ -13,9 +13,13 @@ backbone is a ResNet-18 of 16 channels for all but YOLO, which has its own. Vari
 anchors and RoIs follow the canvas. The learning rate is that of the detector's config.
 
 `:histology` compares on real tissue, with two seeds. `:coco` is the experiment at scale: backbones, canvases and
-numbers of proposals; nobody trained it yet.
+numbers of proposals; nobody trained it yet. Its 50 runs are 22 trainings: runs that differ in the number of proposals or in
+the canvas of prediction alone share one. Each starts from a classifier that was trained on ImageNet, a file of BACKBONES in the
+folder weights/, or in that of `:coco:FOLDER`.
 """
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from detzoo.comparison.sweep import Axes, Run, Sweep, config_of, with_seeds
@@ -30,6 +34,15 @@ FAMILIES = {
 }
 SIZED = 'model.anchor_sizes', 'model.rpn.anchor_sizes', 'model.roi.canonical_size', 'model.mask_roi.canonical_size'
 SIDES = 128, 96  # pixels; images of `shapes` are 96 to 128 pixels wide and high
+# Files of torchvision (ResNet50_Weights.IMAGENET1K_V1, ResNet101_Weights.IMAGENET1K_V1, VGG16_Weights.IMAGENET1K_FEATURES) and of
+# darknet's page, by their own names.
+BACKBONES = {
+    'r50': 'resnet50-0676ba61.pth',
+    'r101': 'resnet101-63fe2227.pth',
+    'vgg16': 'vgg16_features-amdegroot-88682ab5.pth',
+    'yolov2': 'darknet19_448.conv.23',
+    'yolov3': 'darknet53.conv.74',
+}
 BUDGET = {'training.steps': 1000, 'training.batch_size': 16, 'training.checkpoint_every': 250, 'training.evaluate_every': 500}
 
 
@@ -68,39 +81,56 @@ def histology() -> list[Run]:
     return with_seeds(runs, (0, 1))
 
 
-def coco() -> list[Run]:
-    """The detectors' recipes, with backbones, canvases and numbers of proposals."""
+def coco(weights: str) -> list[Run]:
+    """The detectors' recipes, with backbones, canvases and numbers of proposals; `weights` is the folder of BACKBONES."""
+
+    def backbone(name: str) -> dict[str, Any]:
+        return {'initialize_backbone': f'{weights}/{BACKBONES[name]}'}
+
     runs = []
     for family in ('retinanet', 'faster_rcnn', 'mask_rcnn'):
         config = f'configs/{family}_r50_fpn_coco.py'
         for depth in (50, 101):
-            for shorter, longer in ((800, 1344), (600, 1024), (400, 672)):
-                changes = {
-                    'model.depth': depth,
-                    'data.canvases': ((longer, longer),),
-                    'data.recipe.shorter_side': shorter,
-                    'data.recipe.longer_side': longer,
-                    'evaluation.canvases': ((-(-shorter // 32) * 32, longer), (longer, -(-shorter // 32) * 32)),
-                }
-                proposals = (1000,) if family == 'retinanet' else (1000, 300, 50)
-                for count in proposals:
-                    name = f'{family}_r{depth}_{shorter}'
-                    if family == 'retinanet':
-                        runs.append(Run(name, config, changes, series=f'{family}_r{depth}'))
-                    else:
-                        more = {'model.rpn.post_nms_topk': count}
-                        runs.append(Run(f'{name}_{count}', config, changes | more, series=f'{family}_r{depth}_{count}'))
-    runs += [Run(f'ssd_{side}', f'configs/ssd_vgg16_coco.py:{side}', series='ssd') for side in (300, 512)]
-    for version in ('v2', 'v3'):
-        for side in (320, 416, 608):
-            changes = {'evaluation.canvases': ((side, side),)}
-            runs.append(Run(f'yolo{version}_{side}', f'configs/yolo{version}_coco.py', changes, series=f'yolo{version}'))
+            for shorter, longer in ((800, 1333), (600, 1000), (400, 667)):
+                name = f'{family}_r{depth}'
+                changes = {'model.depth': depth, **backbone(f'r{depth}'), **resized(shorter, longer)}
+                if family == 'retinanet':
+                    runs.append(Run(f'{name}_{shorter}', config, changes, series=name))
+                else:
+                    counts = {f'{name}_{shorter}_{count}': {'model.rpn.post_nms_topk': count} for count in (1000, 300, 50)}
+                    runs += sharing(counts, config, changes, series=[f'{name}_{count}' for count in (1000, 300, 50)])
+    for side in (300, 512):
+        runs.append(Run(f'ssd_{side}', f'configs/ssd_vgg16_coco.py:{side}', backbone('vgg16'), series='ssd'))
+    for name in ('yolov2', 'yolov3'):
+        canvases = {f'{name}_{side}': {'evaluation.canvases': ((side, side),)} for side in (608, 416, 320)}
+        runs += sharing(canvases, f'configs/{name}_coco.py', backbone(name), series=[name] * 3)
     return runs
 
 
+def resized(shorter: int, longer: int) -> dict[str, Any]:
+    """The changes that bring a config to images of these sides at most, on canvases of the multiples of 32 above them."""
+    short, long = (-(-side // 32) * 32 for side in (shorter, longer))
+    return {
+        'data.recipe.shorter_side': shorter,
+        'data.recipe.longer_side': longer,
+        'data.canvases': ((long, long),),
+        'evaluation.canvases': ((short, long), (long, short)),
+    }
+
+
+def sharing(predictions: dict[str, dict[str, Any]], config: str, changes: dict[str, Any], series: Sequence[str]) -> list[Run]:
+    """Runs of one training, that of the first: {name: what differs when predicting}."""
+    trained = next(iter(predictions))
+    return [
+        Run(name, config, changes | more, series=line, trained=trained if name != trained else '')
+        for (name, more), line in zip(predictions.items(), series, strict=True)
+    ]
+
+
 def get_sweep(arg: str | None = None) -> Sweep:
-    """Makes the runs: of 'shapes', the default, 'histology' or 'coco'."""
-    variants = dict(shapes=shapes, histology=histology, coco=coco)
-    if (arg or 'shapes') not in variants:
-        raise ValueError(f'experiments/speed_accuracy.py has the variants {", ".join(variants)}, not {arg!r}')
-    return Sweep(variants[arg or 'shapes'](), ('AP', 'AP50', 'AP75', 'APs', 'APm'), FIGURES)
+    """Makes the runs: of 'shapes', the default, 'histology', or 'coco' with the folder of its weights after a colon."""
+    variant, _, weights = (arg or 'shapes').partition(':')
+    variants = dict(shapes=shapes, histology=histology, coco=partial(coco, weights or 'weights'))
+    if variant not in variants or (weights and variant != 'coco'):
+        raise ValueError(f'experiments/speed_accuracy.py has the variants {", ".join(variants)} (or coco:FOLDER), not {arg!r}')
+    return Sweep(variants[variant](), ('AP', 'AP50', 'AP75', 'APs', 'APm'), FIGURES)

@@ -35,6 +35,8 @@ _ON_BAD_RECORD = flags.DEFINE_enum(
 _MAX_PIXELS = flags.DEFINE_integer('max_pixels', records.MAX_PIXELS, 'Images with more pixels are bad records.')
 _OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Replace a data set of the same name.')
 
+LISTED = 20  # skipped records of a split, on the terminal
+
 # The function that prepares each format, and the flags that say where the data are: its arguments after the name.
 FORMATS = {
     'coco': (prepare_coco, (_TRAIN_ANNOTATIONS, _TRAIN_IMAGES, _VALIDATION_ANNOTATIONS, _VALIDATION_IMAGES)),
@@ -68,10 +70,10 @@ def main(argv: list[str]) -> None:
         crowds = sum(thing['is_crowd'] for thing in objects)
         empty = sum(not example['objects'] for example in split.examples)
         print(f'{name}: {len(split.examples)} images ({empty} empty), {len(objects)} boxes ({crowds} {ignored})')
-        for message in split.skipped:
+        for message in split.skipped[:LISTED]:
             print(f'  skipped: {message}')
         if split.skipped:
-            print(f'  skipped {len(split.skipped)} records; also listed in {prepared.folder}/skipped.json')
+            print(f'  skipped {len(split.skipped)} records; all are listed in {prepared.folder}/skipped.json')
     print(f'{len(prepared.class_names)} classes: {", ".join(prepared.class_names)}')
     data_dir = f' --config.data.data_dir={_DATA_DIR.value}' if _DATA_DIR.value else ''
     print(f'wrote {prepared.folder}; use it with --config.data.name={_NAME.value}{data_dir}')

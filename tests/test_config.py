@@ -155,6 +155,12 @@ def test_from_json_of_an_older_detzoo_keeps_the_paste_that_masks_were_trained_fo
     assert from_json(json.dumps(stored)).evaluation.mask_paste == paste
 
 
+def test_from_json_reads_a_config_from_before_there_was_empty_images():
+    stored = json.loads(to_json(complete(minimal())))
+    del stored['data']['empty_images']
+    assert from_json(json.dumps(stored)).data.empty_images is True  # as all images were trained then
+
+
 def test_differences_name_the_keys_with_both_values():
     first, second = complete(minimal()), complete(minimal(head_norm='group_norm'))
     assert differences(first, first.copy_and_resolve_references()) == {}

@@ -140,6 +140,25 @@ def test_records_end(tmp_path):
             source[index]
 
 
+def test_with_objects_leaves_out_images_without_and_those_of_crowds_alone(toy):
+    dataset = toy()  # record 0 has no object, record 1 one crowd among others
+    assert 0 < dataset.records[1]['is_crowd'].sum() < len(dataset.records[1]['is_crowd'])
+    crowds = dataset.records[3] | {'is_crowd': np.ones(len(dataset.records[3]['boxes']), bool)}
+    dataset = dataset._replace(records=[*dataset.records[:3], crowds, *dataset.records[4:]])
+    kept = records.with_objects(dataset)
+    assert [record['image_id'] for record in kept.records] == [101, 102, 104, 105, 106, 107, 108, 109]
+    assert kept._replace(records=None) == dataset._replace(records=None)
+    for index in (-1, 8):
+        with pytest.raises(IndexError):
+            kept.records[index]
+
+
+def test_with_objects_refuses_a_split_without_any(toy):
+    empty = toy(1)
+    with pytest.raises(records.DataError, match="'train' of 'toy': not one of 1 images.*data.empty_images to True"):
+        records.with_objects(empty)
+
+
 def test_records_need_no_tensorflow(tmp_path):
     write(tmp_path)
     program = (

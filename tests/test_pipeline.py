@@ -11,6 +11,7 @@ from detzoo.config import defaults
 from detzoo.data import pipeline
 from detzoo.data.geometry import ResizeRule, choose_canvas, placement, resize_rule
 from detzoo.data.proposals import load_proposals
+from detzoo.data.records import with_objects
 from detzoo.types import GroundTruth
 
 RECIPE = defaults().data.recipe.to_dict() | dict(rotate90=True, scale_range=(0.7, 1.4))
@@ -66,6 +67,18 @@ def test_train_batches_hold_each_record_once_in_an_epoch(toy):
     np.testing.assert_array_equal(np.sort(epochs, axis=1), np.broadcast_to(np.arange(10), (6, 10)))
     assert len({tuple(epoch) for epoch in epochs}) == 6  # each in an order of its own
     assert all(batch.valid.all() for batch in batches)
+
+
+@pytest.mark.parametrize('processes', [1, 2])
+def test_train_batches_without_empty_images_start_anywhere(toy, processes):
+    kept = with_objects(toy())  # nine of ten records
+    alone = train(kept, 9)
+    epochs = np.concatenate([batch.image_id for batch in alone]).reshape(4, 9)
+    np.testing.assert_array_equal(np.sort(epochs, axis=1), np.broadcast_to(np.arange(9), (4, 9)))
+    assert all((batch.gt.valid.sum(axis=1) + batch.gt.cropped > 0).all() for batch in alone)
+    shares = [train(kept, 4, start_step=5, process=i, processes=processes) for i in range(processes)]
+    for expected, *parts in zip(alone[5:], *shares, strict=True):
+        assert_same(interleave(parts), expected)
 
 
 def test_train_batches_augment_a_record_anew_in_each_epoch(toy):

@@ -518,6 +518,18 @@ def test_train_and_evaluate_stops_where_the_loss_is_not_finite(tmp_path, tiny_co
     assert f'that of step {step} in ' in message
 
 
+def test_train_and_evaluate_leaves_out_images_without_objects(tmp_path, tiny_config, linear, capfd, monkeypatch):
+    trained = []
+    make_batches = loop.make_batches
+    monkeypatch.setattr(loop, 'make_batches', lambda config, data, *rest: trained.append(data) or make_batches(config, data, *rest))
+    for name, empty_images, count in (('with', True, 20), ('without', False, 19)):
+        config = tiny_config(data__empty_images=empty_images, training__steps=1)
+        loop.train_and_evaluate(config, tmp_path / name)
+        announced = "trains on 19 of 20 images of split 'train' of 'toy': the others have no objects" in capfd.readouterr().err
+        assert announced == (not empty_images) and len(trained[-1].records) == count
+    assert trained[0].records[0]['image_id'] == 100 and trained[1].records[0]['image_id'] == 101
+
+
 def test_train_and_evaluate_counts_objects_without_a_row(tmp_path, tiny_config, linear):
     config = tiny_config(training__steps=3, data__max_boxes=1)
     loop.train_and_evaluate(config, tmp_path)

@@ -253,6 +253,8 @@ def jitter_colors(image: np.ndarray, strength: float, rng: np.random.RandomState
 def distort_colors(image: np.ndarray, recipe: Mapping[str, Any], rng: np.random.RandomState) -> np.ndarray:
     """Changes colours as SSD and YOLO do (1512.02325, section 2.2; 1506.02640, section 2.2): in HSV.
 
+    Only the image's pixels change. Darknet changes those of the gray around it too, since it places the image first.
+
     SSD's `contrast` and darknet's `exposure` are one: a factor on all channels. A factor is as likely below 1 as above,
     and uniform on either side: for (0.5, 1.5) that is uniform throughout, as in SSD; darknet's is the reciprocal of
     a uniform number where it is below 1.

@@ -5,6 +5,7 @@
                                              (`dataset_info`, `features`, `mask_object`: what builders share)
     `open_dataset(name, split)`          ->  Dataset: class names, category ids, and records with random access
     dataset.records[i]                   ->  a dict of numpy, the image still encoded
+    `with_objects(dataset)`              ->  the Dataset without the images that have none
     `decode_image(record['image'])`      ->  [h, w, 3] uint8 RGB
     `ground_truth(dataset)`              ->  the COCO dict which the evaluation scores against
 
@@ -12,6 +13,7 @@ Boxes stay as in COCO's JSON: xywh, absolute pixels of the decoded image, float6
 against the original file to the last bit. The pipeline turns them into xyxy.
 """
 
+import concurrent.futures
 import contextlib
 import io
 import os
@@ -25,6 +27,7 @@ import numpy as np
 import PIL.Image
 import pycocotools.mask
 import tensorflow_datasets as tfds
+from tqdm.auto import tqdm
 
 MAX_PIXELS = 2**27  # 134 Mpx, 400 MB when decoded: larger images are refused unless the caller allows them
 
@@ -148,6 +151,22 @@ class Records(Sequence):
         }
 
 
+class SelectedRecords(Sequence):
+    """Some of the records of a split, in their order; it serves as the split's own do."""
+
+    def __init__(self, records: Sequence, rows: np.ndarray):
+        """Takes all records and the [n] indices of those to serve."""
+        self._records, self._rows = records, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(f'record {index} of {len(self)}')
+        return self._records[int(self._rows[index])]
+
+
 class Dataset(NamedTuple):
     """One split of a data set.
 
@@ -193,6 +212,31 @@ def open_dataset(name: str, split: str, data_dir: str | os.PathLike | None = Non
         category_ids=tuple(builder.info.metadata['category_ids']),
         records=Records(source),
     )
+
+
+def with_objects(dataset: Dataset) -> Dataset:
+    """Leaves out the images without objects, as Detectron and detectron2 do before training; crowds alone are none.
+
+    (torchvision's reference training leaves out images without annotations; it keeps those of crowds alone, as empty ones.)
+    All records are read once for it, their images are not decoded.
+
+    Raises:
+        DataError: no image is left.
+    """
+
+    def has_objects(index: int) -> bool:
+        return not dataset.records[index]['is_crowd'].all()
+
+    count = len(dataset.records)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        found = tqdm(pool.map(has_objects, range(count)), desc='images with objects', total=count, unit='image', leave=False)
+        rows = np.flatnonzero(list(found))
+    if not len(rows):
+        raise DataError(
+            f'split {dataset.split!r} of {dataset.name!r}: not one of {count} images has an object that is no crowd; '
+            'to train on images without objects, set data.empty_images to True'
+        )
+    return dataset._replace(records=SelectedRecords(dataset.records, rows))
 
 
 def write_dataset(

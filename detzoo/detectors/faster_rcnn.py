@@ -24,6 +24,9 @@ Differences from the paper:
 - Residual blocks stride in their 3x3 convolution (torchvision), not in the first 1x1, by default.
 - Anchors that leave the image are trained as any other (section 3.3 ignores them), as in 1612.03144.
 - Anchors and RoIs that lie in a crowd are no negatives.
+- In training each image keeps `train_post_nms_topk` proposals; on a pyramid the 2000 of Detectron, the authors' later code, are
+  the best of all images of a GPU.
+- Fully connected layers of the trunk start at a deviation of sqrt(2 / fan_in), in Detectron at sqrt(1 / fan_in).
 - The pyramid and the convolutions of the head may be normalised (2111.11429, section 2.2), the RPN may be deeper.
 """
 

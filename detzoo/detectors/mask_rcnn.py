@@ -15,6 +15,8 @@ Differences from the paper:
 - Those of `faster_rcnn`.
 - Targets are points of the object's shape (`masks.mask_targets`), drawn from its mask in the frame of its box.
 - With a softmax over classes (table 2b) background is a class of its own.
+- The layer of the mask logits starts at a deviation of 0.01; in Detectron, the authors' code, a convolution for masks per class
+  starts from He's initialisation (MSRAFill), one for all classes, or a fully connected layer, at 0.001.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -7,8 +7,11 @@
     predict: sigmoid -> top-k per level -> decode -> clip -> class-aware NMS
 
 Differences from the paper:
-- Each object keeps the anchors that overlap it most, even below the threshold (`match_best_anchors`), as in the released
-  code of the authors and in torchvision and detectron2; the paper's text has the threshold alone.
+- Each object keeps the anchors that overlap it most, even below the threshold (`match_best_anchors`), as in torchvision and
+  detectron2. The released code of the authors (Detectron) keeps them where they overlap it by `negative_iou` at least; the
+  paper's text has the threshold alone.
+- Anchors at least half of which lies in a crowd are ignored unless they are positive; in Detectron they are background.
+- Both losses are divided by the positives of the whole batch; in Detectron by those of a GPU's images, one more an image.
 - Residual blocks stride in their 3x3 convolution (torchvision), not in the first 1x1, by default.
 - The regression loss is smooth L1 with `box_loss_beta`, by default 0: plain L1, as in torchvision; `box_loss` offers
   losses of the boxes' overlap, which came later.

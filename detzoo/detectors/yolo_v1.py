@@ -22,7 +22,8 @@ Differences from the paper and the source:
 - The fully connected layer starts as one small map for all cells (`connected_init`), which the convolutions before it can
   learn together; darknet's has He's initialisation.
 - What lies outside of the image is black by default (`pad_value`). Darknet stretches the image over the canvas.
-- Batch norm's moving average forgets 0.1 a step (darknet: 0.01).
+- Batch norm adds 1e-6 to the variance (`norm_epsilon`); darknet adds 1e-5 to it on a GPU, and 1e-6 to its
+  root on a CPU. The moving average forgets 0.1 a step (darknet on a GPU: 0.01).
 """
 
 from collections.abc import Sequence

@@ -20,7 +20,8 @@ Differences from the paper and the source:
 - A box grows at most 62.5 times (`box_coding.MAX_LOG_SCALE`), so that exp stays finite.
 - The output layer starts near 0 and may start from a `prior_probability` of objects; darknet's has He's initialisation.
 - What lies outside of the image is black by default, darknet's letterbox is gray (`pad_value`).
-- Batch norm's moving average forgets 0.1 a step (darknet: 0.01).
+- Batch norm adds 1e-6 to the variance (`norm_epsilon`); darknet adds 1e-5 to it on a GPU, and 1e-6 to its
+  root on a CPU. The moving average forgets 0.1 a step (darknet on a GPU: 0.01).
 - The word tree of YOLO9000 (section 4) is not here.
 """
 

@@ -32,7 +32,7 @@ from detzoo import inference, visualize
 from detzoo.config import ConfigError, complete
 from detzoo.data.pipeline import shard, train_batches
 from detzoo.data.proposals import Proposals, load_proposals
-from detzoo.data.records import Dataset, decode_image, ground_truth, open_dataset
+from detzoo.data.records import Dataset, decode_image, ground_truth, open_dataset, with_objects
 from detzoo.evaluation.coco import coco_metrics
 from detzoo.training import finetune, parallel
 from detzoo.training.checkpoint import Checkpoints, TrainState
@@ -69,6 +69,7 @@ def train_and_evaluate(
     validation = open_dataset(config.data.name, config.data.validation_split, config.data.data_dir)
     runs = split(config, pathlib.Path(workdir))
     detector, state, learnt = check(config, data, begun=all(has_checkpoints(folder) for _, folder in runs))
+    data = training_images(config, data)
     proposals = load_proposals(config.data.train_proposals, data, config.data.max_proposals)
     validation_proposals = load_proposals(config.data.validation_proposals, validation, config.data.max_proposals)
 
@@ -129,6 +130,20 @@ def train_and_evaluate(
                 log.close()
     evaluations = evaluations or evaluate_each(evaluate, state, len(replicas))  # a run that was finished has made no step
     return evaluations[0]['metrics']
+
+
+def training_images(config: ml_collections.ConfigDict, data: Dataset) -> Dataset:
+    """Leaves out the images without objects where the config asks for it, and says how many."""
+    if config.data.empty_images:
+        return data
+    kept = with_objects(data)
+    if jax.process_index() == 0:
+        tqdm.write(
+            f'trains on {len(kept.records):,} of {len(data.records):,} images of split {data.split!r} of {data.name!r}: '
+            'the others have no objects (data.empty_images)',
+            file=sys.stderr,
+        )
+    return kept
 
 
 class Replica(NamedTuple):
