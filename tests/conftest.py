@@ -258,6 +258,32 @@ def tiny_run(tmp_path_factory, tiny_config):
     return workdir
 
 
+@pytest.fixture(scope='session')
+def write_classifier():
+    """A function: a path, and the shapes of a detector's variables -> writes a file with drawn weights for its backbone."""
+    from detzoo.weights import torchvision
+    from detzoo.weights.files import write_entries
+    from detzoo.weights.mapping import flatten
+
+    def write(path, template):
+        rng, leaves = np.random.default_rng(0), {}
+        for name, leaf in flatten(template).items():
+            part, _, place = name.partition('/')[2].partition('/')
+            if part == 'backbone' or place.startswith('stage4'):  # which lies in the trunk with C4
+                spread = (2 / np.prod(leaf.shape[:-1])) ** 0.5 if name.endswith('kernel') else 0.0
+                mean = float(name.endswith(('scale', 'var')))
+                leaves[place] = np.float32(mean) + np.float32(spread) * rng.standard_normal(leaf.shape, np.float32)
+        if '.conv.' in path.name:  # darknet's, cut behind the backbone
+            path.write_bytes(bytes(16) + np.concatenate([np.full(leaf.size, 0.1, '<f4') for leaf in leaves.values()]).tobytes())
+            return
+        names = torchvision.VGG if any(place.startswith('conv1_1') for place in leaves) else torchvision.RESNET
+        entries = {names.name_of(place): leaf.transpose(3, 2, 0, 1).copy() if leaf.ndim == 4 else leaf
+                   for place, leaf in leaves.items() if not place.startswith(('fc6', 'fc7'))}  # fmt: skip
+        write_entries(path, entries, {})
+
+    return write
+
+
 class Finished(tuple):
     """What a command line did: (exit code, stdout, stderr)."""
 
@@ -266,8 +292,8 @@ class Finished(tuple):
     stderr = property(lambda self: self[2])
 
 
-@pytest.fixture
-def run_script(monkeypatch):
+@pytest.fixture(scope='session')
+def run_script():
     """A function: a script of scripts/ and its arguments -> Finished. It runs in this process: imports cost seconds."""
     from absl import app, flags
 
@@ -277,9 +303,9 @@ def run_script(monkeypatch):
         before = set(flags.FLAGS)
         stdout, stderr = io.StringIO(), io.StringIO()
         path = str(ROOT / 'scripts' / f'{name}.py')
-        monkeypatch.setattr(sys, 'argv', [path, *map(str, arguments)])
         try:
-            with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+            with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr), pytest.MonkeyPatch.context() as patch:
+                patch.setattr(sys, 'argv', [path, *map(str, arguments)])
                 runpy.run_path(path, run_name='__main__')
                 code = 0
         except SystemExit as end:

@@ -10,21 +10,25 @@ import pytest
 from detzoo.comparison.cost import random_batch
 from detzoo.comparison.sweep import Run, config_of, load_sweep, with_seeds
 from detzoo.config import ConfigError, differences
+from detzoo.data.records import Dataset
 from detzoo.inference import detector_of
+from detzoo.training import loop, parallel
 
 ROOT = pathlib.Path(__file__).parents[1]
+CLASSES = 5
 EXPERIMENTS = sorted(ROOT.glob('experiments/*.py'))
 VARIANTS = [*map(str, EXPERIMENTS), *(f'{ROOT}/experiments/speed_accuracy.py:{arg}' for arg in ('histology', 'coco'))]
 
 
 def different_runs():
-    """The runs of all experiments, but of those with one network on one canvas only the first; large ones with --full."""
+    """The runs of all experiments, but of those with one network on the same canvases only the first; large ones with --full."""
     runs = {}
     for path in VARIANTS:
         for run in load_sweep(path)[0].runs:
             config = config_of(run)
             marks = [pytest.mark.full] if path.endswith(':coco') else []
-            runs.setdefault(json.dumps([config.model.to_dict(), config.data.canvases]), pytest.param(run, id=run.name, marks=marks))
+            about = [config.model.to_dict(), config.data.canvases, config.evaluation.to_dict(), config.training.batch_size]
+            runs.setdefault(json.dumps(about), pytest.param(run, id=run.name, marks=marks))
     return runs.values()
 
 
@@ -50,14 +54,67 @@ def experiment(tmp_path):
     return write
 
 
+@pytest.fixture(scope='module')
+def with_weights(tmp_path_factory, write_classifier):
+    """A function: the config of a run -> the same, narrow, with the file of a classifier to start from, if it does."""
+    folder = tmp_path_factory.mktemp('weights')
+
+    def give(config):
+        if config.initialize_backbone:
+            path = folder / pathlib.Path(config.initialize_backbone).name
+            config.initialize_backbone, config.model.width = str(path), 1 / 16
+            if not path.exists():
+                init = detector_of(config, CLASSES).init
+                write_classifier(path, jax.eval_shape(lambda rng: init(rng, config.data.canvases[0]), jax.random.key(0)))
+        return config
+
+    return give
+
+
+@pytest.fixture
+def check(monkeypatch, request):
+    """A function: a config -> its detector and the shapes of its state, after the checks with which training begins.
+
+    What training can predict on, which traces a network for each canvas, is checked with --full alone.
+    """
+    data = Dataset('any', 'train', tuple(map(str, range(CLASSES))), tuple(range(CLASSES)), [])
+    monkeypatch.setattr(parallel, 'AXIS', None)  # so that the loss can be traced alone
+    if not request.config.getoption('--full'):
+        monkeypatch.setattr(loop, 'check_canvases', lambda config, detector: None)
+
+    def run(config):
+        monkeypatch.setattr(jax, 'device_count', lambda: 8 if config.data.name == 'coco' else 1)
+        detector, state, learnt = loop.check(config, data)
+        assert bool(learnt.arrays) == bool(config.initialize_backbone)
+        return detector, state
+
+    return run
+
+
 @pytest.mark.parametrize('run', different_runs())
-def test_every_run_of_an_experiment_can_take_a_step(run):
-    config = config_of(run)
-    detector = detector_of(config, 5, None)
-    batch = random_batch(config, config.data.canvases[0], 2, 5)
-    variables = jax.eval_shape(lambda: detector.init(jax.random.key(0), config.data.canvases[0]))
-    loss, _ = jax.eval_shape(detector.loss, *variables, batch, jax.random.key(0))
+def test_every_run_of_an_experiment_can_take_a_step(run, with_weights, check):
+    config = with_weights(config_of(run))
+    detector, state = check(config)
+    batch = random_batch(config, config.data.canvases[0], 2, CLASSES)
+    loss, _ = jax.eval_shape(detector.loss, state.params, state.model_state, batch, jax.random.key(0))
     assert loss.shape == ()
+
+
+def test_every_run_of_speed_accuracy_on_coco_passes_the_checks(with_weights, check):
+    """One for each network and classifier: the others differ from it in canvases, and in what predicts."""
+    sweep, _ = load_sweep(f'{ROOT}/experiments/speed_accuracy.py:coco')
+    checked = {}
+    for run in sweep.runs:
+        config = config_of(run)
+        first = checked.setdefault((run.config, config.model.depth if 'depth' in config.model else None), config)
+        if first is config:
+            check(with_weights(config.copy_and_resolve_references()))
+        assert set(differences(first, config)) <= {
+            'model.rpn.post_nms_topk', 'data.canvases', 'evaluation.canvases', 'data.recipe.shorter_side', 'data.recipe.longer_side'
+        }  # fmt: skip
+        sides = [side for key in ('data', 'evaluation') for canvas in config[key].canvases for side in canvas]
+        assert not any(side % 32 for side in sides) or config.model.name == 'ssd'
+    assert len(checked) == 10
 
 
 @pytest.mark.parametrize('path', VARIANTS, ids=lambda path: path.rpartition('/')[2])
