@@ -121,6 +121,12 @@ def test_prepare_coco_keeps_image_files_byte_for_byte(tree):
     assert record['image'] == (tree / 'validation' / IMAGES[0]['file_name']).read_bytes()
 
 
+def test_prepare_coco_takes_one_file_for_both_splits(tree):
+    coco.prepare_coco('birds', *[tree / 'train.json', tree / 'train'] * 2, data_dir=tree / 'data')
+    train, validation = (records.open_dataset('birds', split, tree / 'data') for split in ('train', 'validation'))
+    assert records.ground_truth(train) == records.ground_truth(validation)
+
+
 def test_prepare_coco_without_area_takes_the_mask(tree):
     train = document()
     del train['annotations'][0]['area'], train['annotations'][3]['area']
@@ -251,6 +257,18 @@ def test_prepare_coco_refuses_annotation(tree, case):
     assert 'annotation 11' in listed['train'][0]
 
 
+def test_prepare_coco_leaves_out_a_box_of_height_0_alone(tree):
+    """As COCO's train2017 has two: its image keeps the objects beside it."""
+    train = document()
+    train['annotations'].append(ANNOTATIONS[0] | {'id': 918, 'bbox': [29.65, 18.33, 1.03, 0.0], 'area': 0.0})
+    write(tree, train)
+    prepared = prepare(tree, on_bad_record='skip')
+    truth = records.ground_truth(records.open_dataset('birds', 'train', tree / 'data'))
+    assert sorted(annotation['id'] for annotation in truth['annotations']) == [3, 4, 11, 2**50]
+    (message,) = prepared.splits['train'].skipped
+    assert 'annotation 918 ' in message and 'no positive width and height' in message
+
+
 @pytest.mark.parametrize('case', BAD_IMAGES)
 def test_prepare_coco_refuses_image(tree, case):
     train, (spoil, words) = document(), BAD_IMAGES[case]
@@ -357,6 +375,19 @@ def test_prepare_data_script_prints_counts_and_the_flag_to_use(tree):
     assert 'train: 3 images (1 empty), 4 boxes (1 crowds)' in finished.stdout
     assert '3 classes: traffic light, café, toothbrush' in finished.stdout
     assert f'--config.data.name=birds --config.data.data_dir={tree / "data"}' in finished.stdout
+
+
+def test_prepare_data_script_lists_the_first_of_many_bad_records(tree, run_script):
+    train = document()
+    train['annotations'] += [ANNOTATIONS[0] | {'id': 1000 + i, 'bbox': [1, 2, 3, 0]} for i in range(25)]
+    write(tree, train)
+    splits = [f'--{split}_{kind}={tree / split}{end}' for split in ('train', 'validation')
+              for kind, end in (('annotations', '.json'), ('images', ''))]  # fmt: skip
+    finished = run_script('prepare_data', '--name=birds', f'--data_dir={tree / "data"}', '--on_bad_record=skip', *splits)
+    assert finished.code == 0 and finished.stdout.count('  skipped: ') == 20
+    path = tree / 'data' / 'birds' / '1.0.0' / 'skipped.json'
+    assert f'skipped 25 records; all are listed in {path}\n' in finished.stdout
+    assert len(json.loads(path.read_text())['train']) == 25
 
 
 def test_prepare_data_script_ends_on_bad_data_with_one_line(tree):

@@ -64,7 +64,7 @@ def prepare_coco(
         if not folder.is_dir():
             raise DataError(f'no image folder {folder}; check the path')
     documents = {split: read_document(path) for split, (path, _) in sources.items()}
-    categories = _common_categories({sources[split][0]: document for split, document in documents.items()})
+    categories = _common_categories([(sources[split][0], document) for split, document in documents.items()])
     splits = {
         split: check_split(path, documents[split], list(categories), folder, on_bad_record == 'skip', max_pixels)
         for split, (path, folder) in sources.items()
@@ -204,8 +204,8 @@ def check_annotation(
     }
 
 
-def _common_categories(documents: dict[pathlib.Path, dict[str, Any]]) -> dict[int, str]:
-    (path, categories), (other_path, others) = ((path, read_categories(path, d)) for path, d in documents.items())
+def _common_categories(documents: list[tuple[pathlib.Path, dict[str, Any]]]) -> dict[int, str]:
+    (path, categories), (other_path, others) = ((path, read_categories(path, document)) for path, document in documents)
     if categories != others:
         only_one = sorted(set(categories.items()) ^ set(others.items()))
         raise DataError(f'{path} and {other_path} have different categories: {only_one} are in one of them only')
