@@ -141,6 +141,28 @@ def test_load_sweep_refuses_what_cannot_run(experiment, tmp_path):
         load_sweep(str(path))
 
 
+def test_speed_accuracy_on_coco_trains_each_model_once():
+    sweep, _ = load_sweep(f'{ROOT}/experiments/speed_accuracy.py:coco')
+    configs = {run.name: config_of(run) for run in sweep.runs}
+    shared = {run.name: run.trained for run in sweep.runs if run.trained}
+    assert (len(configs), len(shared)) == (50, 28) and not shared.keys() & set(shared.values())
+    for name, trained in shared.items():
+        assert set(differences(configs[trained], configs[name])) in ({'model.rpn.post_nms_topk'}, {'evaluation.canvases'})
+    recipe = config_of(Run('recipe', 'configs/mask_rcnn_r50_fpn_coco.py'))
+    changed = differences(recipe, configs['mask_rcnn_r50_800_1000'])
+    assert changed == {'initialize_backbone': (None, 'weights/resnet50-0676ba61.pth')}
+    assert configs['mask_rcnn_r101_600_50'].initialize_backbone == 'weights/resnet101-63fe2227.pth'
+    assert configs['mask_rcnn_r101_600_50'].evaluation.canvases == ((608, 1024), (1024, 608))
+
+
+def test_speed_accuracy_refuses_variants_that_it_does_not_have():
+    for argument in ('voc', 'shapes:weights', 'histology:weights'):
+        with pytest.raises(ValueError, match=f"variants shapes, histology, coco .or coco:FOLDER., not '{argument}'"):
+            load_sweep(f'{ROOT}/experiments/speed_accuracy.py:{argument}')
+    sweep, _ = load_sweep(f'{ROOT}/experiments/speed_accuracy.py:coco:/data/weights')
+    assert config_of(sweep.runs[-1]).initialize_backbone == '/data/weights/darknet53.conv.74'
+
+
 def test_with_seeds_repeats_runs_under_their_names():
     runs = with_seeds([Run('a', '', {'x': 1}), Run('b', '', group='c')], (0, 7))
     assert [(run.name, run.group, run.changes) for run in runs] == [
