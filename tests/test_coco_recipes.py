@@ -47,7 +47,7 @@ FAMILIES = {
     'retinanet_r50_fpn_coco': RESNET,
     'ssd_vgg16_coco': {'data.canvases': ((300, 300),), 'evaluation.canvases': ((300, 300),)},  # its extra layers need them
     'yolov2_coco': {'model.head_features': (32, 32, 32)},
-    'yolov3_coco': {'model.head_features': 16},
+    'yolov3_coco': {'model.head_features': 64},
 }
 
 
