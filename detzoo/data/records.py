@@ -214,31 +214,6 @@ def open_dataset(name: str, split: str, data_dir: str | os.PathLike | None = Non
     )
 
 
-def with_objects(dataset: Dataset) -> Dataset:
-    """Leaves out the images without objects, as Detectron and detectron2 do before training; crowds alone are none.
-
-    (torchvision's reference training leaves out images without annotations; it keeps those of crowds alone, as empty ones.)
-    All records are read once for it, their images are not decoded.
-
-    Raises:
-        DataError: no image is left.
-    """
-
-    def has_objects(index: int) -> bool:
-        return not dataset.records[index]['is_crowd'].all()
-
-    count = len(dataset.records)
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        found = tqdm(pool.map(has_objects, range(count)), desc='images with objects', total=count, unit='image', leave=False)
-        rows = np.flatnonzero(list(found))
-    if not len(rows):
-        raise DataError(
-            f'split {dataset.split!r} of {dataset.name!r}: not one of {count} images has an object that is no crowd; '
-            'to train on images without objects, set data.empty_images to True'
-        )
-    return dataset._replace(records=SelectedRecords(dataset.records, rows))
-
-
 def write_dataset(
     make_builder: Callable[..., tfds.core.DatasetBuilder], data_dir: pathlib.Path, *, overwrite: bool = False
 ) -> pathlib.Path:
@@ -312,6 +287,31 @@ def decode_image(data: bytes, *, name: str, max_pixels: int = MAX_PIXELS, strict
     if pixels is None:
         raise DataError(f'{name}: OpenCV cannot decode this image; convert it to PNG or JPEG')
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+
+def with_objects(dataset: Dataset) -> Dataset:
+    """Leaves out the images without objects, as Detectron and detectron2 do before training; crowds alone are none.
+
+    (torchvision's reference training leaves out images without annotations; it keeps those of crowds alone, as empty ones.)
+    All records are read once for it, their images are not decoded.
+
+    Raises:
+        DataError: no image is left.
+    """
+
+    def has_objects(index: int) -> bool:
+        return not dataset.records[index]['is_crowd'].all()
+
+    count = len(dataset.records)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        found = tqdm(pool.map(has_objects, range(count)), desc='images with objects', total=count, unit='image', leave=False)
+        rows = np.flatnonzero(list(found))
+    if not len(rows):
+        raise DataError(
+            f'split {dataset.split!r} of {dataset.name!r}: not one of {count} images has an object that is no crowd; '
+            'to train on images without objects, set data.empty_images to True'
+        )
+    return dataset._replace(records=SelectedRecords(dataset.records, rows))
 
 
 def ground_truth(dataset: Dataset) -> dict[str, list[dict[str, Any]]]:
