@@ -87,7 +87,7 @@ def read_classes(path: str | os.PathLike) -> Classes:
     try:
         content = json.loads(pathlib.Path(path).read_text('utf-8'))
         names, ids = (tuple(content[field]) for field in Classes._fields)
-    except (ValueError, TypeError, LookupError) as error:
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise ValueError(f'{path}: not the classes of a run ({type(error).__name__}: {error})') from error
     if len(names) != len(ids):
         raise ValueError(f'{path}: {len(names)} class_names and {len(ids)} category_ids: there is one of each for a class')

@@ -216,6 +216,7 @@ BAD_ANNOTATIONS = {
     'RLE negative': (counts([-1, 1201]), 'runs which fill'),
     'RLE text': (counts('zzz~'), 'runs which fill'),
     'RLE text short': (counts('02'), 'runs which fill'),
+    'RLE text of a number in 8 letters': (counts('PPPPPPP' + encode(np.ones((HEIGHT, WIDTH), bool))['counts']), 'runs which fill'),
     'RLE text cut': (counts(encode(np.ones((HEIGHT, WIDTH), bool))['counts'] + 'P'), 'runs which fill'),
 }
 
@@ -285,6 +286,14 @@ def test_prepare_coco_refuses_image(tree, case):
     assert len(prepared.splits['train'].skipped) == 1
 
 
+def test_runs_reads_what_pycocotools_writes():
+    # Up to 6 characters a number; the differences alternate in sign, and a run may take the whole of a large image.
+    lengths = [0, 1, 15, 16, 511, 512, 2**20, 3, 2**29 - 1, 2**20, 7, 2**29 - 1, 0, 5]
+    height, width = 1, sum(lengths)
+    rle = pycocotools.mask.frPyObjects({'size': [height, width], 'counts': lengths}, height, width)
+    assert coco._runs(rle['counts'].decode()) == lengths
+
+
 def test_prepare_coco_refuses_repeated_image_ids(tree):
     train = document()
     train['images'].append(IMAGES[1] | {'file_name': IMAGES[2]['file_name']})
@@ -322,6 +331,7 @@ BAD_FILES = {
     'no folder': (lambda tree: (tree / 'train').rename(tree / 'other'), 'no image folder .*train'),
     'cut short': (lambda tree: (tree / 'train.json').write_text('{"images": ['), r'train\.json.*cut short'),
     'not UTF-8': (lambda tree: (tree / 'train.json').write_bytes(b'\xff\xfe\x00'), r'train\.json.*not JSON'),
+    'lists in lists': (lambda tree: (tree / 'train.json').write_text('[' * 100_000), r'train\.json.*not JSON'),
     'a list': (lambda tree: write(tree, ANNOTATIONS), r"train\.json is not COCO-shaped: 'images'"),
     'no images key': (lambda tree: write(tree, {'annotations': [], 'categories': []}), "'images' must be a list"),
     'not a list': (lambda tree: write(tree, document() | {'annotations': {}}), "'annotations' must be a list"),

@@ -252,6 +252,7 @@ def test_torchvisions_files_are_known_by_their_checksums(tmp_path, published, mo
     ('[]', 'not the classes of a run'),
     ('{"class_names": ["a"]}', 'not the classes of a run'),
     ('{"class_names": ["a", "b"', 'not the classes of a run'),
+    ('[' * 100_000, 'not the classes of a run'),
     ('{"class_names": ["a", "b"], "category_ids": [1]}', '2 class_names and 1 category_ids'),
 ])  # fmt: skip
 def test_classes_that_are_none_are_refused(tmp_path, text, message):
@@ -265,7 +266,7 @@ def test_classes_are_read_by_their_names(tmp_path):
     assert inference.read_classes(tmp_path / 'classes.json') == Classes(('a', 'b'), (7, 8))
 
 
-@pytest.mark.parametrize('text', ['[]', '{', '{"model": {"name": "retinanet", "depth": "deep"}}'])
+@pytest.mark.parametrize('text', ['[]', '{', '[' * 100_000, '{"model": {"name": "retinanet", "depth": "deep"}}'])
 def test_a_config_that_is_none_is_refused(tmp_path, tiny_run, text):
     export_weights(tiny_run, tmp_path / 'exported')
     (tmp_path / 'exported' / 'config.json').write_text(text)

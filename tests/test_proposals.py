@@ -72,8 +72,9 @@ GOOD = dict(image_id=7, bbox=[1, 2, 3, 4], score=0.5)
 @pytest.mark.parametrize('entry, words', [
     ('box', 'there is no image_id and no bbox and no score'),
     ({key: GOOD[key] for key in ('image_id', 'bbox')}, 'there is no score'),
-    (GOOD | dict(image_id='7'), "image_id '7' is no integer"),
-    (GOOD | dict(image_id=True), 'image_id True is no integer'),
+    (GOOD | dict(image_id='7'), "image_id '7' is no integer of 64 bits"),
+    (GOOD | dict(image_id=True), 'image_id True is no integer of 64 bits'),
+    (GOOD | dict(image_id=2**63), 'is no integer of 64 bits'),
     (GOOD | dict(score=None), 'score None is no finite number'),
     (GOOD | dict(score=float('nan')), 'score nan is no finite number'),
     (GOOD | dict(bbox=[1, 2, 3]), r'bbox \[1, 2, 3\] is not four finite numbers'),
@@ -92,6 +93,7 @@ def test_read_proposals_names_a_bad_entry(tmp_path, entry, words):
 @pytest.mark.parametrize('content, words', [
     (b'[{"image_id": 7,', 'p is not JSON, or was cut short'),
     (b'\xff[]', 'p is not JSON, or was cut short'),
+    (b'[' * 100_000, 'p is not JSON, or was cut short'),
     (gzip.compress(json.dumps([GOOD] * 99).encode())[:-20], 'p is not JSON, or was cut short'),
     (b'\x1f\x8bnothing of gzip', 'p is not JSON, or was cut short'),
     (b'{"annotations": []}', 'p is no list of proposals: export them in the format of COCO results'),

@@ -629,7 +629,7 @@ def test_scripts_report_says_what_is_wrong_in_one_line(copy, run_script, tmp_pat
     assert f'{copy.folder / "costs.json"} cannot be read' in error_of(copy.folder)
     (copy.folder / 'results.jsonl').write_text('{}\n')
     assert 'results.jsonl, line 1' in error_of(copy.folder)
-    (copy.folder / 'sweep.json').write_text('{"experiment": ')
+    (copy.folder / 'sweep.json').write_text('[' * 100_000)
     assert f'{copy.folder / "sweep.json"} cannot be read' in error_of(copy.folder)
 
 

@@ -393,6 +393,24 @@ def test_read_entries_makes_nothing_larger_than_the_file(read, data):
     assert peak < 2_000_000
 
 
+@pytest.mark.parametrize('steps', [
+    b'}' + pickled(2**61 - 1) + b'Ns',
+    b'}(' + pickled(1 - 2**61) + b'Nu',
+    b'(' + pickled(2**70) + b'Nd',
+    b'ccollections\nOrderedDict\n](](' + pickled(2**64) + b'Nee\x85R',
+    b'}p' + str(2**61 - 1).encode() + b'\n',
+])  # fmt: skip
+def test_read_entries_refuses_keys_that_would_share_a_hash(refused, steps):
+    # Of n integers that are equal modulo 2**61 - 1 a dict compares each with all before it.
+    refused(program(steps), f'a key beyond {2**60}')
+
+
+def test_read_entries_takes_the_keys_of_optimizers(read):
+    # Numbers of parameters; before torch 1.0 their addresses.
+    steps = dict_of(model=dict_of(a=tensor()), optimizer=b'}(' + pickled(0) + b'N' + pickled(2**47) + b'Nu')
+    assert list(read(zipped(steps))) == ['a']
+
+
 def test_read_entries_ends(refused, monkeypatch):
     monkeypatch.setattr(files, '_MOST_STEPS', 100)
     refused(program(b'N' * 100), 'takes more than 100 steps')

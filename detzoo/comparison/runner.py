@@ -29,7 +29,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from detzoo.comparison import TPU_ENVIRONMENT
-from detzoo.comparison.store import FAILED, FINISHED, Result, Store, truth_name
+from detzoo.comparison.store import FAILED, FINISHED, Result, Store, read_file, truth_name
 from detzoo.comparison.sweep import ROOT, config_of, load_sweep
 from detzoo.config import MUTABLE, ConfigError, differences, from_json
 from detzoo.training.metrics import read_metrics
@@ -165,7 +165,7 @@ def _only_one(store: Store) -> Iterator[None]:
 def _check(store: Store, planned: dict[str, Any]) -> dict[str, Result]:
     """Finds the runs that need nothing any more, and refuses a folder whose results are of something else."""
     with contextlib.suppress(FileNotFoundError):
-        before = store.sweep()['experiment']
+        before = read_file(store.folder / 'sweep.json', lambda: store.sweep()['experiment'])
         if before != planned['experiment']:
             raise ConfigError(f'{store.folder} holds the sweep of {before}: take another --workdir for {planned["experiment"]}')
     done = {}
@@ -189,7 +189,7 @@ def _check(store: Store, planned: dict[str, Any]) -> dict[str, Result]:
 def _left_by(store: Store, run: str) -> Result | None:
     """Reads what a run left as its result."""
     path = store.results_of(run) / 'result.json'
-    return Result(**json.loads(path.read_text())) if path.exists() else None
+    return read_file(path, lambda: Result(**json.loads(path.read_text()))) if path.exists() else None
 
 
 class _Board:

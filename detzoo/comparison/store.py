@@ -94,7 +94,7 @@ class Store:
         for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], start=1):
             try:
                 rows.append(Result(**json.loads(line)))
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, RecursionError) as error:
                 raise ValueError(
                     f'{path}, line {number}: no result ({error}): remove the line and run the sweep again'
                 ) from error
@@ -162,6 +162,6 @@ def read_file(path: pathlib.Path, read: Callable[[], Any]) -> Any:
         return read()
     except FileNotFoundError:
         raise
-    except (OSError, EOFError, KeyError, TypeError, ValueError, zlib.error) as error:
+    except (OSError, EOFError, KeyError, TypeError, ValueError, RecursionError, zlib.error) as error:
         known = str(path) in str(error)
         raise ValueError(str(error) if known else f'{path} cannot be read: {type(error).__name__}: {error}') from error

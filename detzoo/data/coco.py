@@ -78,7 +78,7 @@ def read_document(path: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
         document = json.loads(path.read_bytes())
     except OSError as error:
         raise DataError(f'cannot read the annotations {path}: {error.strerror}; check the path') from error
-    except ValueError as error:  # broken JSON or broken UTF-8
+    except (ValueError, RecursionError) as error:  # broken JSON or UTF-8; lists in lists without end
         raise DataError(f'{path} is not JSON, or was cut short ({error}); copy or export it again') from error
     for key in ('images', 'annotations', 'categories'):
         entries = document.get(key) if isinstance(document, dict) else None
@@ -125,7 +125,7 @@ def check_split(
         DataError: a bad record and not `skip`, or no image is left.
     """
     bad = BadRecords(skip)
-    listed = collections.Counter(entry['id'] for entry in document['images'] if type(entry.get('id')) is int)
+    listed = collections.Counter(entry['id'] for entry in document['images'] if _is_id(entry.get('id')))
     images = {}
     for i, entry in enumerate(document['images']):
         try:
@@ -140,7 +140,7 @@ def check_split(
     seen: set[int] = set()
     for i, entry in enumerate(tqdm(document['annotations'], desc=f'checking {path.name}', unit='annotation')):
         image_id = entry.get('image_id')
-        if type(image_id) is int and image_id in listed and image_id not in images:
+        if _is_id(image_id) and image_id in listed and image_id not in images:
             continue  # its image is bad and was reported
         try:
             where = _where(path, 'annotation', i, entry)
@@ -220,9 +220,14 @@ def _where(path: pathlib.Path, kind: str, index: int, entry: dict[str, Any]) -> 
 
 def _integer(entry: dict[str, Any], key: str, where: str) -> int:
     value = entry.get(key)
-    if type(value) is not int or not -(2**63) <= value < 2**63:  # a bool is an int too
+    if not _is_id(value):
         raise DataError(f'{where}: {key} must be an integer of 64 bits, not {value!r}')
     return value
+
+
+def _is_id(value: Any) -> bool:
+    """Says whether this is an integer of 64 bits; dicts are slow with larger ones, of which any number have one hash."""
+    return type(value) is int and -(2**63) <= value < 2**63  # a bool is an int too
 
 
 def _are_numbers(values: Any) -> bool:
@@ -270,7 +275,7 @@ def _runs(counts: str) -> list[int]:
     value = shift = 0
     for character in counts:
         bits = ord(character) - 48
-        if not 0 <= bits < 64:
+        if not 0 <= bits < 64 or shift > 30:  # 7 characters hold any number of 32 bits; arithmetic on longer ones is slow
             return [-1]
         value |= (bits & 31) << shift
         shift += 5

@@ -116,7 +116,7 @@ def read_proposals(path: str | os.PathLike) -> dict[int, np.ndarray]:
         raise DataError(f"cannot read the proposals {path}: {error.strerror}; give a file's path, or 'ground_truth'") from error
     try:
         entries = json.loads(gzip.decompress(data) if data.startswith(b'\x1f\x8b') else data)
-    except (ValueError, OSError, EOFError, zlib.error) as error:  # broken JSON or UTF-8; gzip's three ways to say so
+    except (ValueError, RecursionError, OSError, EOFError, zlib.error) as error:  # JSON's and UTF-8's errors, then gzip's
         raise DataError(f'{path} is not JSON, or was cut short ({error}); copy or export it again') from error
     if not isinstance(entries, list):
         raise DataError(f'{path} is no list of proposals: export them in the format of COCO results, where {ENTRY}')
@@ -135,8 +135,8 @@ def _flaw(entry: Any) -> str | None:
     if missing:
         return f'there is no {" and no ".join(missing)}'
     image_id, box, score = entry['image_id'], entry['bbox'], entry['score']
-    if type(image_id) is not int:  # a bool is an int too
-        return f'image_id {image_id!r} is no integer'
+    if type(image_id) is not int or not -(2**63) <= image_id < 2**63:  # a bool is an int too
+        return f'image_id {image_id!r} is no integer of 64 bits'
     if not _is_number(score):
         return f'score {score!r} is no finite number'
     if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):

@@ -150,7 +150,7 @@ def read_exported(folder: pathlib.Path) -> Imported:
     classes = read_classes(classes)
     try:
         config = from_json(config.read_text())
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f'{folder / _FILES[1]}: not the config of a detector ({error})') from error
     entries, template = read_entries(weights), shapes_of(config, len(classes.class_names))
     params, model_state = fill(_OURS, entries, template, source=str(weights))

@@ -39,6 +39,7 @@ _MOST_STEPS = 2_000_000  # of a pickle; a state dict takes some 30 for an array
 _MOST_AXES = 32
 _MOST_ARGUMENTS = 16  # of what a pickle calls
 _MOST_LETTERS = 1000  # of a name in it
+_LARGEST_KEY = 2**60  # whole numbers up to here have hashes of their own
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first thing in a file of torch before 1.6
 _LISTED = 4  # entries of an error message
 
@@ -349,9 +350,11 @@ def _listed(names: Sequence[Any]) -> str:
 
 
 def _filled(mapping: dict, keys: Sequence[Any], values: Sequence[Any]) -> dict:
-    """Adds items to a dict, if their keys are plain."""
+    """Adds items to a dict, if their keys are plain; of larger integers any number have one hash, which makes dicts slow."""
     if not all(isinstance(key, str | bytes | int | float | None) for key in keys):
         raise TypeError('a key that is no text and no number')
+    if any(isinstance(key, int) and abs(key) > _LARGEST_KEY for key in keys):
+        raise ValueError(f'a key beyond {_LARGEST_KEY}')
     mapping.update(zip(keys, values, strict=True))
     return mapping
 
@@ -521,7 +524,7 @@ def _unpickle(stream: io.BytesIO, stored: Callable[..., _Storage] | None = None)
             case _ if step in _LITERALS:
                 stack.append(argument)
             case 'BINPUT' | 'LONG_BINPUT' | 'PUT':
-                memo[argument] = stack[-1]
+                _filled(memo, [argument], [stack[-1]])
             case 'MEMOIZE':
                 memo[len(memo)] = stack[-1]
             case 'BINGET' | 'LONG_BINGET' | 'GET':
