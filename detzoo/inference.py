@@ -1,7 +1,7 @@
 """From trained parameters to detections in an image's own pixels and the data's own category ids.
 
     load(workdir) -> Predictor: any image in, detections out
-    predict_files(predictor, paths): pictures and detections.json
+    predict_files(predictor, paths): pictures, images.json and detections.json
     predict_dataset: a split through all devices, each image once -> COCO results
     evaluate_workdir: a checkpoint -> the COCO metrics
 
@@ -13,8 +13,7 @@ import json
 import operator
 import os
 import pathlib
-import shutil
-import tempfile
+import stat
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -32,6 +31,7 @@ from detzoo.data.proposals import Proposals, load_proposals
 from detzoo.data.records import MAX_PIXELS, DataError, Dataset, decode_image, ground_truth, open_dataset
 from detzoo.detectors import make_detector
 from detzoo.evaluation import coco_metrics, write_detections
+from detzoo.files import check_writable, incomplete_folder
 from detzoo.training import parallel
 from detzoo.training.checkpoint import Checkpoints
 from detzoo.training.workdir import write_text
@@ -39,7 +39,11 @@ from detzoo.types import Batch, Detections, Detector, Inputs
 from detzoo.visualize import draw_boxes, grid, write_image
 
 OVERVIEW = 8  # pictures at most on the sheet that `predict_files` adds
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff')
+_LISTS = pathlib.PurePath('images.json'), pathlib.PurePath('detections.json')  # that it writes beside the pictures
+IMAGE_SUFFIXES = (
+    '.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.gif', '.webp', '.avif', '.bmp', '.tif', '.tiff', '.jp2', '.ppm', '.pgm',
+    '.heic', '.heif',  # which cannot be read: an error is better than silence
+)  # fmt: skip
 
 
 class ImageDetections(NamedTuple):
@@ -121,9 +125,10 @@ class Predictor:
             ValueError: they are not such arrays.
             DataError: the detector takes no proposals, or needs them.
         """
-        if not (isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8):
+        is_array = isinstance(image, np.ndarray) and image.dtype == np.uint8
+        if not (is_array and image.ndim == 3 and image.shape[2] == 3 and image.size > 0):
             shape = f'{getattr(image, "dtype", type(image).__name__)}{list(np.shape(image))}'
-            raise ValueError(f'an image is [h, w, 3] uint8 RGB, not {shape}')
+            raise ValueError(f'an image is [h, w, 3] uint8 RGB of at least one pixel, not {shape}')
         check_proposals(self.config, proposals is not None, 'proposals, as in predictor(image, proposals)')
         canvas, rule = canvas_for(image.shape[:2], self.config), resize_rule(self.config.data.recipe)
         pixels, where = place(image, canvas, rule, rounded=not self.config.evaluation.exact)
@@ -344,8 +349,10 @@ def evaluate_workdir(
     proposals: str | None = None,
     *,
     exact: bool | None = None,
+    output: str | os.PathLike | None = None,
+    on_results: Callable[[dict[str, Any], dict[str, Any], list[dict[str, Any]]], None] = lambda *results: None,
 ) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
-    """Evaluates a checkpoint on all devices; writes `evaluation.json` and `detections.json.gz` into the workdir.
+    """Evaluates a checkpoint on all devices; writes `evaluation.json` and `detections.json.gz` into a folder.
 
     With other proposals than the run's they are `evaluation_given_proposals.json` and
     `detections_given_proposals.json.gz`, so that the usual ones stay; 'proposals' among the metrics says which. With `exact` given
@@ -357,6 +364,8 @@ def evaluate_workdir(
         data_dir: where data sets lie, as in training by default.
         proposals: of the validation split, as `load_proposals` takes them; those of the config by default.
         exact: in place of the config's `evaluation.exact`, see `canvas_for`.
+        output: the folder for the files, made if missing; the workdir by default.
+        on_results: is called with what is returned, before it is written: a full disk then loses no number.
 
     Returns:
         the metrics with their 'step', the ground truth, and the detections as COCO results.
@@ -364,6 +373,7 @@ def evaluate_workdir(
     Raises:
         DataError: the data set is not there, or its classes are not those of the run; the proposals cannot be used.
         FileNotFoundError: there is no such run or checkpoint.
+        OSError: the files cannot be written. If the folder does not allow it, this is known before anything is computed.
     """
     predictor = load(workdir, step, exact=exact)
     config = predictor.config
@@ -380,6 +390,9 @@ def evaluate_workdir(
     config.evaluation.batch_size = -(-config.evaluation.batch_size // devices) * devices  # any machine may evaluate
     given = load_proposals(source, dataset, config.data.max_proposals)
     truth = ground_truth(dataset)
+    folder = pathlib.Path(output or workdir)
+    if jax.process_index() == 0:
+        check_writable(folder, 'give another folder for the files as output')
     predict_step = make_predict_step(predictor.detector, canvases_for(truth, config))
     variables = parallel.replicate((predictor.params, predictor.model_state))
     results = predict_dataset(
@@ -391,9 +404,10 @@ def evaluate_workdir(
         metrics, suffix = {'proposals': proposals, **metrics}, '_given_proposals'
     if exact is not None:
         suffix += '_exact' if exact else '_static'
+    on_results(metrics, truth, results)
     if jax.process_index() == 0:
-        write_detections(pathlib.Path(workdir) / f'detections{suffix}.json.gz', results)
-        write_text(pathlib.Path(workdir) / f'evaluation{suffix}.json', json.dumps(metrics, indent=2) + '\n')
+        write_detections(folder / f'detections{suffix}.json.gz', results)
+        write_text(folder / f'evaluation{suffix}.json', json.dumps(metrics, indent=2) + '\n')
     return metrics, truth, results
 
 
@@ -408,15 +422,16 @@ def predict_files(
 ) -> tuple[int, list[str]]:
     """Draws the detections of image files, and lists them in `detections.json`; everything appears at the end or nothing.
 
-    The first pictures also come together, as `overview.png`.
+    The first pictures also come together, as `overview.png`. `images.json` lists the images in COCO's format, each with its
+    'picture', and all 'files' that were written.
 
-    An entry is COCO's (image_id, category_id, bbox xywh in the image's pixels, score) with 'image', the path relative to
-    the files' common folder, and 'category', the name. image_id counts the files in their order.
+    An entry of `detections.json` is COCO's (image_id, category_id, bbox xywh in the image's pixels, score) with 'image', the
+    path relative to the files' common folder, and 'category', the name. image_id counts the files in their order.
 
     Args:
         predictor: see `load`.
         patterns: paths, folders or globs.
-        output: a folder, made if missing.
+        output: a folder, made if missing. The files of an earlier prediction there are replaced, others are left alone.
         score_threshold: lower scores are left out.
         on_bad_record: 'error', or 'skip' files that cannot be read.
         max_pixels: larger images are bad.
@@ -425,19 +440,20 @@ def predict_files(
         how many images were written, and the messages about those skipped.
 
     Raises:
-        DataError: no image is found, or one cannot be read.
+        DataError: no image is found, one cannot be read, or a file of someone else is in the way of a result.
+        OSError: nothing can be written to `output`.
     """
-    paths = find_images(patterns)
-    output = pathlib.Path(output)
-    common = pathlib.Path(os.path.commonpath([path.parent for path in paths]))
-    results, skipped, overview = [], [], []
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix='.incomplete-', dir=output.parent) as scratch:
-        written = pathlib.Path(scratch, 'written')  # with the user's permissions; those of `scratch` are stricter
-        written.mkdir()
-        for image_id, path in enumerate(tqdm(paths, desc='predict', unit='image')):
+    paths, output = find_images(patterns), pathlib.Path(output)
+    common = os.path.commonpath([path.parent for path in paths])
+    names = [path.relative_to(common) for path in paths]
+    sheet, *pictures = picture_names([pathlib.PurePath('overview.png'), *names])
+    earlier = check_output(output, [*pictures, *_LISTS, *([sheet] if len(paths) > 1 else [])], paths)
+    images, results, skipped, overview = [], [], [], []
+    with incomplete_folder(output if output.is_dir() else output.parent) as scratch:
+        rows = [*zip(paths, names, pictures)]
+        for image_id, (path, name, picture) in enumerate(tqdm(rows, desc='predict', unit='image')):
             try:
-                image = decode_image(path.read_bytes(), name=str(path), max_pixels=max_pixels, strict=True)
+                image = read_image(path, max_pixels)
             except DataError as error:
                 if on_bad_record == 'error':
                     raise
@@ -445,39 +461,147 @@ def predict_files(
                 continue
             found = predictor(image).at_least(score_threshold)
             results += [
-                {**entry, 'image': str(path.relative_to(common)), 'category': name}
-                for entry, name in zip(to_coco(found, image_id), found.class_names)
+                {**entry, 'image': str(name), 'category': category}
+                for entry, category in zip(to_coco(found, image_id), found.class_names)
             ]
-            picture = (written / path.relative_to(common)).with_suffix('.png')
-            if picture.exists() or picture == written / 'overview.png':  # a.jpg beside a.png; the sheet's own name
-                picture = picture.with_name(f'{path.name}.png')
-            picture.parent.mkdir(parents=True, exist_ok=True)
-            names = predictor.classes.class_names
-            drawn = draw_boxes(image, found.boxes, found.labels, found.scores, names, masks=found.masks)
-            write_image(picture, drawn)
+            height, width = image.shape[:2]
+            images.append(dict(id=image_id, file_name=str(name), height=height, width=width, picture=str(picture)))
+            class_names = predictor.classes.class_names
+            drawn = draw_boxes(image, found.boxes, found.labels, found.scores, class_names, masks=found.masks)
+            (scratch / picture).parent.mkdir(parents=True, exist_ok=True)
+            write_image(scratch / picture, drawn)
             if len(overview) < OVERVIEW:
                 overview.append(drawn)
         if len(overview) > 1:
-            write_image(written / 'overview.png', grid(overview, columns=4))
-        write_text(written / 'detections.json', json.dumps(results, indent=1) + '\n')
-        shutil.copytree(written, output, dirs_exist_ok=True)
-    return len(paths) - len(skipped), skipped
+            write_image(scratch / sheet, grid(overview, columns=4))
+        write_text(scratch / 'detections.json', json.dumps(results, indent=1) + '\n')
+        written = [path.relative_to(scratch) for path in sorted(scratch.rglob('*')) if path.is_file()]
+        categories = [dict(id=i, name=name) for name, i in zip(*predictor.classes)]
+        listed = dict(images=images, annotations=[], categories=categories, files=[str(name) for name in written])
+        write_text(scratch / 'images.json', json.dumps(listed, indent=1) + '\n')
+        _move([pathlib.PurePath('images.json'), *written], scratch, output, earlier)
+    return len(images), skipped
 
 
 def find_images(patterns: Sequence[str]) -> list[pathlib.Path]:
     """Lists the files that paths, folders (their images) and globs name, each once, in order.
 
+    Returns:
+        absolute paths with the names that the user sees: links are not followed.
+
     Raises:
-        DataError: a pattern names nothing.
+        DataError: a pattern names nothing, or a folder cannot be read.
     """
     paths: dict[pathlib.Path, None] = {}
     for pattern in patterns:
-        names = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
-        found = [pathlib.Path(name) for name in names]
-        folders = [path for path in found if path.is_dir()]
-        found = [path for path in found if path.is_file()]
-        found += [path for folder in folders for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES]
+        names = [pattern] if os.path.lexists(pattern) else sorted(glob.glob(pattern, recursive=True))
+        found = [pathlib.Path(name) for name in names if not os.path.isdir(name)]
+        for folder in filter(os.path.isdir, names):
+            found += _images_in(pathlib.Path(folder))
         if not found:
             raise DataError(f'no image matches {pattern!r}: give files, folders with images, or globs in quotes')
-        paths.update((path.resolve(), None) for path in found)
+        for path in map(pathlib.Path.absolute, found):
+            paths[pathlib.Path(os.path.realpath(path.parent), path.name) if '..' in path.parts else path] = None
+    if not paths:
+        raise DataError('no images are given: give files, folders with images, or globs')
     return list(paths)
+
+
+def _images_in(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Lists the images of a folder by their suffixes, as globs do without hidden files (macOS leaves ._NAME.jpg behind)."""
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f'cannot list the folder {folder}: {error.strerror}') from error
+    visible = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith('.')]
+    return [path for path in visible if not os.path.isdir(path)]
+
+
+def read_image(path: pathlib.Path, max_pixels: int) -> np.ndarray:
+    """Reads an image file: [h, w, 3] uint8 RGB.
+
+    Raises:
+        DataError: whatever is wrong with it.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe could be waited for without end
+            raise DataError(f'{path}: not a file; remove it from the images')
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f'{path}: cannot read the file: {error.strerror}; mend it or remove it from the images') from error
+    return decode_image(data, name=str(path), max_pixels=max_pixels, strict=True)
+
+
+def picture_names(names: Sequence[pathlib.PurePath]) -> list[pathlib.PurePath]:
+    """Names a picture for each image, all different: a.jpg's is a.png, or if there is one before, a.jpg.png.
+
+    Some systems do not tell capitals from small letters, and a file cannot be called as a folder of images is.
+    """
+    taken = {str(folder).casefold() for name in names for folder in name.parents}
+    pictures = []
+    for name in names:
+        picture, longer = name.with_suffix('.png'), name.name
+        while str(picture).casefold() in taken:
+            longer += '.png'
+            picture = name.with_name(longer)
+        taken.add(str(picture).casefold())
+        pictures.append(picture)
+    return pictures
+
+
+def check_output(
+    output: pathlib.Path, files: Sequence[pathlib.PurePath], images: Sequence[pathlib.Path]
+) -> set[pathlib.PurePath]:
+    """Refuses, before anything is predicted, a folder where results would take the place of other files.
+
+    Args:
+        output: the folder, which may be missing.
+        files: that will be written, relative to it.
+        images: that will be read.
+
+    Returns:
+        the files that an earlier prediction wrote there, relative to it.
+
+    Raises:
+        DataError: it is no folder, or something that no prediction wrote, or one of the images, is in the way.
+    """
+    if os.path.lexists(output) and not output.is_dir():
+        raise DataError(f'{output} is no folder: choose another output')
+    earlier, inputs = _earlier_files(output), {os.path.realpath(path) for path in images}
+    for name in sorted(earlier.union(files)):
+        target = output / name
+        folders = [output / folder for folder in name.parents]
+        in_the_way = [folder for folder in folders if os.path.lexists(folder) and not folder.is_dir()]
+        if os.path.lexists(target) and (name not in earlier or target.is_dir()):
+            in_the_way.append(target)
+        if in_the_way:
+            raise DataError(
+                f'{in_the_way[0]} is in the way, and not from an earlier prediction: choose another output, or remove it'
+            )
+        if os.path.realpath(target) in inputs:
+            raise DataError(f'{target} is one of the images, and would be replaced: choose another output')
+    return earlier
+
+
+def _move(
+    files: Sequence[pathlib.PurePath], scratch: pathlib.Path, output: pathlib.Path, earlier: set[pathlib.PurePath]
+) -> None:
+    """Moves files to the output, in their order; those of an earlier prediction go.
+
+    images.json comes first: wherever this is killed, it lists all that is there.
+    """
+    output.mkdir(exist_ok=True)
+    for name in earlier.difference(files):
+        (output / name).unlink(missing_ok=True)
+    for name in files:
+        (output / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(scratch / name, output / name)
+
+
+def _earlier_files(output: pathlib.Path) -> set[pathlib.PurePath]:
+    """Reads which files of a folder a prediction wrote; none if its images.json is missing, or not of `predict_files`."""
+    try:
+        names = {*map(pathlib.PurePath, json.loads((output / 'images.json').read_text('utf-8'))['files']), *_LISTS}
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        return set()
+    return {name for name in names if not name.is_absolute() and '..' not in name.parts}

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from detzoo.core.matching import IGNORE, NEGATIVE
+from detzoo.files import new_file
 
 # Saturated, far apart for neighbouring labels, and readable on photographs as on pink-violet tissue.
 _PALETTE = (
@@ -245,9 +246,8 @@ def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
     path = Path(path)
     encoded = io.BytesIO()
     Image.fromarray(image).save(encoded, {'.png': 'PNG', '.jpg': 'JPEG'}[path.suffix.lower()], quality=85)
-    temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-    temporary.write_bytes(encoded.getvalue())
-    os.replace(temporary, path)
+    with new_file(path) as scratch:
+        scratch.write_bytes(encoded.getvalue())
 
 
 def _to_pixels(box: np.ndarray, scale: float, size: tuple[int, int]) -> Rectangle:

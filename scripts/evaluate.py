@@ -3,19 +3,21 @@
     python scripts/evaluate.py --workdir=runs/shapes
 
 Prints the COCO table; writes evaluation.json (step, images, the 12 numbers, AP per class; an absent number is null) and
-detections.json.gz (COCO's results format) into the workdir. Every image counts once, on all devices; the averaged
-parameters are used where the run keeps an average.
+detections.json.gz (COCO's results format) into the workdir, or with --output=FOLDER there. Every image counts once, on all
+devices; the averaged parameters are used where the run keeps an average.
 
 --proposals=ground_truth gives a detector of two stages the objects as proposals, and so tells errors of its first stage
 from those of its second; the results are then called evaluation_given_proposals.json and detections_given_proposals.json.gz.
 """
 
 import sys
+from typing import Any
 
 from absl import app, flags, logging
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'The workdir of a run.', required=True)
 CHECKPOINT = flags.DEFINE_integer('checkpoint', None, 'The step of the checkpoint; the newest by default.')
+OUTPUT = flags.DEFINE_string('output', None, 'A folder for the files; the workdir by default.')
 DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where data sets lie; as in training by default.')
 PROPOSALS = flags.DEFINE_string(
     'proposals', None, "Proposals instead of the RPN's: 'ground_truth', or a file in COCO's results format."
@@ -34,19 +36,20 @@ def main(argv: list[str]) -> None:
     from detzoo.inference import evaluate_workdir
     from detzoo.training.parallel import keep_compilations
 
+    def show(metrics: dict[str, Any], truth: dict[str, Any], results: list[dict[str, Any]]) -> None:
+        print(format_table(metrics))
+        if CLASS_AGNOSTIC.value:
+            print('\nall classes as one')
+            print(format_table(coco_metrics(*class_agnostic(truth, results))))
+        if VOC.value:
+            print('\n' + format_voc_table(voc_metrics(truth, results)))
+
     keep_compilations()
+    checkpoint = WORKDIR.value, CHECKPOINT.value, DATA_DIR.value, PROPOSALS.value
     try:
-        metrics, truth, results = evaluate_workdir(
-            WORKDIR.value, CHECKPOINT.value, DATA_DIR.value, PROPOSALS.value, exact=EXACT.value
-        )
-    except (DataError, FileNotFoundError) as error:
+        evaluate_workdir(*checkpoint, exact=EXACT.value, output=OUTPUT.value, on_results=show)
+    except (DataError, OSError) as error:
         sys.exit(f'error: {error}')
-    print(format_table(metrics))
-    if CLASS_AGNOSTIC.value:
-        print('\nall classes as one')
-        print(format_table(coco_metrics(*class_agnostic(truth, results))))
-    if VOC.value:
-        print('\n' + format_voc_table(voc_metrics(truth, results)))
 
 
 if __name__ == '__main__':

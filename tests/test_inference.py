@@ -1,6 +1,8 @@
 """Prediction: any image in, boxes in its own pixels and the data's own ids out."""
 
 import json
+import os
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -130,9 +132,11 @@ def test_predictor_uses_the_averaged_parameters(predictor, tiny_run):
     np.zeros((8, 8, 4), np.uint8),
     np.zeros((1, 8, 8, 3), np.uint8),
     np.zeros((8, 8, 3), np.float32),
+    np.zeros((0, 64, 3), np.uint8),
+    np.zeros((64, 0, 3), np.uint8),
 ])
 def test_predictor_refuses_what_is_no_image(predictor, image):
-    with pytest.raises(ValueError, match=r'an image is \[h, w, 3\] uint8 RGB, not '):
+    with pytest.raises(ValueError, match=r'an image is \[h, w, 3\] uint8 RGB of at least one pixel, not '):
         predictor(image)
 
 
@@ -158,6 +162,27 @@ def test_evaluate_workdir_writes_what_it_returns(evaluated, tiny_run, data_dir):
     assert read_detections(tiny_run / 'detections.json.gz') == results
     assert truth == ground_truth(open_dataset('toy', 'validation', data_dir))
     assert metrics == {'step': 16, **coco_metrics(truth, results)}
+
+
+def test_evaluate_workdir_writes_into_another_folder_and_not_before_the_results_are_known(two_stages, workdir_of, tmp_path):
+    workdir, output = workdir_of(two_stages({'samples': 64})), tmp_path / 'new' / 'output'
+    seen = []
+
+    def on_results(*results):
+        seen.append(results)
+        assert not list(output.iterdir())
+
+    returned = inference.evaluate_workdir(workdir, proposals='ground_truth', output=output, on_results=on_results)
+    assert seen == [returned] and [path.name for path in workdir.iterdir()] == ['new']
+    assert json.loads((output / 'evaluation_given_proposals.json').read_text()) == returned[0]
+    assert read_detections(output / 'detections_given_proposals.json.gz') == returned[2]
+
+
+def test_evaluate_workdir_refuses_a_folder_that_cannot_be_written_before_it_computes(tiny_run, tmp_path, monkeypatch):
+    (tmp_path / 'file').write_text('')
+    monkeypatch.setattr(inference, 'predict_dataset', None)
+    with pytest.raises(OSError, match=r'cannot write into .*/file \(File exists\): give another folder for the files as output'):
+        inference.evaluate_workdir(tiny_run, output=tmp_path / 'file')
 
 
 def test_evaluate_workdir_refuses_data_of_other_classes(tiny_run, monkeypatch):
@@ -406,11 +431,10 @@ def test_predict_files_lists_detections_that_pycocotools_reads(pictures, tmp_pat
     named = dict(image='a.png', category='green')
     assert results[1] == dict(image_id=1, category_id=8, bbox=[0, 0, 20, 10], score=0.9) | named
 
-    truth = COCO()
-    truth.dataset = dict(images=[dict(id=i) for i in range(3)], annotations=[],
-                         categories=[dict(id=i) for i in CLASSES.category_ids])
-    truth.createIndex()
-    read = truth.loadRes(str(output / 'detections.json'))
+    images = [(row['file_name'], row['width'], row['height'], row['picture'])
+              for row in json.loads((output / 'images.json').read_text())['images']]
+    assert images == [('a.jpg', 30, 50, 'a.png'), ('a.png', 40, 20, 'a.png.png'), ('sub/b.png', 8, 6, 'sub/b.png')]
+    read = COCO(str(output / 'images.json')).loadRes(str(output / 'detections.json'))
     assert [read.anns[i]['area'] for i in sorted(read.anns)] == [15 * 25, 20 * 10, 4 * 3]
 
 
@@ -460,14 +484,131 @@ def test_predict_files_refuses_large_images(pictures, tmp_path):
 
 def test_predict_files_gives_the_output_the_usual_permissions(pictures, tmp_path):
     (tmp_path / 'usual').mkdir()
-    inference.predict_files(Corners(), [str(pictures)], tmp_path / 'output')
-    assert (tmp_path / 'output').stat().st_mode == (tmp_path / 'usual').stat().st_mode
+    inference.predict_files(Corners(), [str(pictures), str(pictures / 'sub')], tmp_path / 'output')
+    for folder in ('output', 'output/sub'):
+        assert (tmp_path / folder).stat().st_mode == (tmp_path / 'usual').stat().st_mode
+
+
+def files_in(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob('*') if path.is_file())
+
+
+def test_predict_files_replaces_what_an_earlier_prediction_wrote_and_nothing_else(pictures, tmp_path):
+    output = tmp_path / 'output'
+    output.mkdir()
+    (output / 'notes.txt').write_text('mine')
+    (output / 'mine.png').write_text('mine')
+    inference.predict_files(Corners(), [str(pictures), str(pictures / 'sub')], output, score_threshold=0.95)
+    lists = ['detections.json', 'images.json', 'mine.png', 'notes.txt']
+    assert files_in(output) == ['a.png', 'a.png.png', *lists, 'overview.png', 'sub/b.png']
+    inference.predict_files(Corners(), [str(pictures), str(pictures / 'sub')], output)
+    assert files_in(output) == ['a.png', 'a.png.png', *lists, 'overview.png', 'sub/b.png']
+    assert len(json.loads((output / 'detections.json').read_text())) == 3
+    # Of one image there is no overview, and the pictures of the others go.
+    inference.predict_files(Corners(), [str(pictures / 'a.jpg')], output)
+    assert files_in(output) == ['a.png', *lists]
+    assert (output / 'notes.txt').read_text() == (output / 'mine.png').read_text() == 'mine'
+
+
+@pytest.mark.parametrize('name', ['a.png', 'a.png.png', 'overview.png', 'detections.json', 'images.json', 'sub', 'sub/b.png'])
+def test_predict_files_keeps_what_no_prediction_wrote(pictures, tmp_path, name):
+    output = tmp_path / 'output'
+    (output / name).parent.mkdir(parents=True)
+    (output / name).write_text('{"images": []}')
+    with pytest.raises(DataError, match=f'output/{name} is in the way, and not from an earlier prediction'):
+        inference.predict_files(Seen(), [str(pictures), str(pictures / 'sub')], output)
+    assert files_in(output) == [name] and (output / name).read_text() == '{"images": []}'
+
+
+class Seen:
+    """Fails: an error that can be known before comes too late."""
+
+    classes = CLASSES
+
+    def __call__(self, image):
+        raise AssertionError('an image was predicted')
+
+
+def test_predict_files_refuses_an_output_that_cannot_be_before_it_predicts(pictures, tmp_path):
+    (tmp_path / 'file').write_text('mine')
+    (tmp_path / 'link').symlink_to('nowhere')
+    for name, match in (('file', 'file is no folder'), ('link', 'link is no folder'),
+                        ('file/x', 'cannot write into .*/file .*: choose another folder')):  # fmt: skip
+        with pytest.raises((DataError, OSError), match=match):
+            inference.predict_files(Seen(), [str(pictures)], tmp_path / name)
+    assert files_in(tmp_path) == sorted(['file', *(f'pictures/{name}' for name in files_in(pictures))])
+
+
+def test_predict_files_keeps_the_images(pictures, tmp_path):
+    # a.jpg's picture would be a.png, which is an image as well.
+    before = {path: path.read_bytes() for path in pictures.iterdir() if path.is_file()}
+    with pytest.raises(DataError, match='pictures/a.png is in the way'):
+        inference.predict_files(Seen(), [str(pictures)], pictures)
+    assert {path: path.read_bytes() for path in pictures.iterdir() if path.is_file()} == before
+    # Nor is a picture of an earlier prediction both read and replaced.
+    output = tmp_path / 'output'
+    inference.predict_files(Corners(), [str(pictures / 'sub')], output)
+    before = (output / 'b.png').read_bytes()
+    for pattern in (output, output / 'b.png'):
+        with pytest.raises(DataError, match='output/b.png is one of the images'):
+            inference.predict_files(Seen(), [str(pattern), str(pictures / 'a.jpg')], output)
+    assert (output / 'b.png').read_bytes() == before
+
+
+def test_predict_files_removes_nothing_outside_of_the_output(pictures, tmp_path):
+    output = tmp_path / 'output'
+    inference.predict_files(Corners(), [str(pictures / 'a.jpg')], output)
+    (tmp_path / 'mine').write_text('mine')
+    (output / 'images.json').write_text(json.dumps({'files': ['../mine', str(tmp_path / 'mine'), 'a.png']}))
+    inference.predict_files(Corners(), [str(pictures / 'sub')], output)
+    assert (tmp_path / 'mine').exists() and files_in(output) == ['b.png', 'detections.json', 'images.json']
+
+
+@pytest.mark.parametrize('error', [PermissionError(13, 'Permission denied'), OSError(5, 'Input/output error')])
+def test_predict_files_skips_files_that_cannot_be_read(pictures, tmp_path, monkeypatch, error):
+    real = pathlib.Path.read_bytes
+
+    def read_bytes(path):
+        if path.name == 'a.png':
+            raise error
+        return real(path)
+
+    monkeypatch.setattr(pathlib.Path, 'read_bytes', read_bytes)
+    (pictures / 'nowhere.png').symlink_to('none.png')
+    os.mkfifo(pictures / 'pipe.png')
+    (pictures / 'folder.png').mkdir()  # no image
+    with pytest.raises(DataError, match=f'a.png: cannot read the file: {error.strerror}'):
+        inference.predict_files(Corners(), [str(pictures)], tmp_path / 'output')
+    written, skipped = inference.predict_files(Corners(), [str(pictures)], tmp_path / 'output', on_bad_record='skip')
+    assert written == 1 and files_in(tmp_path / 'output') == ['a.png', 'detections.json', 'images.json']
+    for message, words in zip(skipped, (error.strerror, 'nowhere.png: cannot read the file: No such', 'pipe.png: not a file'),
+                              strict=True):  # fmt: skip
+        assert words in message
+
+
+def test_predict_files_names_the_picture_that_does_not_fit_on_the_disk(pictures, tmp_path, monkeypatch):
+    def write_bytes(path, data):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(pathlib.Path, 'write_bytes', write_bytes)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/a\.png'"):
+        inference.predict_files(Corners(), [str(pictures)], tmp_path / 'output')
+    assert [path.name for path in tmp_path.iterdir()] == ['pictures']
+
+
+def test_picture_names_are_all_different():
+    names = ['a.png.bmp', 'a.jpg', 'a.png', 'A.gif', 'sub/a.jpg', 'b.jpg', 'b.png/c.jpg', 'overview.jpg']
+    pictures = inference.picture_names([pathlib.PurePath(name) for name in ['overview.png', *names]])
+    assert list(map(str, pictures)) == [
+        'overview.png', 'a.png.png', 'a.png', 'a.png.png.png', 'A.gif.png', 'sub/a.png', 'b.jpg.png', 'b.png/c.png',
+        'overview.jpg.png',
+    ]  # fmt: skip
 
 
 def test_find_images_takes_files_folders_and_globs(pictures):
     def names(*patterns):
         found = inference.find_images([str(pictures / pattern) for pattern in patterns])
-        return [str(path.relative_to(pictures.resolve())) for path in found]
+        return [str(path.relative_to(pictures)) for path in found]
 
     assert names('') == ['a.jpg', 'a.png']
     assert names('**/*.png') == ['a.png', 'sub/b.png']
@@ -479,7 +620,35 @@ def test_find_images_takes_files_folders_and_globs(pictures):
 def test_find_images_takes_a_file_whose_name_looks_like_a_glob(pictures):
     (pictures / 'scan[1].png').write_bytes((pictures / 'a.png').read_bytes())
     path = pictures / 'scan[1].png'
-    assert inference.find_images([str(path)]) == [path.resolve()]
+    assert inference.find_images([str(path)]) == [path]
+
+
+def test_find_images_gives_links_the_names_that_the_user_sees(pictures, monkeypatch):
+    (pictures / 'linked.png').symlink_to('a.png')
+    (pictures / 'other').symlink_to('sub')
+    (pictures / 'lost.png').symlink_to('none.png')
+    monkeypatch.chdir(pictures)
+    found = inference.find_images(['.', 'other', 'sub/../a.png', './linked.png'])
+    assert [str(path.relative_to(pictures)) for path in found] == ['a.jpg', 'a.png', 'linked.png', 'lost.png', 'other/b.png']
+    assert inference.find_images(['other/../a.png']) == [pictures / 'a.png']  # the folder that holds sub, not the link
+    assert inference.find_images(['*st.png']) == [pictures / 'lost.png']
+
+
+def test_find_images_finds_images_of_all_kinds_and_no_hidden_files(tmp_path):
+    names = ['a.JPG', 'b.jfif', 'c.gif', 'd.heic', 'e.Tiff', 'f.avif']
+    for name in [*names, '._a.JPG', '.b.png', 'notes.txt']:
+        (tmp_path / name).touch()
+    assert [path.name for path in inference.find_images([str(tmp_path)])] == names
+    with pytest.raises(DataError, match='no images are given'):
+        inference.find_images([])
+
+
+def test_read_image_reads_gif_and_jfif(tmp_path):
+    pixels = np.zeros((5, 7, 3), np.uint8)
+    pixels[:, 3:] = 255
+    for name, kind in (('a.gif', 'GIF'), ('b.jfif', 'JPEG')):
+        PIL.Image.fromarray(pixels).save(tmp_path / name, kind)
+        assert np.abs(inference.read_image(tmp_path / name, 100).astype(int) - pixels).max() < 30
 
 
 def test_load_refuses_what_is_no_workdir(tmp_path):

@@ -116,6 +116,17 @@ def test_evaluate_prints_tables_and_writes_files(run_script, tiny_run, data_dir)
     assert set(detections[0]) == {'image_id', 'category_id', 'bbox', 'score'}
 
 
+def test_evaluate_prints_the_table_where_the_disk_is_full(run_script, tiny_run, tmp_path, monkeypatch):
+    def write_bytes(path, data):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(pathlib.Path, 'write_bytes', write_bytes)
+    finished = run_script('evaluate', f'--workdir={tiny_run}', f'--output={tmp_path}/o')
+    assert finished.stdout.count('Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all') == 1
+    assert is_one_error(finished, 'No space left on device', f'{tmp_path}/o/detections.json.gz')
+    assert not list((tmp_path / 'o').iterdir())
+
+
 def test_check_canvases_compares_both_ways(run_script, tiny_run, data_dir, tmp_path):
     # The recipe of this run limits no sides, so both canvases are one; an image is scaled by whole pixels on the shared one.
     run = shutil.copytree(tiny_run, tmp_path / 'run')
@@ -144,7 +155,7 @@ def test_predict_writes_pictures_and_detections(run_script, tiny_run, picture, t
     arguments = [f'--workdir={tiny_run}', f'--images={picture}', f'--output={output}']
     finished = run_script('predict', *arguments, '--score_threshold=0.001')
     assert finished.code == 0 and finished.stdout == f'1 images -> {output}\n', finished.stderr
-    assert sorted(path.name for path in output.iterdir()) == ['a.png', 'detections.json']
+    assert sorted(path.name for path in output.iterdir()) == ['a.png', 'detections.json', 'images.json']
     results = json.loads((output / 'detections.json').read_text())
     assert results and {row['image'] for row in results} == {'a.png'}
     for row in results:
@@ -163,6 +174,25 @@ def test_predict_names_a_bad_image_and_writes_nothing(run_script, tiny_run, pict
     assert finished.code == 0 and finished.stdout.endswith('(1 skipped)\n')
     assert 'skipped: ' in finished.stderr and 'b.png: not a whole image' in finished.stderr
     assert is_one_error(run_script(*arguments[:2], f'--images={tmp_path}/none/*.png', arguments[3]), 'no image matches')
+
+
+@pytest.mark.parametrize('values, patterns', [
+    (['a.png,d.png'], ['a.png', 'd.png']),
+    (['b,c.png'], ['b,c.png']),
+    (['b,*.png'], ['b,*.png']),
+    (['*.png,e,*.png'], ['*.png', 'e', '*.png']),
+    (['d.png', 'b,c.png'], ['d.png', 'b,c.png']),
+])
+def test_predict_takes_names_with_commas(run_script, picture, monkeypatch, values, patterns):
+    from detzoo import inference
+
+    monkeypatch.chdir(picture.parent)
+    for name in ('b,c.png', 'd.png'):
+        shutil.copy(picture, name)
+    monkeypatch.setattr(inference, 'load', lambda *args, **kwargs: None)
+    monkeypatch.setattr(inference, 'predict_files', lambda predictor, patterns, *args, **kwargs: (patterns, []))
+    finished = run_script('predict', '--workdir=w', '--output=o', *(f'--images={value}' for value in values))
+    assert finished.stdout == f'{patterns} images -> o\n', finished.stderr
 
 
 def test_predict_runs_as_a_process(tiny_run, tmp_path):

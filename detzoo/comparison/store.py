@@ -20,6 +20,7 @@ import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from detzoo.files import new_file
 from detzoo.training.workdir import write_text
 
 FINISHED, FAILED = 'finished', 'failed'
@@ -146,9 +147,8 @@ class Store:
         """Writes the COCO dict of a validation split."""
         path = self.truth(name) / 'ground_truth.json.gz'
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(f'{path.name}.{os.getpid()}.tmp')  # several runs may write the same
-        scratch.write_bytes(gzip.compress(json.dumps(ground_truth).encode(), mtime=0))
-        os.replace(scratch, path)
+        with new_file(path) as scratch:  # several runs may write the same
+            scratch.write_bytes(gzip.compress(json.dumps(ground_truth).encode(), mtime=0))
 
 
 def truth_name(data: str, split: str) -> str:

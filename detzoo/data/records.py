@@ -18,7 +18,6 @@ import contextlib
 import io
 import os
 import pathlib
-import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -28,6 +27,8 @@ import PIL.Image
 import pycocotools.mask
 import tensorflow_datasets as tfds
 from tqdm.auto import tqdm
+
+from detzoo.files import incomplete_folder
 
 MAX_PIXELS = 2**27  # 134 Mpx, 400 MB when decoded: larger images are refused unless the caller allows them
 
@@ -230,20 +231,19 @@ def write_dataset(
     Raises:
         OSError: it exists already.
     """
-    data_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix='.incomplete-', dir=data_dir) as scratch:
+    with incomplete_folder(data_dir) as scratch:
         builder = make_builder(data_dir=scratch)
         tfds.disable_progress_bar()  # builders show one bar of their own
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare(
                 file_format='array_record',
-                download_dir=f'{scratch}/downloads',
+                download_dir=scratch / 'downloads',
                 download_config=tfds.download.DownloadConfig(manual_dir=manual_dir(data_dir)),
             )
         folder = data_dir / builder.name / str(builder.version)
         folder.parent.mkdir(exist_ok=True)
         if overwrite and folder.exists():
-            folder.rename(f'{scratch}/replaced')
+            folder.rename(scratch / 'replaced')
         pathlib.Path(builder.data_dir).rename(folder)
     return folder
 

@@ -31,6 +31,8 @@ from typing import Any
 import hotcoco
 import numpy as np
 
+from detzoo.files import new_file
+
 _SECTIONS = {'bbox': 'boxes', 'segm': 'masks'}
 _THRESHOLDS = {'0.50:0.95': slice(None), '0.50': 0, '0.75': 5}  # axis T
 _AREAS = ('all', 'small', 'medium', 'large')  # axis A
@@ -159,11 +161,9 @@ def write_detections(path: str | os.PathLike, detections: list[dict[str, Any]]) 
     Raises:
       ValueError: a number is not finite.
     """
-    path = Path(path)
     text = json.dumps(detections, allow_nan=False, separators=(',', ':'))
-    temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-    temporary.write_bytes(gzip.compress(text.encode(), compresslevel=6, mtime=0))
-    os.replace(temporary, path)
+    with new_file(path) as scratch:
+        scratch.write_bytes(gzip.compress(text.encode(), compresslevel=6, mtime=0))
 
 
 def read_detections(path: str | os.PathLike) -> list[dict[str, Any]]:

@@ -12,7 +12,6 @@ import os
 import pathlib
 import platform
 import sys
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +21,7 @@ import ml_collections
 import detzoo
 from detzoo.config import MUTABLE, ConfigError, differences, from_json, to_json
 from detzoo.data.records import Dataset
+from detzoo.files import incomplete_folder, new_file
 from detzoo.training.checkpoint import Checkpoints
 
 
@@ -82,12 +82,12 @@ def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
     Raises:
         ValueError: there is something at the path.
+        OSError: nothing can be written there.
     """
     path = pathlib.Path(path)
     check_new_folder(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix='.incomplete-', dir=path.parent) as scratch:
-        written = pathlib.Path(scratch, path.name)  # with the user's permissions; those of `scratch` are stricter
+    with incomplete_folder(path.parent) as scratch:
+        written = scratch / path.name  # with the user's permissions; those of `scratch` are stricter
         written.mkdir()
         yield written
         os.replace(written, path)
@@ -95,6 +95,5 @@ def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes a text file: complete or not at all."""
-    scratch = path.with_name(f'{path.name}.tmp')
-    scratch.write_text(text)
-    os.replace(scratch, path)
+    with new_file(path) as scratch:
+        scratch.write_text(text, 'utf-8')

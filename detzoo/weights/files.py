@@ -33,6 +33,8 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from detzoo.files import new_file
+
 # Around the state dict: training scripts of torch, Lightning and mmdetection, others, Caffe2.
 _WRAPPERS = ('model', 'state_dict', 'model_state_dict', 'blobs')
 _MOST_STEPS = 2_000_000  # of a pickle; a state dict takes some 30 for an array
@@ -124,15 +126,9 @@ def write_entries(
     text = json.dumps(header).encode()
     text += b' ' * (-len(text) % 8)
 
-    path = pathlib.Path(path)
-    temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-    try:
-        with open(temporary, 'wb') as file:
-            file.write(len(text).to_bytes(8, 'little') + text)
-            file.writelines(array.tobytes() for array in arrays.values())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with new_file(path) as scratch, open(scratch, 'wb') as file:
+        file.write(len(text).to_bytes(8, 'little') + text)
+        file.writelines(array.tobytes() for array in arrays.values())
 
 
 def _named(path: str | os.PathLike[str], read: Callable[[bytes], Any]) -> Any:

@@ -1,0 +1,88 @@
+"""Files and folders that are whole or not there."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from detzoo.files import check_writable, incomplete_folder, new_file
+
+
+def test_new_file_keeps_the_old_one_until_it_is_whole(tmp_path):
+    path = tmp_path / 'a.txt'
+    path.write_text('old')
+    with new_file(path) as scratch:
+        scratch.write_text('new')
+        assert path.read_text() == 'old'
+    assert path.read_text() == 'new' and list(tmp_path.iterdir()) == [path]
+
+
+def test_new_file_that_fails_leaves_nothing_and_names_the_file(tmp_path):
+    path = tmp_path / 'a.txt'
+    path.write_text('old')
+    with pytest.raises(OSError, match=r"No space left on device: '.*/a\.txt'"), new_file(path) as scratch:
+        scratch.write_text('ne')
+        raise OSError(28, 'No space left on device')
+    with pytest.raises(OSError, match='^of another kind$'), new_file(path):
+        raise OSError('of another kind')
+    assert path.read_text() == 'old' and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(NotADirectoryError, match='a.txt/b'), new_file(path / 'b') as scratch:
+        scratch.write_text('new')
+
+
+def test_incomplete_folder_is_removed_at_the_end(tmp_path):
+    with incomplete_folder(tmp_path / 'new' / 'parent') as scratch:
+        (scratch / 'sub').mkdir()
+        assert scratch.parent == tmp_path / 'new' / 'parent' and scratch.name.startswith('.')
+    with pytest.raises(KeyError), incomplete_folder(tmp_path / 'new' / 'parent'):
+        raise KeyError
+    assert not list((tmp_path / 'new' / 'parent').iterdir())
+
+
+def test_incomplete_folder_is_removed_by_sigterm(tmp_path):
+    with pytest.raises(SystemExit) as end, incomplete_folder(tmp_path):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError('the signal did not end the block')
+    assert end.value.code == 128 + 15 and not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_incomplete_folder_leaves_the_handlers_of_others_alone(tmp_path):
+    seen = []
+    signal.signal(signal.SIGTERM, lambda *_: seen.append('mine'))
+    try:
+        with incomplete_folder(tmp_path):
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    assert seen == ['mine']
+
+
+def test_incomplete_folder_works_in_threads_which_may_not_set_handlers(tmp_path):
+    seen = []
+
+    def work():
+        with incomplete_folder(tmp_path) as scratch:
+            seen.append(scratch.is_dir())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [True]
+
+
+def test_check_writable_names_the_folder_and_the_remedy(tmp_path):
+    check_writable(tmp_path / 'new' / 'folder', 'never said')
+    assert (tmp_path / 'new' / 'folder').is_dir() and not list((tmp_path / 'new' / 'folder').iterdir())
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(OSError, match=r'cannot write into .*/file/x \(Not a directory\): say another'):
+        check_writable(tmp_path / 'file' / 'x', 'say another')
+
+
+def test_check_writable_finds_out_by_writing(tmp_path):
+    # Root may write where permissions say no, but not into /proc.
+    if not os.path.isdir('/proc/self/task'):
+        pytest.skip('needs a folder that nobody can write')
+    with pytest.raises(OSError, match='cannot write into /proc/self/task '):
+        check_writable('/proc/self/task', '')
