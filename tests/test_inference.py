@@ -1,8 +1,8 @@
 """Prediction: any image in, boxes in its own pixels and the data's own ids out."""
 
 import json
-import os
 import pathlib
+import socket
 
 import jax
 import jax.numpy as jnp
@@ -504,10 +504,31 @@ def test_predict_files_replaces_what_an_earlier_prediction_wrote_and_nothing_els
     inference.predict_files(Corners(), [str(pictures), str(pictures / 'sub')], output)
     assert files_in(output) == ['a.png', 'a.png.png', *lists, 'overview.png', 'sub/b.png']
     assert len(json.loads((output / 'detections.json').read_text())) == 3
-    # Of one image there is no overview, and the pictures of the others go.
+    # Of one image there is no overview, and the pictures of the others go; one has gone already.
+    (output / 'a.png.png').unlink()
     inference.predict_files(Corners(), [str(pictures / 'a.jpg')], output)
     assert files_in(output) == ['a.png', *lists]
-    assert (output / 'notes.txt').read_text() == (output / 'mine.png').read_text() == 'mine'
+    (output / 'overview.png').write_text('mine')
+    inference.predict_files(Corners(), [str(pictures / 'a.jpg')], output)
+    assert files_in(output) == ['a.png', *lists, 'overview.png']
+    assert {(output / name).read_text() for name in ('notes.txt', 'mine.png', 'overview.png')} == {'mine'}
+
+
+def test_predict_files_that_was_killed_while_it_moved_files_can_be_done_again(pictures, tmp_path, monkeypatch):
+    output, real = tmp_path / 'output', inference.os.replace
+    inference.predict_files(Corners(), [str(pictures)], output)
+
+    def replace(source, target):
+        if target.name == 'b.png':
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(inference.os, 'replace', replace)
+    with pytest.raises(KeyboardInterrupt):
+        inference.predict_files(Corners(), [str(pictures / 'sub'), str(pictures / 'a.png')], output)
+    monkeypatch.undo()
+    inference.predict_files(Corners(), [str(pictures / 'sub')], output)
+    assert files_in(output) == ['b.png', 'detections.json', 'images.json']
 
 
 @pytest.mark.parametrize('name', ['a.png', 'a.png.png', 'overview.png', 'detections.json', 'images.json', 'sub', 'sub/b.png'])
@@ -562,6 +583,10 @@ def test_predict_files_removes_nothing_outside_of_the_output(pictures, tmp_path)
     (output / 'images.json').write_text(json.dumps({'files': ['../mine', str(tmp_path / 'mine'), 'a.png']}))
     inference.predict_files(Corners(), [str(pictures / 'sub')], output)
     assert (tmp_path / 'mine').exists() and files_in(output) == ['b.png', 'detections.json', 'images.json']
+    (output / 'b.png').unlink()
+    (output / 'b.png').mkdir()
+    with pytest.raises(DataError, match='output/b.png is in the way'):
+        inference.predict_files(Seen(), [str(pictures / 'sub')], output)
 
 
 @pytest.mark.parametrize('error', [PermissionError(13, 'Permission denied'), OSError(5, 'Input/output error')])
@@ -575,13 +600,15 @@ def test_predict_files_skips_files_that_cannot_be_read(pictures, tmp_path, monke
 
     monkeypatch.setattr(pathlib.Path, 'read_bytes', read_bytes)
     (pictures / 'nowhere.png').symlink_to('none.png')
-    os.mkfifo(pictures / 'pipe.png')
+    monkeypatch.chdir(pictures)
+    with socket.socket(socket.AF_UNIX) as unread:  # as a pipe, which a test that fails would wait for
+        unread.bind('socket.png')
     (pictures / 'folder.png').mkdir()  # no image
     with pytest.raises(DataError, match=f'a.png: cannot read the file: {error.strerror}'):
         inference.predict_files(Corners(), [str(pictures)], tmp_path / 'output')
     written, skipped = inference.predict_files(Corners(), [str(pictures)], tmp_path / 'output', on_bad_record='skip')
     assert written == 1 and files_in(tmp_path / 'output') == ['a.png', 'detections.json', 'images.json']
-    for message, words in zip(skipped, (error.strerror, 'nowhere.png: cannot read the file: No such', 'pipe.png: not a file'),
+    for message, words in zip(skipped, (error.strerror, 'nowhere.png: cannot read the file: No such', 'socket.png: not a file'),
                               strict=True):  # fmt: skip
         assert words in message
 
@@ -620,6 +647,9 @@ def test_find_images_takes_files_folders_and_globs(pictures):
 def test_find_images_takes_a_file_whose_name_looks_like_a_glob(pictures):
     (pictures / 'scan[1].png').write_bytes((pictures / 'a.png').read_bytes())
     path = pictures / 'scan[1].png'
+    assert inference.find_images([str(path)]) == [path]
+    path.unlink()
+    path.symlink_to('nowhere')
     assert inference.find_images([str(path)]) == [path]
 
 
