@@ -493,7 +493,7 @@ def find_images(patterns: Sequence[str]) -> list[pathlib.Path]:
         DataError: a pattern names nothing, or a folder cannot be read.
     """
     paths: dict[pathlib.Path, None] = {}
-    for pattern in patterns:
+    for pattern in map(os.path.expanduser, patterns):
         names = [pattern] if os.path.lexists(pattern) else sorted(glob.glob(pattern, recursive=True))
         found = [pathlib.Path(name) for name in names if not os.path.isdir(name)]
         for folder in filter(os.path.isdir, names):

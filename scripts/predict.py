@@ -57,7 +57,8 @@ def main(argv: list[str]) -> None:
 
 def patterns_of(value: str) -> list[str]:
     """Splits a flag at its commas, unless all of it is the name of something."""
-    return [value] if os.path.lexists(value) or glob.glob(value, recursive=True) else value.split(',')
+    whole = os.path.expanduser(value)
+    return [whole] if os.path.lexists(whole) or glob.glob(whole, recursive=True) else value.split(',')
 
 
 if __name__ == '__main__':

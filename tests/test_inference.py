@@ -662,6 +662,8 @@ def test_find_images_gives_links_the_names_that_the_user_sees(pictures, monkeypa
     assert [str(path.relative_to(pictures)) for path in found] == ['a.jpg', 'a.png', 'linked.png', 'lost.png', 'other/b.png']
     assert inference.find_images(['other/../a.png']) == [pictures / 'a.png']  # the folder that holds sub, not the link
     assert inference.find_images(['*st.png']) == [pictures / 'lost.png']
+    monkeypatch.setenv('HOME', str(pictures))
+    assert inference.find_images(['~/sub']) == [pictures / 'sub/b.png']
 
 
 def test_find_images_finds_images_of_all_kinds_and_no_hidden_files(tmp_path):
