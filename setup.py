@@ -43,6 +43,7 @@ setup(
         'pycocotools>=2.0.8',  # masks as run lengths; the oracle of the metric's tests
         'rich',  # how far a sweep is
         'safetensors',
+        'scipy',  # Student's t; jax brings it anyway
         'tensorboardX>=2.6',  # writes TensorBoard's files without TensorFlow
         'tensorflow-datasets>=4.9.10',  # works without TensorFlow
         'tqdm',

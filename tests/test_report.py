@@ -355,20 +355,61 @@ def test_report_judges_by_the_statistics_of_the_stored_detections(markdown, stor
         ]
         for group, noises in NOISE.items()
     }
-    interval = statistics.bootstrap(matches['good'], RESAMPLES)
-    assert (
-        table_after(markdown, 'Results')['good']['95 % interval']
-        == f'{100 * interval.low:.1f} to {100 * interval.high:.1f}'
-    )
-    names = [('bad', 'good'), ('middle', 'good'), ('middle', 'bad')]
-    tests = [statistics.paired_test(matches[a], matches[b], RESAMPLES, 120) for a, b in names]  # 2 x 3 pairs / .05
-    adjusted = statistics.holm([test.p_value for test in tests])
-    for (a, b), test, p in zip(names, tests, adjusted):
+    several, one = 'images and trainings', 'images only'
+    intervals = {
+        'good': (statistics.crossed_interval(matches['good'], RESAMPLES), several),
+        'bad': (statistics.crossed_interval(matches['bad'], RESAMPLES), several),
+        'middle': (statistics.bootstrap(matches['middle'], RESAMPLES), one),
+    }
+    for name, (interval, over) in intervals.items():
+        row = table_after(markdown, 'Results')[name]
+        assert row['95 % interval'] == f'{100 * interval.low:.1f} to {100 * interval.high:.1f}' and row['over'] == over
+    tests = {  # 120 permutations are 2 x 3 pairs / .05
+        ('bad', 'good'): (statistics.crossed_test(matches['bad'], matches['good'], RESAMPLES), several),
+        ('middle', 'good'): (statistics.paired_test(matches['middle'], matches['good'], RESAMPLES, 120), one),
+        ('middle', 'bad'): (statistics.paired_test(matches['middle'], matches['bad'], RESAMPLES, 120), one),
+    }
+    adjusted = statistics.holm([test.p_value for test, _ in tests.values()])
+    for ((a, b), (test, over)), p in zip(tests.items(), adjusted, strict=True):
         row = table_after(markdown, 'Comparisons')[f'{a} − {b}']
         assert row['difference in AP'] == f'{100 * test.difference:+.1f}'
-        assert row['95 % interval'] == f'{100 * test.low:+.1f} to {100 * test.high:+.1f}'
-        assert row['p'] == f'{test.p_value:.3f}' and row['p, adjusted'] == f'{p:.3f}'
-        assert row['verdict'] == 'different'
+        assert row['95 % interval'] == f'{100 * test.low:+.1f} to {100 * test.high:+.1f}' and row['over'] == over
+        assert row['p'] == report.p_value(test.p_value) and row['p, adjusted'] == report.p_value(p)
+        assert row['verdict'] == ('different' if over == several else 'these networks differ')
+
+
+def test_report_tells_what_is_over_images_only(markdown):
+    assert 'Highest AP: good, 74.7 (95 % interval over images and trainings: ' in markdown
+    assert '). good is distinguishable from bad (69.8 less). Over images only, the trained good is ' in markdown
+    assert 'is not known of the 1 group with one seed (middle).' in markdown
+    assert 'the interval is of AP, over images and trainings or, of one seed, images only.' in markdown
+    assert '0.05 or more' in markdown and 'Nothing can be distinguishable' not in markdown
+
+
+@pytest.mark.parametrize('most', [28, 2])  # pairs of a table; more are a matrix
+def test_report_of_single_seeds_says_over_images_only_wherever_it_judges(copy, monkeypatch, most):
+    monkeypatch.setattr(report, 'PAIRS', most)
+    rewrite_sweep(copy, runs=[run for run in copy.sweep()['runs'] if run['seed'] == 0])
+    text = rendered(copy)
+    judging = [line for line in text.splitlines() if re.search('interval|istinguishable|verdict|Differences in', line)]
+    sentences = [line for line in judging if not line.startswith('|')]
+    assert len(sentences) == 9 and [line for line in sentences if 'over images only' not in line.lower()] == []
+    assert 'images and trainings' not in text
+    assert {row['over'] for row in table_after(text, 'Results').values()} == {'images only', '–'}  # of `broken`
+    rows = table_after(text, 'Comparisons').values()
+    if most == 28:
+        assert {row['over'] for row in rows} == {'images only'}
+        assert {row['verdict'] for row in rows} <= {'these networks differ', report.NOT}
+    else:
+        assert all(cell == '–' or '†' in cell for row in rows for cell in list(row.values())[1:])
+
+
+def test_report_of_several_seeds_alone_does_not_speak_of_networks(copy):
+    keep_groups(copy, 'good', 'bad')
+    text = rendered(copy)
+    assert 'images only' not in text.replace('with one seed, the 95 % interval over images only', '')
+    assert 'networks' not in text and '†' not in text
+    assert table_after(text, 'Comparisons')['bad − good']['verdict'] == 'different'
 
 
 def test_report_marks_the_best_of_a_column(markdown):
@@ -488,6 +529,7 @@ def test_report_of_one_run_has_nothing_to_compare(copy):
 
 def test_report_of_few_images_says_that_nothing_can_be_told_apart(copy, markdown):
     assert 'Nothing can be distinguishable here' not in markdown
+    rewrite_sweep(copy, runs=[run for run in copy.sweep()['runs'] if run['seed'] == 0])
     truth = copy.ground_truth(TRUTH)
     kept = list(IMAGES)[:5]  # the least p-value is 2 / 2^5
     copy.write_ground_truth(TRUTH, truth | {'images': [row for row in truth['images'] if row['id'] in kept]})
@@ -503,7 +545,7 @@ def test_report_of_no_finished_run_says_so(copy):
     (copy.folder / 'results.jsonl').unlink()
     text = rendered(copy)
     assert '0 of 6 runs finished, 6 did not run yet.' in text and 'Not run yet: good_seed0, good_seed1,' in text
-    assert '## Precision and recall' not in text and '## Errors' not in text and 'Best by' not in text
+    assert '## Precision and recall' not in text and '## Errors' not in text and 'Highest' not in text
     assert '| good_seed1 | `seed` |' in text  # the configs are known
 
 
@@ -515,7 +557,7 @@ def test_report_of_equal_detections_cannot_tell_them_apart(copy):
     assert (
         row['verdict'] == 'not distinguishable' and row['p, adjusted'] == '1.000' and row['difference in AP'] == '+0.0'
     )
-    assert 'It is not distinguishable from middle (0.0 less).' in rendered(copy)
+    assert 'the trained good is not distinguishable from middle (0.0 less).' in rendered(copy)
 
 
 def test_report_follows_the_experiment_as_it_is_now(copy):
@@ -550,7 +592,7 @@ def test_report_of_masks_judges_only_who_has_them(copy):
     rows = table_after(text, 'Results')
     assert rows['bad']['mask AP'] == rows['bad']['95 % interval'] == '–' and rows['bad']['AP'] != '–'
     assert list(table_after(text, 'Comparisons')) == ['middle − good']
-    assert 'Best by mask AP: good' in text and 'Points of mask AP50' in text
+    assert 'Highest mask AP: good' in text and 'Points of mask AP50' in text
     ap = {name: float(rows[name]['mask AP'].split()[0]) for name in ('good', 'middle')}
     assert ap['middle'] < 10 < float(rows['middle']['AP'])
     difference = table_after(text, 'Comparisons')['middle − good']['difference in mask AP']

@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import pytest
 from pycocotools import mask as rle
+from scipy import stats
 
 from detzoo.comparison import statistics
 from detzoo.comparison.statistics import (
@@ -14,6 +15,8 @@ from detzoo.comparison.statistics import (
     Matches,
     average_precision,
     bootstrap,
+    crossed_interval,
+    crossed_test,
     holm,
     match_images,
     paired_test,
@@ -308,6 +311,16 @@ def test_bootstrap_of_trainings_is_of_their_mean():
     assert mean.high - mean.low == pytest.approx(np.diff(np.quantile(drawn, [0.025, 0.975]))[0], rel=0.1)
 
 
+def test_bootstrap_is_skewed_as_the_resamples_are():
+    # Image 0 has all 10 objects that are found, of 209: a resample finds 10 k of 10 k + 199, k about Poisson with mean 1.
+    matches = make_matches([[10] + [1] * 199], [(0, True)] * 10)
+    interval = bootstrap(matches, thresholds=AT50)
+    assert interval.value == pytest.approx(5 / 101)
+    # In 95 % of resamples k is 0 to 3, so that AP is 0 to 14 / 101; on average it is about that of k = 1.
+    assert interval.high == pytest.approx(14 / 101, abs=0.01)
+    assert interval.low < 0.01
+
+
 def test_bootstrap_stays_in_range():
     matches = make_matches([[1, 1, 0]], [(0, True), (1, True), (2, False)])
     assert bootstrap(matches) == (1, 1, 1)  # some resamples have no object
@@ -459,6 +472,121 @@ def test_paired_test_refuses():
     ):
         with pytest.raises(ValueError, match=message):
             paired_test(a, b, *arguments)
+
+
+def finders(*quarters):
+    """Trainings of which each finds so many of the four objects of each of 30 images: AP does not depend on the images."""
+    return [make_matches([[4] * 30], [(image, True) for image in range(30) for _ in range(count)]) for count in quarters]
+
+
+def ap_of(*quarters):
+    return [(25 * count + 1) / 101 for count in quarters]
+
+
+def test_crossed_test_of_images_that_are_all_alike_is_that_of_welch():
+    for a, b in (((1, 2, 4), (3, 4, 4)), ((1, 2), (3, 3, 4, 4)), ((2, 3), (1, 4))):
+        expected = stats.ttest_ind(ap_of(*a), ap_of(*b), equal_var=False)
+        comparison = crossed_test(finders(*a), finders(*b), resamples=5, thresholds=AT50)
+        assert comparison.difference == pytest.approx(np.mean(ap_of(*a)) - np.mean(ap_of(*b)))
+        assert comparison.p_value == pytest.approx(expected.pvalue)
+        interval = expected.confidence_interval(0.9)
+        comparison = crossed_test(finders(*a), finders(*b), resamples=5, level=0.9, thresholds=AT50)
+        assert comparison[1:3] == pytest.approx((interval.low, interval.high))
+
+
+def test_crossed_interval_of_images_that_are_all_alike_is_that_of_student():
+    interval = crossed_interval(finders(1, 2, 2), resamples=5, level=0.9, thresholds=AT50)
+    values = ap_of(1, 2, 2)
+    expected = stats.t.interval(0.9, 2, np.mean(values), stats.sem(values))
+    assert interval == pytest.approx((np.mean(values), *expected))
+    assert crossed_interval(finders(1, 4), resamples=5, thresholds=AT50)[1:] == (0, 1)  # as far as an AP goes
+
+
+def test_crossed_test_of_trainings_that_are_all_alike_is_over_images():
+    random = np.random.RandomState(0)
+    objects = random.randint(1, 4, (2, 40))
+    a, b = random_matches(random, objects, 0.6), random_matches(random, objects, 0.5)
+    over_images = paired_test(a, b, 2000, 1, thresholds=AT50)
+    comparison = crossed_test([a, a], [b, b, b], 2000, thresholds=AT50)
+    assert comparison.difference == pytest.approx(over_images.difference)
+    # Instead of percentiles, about +-1.96, quantiles of 39 degrees of freedom, and images that were drawn once for all.
+    wider = stats.t.ppf(0.975, 39) / stats.norm.ppf(0.975) * np.sqrt(40 / 39)
+    width = comparison.high - comparison.low
+    assert width == pytest.approx(wider * (over_images.high - over_images.low), rel=0.03)
+    t = comparison.difference / (width / 2 / stats.t.ppf(0.975, 39))
+    assert comparison.p_value == pytest.approx(2 * stats.t.sf(abs(t), 39))
+    one, mean = bootstrap(a, 2000, thresholds=AT50), crossed_interval([a, a], 2000, thresholds=AT50)
+    assert mean.value == pytest.approx(one.value)
+    assert mean.high - mean.low == pytest.approx(wider * (one.high - one.low), rel=0.03)
+
+
+def test_crossed_test_adds_the_variances_of_images_and_trainings():
+    random = np.random.RandomState(4)
+    objects = random.randint(1, 4, (2, 50))
+    a = [random_matches(random, objects, recall) for recall in (0.5, 0.6, 0.65)]
+    b = [random_matches(random, objects, recall) for recall in (0.4, 0.6)]
+    weights = np.random.RandomState(7).multinomial(50, np.full(50, 1 / 50), 2000)
+    drawn, values = ([np.array([average_precision(m, w, AT50) for m in of]) for of in (a, b)] for w in (weights, None))
+    parts = [np.var(drawn[0].mean(0) - drawn[1].mean(0), ddof=1) * 50 / 49, *(v.var(ddof=1) / len(v) for v in values)]
+    freedom = sum(parts) ** 2 / sum(part**2 / count for part, count in zip(parts, (49, 2, 1)))
+    assert min(parts) > 0.1 * sum(parts)
+    comparison = crossed_test(a, b, 2000, thresholds=AT50)
+    margin = stats.t.ppf(0.975, freedom) * np.sqrt(sum(parts))
+    assert comparison.high - comparison.difference == pytest.approx(margin, rel=0.05)
+    assert comparison.difference - comparison.low == pytest.approx(margin, rel=0.05)
+    p_value = 2 * stats.t.sf(comparison.difference / np.sqrt(sum(parts)), freedom)
+    assert comparison.p_value == pytest.approx(p_value, rel=0.1)
+    back = crossed_test(b[::-1], a[::-1], 2000, thresholds=AT50)
+    assert back == pytest.approx(
+        (-comparison.difference, -comparison.high, -comparison.low, comparison.p_value), abs=1e-12
+    )
+
+
+def test_crossed_test_of_equals_finds_nothing():
+    matches = match_images(*random_case(0))
+    assert crossed_test([matches] * 2, [matches] * 3, 50) == pytest.approx((0, 0, 0, 1), abs=1e-12)
+    assert crossed_test(finders(2, 2), finders(2, 2), 5, thresholds=AT50) == (0, 0, 0, 1)
+    assert crossed_test(finders(2, 2), finders(3, 3), 5, thresholds=AT50).p_value == 0  # certain: there is no error
+
+
+def test_crossed_test_is_right_where_trainings_vary_and_paired_test_is_not():
+    # Each training finds 60 % of the objects, give or take 10 %: what images alone show of a mean of three is half as much.
+    sets, wrong = 100, {paired_test: 0, crossed_test: 0}
+    for seed in range(sets):
+        random = np.random.RandomState(seed)
+        objects = np.full((1, 60), 2)
+        a, b = (
+            [random_matches(random, objects, recall, false_positives=1.0) for recall in random.normal(0.6, 0.1, 3)]
+            for _ in 'ab'
+        )
+        for test, options in ((paired_test, {'permutations': 1}), (crossed_test, {})):
+            comparison = test(a, b, resamples=60, thresholds=AT50, **options)
+            wrong[test] += not comparison.low <= 0 <= comparison.high
+    # Nominally 5 are wrong, with a standard deviation of 2.2.
+    assert wrong[crossed_test] <= 5 + 2 * 2.2
+    assert wrong[paired_test] > 5 + 6 * 2.2
+
+
+def test_crossed_tests_refuse():
+    matches = make_matches([[1, 1]], [(0, True)])
+    several, other = [matches] * 2, matches._replace(image_ids=(0, 2))
+    for message, a, b, arguments in (
+        ('two trainings or more', several, [matches], ()),
+        ('two trainings or more', matches, several, ()),  # a Matches is itself a tuple of three
+        ('images differ', several, [matches, other], ()),
+        ('images differ', several, [other, other], ()),
+        ('resamples must be', several, several, (0,)),
+        ('level must be', several, several, (1, 0, 1.0)),
+    ):
+        with pytest.raises(ValueError, match=message):
+            crossed_test(a, b, *arguments)
+    for message, trainings, arguments in (
+        ('two trainings or more', [matches], ()),
+        ('images differ', [matches, other], ()),
+        ('resamples must be', several, (0,)),
+    ):
+        with pytest.raises(ValueError, match=message):
+            crossed_interval(trainings, *arguments)
 
 
 def test_holm_by_hand():

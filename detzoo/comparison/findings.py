@@ -2,6 +2,7 @@
 
     Store -> `read_findings`: means over seeds, intervals, comparisons of pairs, curves, kinds of errors -> Findings
 
+What a group with one seed takes part in is over images only: about this trained network, not about its method.
 `report` says them in words, tables and figures.
 """
 
@@ -38,6 +39,11 @@ class Group(NamedTuple):
         return [run for run in self.runs if run.status == FINISHED]
 
     @property
+    def over_images(self) -> bool:
+        """Whether its interval is over images only: it has one seed."""
+        return len(self.finished) == 1
+
+    @property
     def truth(self) -> str:
         """Name of the ground truth; '' if no run is finished."""
         return self.finished[0].truth if self.finished else ''
@@ -48,12 +54,17 @@ class Group(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Two groups: how much more `group` has than `other`, and the p-value adjusted for all pairs."""
+    """Two groups: how much more `group` has than `other`.
+
+    comparison: over images and trainings or, if either group has one seed, over images only.
+    adjusted: the p-value, adjusted for all pairs.
+    """
 
     group: str
     other: str
     comparison: Comparison
     adjusted: float
+    over_images: bool
 
     @property
     def differ(self) -> bool:
@@ -66,7 +77,7 @@ class Findings(NamedTuple):
     sweep: of sweep.json.
     judged: the metric that has intervals and comparisons: the sweep's first, if it can have them, or else AP.
     intervals, pairs, precision, errors, counts: of groups that have this metric: not of those without masks, or objects.
-    permutations: of each comparison.
+    permutations: of each comparison over images only.
     curves: [(group, run's curves.json)].
     precision: {group: {class: curve of `pr_curves`, the mean over seeds}}.
     errors: {group: {kind: AP that it costs, percent}}, the mean over seeds.
@@ -137,7 +148,7 @@ def read_findings(folder: str | os.PathLike, resamples: int = 1000) -> Findings:
     }
     matches = {name: [seed.matches for seed in seeds] for name, seeds in judgements.items()}
     thresholds = THRESHOLDS[judged.removeprefix('mask_')]
-    intervals = {name: statistics.bootstrap(seeds, resamples, thresholds=thresholds) for name, seeds in matches.items()}
+    intervals = {name: _interval(seeds, resamples, thresholds) for name, seeds in matches.items()}
     pairs, permutations = _compare(matches, {group.name: group.truth for group in finished}, resamples, thresholds)
     estimates = read_file(store.folder / 'estimates.json', store.estimates)
     return Findings(
@@ -192,6 +203,12 @@ def _judge(store: Store, run: Result, truth: dict[str, Any], judged: str) -> _Ju
     return read_file(path, judge)
 
 
+def _interval(seeds: Sequence[Matches], resamples: int, thresholds: Sequence[float]) -> Interval:
+    """Finds the interval of a group: over images and trainings or, of one seed, over images only."""
+    find = statistics.bootstrap if len(seeds) == 1 else statistics.crossed_interval
+    return find(seeds, resamples, thresholds=thresholds)
+
+
 def _compare(
     matches: Mapping[str, list[Matches]], truths: Mapping[str, str], resamples: int, thresholds: Sequence[float]
 ) -> tuple[list[Pair], int]:
@@ -202,12 +219,19 @@ def _compare(
     """
     names = [(other, name) for other, name in itertools.combinations(matches, 2) if truths[name] == truths[other]]
     permutations = min(PERMUTATIONS, max(resamples, round(2 * len(names) / SIGNIFICANT)))
-    tests = [
-        statistics.paired_test(matches[name], matches[other], resamples, permutations, thresholds=thresholds)
-        for other, name in tqdm(names, desc='comparing', unit='pair', leave=False, disable=None)
-    ]
+    over_images = [1 in (len(matches[name]), len(matches[other])) for other, name in names]
+    tests = []
+    for (other, name), single in zip(tqdm(names, desc='comparing', unit='pair', leave=False, disable=None), over_images):
+        a, b = matches[name], matches[other]
+        if single:
+            tests.append(statistics.paired_test(a, b, resamples, permutations, thresholds=thresholds))
+        else:
+            tests.append(statistics.crossed_test(a, b, resamples, thresholds=thresholds))
     adjusted = statistics.holm([test.p_value for test in tests])
-    pairs = [Pair(name, other, test, float(p)) for (other, name), test, p in zip(names, tests, adjusted)]
+    pairs = [
+        Pair(name, other, test, float(p), single)
+        for (other, name), test, p, single in zip(names, tests, adjusted, over_images)
+    ]
     return pairs, permutations
 
 

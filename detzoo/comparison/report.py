@@ -32,7 +32,7 @@ from detzoo.comparison.document import (
     to_markdown,
 )
 from detzoo.comparison.errors import ERRORS
-from detzoo.comparison.findings import SIGNIFICANT, Findings, Group, read_findings
+from detzoo.comparison.findings import SIGNIFICANT, Findings, Group, Pair, read_findings
 from detzoo.comparison.store import FAILED, FINISHED, Result
 from detzoo.config import differences, flatten
 from detzoo.training.workdir import write_text
@@ -42,6 +42,7 @@ PAIRS = 28  # of 8 groups; more are shown as a matrix
 FEW = 4  # groups to be named in a sentence
 SIZES = 'APs', 'APm', 'APl'
 NOT = 'not distinguishable'
+OVER = {True: 'images only', False: 'images and trainings'}  # of what has, or not, a group of one seed
 
 
 def write_report(folder: str | os.PathLike, resamples: int = 1000) -> list[pathlib.Path]:
@@ -205,60 +206,83 @@ def _summary(findings: Findings) -> list[Any]:
 
 
 def _ranking(findings: Findings, truth: str) -> list[Paragraph]:
-    """Says which group is best on a ground truth, and from which others it can be told."""
-    names = [group.name for group in findings.groups if group.truth == truth and group.name in findings.intervals]
-    if not names:
+    """Says which group has most on a ground truth, and from which others it can be told."""
+    groups = [group for group in findings.groups if group.truth == truth and group.name in findings.intervals]
+    if not groups:
         return []
     metric, where = name_of(findings.judged), f' on {truth}' if len(findings.images) > 1 else ''
-    best = max(names, key=lambda name: findings.intervals[name].value)
-    interval = findings.intervals[best]
-    size = f'{percent(interval.value)} (95 % interval {_interval(interval.low, interval.high)})'
-    if len(names) == 1:
-        return [Paragraph(f'{best} has {metric} {size}{where}; there is nothing to compare it with.')]
-    sentences = [f'Best by {metric}{where}: {best}, {size}.']
-    mine = [pair for pair in findings.pairs if best in (pair.group, pair.other)]
+    best = max(groups, key=lambda group: findings.intervals[group.name].value)
+    interval = findings.intervals[best.name]
+    ends = _interval(interval.low, interval.high)
+    size = f'{percent(interval.value)} (95 % interval over {OVER[best.over_images]}: {ends})'
+    if len(groups) == 1:
+        return [Paragraph(f'{best.name} has {metric} {size}{where}; there is nothing to compare it with.')]
+    sentences = [f'Highest {metric}{where}: {best.name}, {size}.']
+    names = {group.name for group in groups}
+    for over_images, start, trained in ((False, '', ''), (True, 'Over images only, ', 'the trained ')):
+        pairs = [pair for pair in findings.pairs if pair.over_images == over_images and {pair.group, pair.other} <= names]
+        mine = [pair for pair in pairs if best.name in (pair.group, pair.other)]
+        if mine:
+            sentences.append(f'{start}{trained}{best.name} is {_verdicts(best.name, mine)}.')
+        if rest := [pair for pair in pairs if pair not in mine]:
+            differ = sum(pair.differ for pair in rest)
+            sentences.append(f'{start}{differ} of {counted(len(rest), "other pair")} can be told apart.')
+    return [Paragraph(' '.join(sentences))]
+
+
+def _verdicts(best: str, pairs: Sequence[Pair]) -> str:
+    """Says from which groups the best one is distinguishable, and from which not."""
 
     def others(differ: bool) -> list[str]:
-        pairs = sorted(
-            (pair for pair in mine if pair.differ == differ), key=lambda pair: abs(pair.comparison.difference)
-        )
-        gains = [
-            (pair.other if pair.group == best else pair.group, abs(100 * pair.comparison.difference)) for pair in pairs
+        nearest_first = sorted(pairs, key=lambda pair: abs(pair.comparison.difference))
+        return [
+            f'{pair.other if pair.group == best else pair.group} ({abs(100 * pair.comparison.difference):.1f} less)'
+            for pair in nearest_first
+            if pair.differ == differ
         ]
-        return [f'{name} ({gain:.1f} less)' for name, gain in gains]
 
     same, different = others(differ=False), others(differ=True)
+    parts = []
     if len(different) > FEW:
-        sentences.append(f'It is distinguishable from {len(different)} others, of which {different[0]} is nearest.')
+        parts.append(f'distinguishable from {len(different)} others, of which {different[0]} is nearest')
     elif different:
-        sentences.append(f'It is distinguishable from {listed(different)}.')
+        parts.append(f'distinguishable from {listed(different)}')
     if same:
-        sentences.append(f'It is {NOT} from {listed(same)}.')
-    rest = [pair for pair in findings.pairs if pair not in mine and {pair.group, pair.other} <= set(names)]
-    if rest:
-        differ = sum(pair.differ for pair in rest)
-        sentences.append(f'Of the other pairs {differ} of {len(rest)} can be told apart.')
-    return [Paragraph(' '.join(sentences))]
+        parts.append(f'{NOT} from {listed(same)}')
+    return ', but '.join(parts)
 
 
 def _caveat(findings: Findings) -> str:
     """Says what the intervals and p-values are about, and what they are not."""
-    text = 'Intervals and p-values are about images: how much these trained detectors would differ on others like them.'
+    judged = [group for group in findings.groups if group.name in findings.intervals]
+    single = [group.name for group in judged if group.over_images]
+    sentences = []
+    if len(single) < len(judged):
+        sentences.append(
+            'What is over images and trainings is about configurations, trained anew and judged on other images like these.'
+        )
+    if single:
+        named = f' ({listed(single)})' if len(single) <= FEW else ''
+        sentences.append(
+            'What is over images only is about the very networks that were trained, on other images like these. It supports no '
+            'conclusion about their methods: how far another training would be from one is not known of the '
+            f'{counted(len(single), "group")} with one seed{named}.'
+        )
     if findings.pairs:
         comparisons = counted(len(findings.pairs), 'comparison')
-        text += f' {NOT.capitalize()} means that p, adjusted by Holm for {comparisons}, is {SIGNIFICANT:.2f} or more;'
-        text += ' it does not mean equal.'
-    single = [group.name for group in findings.groups if len(group.finished) == 1]
-    if single:
-        text += ' How much another training would differ is not known of groups with one seed'
-        text += f': {listed(single)}.' if len(single) <= FEW else f', of which there are {len(single)}.'
+        sentences.append(
+            f'{NOT.capitalize()} means that p, adjusted by Holm for {comparisons}, is {SIGNIFICANT:.2f} or more; '
+            'it does not mean equal.'
+        )
     fewest = min(size['images'] for size in findings.images.values())
     # Images can be swapped in 2^images ways, and each has a mirror image.
     least = max(1 / (1 + findings.permutations), 2.0 ** (1 - fewest))
-    if least * len(findings.pairs) >= SIGNIFICANT:
-        text += f' Nothing can be distinguishable here: for so many comparisons {counted(fewest, "image")} and'
-        text += f' {findings.permutations} permutations are too few.'
-    return text
+    if all(pair.over_images for pair in findings.pairs) and least * len(findings.pairs) >= SIGNIFICANT:
+        sentences.append(
+            f'Nothing can be distinguishable here: for so many comparisons {counted(fewest, "image")} and '
+            f'{findings.permutations} permutations are too few.'
+        )
+    return ' '.join(sentences)
 
 
 def _results(findings: Findings) -> list[Any]:
@@ -267,7 +291,7 @@ def _results(findings: Findings) -> list[Any]:
     prefix = 'mask_' if judged.startswith('mask_') else ''
     sizes = [prefix + size for size in SIZES if prefix + size not in metrics]
     shown = [*metrics, *(size for size in sizes if any(group.values(size) for group in findings.groups))]
-    before = ['group', 'seeds', *map(name_of, shown), '95 % interval', 'steps', 'minutes', 'M params']
+    before = ['group', 'seeds', *map(name_of, shown), '95 % interval', 'over', 'steps', 'minutes', 'M params']
     costs = _cost_columns(findings)
     rows, values, prices, notes = [], [], [], {}
     for number, group in enumerate(findings.groups):
@@ -280,6 +304,7 @@ def _results(findings: Findings) -> list[Any]:
                 str(len(runs)) if len(runs) == len(group.runs) else f'{len(runs)} of {len(group.runs)}',
                 *(_seeds(group.values(metric)) for metric in shown),
                 _interval(interval.low, interval.high) if interval else '–',
+                OVER[group.over_images] if interval else '–',
                 ', '.join(str(steps) for steps in sorted({run.steps for run in runs})) or '–',
                 _one_digit(_mean([run.seconds / 60 for run in runs])),
                 f'{runs[0].parameters / 1e6:.2f}' if runs else '–',
@@ -289,14 +314,17 @@ def _results(findings: Findings) -> list[Any]:
         if failed := [_failure(run) for run in group.runs if run.status == FAILED]:
             notes[number] = '; '.join(failed)
     _mark_best(rows, values, range(2, 2 + len(shown)))
+    kinds = {OVER[group.over_images] for group in findings.groups if group.name in findings.intervals}
+    over = ' or, of one seed, '.join(sorted(kinds))
     _mark_best(rows, prices, range(len(before), len(before) + len(costs)), most=False)
     caption = (
-        f'Metrics in percent, mean and standard deviation over seeds; the interval is of {name_of(judged)}, over images. '
+        f'Metrics in percent, mean and standard deviation over seeds, the highest in bold; the interval is of '
+        f'{name_of(judged)}, over {over}. '
         'Minutes are of a run, on a machine that may have done other things.'
     )
     if costs:
         caption += ' The last two columns are time and memory of prediction, see its cost.'
-    blocks: list[Any] = [Table(caption, [*before, *costs], rows, notes=notes)]
+    blocks: list[Any] = [Table(caption, [*before, *costs], rows, words=['over'], notes=notes)]
     if shared := [run for group in findings.groups for run in group.finished if run.trained]:
         trainings = listed(dict.fromkeys(run.trained for run in shared))
         blocks.append(
@@ -351,12 +379,23 @@ def _comparisons(findings: Findings) -> list[Any]:
     if not findings.pairs:
         return []
     metric = name_of(findings.judged)
-    how = Paragraph(
-        f'The same images, drawn with replacement for both, give the interval of a difference in {metric}; '
-        f'the images of a pair, swapped at random {findings.permutations} times, its p-value, '
-        f'which is adjusted by Holm for {counted(len(findings.pairs), "comparison")}.'
-    )
-    return [how, _matrix(findings, metric) if len(findings.pairs) > PAIRS else _pair_table(findings, metric)]
+    how = []
+    if not all(pair.over_images for pair in findings.pairs):
+        how.append(
+            f'Over images and trainings: the error of a difference in {metric} has a part of images, which are drawn with '
+            'replacement for all trainings alike, and a part of trainings, from what those of a group differ by; interval and '
+            "p-value are of Student's t, with as many degrees of freedom as the parts have (`crossed_test` in "
+            '`detzoo/comparison/statistics.py`).'
+        )
+    if any(pair.over_images for pair in findings.pairs):
+        how.append(
+            f'Over images only, where a group has one seed: the same images, drawn with replacement for both, give the interval '
+            f'of a difference in {metric}; the images of a pair, swapped at random {findings.permutations} times, its p-value. '
+            'A difference is one of these trained networks, not of their methods.'
+        )
+    how.append(f'p-values are adjusted by Holm for {counted(len(findings.pairs), "comparison")}.')
+    table = _matrix(findings, metric) if len(findings.pairs) > PAIRS else _pair_table(findings, metric)
+    return [Paragraph(' '.join(how)), table]
 
 
 def _pair_table(findings: Findings, metric: str) -> Table:
@@ -368,13 +407,17 @@ def _pair_table(findings: Findings, metric: str) -> Table:
                 f'{pair.group} − {pair.other}',
                 Cell(f'{100 * test.difference:+.1f}', best=pair.differ),
                 _interval(test.low, test.high, '+'),
+                OVER[pair.over_images],
                 p_value(test.p_value),
                 p_value(pair.adjusted),
-                'different' if pair.differ else Cell(NOT, faint=True),
+                Cell(NOT, faint=True) if not pair.differ else 'these networks differ' if pair.over_images else 'different',
             ]
         )
-    columns = ['pair', f'difference in {metric}', '95 % interval', 'p', 'p, adjusted', 'verdict']
-    return Table(f'Differences in {metric}, percentage points.', columns, rows, words=['verdict'])
+    columns = ['pair', f'difference in {metric}', '95 % interval', 'over', 'p', 'p, adjusted', 'verdict']
+    caption = f'Differences in {metric}, percentage points.'
+    if any(pair.over_images for pair in findings.pairs):
+        caption += ' Over images only, interval, p-values and verdict are of the trained networks, not of their methods.'
+    return Table(caption, columns, rows, words=['over', 'verdict'])
 
 
 def _matrix(findings: Findings, metric: str) -> Table:
@@ -385,11 +428,13 @@ def _matrix(findings: Findings, metric: str) -> Table:
         pair, sign = (found[row, column], 1) if (row, column) in found else (found.get((column, row)), -1)
         if pair is None:
             return Cell('–', faint=True)
-        text = f'{100 * sign * pair.comparison.difference:+.1f}'
+        text = f'{100 * sign * pair.comparison.difference:+.1f}' + ('†' if pair.over_images else '')
         return Cell(text, best=True) if pair.differ else Cell(f'{text} n.d.', faint=True)
 
     rows = [[row, *(cell(row, column) for column in names)] for row in names]
     caption = f'{metric} of the row less that of the column, percentage points. Bold: different; n.d.: {NOT}.'
+    if any(pair.over_images for pair in findings.pairs):
+        caption += ' †: over images only, of the trained networks, not of their methods.'
     return Table(caption, ['group', *names], rows)
 
 
@@ -418,7 +463,7 @@ def _scatter(
         return [Paragraph(f'No figure of {y_label} over {x_label}: {why}.')]
     caption = f'{y_label} over {x_label}.'
     if any(point.low is not None for point in points):
-        caption += ' Bars: the standard deviation over seeds or, with one seed, the 95 % interval over images.'
+        caption += ' Bars: the standard deviation over seeds or, with one seed, the 95 % interval over images only.'
     if pareto:
         caption += ' Grey: the front of groups that no other beats in both.'
     if absent:

@@ -2,16 +2,16 @@
 
     ground truth, detections -> `match_images`: COCO's matching -> Matches
       -> `average_precision` of the images, each counted as often as its weight says
-      -> `bootstrap`: of images drawn with replacement               -> Interval of an AP
-      -> `paired_test`: of the same images for both, and of swapped  -> Comparison of two
+      -> over images only: `bootstrap` -> Interval of an AP; `paired_test` -> Comparison of two
+      -> over images and trainings: `crossed_interval`, `crossed_test` -> the same
       -> `holm`: the p-values of many comparisons, adjusted
 
     T  IoU thresholds .50, .55, ... .95        N  detections of a class, at most 100 an image
     K  categories in the order of their ids    S  weightings of the images
 
-Only images are drawn. Where several trainings of one configuration ("seeds") are given as a list, their mean AP is judged,
-but as that of these very trainings: how much it would move with others is in no interval and no p-value here, and of one
-training nothing can tell it.
+A configuration that is trained again, with another seed or another order of rounding, gets another AP. What is over images
+only is about the very networks that were trained, and says nothing of their configurations: of one training nothing can tell
+how far the next would be from it. What is over images and trainings needs two trainings of each configuration, better three.
 """
 
 import math
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import hotcoco
 import numpy as np
+from scipy import special
 
 from detzoo.evaluation import coco
 
@@ -219,7 +220,7 @@ def bootstrap(
     class has, the higher is AP, and a resample has fewer different ones. Without it, the interval of many rare classes
     lies above the AP itself. So the interval is about the AP of other images, but as many.
 
-    Not covered: other trainings (the module says more). With fewer than some hundred images it is slightly too narrow.
+    Not covered: other trainings, see `crossed_interval`. With fewer than some hundred images it is slightly too narrow.
 
     Args:
       matches: of one training, or of several of one configuration on the same images: then of their mean AP.
@@ -234,8 +235,8 @@ def bootstrap(
     """
     trainings = _trainings(matches)
     _check(trainings, level, resamples=resamples)
-    value = float(_mean_average(trainings, None, thresholds))
-    drawn = _mean_average(trainings, _draw(trainings[0], resamples, seed), thresholds)
+    value = float(_averages(trainings, None, thresholds).mean(0))
+    drawn = _averages(trainings, _draw(trainings[0], resamples, seed), thresholds).mean(0)
     low, high = np.clip(_percentiles(drawn, value, level), 0, 1)
     return Interval(value, float(low), float(high))
 
@@ -262,8 +263,8 @@ def paired_test(
     both lists end together: two and three trainings make six pairs, in which each takes part equally often. A coin holds
     for all pairs, and d* is their mean.
 
-    Not covered: other trainings (the module says more). With one of each, a small p-value says that these two trained
-    detectors differ on such images, not that their configurations do.
+    Not covered: other trainings, see `crossed_test`. A small p-value says that these trained networks differ on such images,
+    not that their configurations do.
 
     Args:
       a, b: as for `bootstrap`; b may have another number of trainings.
@@ -276,16 +277,84 @@ def paired_test(
     a, b = _trainings(a), _trainings(b)
     _check([*a, *b], level, resamples=resamples, permutations=permutations)
     weights = _draw(a[0], resamples, seed)
-    difference = float(_mean_average(a, None, thresholds) - _mean_average(b, None, thresholds))
-    drawn = _mean_average(a, weights, thresholds) - _mean_average(b, weights, thresholds)
+    difference = float(_averages(a, None, thresholds).mean(0) - _averages(b, None, thresholds).mean(0))
+    drawn = _averages(a, weights, thresholds).mean(0) - _averages(b, weights, thresholds).mean(0)
     low, high = _percentiles(drawn, difference, level)
 
     swap = np.random.RandomState(seed).randint(2, size=(permutations, len(a[0].image_ids)), dtype=bool)
     first = np.stack([~swap, swap], axis=-1).reshape(permutations, -1)  # of each image, what is a's and what is b's
     pairs = [_interleave(a[i % len(a)], b[i % len(b)]) for i in range(math.lcm(len(a), len(b)))]
-    swapped = _mean_average(pairs, first, thresholds) - _mean_average(pairs, ~first, thresholds)
+    swapped = _averages(pairs, first, thresholds).mean(0) - _averages(pairs, ~first, thresholds).mean(0)
     extreme = int((np.abs(swapped) >= abs(difference) - _ROUNDING).sum())
     return Comparison(difference, float(low), float(high), (1 + extreme) / (1 + permutations))
+
+
+def crossed_interval(
+    trainings: Sequence[Matches],
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+    thresholds: Sequence[float] = THRESHOLDS,
+) -> Interval:
+    """Finds the confidence interval of a configuration's AP over images and trainings: mean -+ t * error, see `crossed_test`.
+
+    Args:
+      trainings: two or more of one configuration, on the same images.
+      resamples, seed, level, thresholds: as for `bootstrap`.
+
+    Raises:
+      ValueError: as `bootstrap`, or there is but one training.
+    """
+    _check_several(trainings)
+    _check(trainings, level, resamples=resamples)
+    values = _averages(trainings, None, thresholds)
+    drawn = _averages(trainings, _draw(trainings[0], resamples, seed), thresholds).mean(0)
+    error, freedom = _satterthwaite([_of_images(drawn, trainings[0]), _of_trainings(values)])
+    margin = special.stdtrit(freedom, (1 + level) / 2) * error
+    low, high = np.clip([values.mean() - margin, values.mean() + margin], 0, 1)
+    return Interval(float(values.mean()), float(low), float(high))
+
+
+def crossed_test(
+    a: Sequence[Matches],
+    b: Sequence[Matches],
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+    thresholds: Sequence[float] = THRESHOLDS,
+) -> Comparison:
+    """Compares two configurations over images and trainings: the difference of their mean APs, its interval and p-value.
+
+    Each training is judged on each image, so images and trainings are crossed random effects:
+
+        error^2 = variance of the difference over images + var(APs of a) / trainings of a + var(APs of b) / trainings of b
+
+    The first is that of resamples, each of the same images for all trainings; the others are sample variances. That a
+    training does well on some images and not on others is in both: so the error is rather too large, as that of the
+    pigeonhole bootstrap, which draws rows and columns (Owen 2007, doi 10.1214/07-AOAS122); no bootstrap of crossed data is
+    exact (McCullagh 2000, Bernoulli 6, 285). Trainings are not drawn, since drawing two or three of them makes their variance
+    a half or a third too small. Instead difference / error is taken for Student's t with Satterthwaite's degrees of freedom
+    (1946, Biometrics Bulletin 2, 110), as in Welch's test. Why trainings count: Bouthillier et al., arXiv 2103.03098.
+
+FIGURES
+    Args:
+      a, b: two or more trainings of each configuration, on the same images; their order plays no part.
+      resamples, seed, level, thresholds: as for `bootstrap`.
+
+    Raises:
+      ValueError: as `paired_test`, or there is but one training of a or b.
+    """
+    for trainings in (a, b):
+        _check_several(trainings)
+    _check([*a, *b], level, resamples=resamples)
+    of_a, of_b = (_averages(trainings, None, thresholds) for trainings in (a, b))
+    weights = _draw(a[0], resamples, seed)
+    drawn = _averages(a, weights, thresholds).mean(0) - _averages(b, weights, thresholds).mean(0)
+    difference = float(of_a.mean() - of_b.mean())
+    error, freedom = _satterthwaite([_of_images(drawn, a[0]), _of_trainings(of_a), _of_trainings(of_b)])
+    margin = special.stdtrit(freedom, (1 + level) / 2) * error
+    p_value = 2 * special.stdtr(freedom, -abs(difference) / max(error, _ROUNDING))  # there may be no error at all
+    return Comparison(difference, float(difference - margin), float(difference + margin), float(p_value))
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
@@ -334,8 +403,14 @@ def _check(trainings: Sequence[Matches], level: float, **counts: int) -> None:
             raise ValueError(f'{name} must be at least 1, not {count}')
 
 
-def _mean_average(trainings: Sequence[Matches], weights: np.ndarray | None, thresholds: Sequence[float]) -> np.ndarray:
-    return np.mean([average_precision(matches, weights, thresholds) for matches in trainings], axis=0)
+def _check_several(trainings: Sequence[Matches]) -> None:
+    if isinstance(trainings, Matches) or len(trainings) < 2:
+        raise ValueError('it takes two trainings or more: with one there are only `bootstrap` and `paired_test`, over images')
+
+
+def _averages(trainings: Sequence[Matches], weights: np.ndarray | None, thresholds: Sequence[float]) -> np.ndarray:
+    """Computes the AP of each training: [trainings] or, by weights, [trainings, S]."""
+    return np.array([average_precision(matches, weights, thresholds) for matches in trainings])
 
 
 def _draw(matches: Matches, resamples: int, seed: int) -> np.ndarray:
@@ -350,6 +425,28 @@ def _percentiles(drawn: np.ndarray, value: float, level: float) -> np.ndarray:
     if not len(drawn):
         raise ValueError('no resample has an object: draw more of them')
     return value - drawn.mean() + np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+
+
+def _of_images(drawn: np.ndarray, matches: Matches) -> tuple[float, int]:
+    """Estimates the variance over images of what was drawn, and its degrees of freedom."""
+    drawn = drawn[~np.isnan(drawn)]
+    if not len(drawn):
+        raise ValueError('no resample has an object: draw more of them')
+    images = len(matches.image_ids)
+    # Of images drawn with replacement the variance is (n - 1) / n of that of new ones, as of any sample about its mean.
+    return float(drawn.var()) * images / max(1, images - 1), max(1, images - 1)
+
+
+def _of_trainings(values: np.ndarray) -> tuple[float, int]:
+    """Estimates the variance of the mean of trainings' APs, [trainings], and its degrees of freedom."""
+    return float(values.var(ddof=1)) / len(values), len(values) - 1
+
+
+def _satterthwaite(parts: Sequence[tuple[float, int]]) -> tuple[float, float]:
+    """Adds up variances with their degrees of freedom: the root of the sum, and the degrees of freedom that this has."""
+    total = sum(variance for variance, _ in parts)
+    spread = sum(variance**2 / freedom for variance, freedom in parts)
+    return math.sqrt(total), total**2 / spread if spread > 0 else math.inf
 
 
 def _interleave(a: Matches, b: Matches) -> Matches:
