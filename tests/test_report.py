@@ -383,6 +383,7 @@ def test_report_tells_what_is_over_images_only(markdown):
     assert '). good is distinguishable from bad (69.8 less). Over images only, the trained good is ' in markdown
     assert 'is not known of the 1 group with one seed (middle).' in markdown
     assert 'the interval is of AP, over images and trainings or, of one seed, images only.' in markdown
+    assert 'Bars: the 95 % interval over images and trainings or, of one seed, images only.' in markdown
     assert '0.05 or more' in markdown and 'Nothing can be distinguishable' not in markdown
 
 
@@ -404,11 +405,22 @@ def test_report_of_single_seeds_says_over_images_only_wherever_it_judges(copy, m
         assert all(cell == '–' or '†' in cell for row in rows for cell in list(row.values())[1:])
 
 
+def test_bars_are_intervals_or_deviations_over_seeds(store):
+    findings = report.read_findings(store.folder, 10)
+    good, middle = (next(group for group in findings.groups if group.name == name) for name in ('good', 'middle'))
+    for group in (good, middle):
+        interval = findings.intervals[group.name]
+        assert report._ends(findings, group, 'AP') == (100 * interval.low, 100 * interval.high)
+    values = good.values('AP50')
+    mean, deviation = stdlib_statistics.mean(values), stdlib_statistics.stdev(values)
+    assert report._ends(findings, good, 'AP50') == pytest.approx((mean - deviation, mean + deviation))
+    assert report._ends(findings, middle, 'AP50') == (None, None)
+
+
 def test_report_of_several_seeds_alone_does_not_speak_of_networks(copy):
     keep_groups(copy, 'good', 'bad')
     text = rendered(copy)
-    assert 'images only' not in text.replace('with one seed, the 95 % interval over images only', '')
-    assert 'networks' not in text and '†' not in text
+    assert 'images only' not in text and 'networks' not in text and '†' not in text
     assert table_after(text, 'Comparisons')['bad − good']['verdict'] == 'different'
 
 

@@ -314,12 +314,10 @@ def _results(findings: Findings) -> list[Any]:
         if failed := [_failure(run) for run in group.runs if run.status == FAILED]:
             notes[number] = '; '.join(failed)
     _mark_best(rows, values, range(2, 2 + len(shown)))
-    kinds = {OVER[group.over_images] for group in findings.groups if group.name in findings.intervals}
-    over = ' or, of one seed, '.join(sorted(kinds))
     _mark_best(rows, prices, range(len(before), len(before) + len(costs)), most=False)
     caption = (
         f'Metrics in percent, mean and standard deviation over seeds, the highest in bold; the interval is of '
-        f'{name_of(judged)}, over {over}. '
+        f'{name_of(judged)}, over {_over(findings)}. '
         'Minutes are of a run, on a machine that may have done other things.'
     )
     if costs:
@@ -331,6 +329,12 @@ def _results(findings: Findings) -> list[Any]:
             Paragraph(f'Not trained anew, but with the training of {trainings}: {listed(run.run for run in shared)}.')
         )
     return [*blocks, *_published(findings)]
+
+
+def _over(findings: Findings) -> str:
+    """Says what the intervals of groups are over."""
+    kinds = {OVER[group.over_images] for group in findings.groups if group.name in findings.intervals}
+    return ' or, of one seed, '.join(sorted(kinds))
 
 
 def _one_digit(value: float) -> str:
@@ -463,7 +467,8 @@ def _scatter(
         return [Paragraph(f'No figure of {y_label} over {x_label}: {why}.')]
     caption = f'{y_label} over {x_label}.'
     if any(point.low is not None for point in points):
-        caption += ' Bars: the standard deviation over seeds or, with one seed, the 95 % interval over images only.'
+        interval = f'95 % interval over {_over(findings)}'
+        caption += f' Bars: the {interval if y == findings.judged else "standard deviation over seeds"}.'
     if pareto:
         caption += ' Grey: the front of groups that no other beats in both.'
     if absent:
@@ -509,13 +514,13 @@ def images_of_split(split: str) -> int | None:
 
 
 def _ends(findings: Findings, group: Group, metric: str) -> tuple[float | None, float | None]:
-    """The ends of an error bar: a standard deviation over seeds or, of one seed, the interval over images."""
+    """The ends of an error bar: of the interval or, of a metric that has none, the standard deviation over seeds."""
+    if metric == findings.judged:
+        interval = findings.intervals.get(group.name)
+        return (100 * interval.low, 100 * interval.high) if interval else (None, None)
     values = group.values(metric)
     deviation = _deviation(values)
-    if deviation is not None:
-        return _mean(values) - deviation, _mean(values) + deviation
-    interval = findings.intervals.get(group.name)
-    return (100 * interval.low, 100 * interval.high) if interval and metric == findings.judged else (None, None)
+    return (None, None) if deviation is None else (_mean(values) - deviation, _mean(values) + deviation)
 
 
 def _label(findings: Findings, name: str, batch: int) -> str:
