@@ -3,7 +3,8 @@
     python scripts/report.py --workdir=runs/focal_loss
 
 Writes report.html (one page with everything inside), report.md, and figures/ as SVG and PNG into the workdir. Intervals and
-p-values come from images drawn at random, --resamples times; the same again gives the same bytes.
+p-values come from images drawn at random, --resamples times, and from how far the seeds of a group are apart, where it has
+several; the same again gives the same bytes.
 """
 
 import sys
