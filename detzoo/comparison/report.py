@@ -470,7 +470,7 @@ def _scatter(
         interval = f'95 % interval over {_over(findings)}'
         caption += f' Bars: the {interval if y == findings.judged else "standard deviation over seeds"}.'
     if pareto:
-        caption += ' Grey: the front of groups that no other beats in both.'
+        caption += ' Grey: the Pareto front of these numbers.'
     if absent:
         caption += f' Not shown, for want of a number: {listed(absent)}.'
     places = '; '.join(f'{point.group} {_short(point.y)} at {_short(point.x)}' for point in points)
