@@ -336,11 +336,13 @@ def crossed_test(
     a half or a third too small. Instead difference / error is taken for Student's t with Satterthwaite's degrees of freedom
     (1946, Biometrics Bulletin 2, 110), as in Welch's test. Why trainings count: Bouthillier et al., arXiv 2103.03098.
 
-    Simulated (`scripts/simulate_tests.py`, AP50 of 200 images, 1000 data sets; trainings have a standard deviation of 0, 1 and
-    2.5 points): with three trainings of each, 0.7 to 4.2 % of equal configurations have a p-value below 0.05, and a difference
-    of 5 points is seen in 98, 87 and 40 %. With two, 1.4 to 5.5 %, and 90, 62 and 24 %.
-    Where the trainings of one configuration are all the same and those of the other differ by 2.5 points, up to 6.5 % with
-    three, 7.5 % with two.
+    Simulated (`scripts/simulate_tests.py`: AP50 of 200 images, trainings with a standard deviation of 0, 1 and 2.5 points, 1000
+    data sets; 400 with five trainings), p is below 0.05 for configurations that are equally good, or 5 points apart, in
+
+        trainings of each     equal           5 points        equal, where only one's trainings vary, by 2.5 points
+        2                     1.4 to 5.5 %    90, 62, 24 %    7.5 %
+        3                     0.7 to 4.2 %    98, 87, 40 %    6.5 %
+        5                     1.5 to 4.8 %    100, 99, 72 %   6.2 %
 
     Args:
       a, b: two or more trainings of each configuration, on the same images; their order plays no part.
