@@ -5,14 +5,19 @@ whole: two of them can be compared key by key, and each key can be set on the co
 """
 
 import difflib
+import functools
 import inspect
 import json
-from collections.abc import Callable, Mapping
+import operator
+import os
+import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
 
+from detzoo.allowed import check_value
 from detzoo.data.augment import check_recipe
 from detzoo.detectors import DETECTORS
 
@@ -114,35 +119,43 @@ def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         a config with every key.
 
     Raises:
-        ConfigError: for a key that does not exist, with the nearest that does; for a value of `data` that means nothing.
+        ConfigError: for a key that does not exist, with the nearest that does; for a value that is not allowed.
 
     A group of the detector's arguments that it can do without may be None as a whole (model.rpn).
     """
-    name = config.get('model', {}).get('name')
-    if name not in DETECTORS:
+    name = dict(flatten(config)).get('model.name')
+    if not isinstance(name, str) or name not in DETECTORS:
         raise ConfigError(f'model.name is {name!r}: {", ".join(DETECTORS)} are known')
     whole = defaults()
     whole.model.update(model_defaults(DETECTORS[name]))
-    known, optional = dict(flatten(whole)), optional_groups(DETECTORS[name])
+    known, optional = dict(flatten(whole)), optional_arguments(DETECTORS[name])
     for key, value in flatten(config):
         if key not in known and not (value is None and key in optional):
             nearest = difflib.get_close_matches(key, known, 1, cutoff=0)[0]
             raise ConfigError(f'there is no config key {key!r}: the nearest is {nearest!r}')
-        whole.update_from_flattened_dict({key: value})
-    check_data(whole.data)
+        if value is not None or not (key in optional or known[key] is None):
+            try:
+                check_value(key, value, example(whole, key))
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
+        whole.update_from_flattened_dict({key: tuples(value)})
+    check_thresholds(whole.model, 'model')
+    try:
+        check_recipe(whole.data.recipe)
+    except ValueError as error:
+        raise ConfigError(f'data.{error}') from error
     return whole
 
 
-def check_data(data: ml_collections.ConfigDict) -> None:
-    """Refuses values of `config.data` that mean nothing."""
-    if data.canvas_steps < 1:
-        raise ConfigError(f'data.canvas_steps is {data.canvas_steps}: set it to 1 step or more')
-    if data.max_proposals < 1:
-        raise ConfigError(f'data.max_proposals is {data.max_proposals}: set it to 1 row or more')
-    try:
-        check_recipe(data.recipe)
-    except ValueError as error:
-        raise ConfigError(f'data.{error}') from error
+def check_thresholds(model: ml_collections.ConfigDict, name: str) -> None:
+    """Refuses, in a detector's arguments and its groups of them, anchors or RoIs that would be both positive and negative."""
+    for key, value in model.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            check_thresholds(value, f'{name}.{key}')
+    if model.get('negative_iou', 0) > model.get('positive_iou', 1):
+        raise ConfigError(
+            f'{name}.negative_iou is {model.negative_iou!r}: it must be at most {name}.positive_iou, {model.positive_iou!r}'
+        )
 
 
 def model_defaults(make: Callable[..., Any]) -> dict[str, Any]:
@@ -157,12 +170,17 @@ def model_defaults(make: Callable[..., Any]) -> dict[str, Any]:
     return arguments
 
 
-def optional_groups(make: Callable[..., Any]) -> set[str]:
-    """Lists the keys of a detector's groups of arguments that may be None."""
+def optional_arguments(make: Callable[..., Any]) -> set[str]:
+    """Lists the keys of a detector's arguments, and groups of them, that may be None."""
     parameters = inspect.signature(make).parameters.values()
-    return {
-        f'model.{p.name}' for p in parameters if isinstance(p.default, Mapping) and str(p.annotation).endswith('| None')
-    }
+    return {f'model.{p.name}' for p in parameters if str(p.annotation).endswith('| None')}
+
+
+def example(config: ml_collections.ConfigDict, key: str) -> Any:
+    """Gives a value of a key's type: that which it has, or where it is None one of its type; None where that is not known."""
+    *groups, name = key.split('.')
+    group = functools.reduce(operator.getitem, groups, config)
+    return group.get_type(name)() if group[name] is None else group[name]
 
 
 def flatten(config: ml_collections.ConfigDict, prefix: str = '') -> list[tuple[str, Any]]:
@@ -181,21 +199,43 @@ def to_json(config: ml_collections.ConfigDict) -> str:
 
 def from_json(text: str) -> ml_collections.ConfigDict:
     """Reads what `to_json` wrote; lists come back as tuples."""
-
-    def tuples(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: tuples(item) for key, item in value.items()}
-        return tuple(map(tuples, value)) if isinstance(value, list) else value
-
-    return complete(ml_collections.ConfigDict(migrate(tuples(json.loads(text)))))
+    content = json.loads(text)
+    if not isinstance(content, dict):
+        raise ValueError(f'a config is an object, not {content!r}')
+    return complete(migrate(ml_collections.ConfigDict(content)))
 
 
-def migrate(stored: dict[str, Any]) -> dict[str, Any]:
+def migrate(stored: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Says in today's keys what the config of an older detzoo meant."""
+    leaves = dict(flatten(stored))
     # Every mask was pasted as torchvision does; it stays so where masks were trained as torchvision does.
-    if stored.get('model', {}).get('mask', {}).get('targets') == 'average':
-        stored['evaluation'] = {'mask_paste': 'torchvision'} | stored['evaluation']
+    if leaves.get('model.mask.targets') == 'average' and 'evaluation.mask_paste' not in leaves:
+        stored.update(evaluation=dict(mask_paste='torchvision'))
     return stored
+
+
+def read_config(path: str | os.PathLike) -> ml_collections.ConfigDict:
+    """Reads the config.json of a workdir.
+
+    Raises:
+        ConfigError: it is none, or not one that this version can read.
+        OSError: it cannot be read.
+    """
+    text = pathlib.Path(path).read_bytes()
+    try:
+        return from_json(text.decode())
+    except ConfigError as error:
+        raise ConfigError(f'{path}: {error}') from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(
+            f'{path} was cut short, or is no config ({error}): put a copy in its place, or remove it and start the '
+            'training of this workdir again, with the same config, which writes it anew'
+        ) from error
+
+
+def tuples(value: Any) -> Any:
+    """Makes tuples of lists, however deep, as which JSON brings them."""
+    return tuple(map(tuples, value)) if isinstance(value, tuple | list) else value
 
 
 def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) -> dict[str, tuple[Any, Any]]:

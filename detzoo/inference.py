@@ -23,7 +23,7 @@ import numpy as np
 import pycocotools.mask
 from tqdm.auto import tqdm
 
-from detzoo.config import from_json
+from detzoo.config import ConfigError, read_config
 from detzoo.core.masks import paste_masks
 from detzoo.data.geometry import Placement, choose_canvas, own_canvas, place, placement, resize_rule
 from detzoo.data.pipeline import evaluation_batches, shard
@@ -86,15 +86,18 @@ def read_classes(path: str | os.PathLike) -> Classes:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds something else.
+        ConfigError: it holds something else.
     """
     try:
         content = json.loads(pathlib.Path(path).read_text('utf-8'))
         names, ids = (tuple(content[field]) for field in Classes._fields)
     except (ValueError, TypeError, LookupError, RecursionError) as error:
-        raise ValueError(f'{path}: not the classes of a run ({type(error).__name__}: {error})') from error
+        raise ConfigError(
+            f'{path}: not the classes of a run ({type(error).__name__}: {error}). Put a copy in its place, or remove it and start '
+            'the training of this workdir again, on the same data, which writes it anew'
+        ) from error
     if len(names) != len(ids):
-        raise ValueError(f'{path}: {len(names)} class_names and {len(ids)} category_ids: there is one of each for a class')
+        raise ConfigError(f'{path}: {len(names)} class_names and {len(ids)} category_ids: there is one of each for a class')
     return Classes(names, ids)
 
 
@@ -158,7 +161,7 @@ def load(workdir: str | os.PathLike, step: int | None = None, *, exact: bool | N
     workdir = pathlib.Path(workdir)
     if not (workdir / 'config.json').exists():
         raise FileNotFoundError(f'{workdir} is not the workdir of a run: it has no config.json; train one with scripts/train.py')
-    config = from_json((workdir / 'config.json').read_text())
+    config = read_config(workdir / 'config.json')
     if exact is not None:
         config.evaluation.exact = exact
     classes = read_classes(workdir / 'classes.json')

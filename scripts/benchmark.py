@@ -20,6 +20,8 @@ import time
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from detzoo.paths import define_path
+
 CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'The experiment: a file of configs/, with an argument after a colon.'
 )
@@ -30,7 +32,7 @@ BUDGET = flags.DEFINE_float(
     'budget', 60, 'Seconds for the timed runs of all predictions, and again for the training step; there are 3 at least.'
 )
 TPU = flags.DEFINE_list('tpu', [], 'Topologies to compile for instead, for example v5e:2x4,v4:2x2x1.')
-OUTPUT = flags.DEFINE_string('output', None, 'A JSON file for the numbers, in bytes, FLOPs and seconds.')
+OUTPUT = define_path('output', None, 'A JSON file for the numbers, in bytes, FLOPs and seconds.')
 flags.mark_flag_as_required('config')
 
 START = time.perf_counter()

@@ -9,10 +9,12 @@ how many of the detections of an image on its own canvas have a partner on the s
 
 import sys
 
-from absl import app, flags, logging
+from absl import app, logging
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'The workdir of a run, or of imported weights.', required=True)
-DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where data sets lie; as in training by default.')
+from detzoo.paths import define_path
+
+WORKDIR = define_path('workdir', None, 'The workdir of a run, or of imported weights.', required=True)
+DATA_DIR = define_path('data_dir', None, 'Where data sets lie; as in training by default.')
 
 SCORES = (0.0, 0.3, 0.5)
 
@@ -21,6 +23,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'what is {argv[1]!r}? Flags begin with --')
     logging.set_verbosity(logging.WARNING)
+    from detzoo.config import ConfigError
     from detzoo.data.records import DataError
     from detzoo.inference import evaluate_workdir
     from detzoo.training.parallel import keep_compilations
@@ -35,7 +38,7 @@ def main(argv: list[str]) -> None:
             aps = ', '.join(f'{kind} AP {"none" if ap is None else f"{100 * ap:.2f}"}' for kind, ap in found_aps.items())
             print(f'{mode + ":":30}{aps}, {len(results)} detections', flush=True)
             found.append(results)
-    except (DataError, FileNotFoundError) as error:
+    except (ConfigError, DataError, OSError) as error:
         sys.exit(f'error: {error}')
     for score in SCORES:
         matched, count, iou = count_partners(*found, score=score)

@@ -40,6 +40,7 @@ from detzoo.data.geometry import ResizeRule, place
 from detzoo.data.records import decode_image
 from detzoo.detectors import make_detector
 from detzoo.inference import find_images
+from detzoo.paths import define_path
 from detzoo.types import Inputs
 from detzoo.weights.darknet import (
     PUBLISHED,
@@ -56,10 +57,10 @@ from detzoo.weights.parity import differences, drawn_image, match_detections
 from detzoo.weights.zoo import MODELS
 
 _MODEL = flags.DEFINE_enum('model', 'yolov3-tiny', [*PUBLISHED, 'all'], "A network, by the name of darknet's file.")
-_WEIGHTS = flags.DEFINE_string('weights', None, 'A .weights file of that network; drawn weights by default.')
-_DARKNET = flags.DEFINE_string('darknet', '/usr/lib/darknet', 'A folder with libdarknet.so and include/darknet.h.')
-_PHOTOS = flags.DEFINE_string('photos', None, 'A folder of photographs to detect in, one photograph, or a glob.')
-_CFG_DIR = flags.DEFINE_string('cfg_dir', None, 'A folder with the .cfg files of the networks.')
+_WEIGHTS = define_path('weights', None, 'A .weights file of that network; drawn weights by default.')
+_DARKNET = define_path('darknet', '/usr/lib/darknet', 'A folder with libdarknet.so and include/darknet.h.')
+_PHOTOS = define_path('photos', None, 'A folder of photographs to detect in, one photograph, or a glob.')
+_CFG_DIR = define_path('cfg_dir', None, 'A folder with the .cfg files of the networks.')
 
 TOLERANCE = 3e-4
 _HEADER = 20  # bytes of one that we write

@@ -32,6 +32,7 @@ from absl import app, flags, logging
 from detzoo.data.records import DataError, decode_image
 from detzoo.detectors import make_detector
 from detzoo.inference import Predictor, find_images, load
+from detzoo.paths import define_path
 from detzoo.weights import torchvision_parity as parity
 from detzoo.weights.exchange import import_weights
 from detzoo.weights.mapping import fill
@@ -39,7 +40,7 @@ from detzoo.weights.parity import differences, drawn_image, match_detections
 from detzoo.weights.torchvision import PEERS
 
 _MODEL = flags.DEFINE_enum('model', 'retinanet_resnet50_fpn', [*PEERS, *parity.CLASSIFIERS], "A model, by torchvision's name.")
-_SOURCE = flags.DEFINE_string('source', None, 'A published file of a classifier, in place of drawn weights.')
+_SOURCE = define_path('source', None, 'A published file of a classifier, in place of drawn weights.')
 _IMAGES = flags.DEFINE_list('images', [], 'Image files, folders or globs; by default five drawn pictures of different sizes.')
 
 TOLERANCE = 1e-4

@@ -15,11 +15,13 @@ from typing import Any
 
 from absl import app, flags, logging
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'The workdir of a run.', required=True)
+from detzoo.paths import define_path
+
+WORKDIR = define_path('workdir', None, 'The workdir of a run.', required=True)
 CHECKPOINT = flags.DEFINE_integer('checkpoint', None, 'The step of the checkpoint; the newest by default.')
-OUTPUT = flags.DEFINE_string('output', None, 'A folder for the files; the workdir by default.')
-DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where data sets lie; as in training by default.')
-PROPOSALS = flags.DEFINE_string(
+OUTPUT = define_path('output', None, 'A folder for the files; the workdir by default.')
+DATA_DIR = define_path('data_dir', None, 'Where data sets lie; as in training by default.')
+PROPOSALS = define_path(
     'proposals', None, "Proposals instead of the RPN's: 'ground_truth', or a file in COCO's results format."
 )
 EXACT = flags.DEFINE_bool('exact', None, "Each image on a canvas of its own, see predict.py; the config's by default.")
@@ -31,6 +33,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'what is {argv[1]!r}? Flags begin with --')
     logging.set_verbosity(logging.WARNING)
+    from detzoo.config import ConfigError
     from detzoo.data.records import DataError
     from detzoo.evaluation import class_agnostic, coco_metrics, format_table, format_voc_table, voc_metrics
     from detzoo.inference import evaluate_workdir
@@ -48,7 +51,7 @@ def main(argv: list[str]) -> None:
     checkpoint = WORKDIR.value, CHECKPOINT.value, DATA_DIR.value, PROPOSALS.value
     try:
         evaluate_workdir(*checkpoint, exact=EXACT.value, output=OUTPUT.value, on_results=show)
-    except (DataError, OSError) as error:
+    except (ConfigError, DataError, OSError) as error:
         sys.exit(f'error: {error}')
 
 

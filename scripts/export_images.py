@@ -9,10 +9,12 @@ import sys
 from absl import app, flags, logging
 from tqdm import tqdm
 
+from detzoo.paths import define_path
+
 NAME = flags.DEFINE_string('name', None, "A data set: 'shapes', 'histology', or one of scripts/prepare_data.py.", required=True)
 SPLIT = flags.DEFINE_string('split', 'validation', "'train', 'validation', or a slice of them: 'validation[:8]'.")
-OUTPUT = flags.DEFINE_string('output', None, 'A folder for the files.', required=True)
-DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where data sets lie; default: ~/tensorflow_datasets.')
+OUTPUT = define_path('output', None, 'A folder for the files.', required=True)
+DATA_DIR = define_path('data_dir', None, 'Where data sets lie; default: ~/tensorflow_datasets.')
 
 
 def main(argv: list[str]) -> None:

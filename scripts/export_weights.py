@@ -12,8 +12,10 @@ import sys
 
 from absl import app, flags, logging
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'The workdir of a run.', required=True)
-OUTPUT = flags.DEFINE_string('output', None, 'The folder to make.', required=True)
+from detzoo.paths import define_path
+
+WORKDIR = define_path('workdir', None, 'The workdir of a run.', required=True)
+OUTPUT = define_path('output', None, 'The folder to make.', required=True)
 CHECKPOINT = flags.DEFINE_integer('checkpoint', None, 'The step of the checkpoint; the newest by default.')
 FORMAT = flags.DEFINE_enum('format', 'safetensors', ['safetensors', 'darknet'], 'Of the files.')
 

@@ -23,12 +23,14 @@ from typing import Any
 
 from absl import app, flags, logging
 
-SOURCE = flags.DEFINE_string('source', None, 'A weight file, or a folder of export_weights.py.', required=True)
+from detzoo.paths import define_path
+
+SOURCE = define_path('source', None, 'A weight file, or a folder of export_weights.py.', required=True)
 MODEL = flags.DEFINE_string('model', None, "The model's name in docs/zoo.md.")
-CFG = flags.DEFINE_string('cfg', None, 'In place of --model, the .cfg file of a darknet network.')
-NAMES = flags.DEFINE_string('names', None, 'With --cfg, the file with the names of its classes, one a line.')
-WORKDIR = flags.DEFINE_string('workdir', None, 'The workdir to make.', required=True)
-REPORT = flags.DEFINE_string('report', None, 'A Markdown file for the report.')
+CFG = define_path('cfg', None, 'In place of --model, the .cfg file of a darknet network.')
+NAMES = define_path('names', None, 'With --cfg, the file with the names of its classes, one a line.')
+WORKDIR = define_path('workdir', None, 'The workdir to make.', required=True)
+REPORT = define_path('report', None, 'A Markdown file for the report.')
 
 
 def main(argv: list[str]) -> None:

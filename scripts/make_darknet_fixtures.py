@@ -33,13 +33,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app
 
 from detzoo.detectors import make_detector
+from detzoo.paths import define_path
 from detzoo.weights.darknet import PUBLISHED, cfg_text
 from detzoo.weights.darknet_parity import Darknet, drawn_weights
 
-_DARKNET = flags.DEFINE_string('darknet', '/usr/lib/darknet', 'A folder with libdarknet.so and include/darknet.h.')
+_DARKNET = define_path('darknet', '/usr/lib/darknet', 'A folder with libdarknet.so and include/darknet.h.')
 
 FIXTURES = pathlib.Path(__file__).parents[1] / 'tests' / 'fixtures'
 CLASSES = 3

@@ -17,12 +17,14 @@ import sys
 
 from absl import app, flags, logging
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'The workdir of a run.', required=True)
+from detzoo.paths import define_path
+
+WORKDIR = define_path('workdir', None, 'The workdir of a run.', required=True)
 IMAGES = flags.DEFINE_multi_string(
     'images', None, 'Paths, folders or globs, separated by commas; may be given several times, say for a name with commas.',
     required=True,
 )  # fmt: skip
-OUTPUT = flags.DEFINE_string('output', None, 'A folder for the results.', required=True)
+OUTPUT = define_path('output', None, 'A folder for the results.', required=True)
 SCORE_THRESHOLD = flags.DEFINE_float('score_threshold', 0.5, 'Lower scores are left out.', 0, 1)
 CHECKPOINT = flags.DEFINE_integer('checkpoint', None, 'The step of the checkpoint; the newest by default.')
 ON_BAD_RECORD = flags.DEFINE_enum('on_bad_record', 'error', ['error', 'skip'], 'What an unreadable image leads to.')
@@ -34,6 +36,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'what is {argv[1]!r}? Flags begin with --; quote globs, or separate paths by commas')
     logging.set_verbosity(logging.WARNING)
+    from detzoo.config import ConfigError
     from detzoo.data.records import DataError
     from detzoo.inference import load, predict_files
     from detzoo.training.parallel import keep_compilations
@@ -48,7 +51,7 @@ def main(argv: list[str]) -> None:
             on_bad_record=ON_BAD_RECORD.value,
             max_pixels=MAX_PIXELS.value,
         )
-    except (DataError, OSError) as error:
+    except (ConfigError, DataError, OSError) as error:
         sys.exit(f'error: {error}')
     for message in skipped:
         print(f'skipped: {message}', file=sys.stderr)

@@ -18,17 +18,18 @@ from absl import app, flags
 from detzoo.data import records
 from detzoo.data.coco import prepare_coco
 from detzoo.data.voc import prepare_voc
+from detzoo.paths import define_path
 
 _FORMAT = flags.DEFINE_enum('format', 'coco', ['coco', 'voc'], 'The format of the annotations.')
 _NAME = flags.DEFINE_string('name', None, 'How to call the data set: lower-case letters, digits and underscores.', required=True)
-_TRAIN_ANNOTATIONS = flags.DEFINE_string('train_annotations', None, 'coco: JSON file of the training annotations.')
-_TRAIN_IMAGES = flags.DEFINE_string('train_images', None, 'coco: folder of the training images; file_name is relative to it.')
-_VALIDATION_ANNOTATIONS = flags.DEFINE_string('validation_annotations', None, 'coco: JSON file of the validation ones.')
-_VALIDATION_IMAGES = flags.DEFINE_string('validation_images', None, 'coco: folder of the validation images.')
-_VOC_ROOT = flags.DEFINE_string('voc_root', None, 'voc: the unpacked folder VOCdevkit, with VOC2007 or VOC2012 in it.')
+_TRAIN_ANNOTATIONS = define_path('train_annotations', None, 'coco: JSON file of the training annotations.')
+_TRAIN_IMAGES = define_path('train_images', None, 'coco: folder of the training images; file_name is relative to it.')
+_VALIDATION_ANNOTATIONS = define_path('validation_annotations', None, 'coco: JSON file of the validation ones.')
+_VALIDATION_IMAGES = define_path('validation_images', None, 'coco: folder of the validation images.')
+_VOC_ROOT = define_path('voc_root', None, 'voc: the unpacked folder VOCdevkit, with VOC2007 or VOC2012 in it.')
 _TRAIN_SPLITS = flags.DEFINE_list('train_splits', None, 'voc: lists of training images: 2007_trainval,2012_trainval.')
 _VALIDATION_SPLITS = flags.DEFINE_list('validation_splits', None, 'voc: lists of validation images: 2007_test.')
-_DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where data sets lie; by default ~/tensorflow_datasets.')
+_DATA_DIR = define_path('data_dir', None, 'Where data sets lie; by default ~/tensorflow_datasets.')
 _ON_BAD_RECORD = flags.DEFINE_enum(
     'on_bad_record', 'error', ['error', 'skip'], 'Stop at the first bad record, or leave bad records out and list them.'
 )

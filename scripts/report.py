@@ -11,7 +11,9 @@ import sys
 
 from absl import app, flags
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'The workdir of a sweep.', required=True)
+from detzoo.paths import define_path
+
+WORKDIR = define_path('workdir', None, 'The workdir of a sweep.', required=True)
 RESAMPLES = flags.DEFINE_integer(
     'resamples', 1000, 'Draws of the bootstrap and, at least, of the tests.', lower_bound=1
 )

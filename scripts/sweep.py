@@ -21,8 +21,10 @@ import sys
 
 from absl import app, flags, logging
 
-EXPERIMENT = flags.DEFINE_string('experiment', None, 'A file of experiments/, with an argument after a colon.', required=True)
-WORKDIR = flags.DEFINE_string('workdir', None, 'Where everything goes; the same again goes on where it was.', required=True)
+from detzoo.paths import define_path
+
+EXPERIMENT = define_path('experiment', None, 'A file of experiments/, with an argument after a colon.', required=True)
+WORKDIR = define_path('workdir', None, 'Where everything goes; the same again goes on where it was.', required=True)
 JOBS = flags.DEFINE_integer('jobs', 1, 'Runs at once.', lower_bound=1)
 COSTS = flags.DEFINE_bool('costs', False, 'Also measure what prediction costs.')
 TPU = flags.DEFINE_string('tpu', None, 'With --costs: a topology of TPUs to estimate them for, for example v5e:2x4.')

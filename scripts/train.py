@@ -11,8 +11,10 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from detzoo.paths import define_path
+
 CONFIG = config_flags.DEFINE_config_file('config', None, 'The experiment: a file of configs/, with an argument after a colon.')
-WORKDIR = flags.DEFINE_string('workdir', None, 'Where checkpoints, metrics and the config go.')
+WORKDIR = define_path('workdir', None, 'Where checkpoints, metrics and the config go.')
 PROFILE = flags.DEFINE_integer('profile', 0, 'How many steps to record with the profiler, for TensorBoard.', lower_bound=0)
 MULTIHOST = flags.DEFINE_bool('multihost', False, 'Whether this is one of several processes of a run (TPU pod, SLURM).')
 flags.mark_flags_as_required(['config', 'workdir'])

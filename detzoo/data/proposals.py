@@ -74,7 +74,7 @@ def load_proposals(source: str | None, dataset: Dataset, max_proposals: int) -> 
     """
     if source is None:
         return None
-    listed = None if source == 'ground_truth' else read_proposals(source)
+    listed = None if source == 'ground_truth' else read_proposals(os.path.expanduser(source))
     boxes, none = [], np.zeros((0, 4))
     count = images = dropped = 0
     for record in tqdm(dataset.records, desc='proposals', unit='image', leave=False):

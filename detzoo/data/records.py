@@ -15,10 +15,12 @@ against the original file to the last bit. The pipeline turns them into xyxy.
 
 import concurrent.futures
 import contextlib
+import hashlib
 import io
+import json
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -176,6 +178,7 @@ class Dataset(NamedTuple):
     class_names: [K], in the order of the labels.
     category_ids: [K], the data's own id of each label.
     records: random access to its records.
+    checksum: of all splits of the data set (see `checksum`); None where an older detzoo prepared it.
     """
 
     name: str
@@ -183,6 +186,7 @@ class Dataset(NamedTuple):
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     records: Records
+    checksum: str | None = None
 
 
 def open_dataset(name: str, split: str, data_dir: str | os.PathLike | None = None) -> Dataset:
@@ -203,7 +207,7 @@ def open_dataset(name: str, split: str, data_dir: str | os.PathLike | None = Non
     if 'category_ids' not in (builder.info.metadata or {}):
         raise DataError(f'{folder} was not prepared by detzoo; prepare it under another name: {_remedy("NEW_NAME")}')
     try:
-        source = builder.as_data_source(split, decoders={'image': tfds.decode.SkipDecoding()})
+        source = data_source(builder, split)
     except ValueError as error:
         raise DataError(f'data set {name!r} has no records for split {split!r}: {error}') from error
     return Dataset(
@@ -212,7 +216,13 @@ def open_dataset(name: str, split: str, data_dir: str | os.PathLike | None = Non
         class_names=tuple(builder.info.features['objects']['label'].names),
         category_ids=tuple(builder.info.metadata['category_ids']),
         records=Records(source),
+        checksum=builder.info.metadata.get('checksum'),
     )
+
+
+def data_source(builder: tfds.core.DatasetBuilder, split: str) -> Sequence:
+    """Gives random access to the prepared examples of a split, their images undecoded."""
+    return builder.as_data_source(split, decoders={'image': tfds.decode.SkipDecoding()})
 
 
 def write_dataset(
@@ -240,12 +250,33 @@ def write_dataset(
                 download_dir=scratch / 'downloads',
                 download_config=tfds.download.DownloadConfig(manual_dir=manual_dir(data_dir)),
             )
+        builder.info.metadata['checksum'] = checksum({split: Records(data_source(builder, split)) for split in builder.info.splits})
+        builder.info.write_to_directory(builder.data_path)
         folder = data_dir / builder.name / str(builder.version)
         folder.parent.mkdir(exist_ok=True)
         if overwrite and folder.exists():
             folder.rename(scratch / 'replaced')
         pathlib.Path(builder.data_dir).rename(folder)
     return folder
+
+
+def checksum(splits: Mapping[str, Records]) -> str:
+    """Digests all that a data set's records say, the bytes of their images too: the same wherever they lie, in whatever files.
+
+    Args:
+        splits: the records of each split.
+
+    Returns:
+        the SHA-256, as 64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for split in sorted(splits):
+        digest.update(json.dumps([split, len(splits[split])]).encode())
+        for record in tqdm(splits[split], desc=f'checksum of {split}', unit='image', leave=False):
+            image = record.pop('image')
+            digest.update(hashlib.sha256(image).digest())
+            digest.update(json.dumps({key: np.asarray(value).tolist() for key, value in record.items()}, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def data_root(data_dir: str | os.PathLike | None) -> pathlib.Path:

@@ -202,6 +202,8 @@ def make(
         raise ValueError(f"box_loss is {box_loss!r}: use 'smooth_l1' or one of {', '.join(losses.IOU_LOSSES)}")
     if len({len(sizes) for sizes in anchor_sizes}) != 1:
         raise ValueError(f'anchor_sizes must have equally many sizes at each level, since they share one head: {anchor_sizes}')
+    if len(anchor_sizes) != 5:
+        raise ValueError(f'anchor_sizes has {len(anchor_sizes)} levels, the pyramid 5')
     network = RetinaNet(
         num_classes=num_classes,
         backbone=dict(depth=depth, width=width, stride_in_1x1=stride_in_1x1, norm=norm, norm_epsilon=norm_epsilon,

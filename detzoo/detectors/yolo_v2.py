@@ -190,6 +190,8 @@ def make(
     """
     if stages < 2:
         raise ValueError(f'stages is {stages}: the head needs two')
+    if any(len(size) != 2 for size in anchor_sizes):
+        raise ValueError(f'anchor_sizes must be a (width, height) for each anchor: {anchor_sizes}')
     network = YOLOv2(
         num_classes=num_classes,
         num_anchors=len(anchor_sizes),

@@ -175,6 +175,8 @@ def make(
     """
     if len({len(sizes) for sizes in anchor_sizes}) != 1:
         raise ValueError(f'anchor_sizes must have equally many sizes at each level: {anchor_sizes}')
+    if any(len(size) != 2 for sizes in anchor_sizes for size in sizes):
+        raise ValueError(f'anchor_sizes must be a (width, height) for each anchor of each level: {anchor_sizes}')
     if len(anchor_sizes) > stages:
         raise ValueError(f'anchor_sizes has {len(anchor_sizes)} levels, the backbone {stages} stages')
     if box_loss not in ('squared', *losses.IOU_LOSSES):

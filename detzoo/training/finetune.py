@@ -18,7 +18,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from detzoo.config import ConfigError, differences, from_json
+from detzoo.config import ConfigError, differences, read_config
 from detzoo.detectors import make_detector
 from detzoo.inference import read_classes
 from detzoo.training.checkpoint import Checkpoints
@@ -63,7 +63,7 @@ def read_learnt(config: ml_collections.ConfigDict, class_names: tuple[str, ...],
     if config.initialize_from:
         return read_run(config.initialize_from, config, class_names, template)
     if config.initialize_backbone:
-        filled = flatten(load_backbone(config.initialize_backbone, *template))
+        filled = flatten(load_backbone(os.path.expanduser(config.initialize_backbone), *template))
         arrays = {path: leaf for path, leaf in filled.items() if isinstance(leaf, np.ndarray)}
         check_values(arrays, config.initialize_backbone)
         anew = [path for path in filled if path.split('/')[1] in ('backbone', 'trunk') and path not in arrays]
@@ -80,7 +80,7 @@ def read_run(
     of batches fits a frozen one, and the other way round: `model.norm` may change between the two. The arguments and errors are
     those of `read_learnt`.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = pathlib.Path(workdir).expanduser()
     if not (workdir / 'config.json').exists():
         raise ConfigError(f'initialize_from is {workdir}, which is not the workdir of a run: it has no config.json')
     checkpoints = Checkpoints(workdir)
@@ -98,7 +98,7 @@ def read_run(
         anew = class_dependent(config, len(class_names))
     arrays = {path: array for path, array in learnt.items() if path not in anew}
     check_fit(arrays, anew, template, str(workdir))
-    changes = differences(from_json((workdir / 'config.json').read_text()), config)
+    changes = differences(read_config(workdir / 'config.json'), config)
     return Learnt(arrays, anew, {key: pair for key, pair in changes.items() if _CHANGES.match(key)})
 
 

@@ -1,6 +1,6 @@
 """The training loop: one function from a config to a trained detector in a workdir.
 
-    config -> data, detector -> workdir (config.json, classes.json, environment.json) -> newest checkpoint or a new state
+    config -> data, detector -> workdir (config.json, classes.json, data.json, environment.json) -> newest checkpoint or a new state
     each step: batch of the step -> pmap(gradients of detector.loss, averaged; update) -> metrics, one step later
     now and then: evaluation, checkpoint
 
@@ -39,7 +39,7 @@ from detzoo.training.checkpoint import Checkpoints, TrainState
 from detzoo.training.metrics import MetricsLog
 from detzoo.training.optimizer import make_optimizer, make_schedule
 from detzoo.training.progress import Profiler, Progress
-from detzoo.training.workdir import has_checkpoints, prepare_workdir
+from detzoo.training.workdir import has_checkpoints, prepare_workdirs
 from detzoo.types import Array, Batch, Detector
 
 PICTURES = 4  # of the validation split, drawn at every evaluation
@@ -73,7 +73,7 @@ def train_and_evaluate(
     proposals = load_proposals(config.data.train_proposals, data, config.data.max_proposals)
     validation_proposals = load_proposals(config.data.validation_proposals, validation, config.data.max_proposals)
 
-    replicas = [Replica(own, folder, prepare_workdir(folder, own, data)) for own, folder in runs]
+    replicas = [Replica(*run, checkpoints) for run, checkpoints in zip(runs, prepare_workdirs(runs, data, validation))]
     start = common_start(config, replicas)
     states = []
     for replica in replicas:
@@ -373,6 +373,12 @@ def check(
             "model.norm is 'frozen_batch_norm', which without the statistics of trained weights normalises nothing: set "
             "initialize_backbone to a classifier's file, initialize_from to a workdir, or model.norm to 'batch_norm'"
         )
+    if ('mask' in config.model) != (config.data.mask_size > 0):
+        raise ConfigError(
+            f'data.mask_size is 0, and {config.model.name} learns masks: set it to the side of a mask, to 112 for example'
+            if 'mask' in config.model else
+            f'data.mask_size is {config.data.mask_size}, and {config.model.name} finds no masks: set it to 0'
+        )
     for key in ('train_proposals', 'validation_proposals'):
         inference.check_proposals(config, config.data[key] is not None, f'data.{key}')
     try:
@@ -383,12 +389,8 @@ def check(
         learnt = finetune.Learnt() if begun else finetune.read_learnt(config, data.class_names, template)
     except (ValueError, TypeError, OSError) as error:
         raise ConfigError(str(error)) from error
-    if config.training.num_replicas < 1:
-        raise ConfigError(f'training.num_replicas is {config.training.num_replicas}: set it to 1 or more')
     if config.training.num_replicas > 1 and len(config.data.canvases) > 1:
         raise ConfigError('training.num_replicas needs a single canvas in data.canvases: each seed draws its own at a step')
-    if config.training.checkpoint_every < 1:
-        raise ConfigError(f'training.checkpoint_every is {config.training.checkpoint_every}: set it to 1 step or more')
     devices = jax.device_count()
     for key, size, parts in (
         ('training.batch_size', config.training.batch_size, devices * config.training.accumulate),
@@ -440,9 +442,14 @@ def announce(config: ml_collections.ConfigDict, state: TrainState, start: int, l
 def diverged(step: int, metrics: dict[str, float], indices: np.ndarray, data: Dataset, replica: Replica) -> str:
     """The message about a step that is not finite."""
     image_ids = [data.records[int(index)]['image_id'] for index in indices]
+    last, folder = replica.checkpoints.latest_step(), replica.checkpoints.folder
+    standing = (
+        'There is no checkpoint yet, so that the same workdir takes another config'
+        if last is None else
+        f'The last good checkpoint is that of step {last} in {folder}; another config takes a new workdir'
+    )
     return (
         f'step {step}: the loss is {metrics["loss"]}, the norm of its gradient {metrics["grad_norm"]}. '
-        f'Images of the batch (on this process): {image_ids}. The last good checkpoint is that of step '
-        f'{replica.checkpoints.latest_step()} in {replica.checkpoints.folder}. A lower optimizer.learning_rate, a longer '
-        'warm-up or optimizer.clip_norm may help'
+        f'Images of the batch (on this process): {image_ids}. {standing}. A lower optimizer.learning_rate, a longer warm-up or '
+        'optimizer.clip_norm may help'
     )

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from detzoo.data.records import DataError
+
 
 class MetricsLog:
     """Writes the metrics of a workdir, on the first process; on others it does nothing.
@@ -69,16 +71,34 @@ class MetricsLog:
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
-    """Reads the lines of `metrics.jsonl`."""
-    return [json.loads(line) for line in (pathlib.Path(workdir) / 'metrics.jsonl').read_text().splitlines()]
+    """Reads the whole lines of `metrics.jsonl`.
+
+    Raises:
+        DataError: one of them is damaged.
+    """
+    return [row for _, row in _whole_lines(pathlib.Path(workdir) / 'metrics.jsonl')]
 
 
 def _cut_back(path: pathlib.Path, step: int) -> None:
     """Removes the lines beyond a step, and a last line that was cut short."""
     if not path.exists():
         return
-    whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith('\n')]
-    kept = [line for line in whole if json.loads(line)['step'] <= step]
+    kept = [line for line, row in _whole_lines(path) if row['step'] <= step]
     scratch = path.with_suffix('.tmp')
     scratch.write_text(''.join(kept))
     os.replace(scratch, path)
+
+
+def _whole_lines(path: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
+    """Lists the lines, each with what it says, but for a last one that was cut short."""
+    lines = []
+    for number, line in enumerate(path.read_bytes().decode(errors='replace').split('\n')[:-1], start=1):
+        try:
+            row = json.loads(line)
+            int(row['step'])
+        except (ValueError, TypeError, LookupError, RecursionError) as error:
+            raise DataError(
+                f'line {number} of {path} is damaged ({error}): remove that line. Checkpoints do not depend on this file'
+            ) from error
+        lines.append((line + '\n', row))
+    return lines

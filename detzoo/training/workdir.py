@@ -1,8 +1,10 @@
 """The folder of a run: which run it is of, and where it stands.
 
-    config.json classes.json environment.json   what the run is
-    checkpoints/                                where it stands
-    metrics.jsonl tensorboard/                  how it went
+    config.json classes.json data.json environment.json   what the run is
+    checkpoints/                                          where it stands
+    metrics.jsonl tensorboard/                            how it went
+
+A run goes on with the config and the data that it began with; anything else is refused before a file is written.
 """
 
 import contextlib
@@ -12,43 +14,101 @@ import os
 import pathlib
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import ml_collections
 
 import detzoo
-from detzoo.config import MUTABLE, ConfigError, differences, from_json, to_json
+from detzoo.config import MUTABLE, ConfigError, differences, read_config, to_json
 from detzoo.data.records import Dataset
 from detzoo.files import incomplete_folder, new_file
 from detzoo.training.checkpoint import Checkpoints
 
 
-def prepare_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict, data: Dataset) -> Checkpoints:
-    """Stores what a run is in a new workdir, or checks that an existing one is of the same run."""
-    path = workdir / 'config.json'
-    if path.exists():
-        stored = from_json(path.read_text())
-        changed = differences(stored, config)
-        refused = {key: pair for key, pair in changed.items() if key not in MUTABLE}
-        if refused:
-            keys = '; '.join(f'{key} was {old!r}, is {new!r}' for key, (old, new) in refused.items())
-            raise ConfigError(f'{workdir} is of a run with another config ({keys}): take a new --workdir')
-    checkpoints = Checkpoints(workdir)
-    if checkpoints.latest_step() == 0:
+def prepare_workdirs(
+    runs: Sequence[tuple[ml_collections.ConfigDict, pathlib.Path]], data: Dataset, validation: Dataset
+) -> list[Checkpoints]:
+    """Stores in workdirs what their runs are, once it is known that each is new or of the same run.
+
+    Args:
+        runs: config and workdir of each.
+        data: the split that all train on.
+        validation: the split that all are evaluated on.
+
+    Returns:
+        the checkpoints of each.
+
+    Raises:
+        ConfigError: a workdir is of another run, and nothing was written.
+    """
+    for config, workdir in runs:
+        check_workdir(workdir, config, data, validation)
+    for config, workdir in runs if jax.process_index() == 0 else ():
+        workdir.mkdir(parents=True, exist_ok=True)
+        for name, content in (*described(data, validation).items(), ('environment.json', environment())):
+            write_text(workdir / name, json.dumps(content, indent=2) + '\n')
+        write_text(workdir / 'config.json', to_json(config))  # last: it makes the folder a workdir
+    return [Checkpoints(workdir) for _, workdir in runs]
+
+
+def check_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict, data: Dataset, validation: Dataset) -> None:
+    """Refuses a workdir with checkpoints of another config, or of other data; where there are none, nothing would be lost.
+
+    An older detzoo stored less of the data: what is not known is taken to be the same.
+
+    Raises:
+        ConfigError: the message has all that differs.
+    """
+    if not has_checkpoints(workdir):
+        return
+    if (workdir / 'checkpoints' / '0').exists():
         raise ConfigError(
             f'{workdir} holds imported weights: to train them further, take a new --workdir and set initialize_from to it'
         )
-    if jax.process_index() == 0:
-        classes = dict(class_names=data.class_names, category_ids=data.category_ids)
-        for name, text in (
-            ('classes.json', json.dumps(classes, indent=2) + '\n'),
-            ('environment.json', json.dumps(environment(), indent=2) + '\n'),
-            ('config.json', to_json(config)),  # last: it makes the folder a workdir
-        ):
-            write_text(workdir / name, text)
-    return checkpoints
+    if (workdir / 'config.json').exists():
+        pairs = differences(read_config(workdir / 'config.json'), config)
+        changed = [f'{key} was {old!r}, is {new!r}' for key, (old, new) in pairs.items() if key not in MUTABLE]
+        if changed:
+            raise ConfigError(f'{workdir} is of a run with another config ({"; ".join(changed)}): take a new --workdir')
+    changed = []
+    for name, content in described(data, validation).items():
+        before = read_description(workdir / name)
+        for key, new in content.items():
+            old = before.get(key)
+            if old != new and None not in (old, new):
+                changed.append(f'{key} was {old!r}, is {new!r}')
+    if changed:
+        raise ConfigError(
+            f'{workdir} is of a run on other data: data set {data.name!r} has changed since ({"; ".join(changed)}). Take a new '
+            '--workdir, or bring back the data that the run began with'
+        )
+
+
+def described(data: Dataset, validation: Dataset) -> dict[str, dict[str, Any]]:
+    """Says what a run's data are, by the files of the workdir that keep it: what of JSON comes back unchanged."""
+    return {
+        'classes.json': dict(class_names=list(data.class_names), category_ids=list(data.category_ids)),
+        'data.json': dict(images=len(data.records), validation_images=len(validation.records), checksum=data.checksum),
+    }
+
+
+def read_description(path: pathlib.Path) -> dict[str, Any]:
+    """Reads one of the files of `described`; nothing where there is none.
+
+    Raises:
+        ConfigError: it was cut short.
+    """
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(
+            f'{path} was cut short, or is no object ({error}): put a copy in its place, or remove it if the data are still '
+            'those of the run, which then writes it anew'
+        ) from error
 
 
 def has_checkpoints(workdir: pathlib.Path) -> bool:

@@ -1,0 +1,225 @@
+"""The values that the keys of a config may have: a table, and the sentence about a value that is not among them.
+
+    kind of the default (finite numbers, as deep in tuples) -> the range of the key: ALLOWED, of a detector's argument MODEL
+
+`data.augment.check_recipe` knows the ranges of `data.recipe`; a detector's `make` knows which of its arguments fit together.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from numbers import Integral, Real
+from typing import Any, NamedTuple
+
+from detzoo.backbones.norms import NORMS
+from detzoo.backbones.resnet import DEPTHS
+from detzoo.core.masks import PASTES
+
+
+class Allowed(NamedTuple):
+    """Some of the values of a default's kind.
+
+    words: what a value must be.
+    holds: tells whether a value is.
+    """
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+def at_least(low: float) -> Allowed:
+    """Allows a number from a limit on."""
+    return Allowed(f'at least {low}', lambda x: x >= low)
+
+
+def within(low: float, high: float) -> Allowed:
+    """Allows a number between two limits, and these."""
+    return Allowed(f'in {low}..{high}', lambda x: low <= x <= high)
+
+
+def one_of(*values: Any) -> Allowed:
+    """Allows what is listed."""
+    return Allowed(f'one of {", ".join(map(repr, values))}', lambda x: x in values)
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """Lists what tuples of tuples hold."""
+    if is_tuple(value):
+        for item in value:
+            yield from leaves(item)
+    else:
+        yield value
+
+
+def is_count(value: Any) -> bool:
+    return isinstance(value, Integral) and value >= 1
+
+
+def is_canvas(value: Any) -> bool:
+    return is_tuple(value) and len(value) == 2 and all(map(is_count, value))
+
+
+def is_expression(text: str) -> bool:
+    try:
+        re.compile(text)
+    except (re.error, RecursionError, OverflowError):
+        return False
+    return True
+
+
+def has_no_empty_tuple(value: Any) -> bool:
+    return not is_tuple(value) or (len(value) > 0 and all(map(has_no_empty_tuple, value)))
+
+
+COUNT, AMOUNT, SHARE = at_least(1), at_least(0), within(0, 1)
+POSITIVE = Allowed('above 0', lambda x: x > 0)
+DECAY = Allowed('at least 0 (none) and below 1', lambda x: 0 <= x < 1)
+COUNTS = Allowed('whole numbers of at least 1', lambda x: has_no_empty_tuple(x) and all(map(is_count, leaves(x))))
+LENGTHS = Allowed('positive numbers, one or more in each tuple', lambda x: has_no_empty_tuple(x) and min(leaves(x)) > 0)
+
+ALLOWED: Mapping[str, Allowed] = {
+    'seed': within(0, 2 * 10**9),  # what 32 bits hold, also of the last of its replicas
+    'data.canvases': Allowed(
+        'one or more (height, width) of at least 1 pixel, like ((128, 128),)', lambda x: len(x) > 0 and all(map(is_canvas, x))
+    ),
+    'data.canvas_steps': COUNT,
+    'data.mask_size': AMOUNT,
+    'data.max_boxes': COUNT,
+    'data.threads': COUNT,
+    'data.max_proposals': COUNT,
+    'training.steps': COUNT,
+    'training.batch_size': COUNT,
+    'training.accumulate': COUNT,
+    'training.num_replicas': COUNT,
+    'training.checkpoint_every': COUNT,
+    'training.evaluate_every': AMOUNT,
+    'optimizer.name': one_of('adamw', 'sgd'),
+    'optimizer.learning_rate': AMOUNT,
+    'optimizer.schedule': one_of('cosine', 'steps', 'constant'),
+    'optimizer.decay_at': Allowed(
+        'shares of the run above 0 and below 1, in ascending order',
+        lambda x: all(0 < share < 1 for share in x) and list(x) == sorted(set(x)),
+    ),
+    'optimizer.warmup_steps': AMOUNT,
+    'optimizer.weight_decay': AMOUNT,
+    'optimizer.momentum': DECAY,
+    'optimizer.epsilon': POSITIVE,
+    'optimizer.clip_norm': AMOUNT,
+    'optimizer.ema_decay': DECAY,
+    'optimizer.frozen': Allowed("a regular expression, like 'backbone/(stem|stage1)'", is_expression),
+    'evaluation.batch_size': COUNT,
+    'evaluation.canvases': Allowed(
+        '(height, width) each of at least 1 pixel, like ((128, 128),), or empty', lambda x: all(map(is_canvas, x))
+    ),
+    'evaluation.divisor': COUNT,
+    'evaluation.mask_paste': one_of(*PASTES),
+}
+
+# Of the detectors' arguments: a name means the same in each, and in each group of arguments.
+MODEL: Mapping[str, Allowed] = {
+    # the network
+    'depth': one_of(*DEPTHS),
+    'stages': within(1, 6),
+    'width': POSITIVE,
+    'norm': one_of(*NORMS),
+    'fpn_norm': one_of(*NORMS),
+    'trunk_norm': one_of(*NORMS),
+    'norm_epsilon': AMOUNT,
+    'l2_norm_scale': POSITIVE,
+    'fc6_dilation': COUNT,
+    'fpn_features': COUNT,
+    'trunk_features': COUNT,
+    'features': COUNT,
+    'head_features': COUNTS,
+    'local_features': COUNT,
+    'passthrough_features': COUNT,
+    'head_depth': AMOUNT,
+    'layers': AMOUNT,
+    'trunk_conv_layers': AMOUNT,
+    'trunk_fc_layers': AMOUNT,
+    'extra_layers': Allowed(
+        'five whole numbers a layer: channels of its two convolutions, kernel and stride of at least 1, padding of at least 0',
+        lambda x: all(len(layer) == 5 and all(map(is_count, layer[:4])) and is_count(layer[4] + 1) for layer in x),
+    ),
+    'dropout': DECAY,
+    'prior_probability': Allowed('above 0 and below 1', lambda x: 0 < x < 1),
+    'dtype': one_of('float32', 'bfloat16'),
+    'mean': Allowed('3 numbers, one a channel', lambda x: len(x) == 3),
+    'std': Allowed('3 positive numbers, one a channel', lambda x: len(x) == 3 and min(x) > 0),
+    'pad_value': Allowed('a number', lambda x: True),
+    # anchors, and what they are trained towards
+    'boxes_per_cell': COUNT,
+    'anchor_sizes': LENGTHS,
+    'aspect_ratios': Allowed('positive, one or more', lambda x: len(x) > 0 and all(y > 0 for y in leaves(x))),
+    'anchor_strides': Allowed('positive numbers', lambda x: isinstance(x, str) or all(y > 0 for y in x)),
+    'delta_weights': Allowed('4 positive numbers', lambda x: len(x) == 4 and min(x) > 0),
+    'positive_iou': SHARE,
+    'negative_iou': SHARE,
+    'ignore_iou': SHARE,
+    'samples': COUNT,
+    'positive_share': SHARE,
+    'negatives_per_positive': AMOUNT,
+    'warm_up_images': AMOUNT,
+    # regions of interest
+    'output_size': COUNT,
+    'samples_per_bin': AMOUNT,
+    'max_samples_per_bin': COUNT,
+    'canonical_size': POSITIVE,
+    # losses
+    'focal_gamma': AMOUNT,
+    'focal_alpha': SHARE,
+    **dict.fromkeys(('box_loss_beta', 'box_loss_weight', 'cls_loss_weight', 'rpn_loss_weight', 'mask_loss_weight'), AMOUNT),
+    **dict.fromkeys(('object_scale', 'no_object_scale', 'class_scale', 'box_scale'), AMOUNT),
+    # detections
+    **dict.fromkeys(('pre_nms_topk', 'train_pre_nms_topk', 'post_nms_topk', 'train_post_nms_topk', 'max_detections'), COUNT),
+    'score_threshold': SHARE,
+    'iou_threshold': SHARE,
+    'min_size': AMOUNT,
+}
+
+
+def check_value(key: str, value: Any, example: Any) -> None:
+    """Refuses a value of another kind than an example, or out of its range.
+
+    Args:
+        key: dotted, of the config.
+        value: of it.
+        example: the key's default, or another value of its kind; None allows all kinds.
+
+    Raises:
+        ValueError: the message has the key, the value, and what it must be.
+    """
+    allowed = MODEL.get(key.rpartition('.')[2]) if key.startswith('model.') else ALLOWED.get(key)
+    if not is_alike(value, example):
+        raise ValueError(f'{key} is {value!r}: it must be {kind(example)}')
+    if allowed is not None and not allowed.holds(value):
+        raise ValueError(f'{key} is {value!r}: it must be {allowed.words}')
+
+
+def is_alike(value: Any, example: Any) -> bool:
+    """Tells whether a value is of an example's kind: True is no number, nor is NaN, and tuples are as deep."""
+    if example is None:
+        return True
+    if isinstance(example, bool | str):
+        return isinstance(value, type(example))
+    if is_tuple(example):
+        inner = example[0] if depth(example) > 1 else 0.0
+        return is_tuple(value) and (not example or all(is_alike(item, inner) for item in value))
+    number, limit = (Integral, 2**31) if isinstance(example, Integral) else (Real, 3e38)
+    return isinstance(value, number) and not isinstance(value, bool) and abs(value) < limit
+
+
+def kind(example: Any) -> str:
+    """Says what is alike."""
+    if is_tuple(example):
+        return 'numbers in a tuple' + ' of tuples' * (depth(example) - 1)
+    return {bool: 'True or False', str: 'text', int: 'a whole number of 32 bits'}.get(type(example), 'a finite number')
+
+
+def depth(value: Any) -> int:
+    """Counts how deep tuples are."""
+    return 1 + max(map(depth, value), default=0) if is_tuple(value) else 0
+
+
+def is_tuple(value: Any) -> bool:
+    """A list is one, too: that is how JSON brings it."""
+    return isinstance(value, tuple | list)
