@@ -1,11 +1,11 @@
-"""Values of a config that mean nothing: each is one sentence with the key, the value and what is allowed, before anything is made."""
+"""Values of a config that mean nothing: each gives one sentence, with the key, the value and what is allowed."""
 
 import math
 import re
 
+import conftest
 import ml_collections
 import pytest
-from conftest import TINY_FASTER_RCNN, TINY_MASK_RCNN, TINY_RETINANET, TINY_SSD, TINY_YOLO_V1, TINY_YOLO_V2, TINY_YOLO_V3
 
 from detzoo.allowed import ALLOWED, MODEL, is_alike
 from detzoo.config import ConfigError, complete, defaults, example, flatten, from_json, read_config, to_json
@@ -13,9 +13,7 @@ from detzoo.data.records import open_dataset
 from detzoo.detectors import DETECTORS
 from detzoo.training import loop
 
-TINY = {config['name']: config for config in (
-    TINY_RETINANET, TINY_FASTER_RCNN, TINY_MASK_RCNN, TINY_SSD, TINY_YOLO_V1, TINY_YOLO_V2, TINY_YOLO_V3
-)}  # fmt: skip
+TINY = {name: getattr(conftest, f'TINY_{name.upper()}') for name in DETECTORS}
 NAN, INF = math.nan, math.inf
 NO_COUNT, NO_AMOUNT, NO_SHARE = (0, -5, None, 'x', 10**30), (-1, None, 'x', True), (-0.1, 1.5, NAN, None, 'x')
 NO_CANVASES = ((64,), ((64,),), ((64, 64, 3),), ((0, 64),), ((64, -64),), ((64.5, 64),), (('x', 64),), 'x', 64, None)
