@@ -171,6 +171,7 @@ def test_complete_says_what_is_allowed(key, value, message):
     ('retinanet', 'optimizer.warmup_steps', 10**6),  # a recipe cut to a few steps for a try
     ('retinanet', 'model.norm_epsilon', 0.0),  # torchvision's on COCO
     ('retinanet', 'model.score_threshold', 0),
+    ('retinanet', 'model.iou_threshold', 1.0),
     ('retinanet', 'model.focal_alpha', None),
     ('retinanet', 'model.head_depth', 0),
     ('faster_rcnn', 'model.fpn_features', None),

@@ -515,7 +515,15 @@ def test_train_and_evaluate_stops_where_the_loss_is_not_finite(tmp_path, tiny_co
     message = str(raised.value)
     assert message.startswith(f'step {len(done) + 1}: the loss is ')
     assert str([100 + index for index in failed.image_id.tolist()]) in message
-    assert f'that of step {step} in ' in message
+    assert f'that of step {step} in {tmp_path}/checkpoints; another config takes a new workdir' in message
+
+
+def test_train_and_evaluate_starts_anew_where_no_checkpoint_was_saved(tmp_path, tiny_config, linear):
+    with pytest.raises(FloatingPointError, match='no checkpoint yet, so that the same workdir takes another config. A lower'):
+        loop.train_and_evaluate(tiny_config(optimizer__learning_rate=1e30, optimizer__warmup_steps=0), tmp_path)
+    loop.train_and_evaluate(tiny_config(training__steps=2), tmp_path)
+    assert [row['step'] for row in read_metrics(tmp_path)] == [1, 2, 2]
+    assert saved(tmp_path)[0] == 2
 
 
 def test_train_and_evaluate_leaves_out_images_without_objects(tmp_path, tiny_config, linear, capfd, monkeypatch):

@@ -2,8 +2,10 @@
 
 import json
 import pathlib
+import re
 
 import pytest
+from conftest import ROOT
 
 from detzoo.config import ConfigError
 from detzoo.data.records import checksum, open_dataset
@@ -87,6 +89,13 @@ def test_prepare_workdirs_adds_what_an_older_run_does_not_say(prepared):
         prepare_workdirs([(config, workdir)], changed(data, class_names=lambda x: x[::-1]), validation)
 
 
+def test_prepare_workdirs_names_a_place_that_cannot_be_one(prepared, tmp_path):
+    config, data, validation, _ = prepared()
+    (tmp_path / 'file').touch()
+    with pytest.raises(ConfigError, match=f'cannot make the workdir {tmp_path}/file: File exists'):
+        prepare_workdirs([(config, tmp_path / 'file')], data, validation)
+
+
 @pytest.mark.parametrize('name', ['config.json', 'classes.json', 'data.json'])
 @pytest.mark.parametrize('keep', [0, 20])
 def test_prepare_workdirs_names_a_file_that_was_cut_short(prepared, name, keep):
@@ -135,3 +144,11 @@ def test_paths_of_flags_begin_at_home(run_script, monkeypatch, tmp_path):
         finished = run_script(name, '--workdir=~/nothing', *others)
         assert finished.code == 1 and f'error: {tmp_path}/nothing is not the workdir of a run' in finished.stderr
     assert not pathlib.Path('~').exists()
+
+
+def test_scripts_define_paths_as_such():
+    paths = '(workdir|output|data_dir|source|report|proposals|voc_root|photos|[a-z_]*_(annotations|images))'
+    scripts = list(ROOT.glob('scripts/*.py'))
+    assert len(scripts) > 20
+    for script in scripts:
+        assert not re.search(rf"DEFINE_string\(\s*'{paths}'", script.read_text()), script

@@ -46,7 +46,10 @@ def prepare_workdirs(
     for config, workdir in runs:
         check_workdir(workdir, config, data, validation)
     for config, workdir in runs if jax.process_index() == 0 else ():
-        workdir.mkdir(parents=True, exist_ok=True)
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f'cannot make the workdir {workdir}: {error.strerror}; take another --workdir') from error
         for name, content in (*described(data, validation).items(), ('environment.json', environment())):
             write_text(workdir / name, json.dumps(content, indent=2) + '\n')
         write_text(workdir / 'config.json', to_json(config))  # last: it makes the folder a workdir
