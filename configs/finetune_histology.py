@@ -18,15 +18,15 @@ import pathlib
 
 import ml_collections
 
-from detzoo.config import ConfigError, complete, from_json
+from detzoo.config import ConfigError, complete, read_config
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """Makes the config that goes on from a workdir."""
-    path = pathlib.Path(arg or '', 'config.json')
+    path = pathlib.Path(arg or '', 'config.json').expanduser()
     if not arg or not path.exists():
         raise ConfigError(f'configs/finetune_histology.py:WORKDIR starts from a workdir, and {arg!r} is none')
-    source = from_json(path.read_text())
+    source = read_config(path)
     c = ml_collections.ConfigDict()
     c.initialize_from = arg
     c.model = source.model

@@ -28,7 +28,7 @@ ODD = {
     'data.data_dir': (3, False),
     'data.recipe.flip': NO_SHARE,
     'data.recipe.iou_crop': (1, 'yes', None),
-    'data.recipe.scale_range': ((1.0,), (2.0, 1.0), (0.0, 1.0), (1.0, INF), (1.0, 'x'), ((1.0, 2.0), 3.0), (), 1.0, None),
+    'data.recipe.scale_range': ((1.0,), (2.0, 1.0), (0.0, 1.0), (1e-9, 1.0), (1.0, 1e9), (1.0, INF), (1.0, 'x'), ((1.0, 2.0),)),
     'data.recipe.saturation': ((1.2, 1.5), (0.5, NAN), ()),
     'data.recipe.zoom_out': (0.5, NAN, INF, None),
     'data.recipe.shorter_side': (0, -5, 1.5, 'x'),

@@ -67,6 +67,13 @@ def test_train_names_an_unknown_key(run_script, tmp_path):
     ('--config.training.checkpoint_every=0', ['training.checkpoint_every is 0']),
     ('--config.model.name=yolo9000', ['model.name', 'retinanet']),
     ('--config.data.recipe.resize=warp', ['data.recipe.resize', 'stretch']),
+    ('--config.data.canvases=()', ['data.canvases is ()', '(height, width)']),
+    ('--config.data.mask_size=28', ['data.mask_size is 28', 'retinanet finds no masks']),
+    ('--config.training.accumulate=0', ['training.accumulate is 0', 'at least 1']),
+    ('--config.training.steps=-5', ['training.steps is -5', 'at least 1']),
+    ('--config.optimizer.frozen=(', ['optimizer.frozen', 'a regular expression']),
+    ('--config.optimizer.learning_rate=nan', ['optimizer.learning_rate is nan', 'a finite number']),
+    ('--config.model.width=0', ['model.width is 0.0', 'above 0']),
 ])
 def test_train_names_a_value_it_cannot_use(run_script, data_dir, tmp_path, argument, words):
     data = ['--config.data.name=toy', f'--config.data.data_dir={data_dir}']
@@ -92,6 +99,14 @@ def test_scripts_name_what_is_missing(run_script, tmp_path, picture, tiny_run, n
     assert run_script(name, *others).code == 1  # no --workdir
     assert run_script(name, f'--workdir={tiny_run}', *others, 'a.png').code == 1
     assert not (tmp_path / 'output').exists() and not (tmp_path / 'nothing').exists()
+
+
+@pytest.mark.parametrize('name', ['config.json', 'classes.json'])
+def test_scripts_name_a_file_of_the_workdir_that_was_cut_short(run_script, tiny_run, tmp_path, picture, name):
+    for part in ('config.json', 'classes.json'):
+        (tmp_path / part).write_bytes(b'' if part == name else (tiny_run / part).read_bytes())
+    for script, *others in (('evaluate',), ('predict', f'--images={picture}', f'--output={tmp_path}/output')):
+        assert is_one_error(run_script(script, f'--workdir={tmp_path}', *others), f'{tmp_path}/{name}', 'or remove it')
 
 
 def test_evaluate_names_a_missing_data_set(run_script, tiny_run, tmp_path):

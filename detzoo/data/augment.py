@@ -309,7 +309,8 @@ def check_recipe(recipe: Mapping[str, Any]) -> None:
     check('aspect_jitter', 0 <= recipe['aspect_jitter'] < 1, 'at least 0 (off) and below 1')
     stretched = recipe['resize'] == 'stretch' and recipe['aspect_jitter'] > 0
     check('aspect_jitter', not stretched, "0 with resize 'stretch', which undoes it; 'jitter' is what varies there")
-    check('scale_range', _is_range(recipe['scale_range']), 'two positive factors, the smaller one first')
+    good = _is_range(recipe['scale_range']) and 0.01 <= recipe['scale_range'][0] and recipe['scale_range'][1] <= 100
+    check('scale_range', good, 'two factors in 0.01..100, the smaller one first')
     check('brightness', 0 <= recipe['brightness'] <= 255, 'in 0..255')
     check('hue', 0 <= recipe['hue'] <= 0.5, 'in 0..0.5 (half a turn)')
     for key in ('saturation', 'exposure'):
