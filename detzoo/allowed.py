@@ -149,7 +149,7 @@ MODEL: Mapping[str, Allowed] = {
     # anchors, and what they are trained towards
     'boxes_per_cell': COUNT,
     'anchor_sizes': LENGTHS,
-    'aspect_ratios': Allowed('positive, one or more', lambda x: len(x) > 0 and all(y > 0 for y in leaves(x))),
+    'aspect_ratios': Allowed('one or more positive numbers', lambda x: len(x) > 0 and all(y > 0 for y in leaves(x))),
     'anchor_strides': Allowed('positive numbers', lambda x: isinstance(x, str) or all(y > 0 for y in x)),
     'delta_weights': Allowed('4 positive numbers', lambda x: len(x) == 4 and min(x) > 0),
     'positive_iou': SHARE,

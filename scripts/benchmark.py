@@ -148,11 +148,14 @@ def main(argv: list[str]) -> None:
     import jax
 
     from detzoo.comparison import cost
-    from detzoo.config import complete
+    from detzoo.config import ConfigError, complete
     from detzoo.inference import evaluation_canvases
 
     CONFIG.value.initialize_backbone = ''  # may be required, but no weights are read here
-    config, num_classes = complete(CONFIG.value), NUM_CLASSES.value
+    try:
+        config, num_classes = complete(CONFIG.value), NUM_CLASSES.value
+    except ConfigError as error:
+        sys.exit(f'error: {error}')
     canvases = config.data.canvases[0], evaluation_canvases(config)[0]
     sizes = ' and '.join(f'{height}x{width}' for height, width in dict.fromkeys(canvases))
     parameters = cost.parameter_count(cost.state_shapes(config, num_classes).params)
