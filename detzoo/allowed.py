@@ -119,6 +119,7 @@ MODEL: Mapping[str, Allowed] = {
     # the network
     'depth': one_of(*DEPTHS),
     'stages': within(1, 6),
+    'extra_levels_from': one_of('p5', 'c5'),
     'width': POSITIVE,
     'norm': one_of(*NORMS),
     'fpn_norm': one_of(*NORMS),

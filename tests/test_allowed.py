@@ -60,6 +60,7 @@ ODD_MODEL = {
     'retinanet': {
         'name': ('yolo9000', 3, None, ['retinanet']),
         'depth': (0, 19, 50.5, None),
+        'extra_levels_from': ('p6', None),
         'width': (0.0, -1.0, NAN, 'x'),
         'norm': ('batchnorm', '', None),
         'norm_epsilon': (-1e-5, NAN),

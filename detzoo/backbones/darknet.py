@@ -73,7 +73,7 @@ class Darknet(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> Sequence[jax.Array]:
         """Maps [B, H, W, 3] to one [B, ceil(H / 2^i), ceil(W / 2^i), C] for each stage i."""
         if self.architecture not in (*PLAIN, 'darknet53'):
-            raise ValueError(f'no darknet {self.architecture!r}: use one of {", ".join((*PLAIN, "darknet53"))}')
+            raise ValueError(f'backbone is {self.architecture!r}: use one of {", ".join((*PLAIN, "darknet53"))}')
         if not 1 <= self.stages <= 6:
             raise ValueError(f'stages is {self.stages}: a darknet has 1 to 6')
         norm = make_norm(self.norm, train=train, axis_name=self.axis_name, dtype=self.dtype, epsilon=self.norm_epsilon)
