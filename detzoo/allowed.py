@@ -120,7 +120,7 @@ MODEL: Mapping[str, Allowed] = {
     'depth': one_of(*DEPTHS),
     'stages': within(1, 6),
     'extra_levels_from': one_of('p5', 'c5'),
-    'width': POSITIVE,
+    'width': Allowed('above 0 and at most 100', lambda x: 0 < x <= 100),
     'norm': one_of(*NORMS),
     'fpn_norm': one_of(*NORMS),
     'trunk_norm': one_of(*NORMS),

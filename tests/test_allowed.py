@@ -61,7 +61,7 @@ ODD_MODEL = {
         'name': ('yolo9000', 3, None, ['retinanet']),
         'depth': (0, 19, 50.5, None),
         'extra_levels_from': ('p6', None),
-        'width': (0.0, -1.0, NAN, 'x'),
+        'width': (0.0, -1.0, 1e6, NAN, 'x'),
         'norm': ('batchnorm', '', None),
         'norm_epsilon': (-1e-5, NAN),
         'fpn_features': NO_COUNT,
@@ -211,6 +211,7 @@ def test_every_number_has_a_range():
     ('mask_rcnn', {}, 'data.mask_size is 0, and mask_rcnn learns masks: set it'),
     ('retinanet', {'model.anchor_sizes': ((8.0,),) * 4}, 'anchor_sizes has 4 levels, the pyramid 5'),
     ('faster_rcnn', {'model.rpn.anchor_sizes': ((8.0,),) * 4}, 'rpn.anchor_sizes has 4 levels, the backbone 5'),
+    ('yolo_v2', {'model.width': 1e-9}, 'a layer of this yolo_v2 has no channels: raise model.width or its features'),
     ('yolo_v2', {'model.anchor_sizes': ((8.0, 8.0, 8.0),)}, r'anchor_sizes must be a \(width, height\)'),
     ('yolo_v3', {'model.anchor_sizes': (((8.0,),),)}, r'anchor_sizes must be a \(width, height\)'),
 ])

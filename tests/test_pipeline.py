@@ -61,6 +61,11 @@ def test_train_batches_start_anywhere(toy, processes):
             assert_same(batch, expected)
 
 
+def test_train_batches_may_be_of_one_image(toy):
+    (batch,), single = train(toy(), 1), train(toy(), 4, batch_size=1)
+    assert [int(one.image_id[0]) for one in single] == batch.image_id.tolist()
+
+
 def test_train_batches_hold_each_record_once_in_an_epoch(toy):
     batches = train(toy(), 15)  # 60 images: six epochs of 10 records, whose ends lie in the midst of batches
     epochs = np.concatenate([batch.image_id for batch in batches]).reshape(6, 10)

@@ -105,7 +105,7 @@ def test_plan_refuses_arguments_that_no_run_takes(experiment):
 
 
 def test_plan_refuses_what_is_no_number(experiment):
-    with pytest.raises(ConfigError, match="run 'a': its config has a number that is not finite"):
+    with pytest.raises(ConfigError, match="run 'a': optimizer.learning_rate is nan: it must be a finite number"):
         runner.plan(experiment("[Run('a', CONFIG, {'optimizer.learning_rate': float('nan')})]"))
 
 

@@ -1,30 +1,44 @@
 """The workdir of a run: what it keeps of its config and data, and what it refuses without touching a file."""
 
+import copy
 import json
 import pathlib
 import re
+import shutil
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
 from detzoo.config import ConfigError
 from detzoo.data.records import checksum, open_dataset
 from detzoo.inference import read_classes
+from detzoo.training.checkpoint import TrainState
 from detzoo.training.metrics import MetricsLog, read_metrics
 from detzoo.training.workdir import prepare_workdirs
 
 
+@pytest.fixture(scope='module')
+def begun_run(tmp_path_factory, tiny_config, data_dir):
+    """The config, the two splits and the workdir of a run that has saved a checkpoint."""
+    splits = [open_dataset('toy', split, data_dir) for split in ('train', 'validation')]
+    config, workdir = tiny_config(), tmp_path_factory.mktemp('begun') / 'run'
+    (checkpoints,) = prepare_workdirs([(config, workdir)], *splits)
+    checkpoints.save(TrainState(np.int32(5), dict(w=np.ones(2)), {}, dict(m=np.ones(2)), None))
+    checkpoints.close()
+    return config, *splits, workdir
+
+
 @pytest.fixture
-def prepared(tmp_path, tiny_config, data_dir):
+def prepared(tmp_path, begun_run):
     """A function: whether checkpoints were saved -> (config, data, validation, workdir) of a run that was started."""
-    data, validation = (open_dataset('toy', split, data_dir) for split in ('train', 'validation'))
+    *run, saved = begun_run
 
     def start(*, begun=True):
-        config, workdir = tiny_config(), tmp_path / 'run'
-        prepare_workdirs([(config, workdir)], data, validation)[0].close()
-        if begun:
-            (workdir / 'checkpoints' / '5').mkdir()
-        return config, data, validation, workdir
+        workdir = pathlib.Path(shutil.copytree(saved, tmp_path / 'run'))
+        if not begun:
+            shutil.rmtree(workdir / 'checkpoints')
+        return *copy.deepcopy(run[:1]), *run[1:], workdir
 
     return start
 

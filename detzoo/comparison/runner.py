@@ -61,16 +61,12 @@ def plan(experiment: str, arguments: Sequence[str] = ()) -> dict[str, Any]:
         arguments: flags for every run, for example '--config.training.steps=100'.
 
     Raises:
-        ConfigError: see `load_sweep` and `config_of`; or a number of a config is not finite.
+        ConfigError: see `load_sweep` and `config_of`; or a run has replicas.
     """
     sweep, docstring = load_sweep(experiment)
     configs = [config_of(run, arguments) for run in sweep.runs]
     runs = []
     for run, config in zip(sweep.runs, configs):
-        try:
-            json.dumps(config.to_dict(), allow_nan=False)
-        except ValueError as error:
-            raise ConfigError(f'run {run.name!r}: its config has a number that is not finite') from error
         if config.training.num_replicas > 1:
             raise ConfigError(f'run {run.name!r}: a run is one training, not {config.training.num_replicas} replicas: list seeds')
         group = run.group or run.name

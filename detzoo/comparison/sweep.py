@@ -121,7 +121,10 @@ def config_of(run: Run, arguments: Sequence[str] = ()) -> ml_collections.ConfigD
         if not (flag.startswith('--config.') and equals):
             raise ConfigError(f'what is {flag!r}? Only --config.KEY=VALUE goes to the runs')
         _set(config, key, text, flag, parse=True)
-    return complete(config)
+    try:
+        return complete(config)
+    except ConfigError as error:
+        raise ConfigError(f'run {run.name!r}: {error}') from error
 
 
 def _set(config: ml_collections.ConfigDict, key: str, value: Any, what: str, parse: bool = False) -> None:

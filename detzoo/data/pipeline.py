@@ -71,7 +71,8 @@ def train_batches(
         return load_augmented(dataset, index, canvas, max_boxes, recipe, rng, mask_size=mask_size, proposals=proposals)
 
     stream = grain.MapDataset.range(len(dataset.records)).seed(seed).shuffle().repeat().map_with_index(load)
-    batches = stream[process::processes].batch(batch_size // processes)[start_step:]
+    stream = stream[process : 2**62 : processes]  # with an end, for batches of one image: grain can count no more of them
+    batches = stream.batch(batch_size // processes)[start_step:]
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=8)))
 
 

@@ -413,6 +413,8 @@ def check_canvases(config: ml_collections.ConfigDict, detector: Detector) -> Non
             variables = jax.eval_shape(lambda key, canvas=canvas: detector.init(key, canvas), jax.random.key(0))
         except (ValueError, TypeError) as error:
             raise ConfigError(f'this {config.model.name} does not fit a canvas of {side}: {error}') from error
+        except ZeroDivisionError as error:  # of an initialiser, whose variance is 1 / channels
+            raise ConfigError(f'a layer of this {config.model.name} has no channels: raise model.width or its features') from error
         shapes[canvas] = jax.tree.map(lambda x: x.shape, variables)
         if shapes[canvas] != shapes[first]:
             raise ConfigError(
