@@ -210,7 +210,7 @@ def test_every_number_has_a_range():
     ('retinanet', {'data.mask_size': 28}, 'data.mask_size is 28, and retinanet finds no masks: set it to 0'),
     ('mask_rcnn', {}, 'data.mask_size is 0, and mask_rcnn learns masks: set it'),
     ('retinanet', {'model.anchor_sizes': ((8.0,),) * 4}, 'anchor_sizes has 4 levels, the pyramid 5'),
-    ('faster_rcnn', {'model.rpn.anchor_sizes': ((8.0,),) * 4}, 'rpn.anchor_sizes has 4 levels, the backbone 5'),
+    ('faster_rcnn', {'model.rpn.anchor_sizes': ((8.0,),) * 4}, 'rpn.anchor_sizes has 4 levels, the pyramid 5'),
     ('yolo_v2', {'model.width': 1e-9}, 'a layer of this yolo_v2 has no channels: raise model.width or its features'),
     ('yolo_v2', {'model.anchor_sizes': ((8.0, 8.0, 8.0),)}, r'anchor_sizes must be a \(width, height\)'),
     ('yolo_v3', {'model.anchor_sizes': (((8.0,),),)}, r'anchor_sizes must be a \(width, height\)'),

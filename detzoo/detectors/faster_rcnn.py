@@ -266,7 +266,7 @@ def make_rpn(
     if len({len(sizes) for sizes in anchor_sizes}) != 1:
         raise ValueError(f'rpn.anchor_sizes must have equally many sizes at each level, which share one head: {anchor_sizes}')
     if len(anchor_sizes) != len(strides):
-        raise ValueError(f'rpn.anchor_sizes has {len(anchor_sizes)} levels, the backbone {len(strides)}')
+        raise ValueError(f'rpn.anchor_sizes has {len(anchor_sizes)} levels, the pyramid {len(strides)}')
     anchors = partial(
         anchor_ops.pyramid_anchors,
         bases=[anchor_ops.base_anchors(sizes, aspect_ratios, rounded=round_anchors) for sizes in anchor_sizes],
