@@ -179,6 +179,7 @@ def _precision_recall(
     check_detections(ground_truth, detections)
     if kind == 'segm':
         check_masks(ground_truth, detections)
+        ground_truth = {**ground_truth, 'annotations': [_with_region(row) for row in ground_truth['annotations']]}
         # The evaluator takes the area of a result from its box, if it has one, even when it compares masks.
         detections = [{key: value for key, value in row.items() if key != 'bbox'} for row in detections]
     truth = hotcoco.COCO(ground_truth)
@@ -241,11 +242,25 @@ def check_detections(ground_truth: dict[str, Any], detections: list[dict[str, An
 
 
 def check_masks(ground_truth: dict[str, Any], detections: list[dict[str, Any]]) -> None:
-    """Refuses rows without a mask, which would quietly match nothing."""
-    for what, rows in (('annotation', ground_truth['annotations']), ('detection', detections)):
-        for index, row in enumerate(rows):
-            if not row.get('segmentation'):
-                raise ValueError(f"{what} {row.get('id', index)}: masks are evaluated, but it has no 'segmentation'")
+    """Refuses rows without a mask, which would quietly match nothing; a crowd needs none."""
+    files = {image['id']: image.get('file_name', image['id']) for image in ground_truth['images']}
+    for row in ground_truth['annotations']:
+        if not row.get('segmentation') and not row.get('iscrowd') and row['image_id'] in files:
+            raise ValueError(
+                f"annotation {row['id']} of image {files[row['image_id']]}: masks are evaluated, but it has no 'segmentation'; "
+                'give masks to all objects, mark it as a crowd, or evaluate boxes alone (data.mask_size=0)'
+            )
+    for index, row in enumerate(detections):
+        if not row.get('segmentation'):
+            raise ValueError(f"detection {row.get('id', index)}: masks are evaluated, but it has no 'segmentation'")
+
+
+def _with_region(row: dict[str, Any]) -> dict[str, Any]:
+    """Gives a crowd without a mask the region of its box."""
+    if row.get('segmentation') or not row.get('iscrowd'):
+        return row
+    x, y, w, h = row['bbox']
+    return {**row, 'segmentation': [[x, y, x + w, y, x + w, y + h, x, y + h]]}
 
 
 def class_table(per_class: dict[str, dict[str, float | None]]) -> str:
