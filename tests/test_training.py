@@ -446,14 +446,15 @@ def test_train_and_evaluate_goes_on_where_it_was(tmp_path, tiny_config, linear):
     assert [line['step'] for line in lines if 'validation/AP' in line] == [4, 8, 12, 16]
     assert all(np.isfinite(line['validation/loss']) for line in lines if 'validation/AP' in line)
 
-    with pytest.MonkeyPatch.context() as patch:  # the evaluation at step 8 fails: the last checkpoint is that of step 5
-        calls = itertools.count(1)
-        patch.setattr(loop, 'coco_metrics', lambda *args: 1 / 0 if next(calls) == 2 else {'boxes': {}})
+    with pytest.MonkeyPatch.context() as patch:  # the evaluation at step 8 fails: its checkpoint is there, and made up for
+        coco_metrics, calls = loop.coco_metrics, itertools.count(1)
+        patch.setattr(loop, 'coco_metrics', lambda *args: 1 / 0 if next(calls) == 3 else coco_metrics(*args))
         with pytest.raises(ZeroDivisionError):
             loop.train_and_evaluate(config, tmp_path / 'cut')
-    assert len(losses_of(tmp_path / 'cut')) == 8
+    assert len(losses_of(tmp_path / 'cut')) == saved(tmp_path / 'cut')[0] == 8
+    assert [line['step'] for line in read_metrics(tmp_path / 'cut') if 'validation/AP' in line] == [4]
     assert loop.train_and_evaluate(config, tmp_path / 'cut') == metrics
-    assert losses_of(tmp_path / 'cut') == losses_of(tmp_path / 'whole')
+    assert (tmp_path / 'cut' / 'metrics.jsonl').read_bytes() == (tmp_path / 'whole' / 'metrics.jsonl').read_bytes()
     assert_same(saved(tmp_path / 'cut'), saved(tmp_path / 'whole'))
 
 

@@ -2,7 +2,7 @@
 
     config -> data, detector -> workdir (config.json, classes.json, data.json, environment.json) -> newest checkpoint or a new state
     each step: batch of the step -> pmap(gradients of detector.loss, averaged; update) -> metrics, one step later
-    now and then: evaluation, checkpoint
+    now and then: checkpoint; then evaluation, of that checkpoint
 
 A run that was cut goes on with the same command and ends with the same bits: its state is the checkpoint, its data a
 function of seed and step, its random numbers fold_in(key(seed), step).
@@ -12,6 +12,7 @@ axis of replicas after that of devices. What is written is what each would have 
 """
 
 import collections
+import contextlib
 import operator
 import os
 import pathlib
@@ -32,14 +33,15 @@ from detzoo import inference, visualize
 from detzoo.config import ConfigError, complete
 from detzoo.data.pipeline import shard, train_batches
 from detzoo.data.proposals import Proposals, load_proposals
-from detzoo.data.records import Dataset, decode_image, ground_truth, open_dataset, with_objects
+from detzoo.data.records import DataError, Dataset, decode_image, ground_truth, open_dataset, with_objects
 from detzoo.evaluation.coco import coco_metrics
 from detzoo.training import finetune, parallel
 from detzoo.training.checkpoint import Checkpoints, TrainState
 from detzoo.training.metrics import MetricsLog
 from detzoo.training.optimizer import make_optimizer, make_schedule
 from detzoo.training.progress import Profiler, Progress
-from detzoo.training.workdir import has_checkpoints, prepare_workdirs
+from detzoo.training.storage import held
+from detzoo.training.workdir import check_workdir, has_checkpoints, prepare_workdirs
 from detzoo.types import Array, Batch, Detector
 
 PICTURES = 4  # of the validation split, drawn at every evaluation
@@ -60,9 +62,11 @@ def train_and_evaluate(
 
     Raises:
         ConfigError: an unknown key, or a workdir of another config.
-        DataError: the data cannot be used.
+        DataError: the data, or the workdir's checkpoints or metrics, cannot be used.
         FloatingPointError: the loss is not finite any more.
+        InUseError: another process trains in the workdir.
         RecompilationError: a step was to be compiled once more than there are canvases.
+        StorageError: the workdir cannot be written.
     """
     config = complete(config)
     data = open_dataset(config.data.name, config.data.train_split, config.data.data_dir)
@@ -72,21 +76,35 @@ def train_and_evaluate(
     data = training_images(config, data)
     proposals = load_proposals(config.data.train_proposals, data, config.data.max_proposals)
     validation_proposals = load_proposals(config.data.validation_proposals, validation, config.data.max_proposals)
-
-    replicas = [Replica(*run, checkpoints) for run, checkpoints in zip(runs, prepare_workdirs(runs, data, validation))]
-    start = common_start(config, replicas)
-    states = []
-    for replica in replicas:
-        replica.checkpoints.cut_back(start)  # a kill may have come between the checkpoints of two
-        states.append(replica.checkpoints.restore(state) if start else initial_state(replica.config, detector, learnt.arrays))
-    logs = [MetricsLog(replica.workdir, step=start, active=jax.process_index() == 0) for replica in replicas]
-    announce(config, states[0], start, learnt)
-
-    train_step = make_train_step(config, detector, states[0])
     evaluate = make_evaluation(config, detector, validation, validation_proposals)
-    state = parallel.replicate(stack(states))
-    evaluations = []
-    with Progress(config, start) as progress, Profiler(replicas[0].workdir, start, profile_steps) as profiler:
+
+    with contextlib.ExitStack() as cleanup:  # from the last to the first
+
+        def take_over() -> None:
+            for own, folder in runs:
+                check_workdir(folder, own, data, validation)  # nothing, not even a lock, is left in that of another run
+            for _, folder in runs:
+                cleanup.enter_context(held(folder))
+            for _, folder in runs:
+                Checkpoints(folder).set_damaged_aside()
+
+        parallel.on_first_process(take_over)
+        replicas = [Replica(*run, checkpoints) for run, checkpoints in zip(runs, prepare_workdirs(runs, data, validation))]
+        start = common_start(config, replicas)
+        # A kill may have come between the checkpoints of two.
+        parallel.on_first_process(lambda: [replica.checkpoints.cut_back(start) for replica in replicas])
+        states, logs = [], []
+        for replica in replicas:
+            states.append(replica.checkpoints.restore(state) if start else initial_state(replica.config, detector, learnt.arrays))
+            logs.append(MetricsLog(replica.workdir, step=start, active=jax.process_index() == 0))
+            cleanup.callback(logs[-1].close)
+            cleanup.callback(replica.checkpoints.close)
+        announce(config, states[0], start, learnt)
+
+        train_step = make_train_step(config, detector, states[0])
+        state = parallel.replicate(stack(states))
+        progress = cleanup.enter_context(Progress(config, start))
+        profiler = cleanup.enter_context(Profiler(replicas[0].workdir, start, profile_steps))
         pending: collections.deque = collections.deque()
 
         def settle(keep: int) -> None:
@@ -101,34 +119,38 @@ def train_and_evaluate(
                     log.write(step, row)
                 log.write_scalars(step, progress.update(step, row))
 
+        def evaluate_at(step: int) -> list[dict[str, Any]]:
+            """Evaluates the replicas, and logs it where that was not done before."""
+            with progress.paused():
+                evaluations = evaluate_each(evaluate, state, len(replicas))
+                for log, evaluation in zip(logs, evaluations):
+                    if log.evaluated != step:
+                        log_evaluation(log, step, evaluation)
+            return evaluations
+
+        evaluations = []
+        if evaluation_due(config, start) and parallel.from_first_process(any(log.evaluated != start for log in logs)):
+            evaluations = evaluate_at(start)  # the run was cut after this checkpoint
         streams = [make_batches(replica.config, data, start, proposals) for replica in replicas]
-        try:
-            for step in range(start + 1, config.training.steps + 1):
-                profiler.at(step)
-                with progress.waiting():
-                    batches = [next(stream) for stream in streams]
-                batch = stack([shard(batch, jax.local_device_count()) for batch in batches], axis=1)
-                state, metrics = train_step(state, parallel.put(batch))
-                pending.append((step, [batch.image_id for batch in batches], metrics))
-                settle(keep=1)  # one step behind, so that the devices never wait for the log
-                last = step == config.training.steps
-                if last or (config.training.evaluate_every and step % config.training.evaluate_every == 0):
-                    settle(keep=0)
-                    with progress.paused():
-                        evaluations = evaluate_each(evaluate, state, len(replicas))
-                        for log, evaluation in zip(logs, evaluations):
-                            log_evaluation(log, step, evaluation)
-                if last or step % config.training.checkpoint_every == 0:
-                    settle(keep=0)
-                    for replica, log, own in zip(replicas, logs, unstack(parallel.first_replica(state), len(replicas))):
-                        log.flush()  # before the checkpoint, which may be what the log is cut back to
-                        replica.checkpoints.save(own)
-        finally:
-            for stream, log, replica in zip(streams, logs, replicas):
-                stream.close()
-                replica.checkpoints.close()
-                log.close()
-    evaluations = evaluations or evaluate_each(evaluate, state, len(replicas))  # a run that was finished has made no step
+        for stream in streams:
+            cleanup.callback(stream.close)
+        for step in range(start + 1, config.training.steps + 1):
+            profiler.at(step)
+            with progress.waiting():
+                batches = [next(stream) for stream in streams]
+            batch = stack([shard(batch, jax.local_device_count()) for batch in batches], axis=1)
+            state, metrics = train_step(state, parallel.put(batch))
+            pending.append((step, [batch.image_id for batch in batches], metrics))
+            settle(keep=1)  # one step behind, so that the devices never wait for the log
+            due = evaluation_due(config, step)
+            if due or step % config.training.checkpoint_every == 0:
+                settle(keep=0)
+                for replica, log, own in zip(replicas, logs, unstack(parallel.first_replica(state), len(replicas))):
+                    log.flush()  # before the checkpoint, which may be what the log is cut back to
+                    replica.checkpoints.save(own)
+            if due:
+                evaluations = evaluate_at(step)  # after the checkpoint, which an error then leaves
+        evaluations = evaluations or evaluate_each(evaluate, state, len(replicas))  # of a finished run
     return evaluations[0]['metrics']
 
 
@@ -185,6 +207,12 @@ def common_start(config: ml_collections.ConfigDict, replicas: Sequence[Replica])
         folder = replicas[0].workdir.parent
         raise ConfigError(f'the replicas in {folder} were not trained together ({standing}): take a new --workdir')
     return min(steps)
+
+
+def evaluation_due(config: ml_collections.ConfigDict, step: int) -> bool:
+    """Tells whether the run is evaluated after a step: at the end, and every so many steps."""
+    every = config.training.evaluate_every
+    return step > 0 and (step == config.training.steps or (every > 0 and step % every == 0))
 
 
 def stack(trees: Sequence[Any], axis: int = 0) -> Any:
@@ -282,8 +310,15 @@ def make_evaluation(
     """Makes a function from a replicated state to the validation metrics, loss and detections.
 
     The loss is that of training (batch statistics and all) on the batches that need no filler.
+
+    Raises:
+        DataError: detections on these data could not be evaluated.
     """
-    truth = ground_truth(dataset)
+    truth, kinds = ground_truth(dataset), inference.evaluated_kinds(config)
+    try:
+        coco_metrics(truth, [], kinds)
+    except ValueError as error:
+        raise DataError(f'the split {config.data.validation_split!r} of {dataset.name!r} cannot be evaluated: {error}') from error
     canvases = set(inference.canvases_for(truth, config))
     predict_step = inference.make_predict_step(detector, canvases)
 
@@ -303,7 +338,7 @@ def make_evaluation(
         losses = np.array([parallel.first_replica(pair) for pair in losses], np.float64)  # [batches, (loss, whole)]
         whole = losses[:, 1] > 0
         return dict(
-            metrics=coco_metrics(truth, results, inference.evaluated_kinds(config)),
+            metrics=coco_metrics(truth, results, kinds),
             loss=float(losses[whole if whole.any() else slice(None), 0].mean()),
             pictures=draw_pictures(dataset, results),
         )

@@ -9,12 +9,17 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 AXIS = 'batch'  # the mapped axis: `axis_name` of every detector that is trained or evaluated here
 
 
 class RecompilationError(RuntimeError):
     """A function was traced for a shape that nobody announced."""
+
+
+class FirstProcessError(RuntimeError):
+    """The first process of a run ended with an error of its own, and the others with it."""
 
 
 def parallel(
@@ -56,6 +61,28 @@ def keep_compilations() -> None:
     """
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update('jax_compilation_cache_dir', os.path.expanduser('~/.cache/detzoo'))
+
+
+def from_first_process(value: int) -> int:
+    """Gives all processes, which call it together, the number that the first one has."""
+    return value if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def on_first_process(action: Callable[[], Any]) -> None:
+    """Does on the first process what is to be done once; where that fails, no other process waits for it.
+
+    Raises:
+        FirstProcessError: it failed, and this is another process.
+        Exception: what it raised, on the first process.
+    """
+    error = None
+    if jax.process_index() == 0:
+        try:
+            action()
+        except Exception as raised:
+            error = raised
+    if from_first_process(error is not None):
+        raise error or FirstProcessError('the first process of the run ended with an error, see what it wrote')
 
 
 def put(batch: Any) -> Any:

@@ -25,6 +25,7 @@ from detzoo.config import MUTABLE, ConfigError, differences, read_config, to_jso
 from detzoo.data.records import Dataset
 from detzoo.files import incomplete_folder, new_file
 from detzoo.training.checkpoint import Checkpoints
+from detzoo.training.storage import writing
 
 
 def prepare_workdirs(
@@ -50,9 +51,13 @@ def prepare_workdirs(
             workdir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f'cannot make the workdir {workdir}: {error.strerror}; take another --workdir') from error
-        for name, content in (*described(data, validation).items(), ('environment.json', environment())):
-            write_text(workdir / name, json.dumps(content, indent=2) + '\n')
-        write_text(workdir / 'config.json', to_json(config))  # last: it makes the folder a workdir
+        texts = {
+            name: json.dumps(content, indent=2) + '\n'
+            for name, content in (*described(data, validation).items(), ('environment.json', environment()))
+        }
+        for name, text in (*texts.items(), ('config.json', to_json(config))):  # last what makes the folder a workdir
+            with writing(workdir / name):
+                write_text(workdir / name, text)
     return [Checkpoints(workdir) for _, workdir in runs]
 
 
@@ -115,8 +120,8 @@ def read_description(path: pathlib.Path) -> dict[str, Any]:
 
 
 def has_checkpoints(workdir: pathlib.Path) -> bool:
-    """Tells whether a run has saved one there; unlike `Checkpoints` it makes no folder."""
-    return any(path.name.isdigit() for path in workdir.glob('checkpoints/*'))  # one that is not finished has a longer name
+    """Tells whether a run has saved one there."""
+    return bool(Checkpoints(workdir).steps())
 
 
 def environment() -> dict[str, Any]:
