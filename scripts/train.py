@@ -3,9 +3,10 @@
     python scripts/train.py --config=configs/retinanet_shapes.py --workdir=runs/shapes
 
 Each key of the config can be set: --config.training.steps=500 --config.data.name=NAME. The same command on the same
-workdir goes on where the run was. On a pod, start it on every host.
+workdir goes on where the run was, however it ended. On a pod, start it on every host.
 """
 
+import signal
 import sys
 
 from absl import app, flags, logging
@@ -23,25 +24,29 @@ flags.mark_flags_as_required(['config', 'workdir'])
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'what is {argv[1]!r}? Flags begin with --')
-    logging.set_verbosity(logging.WARNING)  # libraries tell every step of a checkpoint otherwise
+    logging.set_verbosity(logging.FATAL)  # libraries tell every step of a checkpoint otherwise, and its errors, which are raised
     import jax
 
     if MULTIHOST.value:
+        jax.config.update('jax_enable_preemption_service', False)  # it would keep SIGTERM from ending the process
         jax.distributed.initialize()
     from detzoo.config import ConfigError
     from detzoo.data.records import DataError
     from detzoo.evaluation.coco import format_table
     from detzoo.training.loop import train_and_evaluate
-    from detzoo.training.parallel import RecompilationError, keep_compilations
+    from detzoo.training.parallel import FirstProcessError, RecompilationError, keep_compilations
+    from detzoo.training.storage import InUseError
 
     keep_compilations()
     try:
         metrics = train_and_evaluate(CONFIG.value, WORKDIR.value, profile_steps=PROFILE.value)
-    except (ConfigError, DataError, FloatingPointError, RecompilationError) as error:
+    except (ConfigError, DataError, FirstProcessError, FloatingPointError, InUseError, OSError, RecompilationError) as error:
         sys.exit(f'error: {error}')
     if jax.process_index() == 0:
         print(format_table(metrics))
 
 
 if __name__ == '__main__':
+    # Ends at once, as by SIGTERM: checkpoints are whole at any moment, and libraries have swallowed a KeyboardInterrupt.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     app.run(main)

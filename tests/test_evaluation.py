@@ -236,8 +236,29 @@ def test_coco_metrics_kinds_and_masks_are_checked():
     ground_truth, detections = tiny_case()
     with pytest.raises(ValueError, match="not 'bbox'"):
         coco_metrics(ground_truth, detections, 'bbox')
-    with pytest.raises(ValueError, match="annotation 1: masks are evaluated, but it has no 'segmentation'"):
+    with pytest.raises(ValueError, match="annotation 1 of image 7: masks are evaluated, but it has no 'segmentation'"):
         coco_metrics(ground_truth, detections, ('segm',))
+    ground_truth['annotations'][0]['segmentation'] = ellipse([5.0, 5.0, 10.0, 10.0])
+    with pytest.raises(ValueError, match="detection 0: masks are evaluated, but it has no 'segmentation'"):
+        coco_metrics(ground_truth, detections, ('segm',))
+
+
+def test_coco_metrics_take_a_crowd_without_a_mask_for_its_box():
+    ground_truth, detections = random_case(2, masks=True)
+    assert sum(row['iscrowd'] for row in ground_truth['annotations']) > 3
+    expected = copy.deepcopy(ground_truth)
+    for row in ground_truth['annotations']:
+        if row['iscrowd']:
+            row['segmentation'] = []
+    for row in expected['annotations']:
+        if row['iscrowd']:
+            region = rle.frPyObjects([row['bbox']], SIDE, SIDE)[0]
+            row['segmentation'] = {'size': region['size'], 'counts': region['counts'].decode()}
+    metrics = coco_metrics(ground_truth, detections, ('segm',))
+    assert metrics == coco_metrics(expected, detections, ('segm',))
+    for row in expected['annotations']:
+        row['iscrowd'] = 0
+    assert metrics['masks'] != coco_metrics(expected, detections, ('segm',))['masks']
 
 
 @pytest.mark.parametrize('seed', range(4))

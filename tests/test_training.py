@@ -31,6 +31,7 @@ from detzoo.training import loop, parallel
 from detzoo.training.checkpoint import Checkpoints, TrainState
 from detzoo.training.metrics import MetricsLog, read_metrics
 from detzoo.training.optimizer import make_optimizer, make_schedule
+from detzoo.training.storage import held
 from detzoo.types import Detections, Detector
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -647,15 +648,15 @@ def train_script(tiny_config, tmp_path, workdir):
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def killed_after(process, workdir, step, seconds=300):
-    """Kills a run once its metrics show a step; returns the last step they show then."""
+def killed_after(process, workdir, step, signal=signal.SIGKILL, seconds=300):
+    """Ends a run by a signal once its metrics show a step; returns the last step they show then."""
     path, end = workdir / 'metrics.jsonl', time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < end:
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         done = [json.loads(line)['step'] for line in lines if line.endswith('\n')]
         if done and done[-1] >= step:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+            process.send_signal(signal)
+            assert process.wait(30) == -signal
             return done[-1]
         time.sleep(0.002)
     process.kill()
@@ -665,7 +666,7 @@ def killed_after(process, workdir, step, seconds=300):
 def test_train_script_killed_and_started_again_ends_with_the_same_bits(tiny_run, tiny_config, tmp_path):
     workdir = tmp_path / 'run'
     # Killed between the checkpoints of steps 5 and 10, and while that of step 15 is being written.
-    first = killed_after(train_script(tiny_config, tmp_path, workdir), workdir, 7)
+    first = killed_after(train_script(tiny_config, tmp_path, workdir), workdir, 7, signal.SIGINT)
     second = killed_after(train_script(tiny_config, tmp_path, workdir), workdir, max(first + 1, 15))
     assert first < second
     process = train_script(tiny_config, tmp_path, workdir)
@@ -687,7 +688,12 @@ from test_training import inference, linear_detector, loop
 from detzoo.config import from_json
 inference.detector_of = lambda config, num_classes, axis_name=None: linear_detector(axis_name)
 assert jax.device_count() == 8 and jax.local_device_count() == 4
-print(loop.train_and_evaluate(from_json(open(config).read()), workdir))
+config = from_json(open(config).read())
+try:
+    loop.train_and_evaluate(config, workdir + '_in_use')
+except RuntimeError as error:
+    print(type(error).__name__)
+print(loop.train_and_evaluate(config, workdir))
 """
 
 
@@ -706,12 +712,13 @@ def test_train_and_evaluate_of_two_processes_equals_that_of_one(tmp_path, tiny_c
         for rank in range(2)
     ]  # fmt: skip
     try:
-        outputs = [process.communicate(timeout=200) for process in processes]
+        with held(tmp_path / 'two_in_use'):
+            outputs = [process.communicate(timeout=200) for process in processes]
     finally:
         for process in processes:
             process.kill()
-    for process, (stdout, stderr) in zip(processes, outputs):
+    for process, (stdout, stderr), refused in zip(processes, outputs, ('InUseError', 'FirstProcessError')):
         assert process.returncode == 0, stderr[-3000:]
-        assert stdout.strip().splitlines()[-1] == str(metrics)
+        assert stdout.strip().splitlines()[-2:] == [refused, str(metrics)]
     np.testing.assert_allclose(losses_of(tmp_path / 'two'), losses_of(tmp_path / 'one'), rtol=1e-5)
     assert_close(saved(tmp_path / 'two')[1], saved(tmp_path / 'one')[1], 1e-5)
