@@ -8,6 +8,7 @@ workdir goes on where the run was, however it ended. On a pod, start it on every
 
 import signal
 import sys
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -25,6 +26,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'what is {argv[1]!r}? Flags begin with --')
     logging.set_verbosity(logging.FATAL)  # libraries tell every step of a checkpoint otherwise, and its errors, which are raised
+    sys.unraisablehook = show_unraisable
     import jax
 
     if MULTIHOST.value:
@@ -44,6 +46,12 @@ def main(argv: list[str]) -> None:
         sys.exit(f'error: {error}')
     if jax.process_index() == 0:
         print(format_table(metrics))
+
+
+def show_unraisable(raised: Any) -> None:
+    """Leaves out what tensorstore's writes say one by one where a checkpoint's first one has failed and ended their loop."""
+    if 'Event loop is closed' not in str(raised.exc_value):
+        sys.__unraisablehook__(raised)
 
 
 if __name__ == '__main__':

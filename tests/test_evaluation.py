@@ -252,7 +252,7 @@ def test_coco_metrics_take_a_crowd_without_a_mask_for_its_box():
             row['segmentation'] = []
     for row in expected['annotations']:
         if row['iscrowd']:
-            region = rle.frPyObjects([row['bbox']], SIDE, SIDE)[0]
+            region = rle.frPyObjects(np.array([row['bbox']]), SIDE, SIDE)[0]
             row['segmentation'] = {'size': region['size'], 'counts': region['counts'].decode()}
     metrics = coco_metrics(ground_truth, detections, ('segm',))
     assert metrics == coco_metrics(expected, detections, ('segm',))
