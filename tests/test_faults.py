@@ -80,7 +80,8 @@ def test_checkpoints_raise_where_the_disk_is_full_and_keep_what_was_there(tmp_pa
         checkpoints.close()
     for thread in set(threading.enumerate()) - threads:
         if not thread.daemon and not thread.name.startswith('metadata_store'):  # a worker of a pool, which has nothing to do
-            thread.join(60)
+            with contextlib.suppress(Exception):  # Orbax's threads raise what they failed of
+                thread.join(60)
             assert not thread.is_alive()  # the exit would wait for it
     checkpoints = Checkpoints(tmp_path)
     assert_same(checkpoints.restore(state_of(0)), state_of(5))
@@ -180,7 +181,7 @@ def test_checkpoints_find_every_damage(two_checkpoints, tmp_path, capsys, damage
         if file.parts[0] == 'variables':  # all that a prediction reads
             reads.append(checkpoints.restore_variables)
         for read in reads:
-            with pytest.raises(DataError, match=r'checkpoints/10 is damaged \(not what was written: .*another step, of \[5\]'):
+            with pytest.raises(DataError, match=r'checkpoints/10 is damaged \(not what was written: .*--checkpoint=5'):
                 read()
         assert sorted(workdir.rglob('*')) == before
         checkpoints.set_damaged_aside()
@@ -211,7 +212,7 @@ def test_checkpoints_without_sums_are_read_as_they_are(two_checkpoints, tmp_path
     checkpoints.set_damaged_aside()
     assert_same(checkpoints.restore(state_of(0)), state_of(10, 10 / 3))
     (newest / 'variables' / 'manifest.ocdbt').unlink()
-    with pytest.raises(DataError, match=r'10 cannot be read .*no SHA256SUMS .*of \[5\], or .* renaming it to 10.damaged'):
+    with pytest.raises(DataError, match=r'10 cannot be read .*no SHA256SUMS .*rename it to 10.damaged, .*step 5'):
         checkpoints.restore_variables()
 
 

@@ -179,8 +179,10 @@ class Checkpoints:
     def _read(self, step: int, item: str, template: Any = None) -> dict[str, Any]:
         """Reads an item of a checkpoint, once its files are known to be what was written."""
         folder = self.folder / str(step)
-        others = [other for other in self.steps() if other != step]
-        remedy = f'take the checkpoint of another step, of {others}' if others else 'there is no other checkpoint'
+        other = max((other for other in self.steps() if other != step), default=None)
+        remedy = f'rename it to {step}.damaged'
+        if other is not None:
+            remedy += f', and that of step {other} is the newest; or choose it (--checkpoint={other})'
         problem = damage(folder, item)
         if problem:
             raise DataError(f'{folder} is damaged ({problem}): {remedy}')
@@ -192,7 +194,7 @@ class Checkpoints:
                 raise
             raise DataError(
                 f'{folder} cannot be read ({type(error).__name__}: {str(error)[:200]}). It has no {_SUMS} that would tell '
-                f'whether it is damaged. If it is: {remedy}, or go on from there by renaming it to {step}.damaged'
+                f'whether it is damaged. If it is, {remedy}'
             ) from error
 
     def close(self) -> None:
