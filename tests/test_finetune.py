@@ -125,6 +125,8 @@ def test_a_run_without_a_whole_checkpoint_has_not_begun(tmp_path):
     (tmp_path / 'checkpoints' / '200.orbax-checkpoint-tmp-17').mkdir(parents=True)
     assert not has_checkpoints(tmp_path)
     (tmp_path / 'checkpoints' / '100').mkdir()
+    assert not has_checkpoints(tmp_path)
+    (tmp_path / 'checkpoints' / '100' / 'some').touch()
     assert has_checkpoints(tmp_path)
 
 
