@@ -428,6 +428,27 @@ def test_jitter_turns_into_crowds_what_is_hardly_visible(monkeypatch):
     assert result.kept.tolist() == [0, 1] and result.crowd.tolist() == [True, False]
 
 
+def test_augment_keeps_an_object_of_which_a_quarter_is_left(monkeypatch):
+    monkeypatch.setattr(aug, 'move_sides', lambda *args: np.array([30, 0, 100, 100]))
+    boxes = np.array([[0.0, 0, 40, 10], [0, 0, 39, 10]])  # 10 of 40 columns are seen, 9 of 39
+    result = run(np.zeros((100, 100, 3), np.uint8), boxes, (100, 70), jitter=0.3)
+    np.testing.assert_array_equal(result.boxes, [[0, 0, 10, 10], [0, 0, 9, 10]])
+    assert result.crowd.tolist() == [False, True]
+
+
+def test_augment_draws_the_first_and_the_last_position():
+    part, rng = np.array([0, 0, 2, 2]), np.random.RandomState(0)
+    zoomed = [aug.zoom_out(part, 2.0, rng) for _ in range(200)]  # to at most 3 x 3: there is room for one pixel
+    for axis in (0, 1):
+        assert {z[axis].item() for z in zoomed if z[axis + 2] - z[axis] == 3} == {-1, 0}
+    placed = [aug.draw_placement(part * 5, (10, 10), RECIPE | dict(aspect_jitter=0.1), rng) for _ in range(200)]
+    for axis in (0, 1):
+        assert {where.offset[axis] for where in placed if where.size[axis] == 9} == {0, 1}
+    placed = [aug.draw_placement(part * 5, (10, 10), RECIPE | dict(scale_range=(1.1, 1.1)), rng) for _ in range(50)]
+    for axis in (0, 1):
+        assert {where.offset[axis] for where in placed} == {-1, 0}  # of 11 pixels, 10 are seen
+
+
 def test_place_inside_is_the_whole_where_the_part_is_all():
     where = aug.Placement((0.7, 1.3), (35, 52), (3, -4))
     assert aug.place_inside(np.array([0, 0, 50, 40]), where) == where
@@ -498,6 +519,18 @@ def test_distort_colors_keeps_the_hue_at_full_saturation():
     recipe = RECIPE | dict(saturation=(1.0, 9.0))
     changed = [aug.distort_colors(image, recipe, rng)[0, 0].tolist() for _ in range(40)]
     assert [250, 125, 0] in changed and all(green >= 125 for _, green, _ in changed)
+
+
+def test_distort_colors_brightens_no_further_than_white():
+    class Largest(np.random.RandomState):
+        """Draws the largest of what is added, and the smallest factor."""
+
+        def uniform(self, low=0.0, high=1.0, size=None):
+            return -1.0 if (low, high) == (-1, 1) else 0.0 if (low, high) == (0.0, 1.0) else high
+
+    image = np.array([[[255, 250, 100]]], np.uint8)
+    recipe = RECIPE | dict(brightness=90.0, exposure=(0.5, 1.5))
+    assert aug.distort_colors(image, recipe, Largest(0)).tolist() == [[[128, 128, 95]]]  # of 255, 255, 190
 
 
 def test_distort_colors_off_keeps_the_image_and_draws_nothing():

@@ -8,6 +8,7 @@ import ast
 import collections
 import functools
 import inspect
+import re
 import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -38,7 +39,8 @@ from conftest import (
 
 from detzoo.core import box_coding, losses
 from detzoo.core.matching import IGNORE, NEGATIVE, match_by_threshold
-from detzoo.detectors import DETECTORS, make_detector
+from detzoo.detectors import DETECTORS, make_detector, mask_rcnn, ssd
+from detzoo.detectors import retinanet as retinanet_module
 from detzoo.evaluation import coco_metrics
 from detzoo.inference import ImageDetections, to_coco
 from detzoo.training.parallel import AXIS, parallel, replicate
@@ -276,6 +278,82 @@ def test_init_makes_finite_parameters_from_the_key(tiny):
     # The canvas is no part of the parameters.
     other = jax.eval_shape(lambda key: tiny.detector.init(key, (96, 160)), jax.random.key(0))
     assert (shapes == jax.tree.map(lambda x: (x.shape, x.dtype), other)) == tiny.variant.any_canvas
+
+
+def fans(shape):
+    """The inputs and outputs of a kernel [..., inputs, outputs]: channels times cells."""
+    return np.prod(shape[:-1]), np.prod(shape[:-2]) * shape[-1]
+
+
+SPREAD_RULES = {
+    'he_fan_in': lambda shape: (2 / fans(shape)[0]) ** 0.5,
+    'he_fan_out': lambda shape: (2 / fans(shape)[1]) ** 0.5,
+    'fan_in': lambda shape: (1 / fans(shape)[0]) ** 0.5,
+    'xavier': lambda shape: (2 / sum(fans(shape))) ** 0.5,
+    '0.01': lambda shape: 0.01,
+    '0.001': lambda shape: 0.001,
+}
+# The standard deviation with which kernels start, by 'detector/path': the first pattern that is found decides.
+SPREADS = [
+    ('/rpn_head/', '0.01'),
+    ('^ssd/(cls|box)_head/level[0-9]+/conv/', 'xavier'),
+    ('^ssd/extra_layers_without_norm/', 'xavier'),
+    ('/conv/kernel', 'he_fan_in'),  # of ConvNorm: VGG, MobileNet, darknet, and what SSD and YOLO add
+    ('/(backbone|trunk)/(stem_conv|stage[1-4]_block[0-9]+)/', 'he_fan_out'),  # of ResNet
+    ('/fpn/', 'fan_in'),
+    ('/(trunk|mask_head)/(conv|fc|deconv)[0-9]*/', 'he_fan_in'),
+    ('/box_head/cls_logits/', '0.01'),
+    ('/box_head/box_deltas/', '0.001'),
+    ('/mask_head/logits/', '0.01'),
+    ('^retinanet/(cls|box)_head/conv', 'he_fan_in'),  # before a norm
+    ('^retinanet/head_without_norm/conv', '0.01'),
+    ('^retinanet/.*/output/', '0.01'),
+    ('^yolo_v[23]/head/.*output/', '0.01'),
+    ('^yolo_v1/head/connected/', '0.01'),
+    ('^yolo_v1/head/local/', 'he_fan_in'),
+]
+
+
+def constant_of(path, shape, prior):
+    """What biases and scales start with; `prior` is the probability of an object."""
+    constant = np.full(shape, 20.0 if '/l2_norm/' in path else float(path.endswith('scale')))
+    logit = np.log(prior / (1 - prior))
+    if 'retinanet/cls_head/output' in path:
+        constant += logit
+    if re.search('yolo_v[23]/.*output', path):
+        constant.reshape(-1, 5 + CLASSES)[:, 4] += logit  # each anchor's objectness
+    return constant
+
+
+def check_initial_values(name, params, prior=0.5):
+    """Compares each parameter with its rule; mean and spread of a kernel may be off by five deviations of such a sample's."""
+    for path, values in jax.tree_util.tree_leaves_with_path(params):
+        path, values = f'{name}/{"/".join(key.key for key in path)}', np.asarray(values, np.float64)
+        if not path.endswith('kernel'):
+            np.testing.assert_allclose(values, constant_of(path, values.shape, prior), rtol=1e-5, err_msg=path)
+            continue
+        rule = next(rule for pattern, rule in SPREADS if re.search(pattern, path))
+        expected = SPREAD_RULES[rule](values.shape[2:] if '/local/' in path else values.shape)  # local: a kernel for each cell
+        if '/connected/' in path:  # all cells share one map, and see nothing but themselves
+            values = np.unique(values[values != 0])
+        assert abs(values.std() / expected - 1) < 5 / (2 * values.size) ** 0.5, f'{path}: {values.std()}, not {expected}'
+        assert abs(values.mean() / expected) < 5 / values.size**0.5, f'{path}: {values.mean()}, not 0'
+
+
+def test_parameters_start_with_the_spread_of_their_rule(tiny):
+    name = tiny.variant.arguments['name']
+    check_initial_values(name, tiny.params, tiny.variant.arguments.get('prior_probability', 0.01 if name == 'retinanet' else 0.5))
+
+
+@pytest.mark.parametrize('name, module, channels, arguments', [
+    ('retinanet/head_without_norm', retinanet_module.Head(4, 3, 1, None, 0.0, np.float32), 32, dict(train=False)),
+    ('ssd/extra_layers_without_norm', ssd.ExtraLayers(((16, 32, 3, 2, 1),), False, None, np.float32), None, {}),
+    ('mask_rcnn/mask_head', mask_rcnn.MLPHead(3, 1, 64, np.float32), None, dict(valid=None, train=False)),
+], ids=lambda value: value if isinstance(value, str) else '')
+def test_parameters_of_other_heads_start_with_the_spread_of_their_rule(name, module, channels, arguments):
+    x = np.zeros((1, 4, 4, channels or 32), np.float32)
+    params = module.init(jax.random.key(0), [x] if channels else x, **arguments)['params']
+    check_initial_values(name, params)
 
 
 def test_loss_gives_scalars_and_the_same_state(tiny):

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -114,6 +115,39 @@ def test_propose_drops_small_boxes():
     _, _, valid = propose(make_rpn(min_size=5.0), [8, 0])  # clipped to 4 x 8 and 4 x 4
     _, _, all_valid = propose(make_rpn(), [8, 0])
     assert all_valid.sum() == valid.sum() + 2
+
+
+def test_proposals_carry_no_gradient():
+    # The second stage is trained towards what the proposals lack, which must not move the first.
+    rpn = make_rpn()
+    levels = [np.zeros((1, 8, 8, 1), np.float32), np.zeros((1, 4, 4, 1), np.float32)]
+    inputs = Inputs(np.zeros((1, 64, 64, 3), np.uint8), WINDOW[None])
+
+    def corners(outputs):
+        net = types.SimpleNamespace(levels=lambda x, train: levels, rpn=lambda levels: outputs)
+        _, (logits, deltas, _), (proposals, _) = faster_rcnn.propose(net, rpn, inputs.images, inputs, train=True)
+        return (proposals * np.arange(1, 5)).sum(), logits.sum() + deltas.sum()
+
+    outputs = jnp.linspace(-1, 1, 80)[None], jnp.full((1, 80, 4), 0.01)
+    of_proposals, of_outputs = jax.jit(jax.jacrev(corners))(outputs)
+    assert not any(leaf.any() for leaf in of_proposals)
+    assert all((leaf == 1).all() for leaf in of_outputs)
+
+
+def test_sample_draws_with_a_key_of_its_own_for_each_stage_and_image(make_ground_truth):
+    rpn = make_rpn()._replace(match=lambda anchors, gt, key: jax.random.key_data(key))
+    head = make_head()._replace(sample=lambda proposals, valid, gt, key: (proposals, jax.random.key_data(key)))
+    proposals = np.zeros((2, 3, 4)), np.zeros((2, 3), bool)
+
+    def keys(image_id, rng=KEY):
+        batch = given(*proposals)._replace(image_id=np.int32(image_id))
+        of_rpn, _, of_head = faster_rcnn.sample(rpn, head, (np.zeros((80, 4)),), proposals, batch, rng)
+        return [tuple(key) for key in np.concatenate([of_rpn[-1], of_head]).tolist()]  # of both images, stage by stage
+
+    first = keys([3, 8])
+    assert len({*first}) == 4
+    assert keys([8, 3]) == [first[i] for i in (1, 0, 3, 2)]  # an image's keys, wherever it stands
+    assert not {*first} & {*keys([3, 8], jax.random.key(1))}
 
 
 def make_head(**changes):

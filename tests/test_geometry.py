@@ -187,6 +187,8 @@ def test_mask_in_frame_by_hand():
     flip = np.array([[-1.0, 0, 8], [0, 1, 0]])
     frame = mask_in_frame(mask, np.array([2.0, 1, 6, 5]), flip, 4)
     np.testing.assert_array_equal(frame, np.tile([False, False, True, True], (4, 1)))
+    # A cell whose centre lies between a pixel of the object and another one is a half the object's, and counts.
+    assert mask_in_frame(mask, np.array([3.0, 1, 5, 3]), np.eye(3)[:2], 1).tolist() == [[True]]
     # What lies outside of the image belongs to nothing.
     assert not mask_in_frame(~np.zeros((8, 8), bool), np.array([9.0, 0, 12, 3]), np.eye(3)[:2], 4).any()
 

@@ -195,7 +195,21 @@ def test_iou_loss_of_boxes_apart_by_hand():
     assert iou_loss(one, other, kind='diou')[0] == pytest.approx(1 + 16 / 40, rel=1e-6)
 
 
-def iou_loss_oracle(first, second, kind):
+def unlikeness(first, second):
+    """v of 1911.08287, equation 9."""
+    angles = [math.atan((x2 - x1) / (y2 - y1)) for x1, y1, x2, y2 in (first, second)]
+    return 4 / math.pi**2 * (angles[1] - angles[0]) ** 2
+
+
+def ciou_alpha(first, second):
+    """1911.08287, equation 11; the weight of v."""
+    (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = first, second
+    shared = max(min(ax2, bx2) - max(ax1, bx1), 0) * max(min(ay2, by2) - max(ay1, by1), 0)
+    iou = shared / ((ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - shared)
+    return unlikeness(first, second) / (1 - iou + unlikeness(first, second))
+
+
+def iou_loss_oracle(first, second, kind, alpha=None):
     """1 - GIoU of 1902.09630, algorithm 1; 1 - DIoU and 1 - CIoU of 1911.08287, equations 7 to 11; in float64."""
     (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = first, second
     shared = max(min(ax2, bx2) - max(ax1, bx1), 0) * max(min(ay2, by2) - max(ay1, by1), 0)
@@ -208,8 +222,8 @@ def iou_loss_oracle(first, second, kind):
     distance = ((ax1 + ax2 - bx1 - bx2) / 2) ** 2 + ((ay1 + ay2 - by1 - by2) / 2) ** 2
     if kind == 'diou':
         return 1 - iou + distance / diagonal
-    v = 4 / math.pi**2 * (math.atan((bx2 - bx1) / (by2 - by1)) - math.atan((ax2 - ax1) / (ay2 - ay1))) ** 2
-    return 1 - iou + distance / diagonal + v / (1 - iou + v) * v
+    alpha = ciou_alpha(first, second) if alpha is None else alpha
+    return 1 - iou + distance / diagonal + alpha * unlikeness(first, second)
 
 
 def random_boxes(count, seed):
@@ -235,6 +249,21 @@ def test_iou_loss_of_the_target_is_zero_and_gradients_are_finite(kind):
     huge[:, 2:] += 1e5
     for predictions in (boxes, empty, huge, boxes + 500):
         assert np.isfinite(gradient(predictions, boxes)).all()
+
+
+@pytest.mark.parametrize('kind', losses.IOU_LOSSES)
+def test_iou_loss_gradient_equals_finite_differences(kind):
+    # Of overlapping boxes of other shapes; alpha, the weight of CIoU's last term, is held where it is (1911.08287, section 4).
+    first, second = random_boxes(20, 3) + np.float32([0, 0, 20, 5]), random_boxes(20, 4) + np.float32([0, 0, 5, 20])
+    step, expected = 1e-5, np.zeros((20, 4))
+    for row, pair in enumerate(zip(first.tolist(), second.tolist())):
+        alpha = ciou_alpha(*pair)
+        for side in range(4):
+            moved = [[x + sign * step * (i == side) for i, x in enumerate(pair[0])] for sign in (1, -1)]
+            above, below = (iou_loss_oracle(box, pair[1], kind, alpha) for box in moved)
+            expected[row, side] = (above - below) / (2 * step)
+    gradient = jax.jit(jax.grad(lambda x: losses.iou_loss(x, second, kind=kind).sum()))(first)
+    np.testing.assert_allclose(gradient, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize('kind', losses.IOU_LOSSES)

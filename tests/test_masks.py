@@ -119,6 +119,15 @@ def test_mask_targets_under_vmap_and_without_jit():
         np.testing.assert_array_equal(found[i], expected)
 
 
+def test_mask_targets_are_objects_from_a_half_on():
+    # Where 4 of a mask's cells become one, as 112 become 28, a target lies in the middle of them: an edge there is a half.
+    masks = np.zeros((2, 8, 8), bool)
+    masks[0, :, :2] = masks[1, :6] = True
+    box = np.float32([[8, 16, 40, 48]])
+    found = mask_targets(masks, np.repeat(box, 2, axis=0), np.int32([0, 1]), np.repeat(box, 2, axis=0), size=2)
+    assert found[0].tolist() == [[1, 0], [1, 0]] and found[1].tolist() == [[1, 1], [1, 1]]
+
+
 def test_average_mask_targets_equals_torchvision():
     found = jax.jit(functools.partial(masks_module.average_mask_targets, size=14))(
         *(GOLDEN[name] for name in ('gt_masks', 'gt_boxes', 'matched', 'rois'))

@@ -464,6 +464,7 @@ sample = jax.jit(matching.sample_balanced, static_argnames=('count', 'positive_s
 @pytest.mark.parametrize('matched, count, share, positives, negatives', [
     (MIXED, 16, 0.5, 8, 8),
     (MIXED, 16, 0.25, 4, 12),
+    (MIXED, 15, 0.25, 3, 12),  # 3.75 positives at most
     (MIXED, 60, 0.5, 10, 50),  # there are no more positives: negatives fill up
     (MIXED, 100, 0.5, 10, 80),
     (MIXED, 16, 0.0, 0, 16),

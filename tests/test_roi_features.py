@@ -479,6 +479,14 @@ def test_assign_levels_by_hand():
     assert assign_levels(np.float32([(0, 0, 448, 112)]), min_level=2, max_level=5).tolist() == [2]
 
 
+def test_assign_levels_forgives_what_float32_rounds_off():
+    # Squares of 224 pixels anywhere; of some, what is left of a side is a little less.
+    shift = np.random.RandomState(0).uniform(0, 300, 30).astype(np.float32)
+    rois = np.stack([shift, shift, shift + np.float32(224), shift + np.float32(224)], axis=1)
+    assert (rois[:, 2] - rois[:, 0] < 224).any()
+    assert assign_levels(rois, min_level=2, max_level=5).tolist() == [2] * 30
+
+
 def test_assign_levels_with_other_sizes():
     rois = np.float32([(0, 0, 64, 64), (0, 0, 63, 63), (0, 0, 16, 16), (np.nan, 0, 9, 9), (9, 9, 0, 0)])
     level = assign_levels(rois, min_level=1, max_level=9, canonical_size=64, canonical_level=3)

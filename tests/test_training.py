@@ -25,7 +25,7 @@ from conftest import TINY_FASTER_RCNN, TINY_SSD, TINY_YOLO_V1, TINY_YOLO_V2, TIN
 from detzoo import inference
 from detzoo.config import ConfigError, complete, defaults, to_json
 from detzoo.core import losses
-from detzoo.data.pipeline import shard
+from detzoo.data.pipeline import evaluation_batches, shard
 from detzoo.data.records import open_dataset
 from detzoo.training import loop, parallel
 from detzoo.training.checkpoint import Checkpoints, TrainState
@@ -198,14 +198,33 @@ def test_train_step_keeps_frozen_parameters(tiny_config):
 
 
 def test_train_step_reports_the_schedule_and_what_was_left_out(tiny_config):
-    config = tiny_config(data__max_boxes=1)
+    config = tiny_config(data__max_boxes=1, data__recipe__scale_range=(1.5, 2.5))
     batches = first_batches(config, 3)
     _, metrics = train(config, linear_detector(parallel.AXIS), batches, DEVICES)
     # The warm-up of 4 steps ends at 0.02.
     np.testing.assert_allclose([measured['learning_rate'] for measured in metrics], [0.005, 0.00875, 0.0125], rtol=1e-6)
     for batch, measured in zip(batches, metrics):
         assert measured['gt_dropped'] == batch.gt.dropped.sum() > 0
-        assert measured['gt_cropped'] == batch.gt.cropped.sum()
+        assert measured['gt_cropped'] == batch.gt.cropped.sum() > batch.gt.cropped.max()  # those of all devices
+
+
+def test_evaluation_takes_averaged_parameters_and_batches_without_filler(tiny_config, monkeypatch):
+    config = tiny_config()
+    score = lambda params, model_state, inputs: jnp.full((len(inputs.images), 2), jax.nn.sigmoid(params['head']['bias'][0]))
+    plain = linear_detector(parallel.AXIS)
+    detector = plain._replace(predict=lambda *args: plain.predict(*args)._replace(scores=score(*args)))
+    validation = open_dataset('toy', 'validation', config.data.data_dir)
+    monkeypatch.setattr(loop, 'coco_metrics', lambda truth, results, kinds: {row['score'] for row in results})
+    state = loop.initial_state(config, detector)
+    averaged = jax.tree.map(lambda x: x + 0.5, state.params)
+    evaluate = loop.make_evaluation(config, detector, validation)
+    found = evaluate(parallel.replicate(state._replace(ema_params=averaged)))
+    # Of ten images eight fill a batch, whose loss counts; the other two share one with filler.
+    batch, rest = evaluation_batches(validation, [(64, 64)] * 10, max_boxes=4, recipe=config.data.recipe, batch_size=8)
+    assert batch.valid.all() and rest.valid.sum() == 2
+    loss, _ = linear_detector(None).loss(averaged, state.model_state, batch, jax.random.key(config.seed))
+    assert found['loss'] == pytest.approx(float(loss), rel=1e-5)
+    assert list(found['metrics']) == pytest.approx([1 / (1 + np.exp(-0.5))], rel=1e-3)
 
 
 def test_train_step_refuses_shapes_that_were_not_announced(tiny_config):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import TINY_YOLO_V1, TINY_YOLO_V2, TINY_YOLO_V3
 
+from detzoo.backbones.norms import make_norm
 from detzoo.detectors import make_detector, yolo_v1, yolo_v2
 from detzoo.types import Batch, GroundTruth, Inputs
 
@@ -386,6 +387,19 @@ def test_yolo_v1_dropout_depends_on_the_image_not_on_its_place():
     first = loss(batch, jax.random.key(0))
     assert loss(turned, jax.random.key(0)) == pytest.approx(float(first), rel=1e-5)
     assert loss(batch, jax.random.key(1)) != pytest.approx(float(first), rel=1e-5)
+
+
+def test_yolo_v1_dropout_keeps_the_mean():
+    # Behind it there is one linear layer: over many draws, its outputs are those without dropout.
+    norm = make_norm('frozen_batch_norm', train=True, axis_name=None, dtype=np.float32)
+    head = yolo_v1.Head((3, 2, 8), (16, 16), 64, 0.25, norm, np.float32)
+    x = np.random.RandomState(0).uniform(size=(1, 4, 4, 8)).astype(np.float32)
+    variables = head.init(jax.random.key(0), x, None)
+    expected, _ = head.apply(variables, x, None)
+    draws, _ = head.apply(variables, np.repeat(x, 400, axis=0), jax.random.split(jax.random.key(1), 400))
+    assert draws.std(axis=0).mean() > 0.1 * abs(expected).mean()
+    slope = (draws.mean(axis=0) * expected[0]).sum() / (expected**2).sum()
+    assert slope == pytest.approx(1, abs=0.02)
 
 
 @pytest.mark.parametrize('arguments, message', [
