@@ -137,6 +137,14 @@ def test_average_mask_targets_equals_torchvision():
     np.testing.assert_allclose(found, GOLDEN['average_targets'], atol=1e-5)
 
 
+def test_average_mask_targets_carry_no_gradient():
+    # Their values change with all of these: a mask head must not move proposals to where its targets are easy.
+    total = lambda *moved: masks_module.average_mask_targets(moved[0], moved[1], MATCHED, moved[2], size=2).sum()
+    arguments = MASKS, BOXES, ROIS
+    assert all(total(*(x + (i == j) for j, x in enumerate(arguments))) != total(*arguments) for i in range(3))
+    assert not any(np.any(gradient) for gradient in jax.grad(total, argnums=(0, 1, 2))(*arguments))
+
+
 def test_average_mask_targets_without_ground_truth_are_zero():
     found = masks_module.average_mask_targets(np.ones_like(MASKS), BOXES, MATCHED, ROIS, size=7)
     assert np.any(found[:20]) and not np.any(found[20:])

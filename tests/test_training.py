@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
+import pycocotools.mask
 import pytest
 from conftest import TINY_FASTER_RCNN, TINY_SSD, TINY_YOLO_V1, TINY_YOLO_V2, TINY_YOLO_V3
 
@@ -412,6 +413,31 @@ def test_checkpoints_let_every_kind_of_detector_go_on_with_the_same_bits(tmp_pat
     checkpoints.close()
     jax.tree.map(np.testing.assert_array_equal, cut, whole)
     assert whole.step == 4 and any((x != y).any() for x, y in zip(*map(jax.tree.leaves, (whole.params, first.params))))
+
+
+def test_draw_pictures_shows_of_each_of_the_first_images_what_was_found_there(toy, monkeypatch):
+    shown = []
+
+    def draw(image, boxes, labels, scores, class_names, masks, crowd):
+        shown.append((boxes.tolist(), labels.tolist(), None if scores is None else scores.tolist(), masks, crowd.tolist()))
+        return image
+
+    monkeypatch.setattr(loop.visualize, 'draw_boxes', draw)
+    row = dict(image_id=101, bbox=[1.0, 2, 3, 4], category_id=8, score=0.9)
+    faint, elsewhere = row | dict(score=0.3), row | dict(image_id=102, category_id=9, score=0.31)
+    pictures = loop.draw_pictures(toy(loop.PICTURES + 1), [row, faint, elsewhere])  # what scores 0.3 is not shown
+    assert list(pictures) == [str(100 + index) for index in range(loop.PICTURES)]
+    nothing = [], [], None, None, []
+    found = [([[1, 2, 4, 6]], [1], [0.9], None, [False]), ([[1, 2, 4, 6]], [2], [0.31], None, [False])]
+    assert shown == [nothing, *found, *[nothing] * (loop.PICTURES - 3)]
+
+    shown.clear()  # annotations have no score, and may be crowds
+    mask = pycocotools.mask.encode(np.asfortranarray(np.eye(3, dtype=np.uint8)))
+    annotation = dict(image_id=100, bbox=[5.0, 6, 7, 8], category_id=3, iscrowd=1, segmentation=mask)
+    assert len(loop.draw_pictures(toy(2), [annotation])) == 2
+    *others, masks, crowd = shown[0]
+    assert others == [[[5, 6, 12, 14]], [0], None] and crowd == [True]
+    np.testing.assert_array_equal(masks, np.eye(3, dtype=bool)[None])
 
 
 def test_metrics_log_is_cut_back_to_the_step(tmp_path):

@@ -71,9 +71,9 @@ TESTS = {
     'detzoo/detectors/yolo_v3.py': ['test_yolo.py -k v3', 'test_detectors.py -k yolo_v3'],
     'detzoo/evaluation/coco.py': ['test_evaluation.py'],
     'detzoo/evaluation/voc.py': ['test_evaluation_voc.py'],
-    'detzoo/training/loop.py': [TRAINING],
+    'detzoo/training/loop.py': [TRAINING, 'test_finetune.py'],
     'detzoo/training/optimizer.py': ['test_training.py -k make_', TRAINING],
-    'detzoo/training/parallel.py': [TRAINING],
+    'detzoo/training/parallel.py': [TRAINING, 'test_training.py -k of_two_processes'],
 }
 MESSAGES = {'announce', 'diverged', 'format_table', 'format_voc_table', 'class_table', 'show'}  # functions that make text
 
