@@ -222,7 +222,8 @@ def test_postprocess_drops_what_clipping_makes_too_small(clip_before_nms):
     # In the window 5 x 10 pixels are left of the first, 2 x 10 of the second, 10 x 2 of the third; the fourth is whole.
     boxes = np.float32([[5, 0, 20, 10], [8, 0, 20, 10], [0, 8, 10, 20], [1, 1, 5, 5]])
     found = run(np.float32([[0.9], [0.8], [0.7], [0.6]]), boxes, np.float32([0, 0, 10, 10]), level_sizes=(4,), pre_nms_topk=4,
-                iou_threshold=0.9, score_threshold=0.0, max_detections=4, min_size=3.0, clip_before_nms=clip_before_nms)  # fmt: skip
+                iou_threshold=0.9, score_threshold=0.0, max_detections=4, min_size=3.0,
+                clip_before_nms=clip_before_nms)  # fmt: skip
     np.testing.assert_array_equal(found.boxes[found.valid], [[5, 0, 10, 10], [1, 1, 5, 5]])
 
 
