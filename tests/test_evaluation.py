@@ -310,6 +310,7 @@ def test_format_table_prints_the_lines_of_pycocotools():
 def test_format_table_sorts_classes_and_shows_absent_ones_last():
     per_class = {
         'b': {'AP': 0.25, 'AP50': 0.5},
+        'c': {'AP': 0.125, 'AP50': 0.75},  # by AP it comes after b
         'none': {'AP': None, 'AP50': None},
         'a long name': {'AP': 1.0, 'AP50': 1},
     }
@@ -319,6 +320,7 @@ def test_format_table_sorts_classes_and_shows_absent_ones_last():
         'class               AP       AP50',
         'a long name      1.000      1.000',
         'b                0.250      0.500',
+        'c                0.125      0.750',
         'none                 -          -',
     ]
 

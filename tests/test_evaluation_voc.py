@@ -79,6 +79,20 @@ def test_voc_metrics_ignore_difficult_objects():
     assert boxes_of(ground_truth, results((1, 1, (1, 0, 20, 20), 0.9)))['AP_2010'] == 0
 
 
+def test_voc_metrics_count_detections_on_images_without_objects():
+    # The best score finds nothing: precision is 1/2 at the first hit and 2/3 at the second, so 2/3 at either recall or beyond.
+    ground_truth = truth((1, 1, A, False), (1, 1, B, False), images=2)
+    found = results((2, 1, B, 0.9), (1, 1, B, 0.8), (1, 1, A, 0.7))
+    assert boxes_of(ground_truth, found)['AP_2010'] == pytest.approx(2 / 3)
+
+
+def test_voc_metrics_take_objects_for_easy_unless_they_say_otherwise():
+    ground_truth = truth((1, 1, A, False), (1, 1, B, False))
+    for row in ground_truth['annotations']:
+        del row['iscrowd']
+    assert boxes_of(ground_truth, results((1, 1, A, 0.9)))['AP_2010'] == 0.5
+
+
 @pytest.mark.parametrize('width, hit', [(10, True), (9.9, False)])
 def test_voc_metrics_count_an_overlap_of_just_a_half(width, hit):
     found = results((1, 1, (0, 0, width, 20), 0.9))
