@@ -190,6 +190,29 @@ def test_roi_loss_by_hand(make_ground_truth):
     assert head.loss(logits, deltas[:, :1], rois, matched, gt)['box_loss'] == pytest.approx(0.5, rel=1e-5)
 
 
+def test_reduce_losses_divides_by_the_samples_of_each_stage(make_ground_truth):
+    # Two images: of anchors 1 + 3 and 2 + 4 samples, of RoIs 1 + 1 and 0 + 3. Losses are sums over both by 10 and by 5.
+    of_rpn = np.float32([[4, 0.5, 1, 3], [6, 1.5, 2, 4]])
+    of_rois = np.float32([[3, 2, 1, 1], [7, 0, 0, 3]])
+    names = 'cls_loss', 'box_loss', 'positives', 'negatives'
+    rpn = make_rpn()._replace(loss=lambda sums, *rest: {f'rpn_{name}': x for name, x in zip(names, sums)})
+    head = make_head()._replace(loss=lambda sums, gt: dict(zip(names, sums)))
+    gt = jax.tree.map(lambda x: np.stack([x, x]), make_ground_truth(boxes_of([0, 0, 9, 9])))
+    anchors = np.zeros((80, 4), np.float32)
+    metrics = faster_rcnn.reduce_losses(rpn, head, (of_rpn, of_rpn, anchors, of_rpn), (of_rois,), gt, None)
+    expected = dict(rpn_cls_loss=1.0, rpn_box_loss=0.2, rpn_positives=1.5, rpn_negatives=3.5,
+                    cls_loss=2.0, box_loss=0.4, positives=0.5, negatives=2.0)  # fmt: skip
+    assert metrics == pytest.approx(expected)
+    of_head = {name: value for name, value in expected.items() if not name.startswith('rpn_')}
+    assert faster_rcnn.reduce_losses(rpn, head, None, (of_rois,), gt, None) == pytest.approx(of_head)
+
+
+def test_weigh_multiplies_and_adds_the_losses_there_are():
+    metrics = dict(rpn_cls_loss=1.0, cls_loss=2.0, positives=9.0)
+    loss, weighted = faster_rcnn.weigh(metrics, dict(rpn_cls_loss=0.5, cls_loss=3.0, mask_loss=7.0))
+    assert loss == 6.5 and weighted == dict(rpn_cls_loss=0.5, cls_loss=6.0, positives=9.0)
+
+
 def test_detect_decodes_the_box_of_each_class():
     proposals = boxes_of([10, 10, 30, 30], [40, 40, 60, 60], [0, 0, 20, 20])
     logits = np.float32([[3, 2, -9, 0], [-9, -9, -9, 9], [9, 0, 0, 0]])  # the second is background, the third not valid

@@ -106,8 +106,8 @@ def test_targets_may_be_averages(make_ground_truth):
     assert stage(targets='average').loss(logits, roi, matched, gt)['mask_loss'] == pytest.approx(wanted, rel=1e-5)
 
 
-def test_statistics_of_the_mask_head_are_those_of_positive_rois():
-    arguments = dict(rpn=None, norm='frozen_batch_norm', mask=dict(layers=1, features=8, norm='batch_norm'))
+def test_positive_rois_alone_make_the_statistics_and_the_loss_of_the_mask_head():
+    arguments = dict(rpn=None, norm='frozen_batch_norm', mask_loss_weight=0.5, mask=dict(layers=1, features=8, norm='batch_norm'))
     detector = make_detector(num_classes=3, **TINY_MASK_RCNN | arguments)
     variables = jax.jit(detector.init, static_argnums=1)(KEY, (64, 64))
     images = np.random.RandomState(0).randint(0, 256, (1, 64, 64, 3)).astype(np.uint8)
@@ -116,15 +116,16 @@ def test_statistics_of_the_mask_head_are_those_of_positive_rois():
     gt = GroundTruth(box[None], np.int32([[1]]), ~none, none, np.int32([0]), np.int32([0]), HALF[None, None])
 
     @jax.jit
-    def statistics(negative):
-        """What the norm remembers, and how many negative RoIs there are among those that the mask head reads."""
+    def step(negative):
+        """What the norm remembers, and the metrics."""
         proposals = jnp.concatenate([box + 1, negative])[None]
         inputs = Inputs(images, np.float32([[0, 0, 64, 64]]), proposals, np.ones((1, len(proposals[0])), bool))
         _, (state, metrics) = detector.loss(*variables, Batch(inputs, gt, np.int32([0]), np.ones(1, bool)), KEY)
-        return state['batch_stats']['mask_head']['norm1'], metrics['negatives']
+        return state['batch_stats']['mask_head']['norm1'], metrics
 
-    (expected, count), (found, _) = (statistics(np.float32([corners] * 3)) for corners in ([40, 2, 60, 20], [30, 36, 64, 64]))
-    assert count == 3  # and two positive ones, of the 16 rows that the mask head reads
+    (expected, metrics), (found, _) = (step(np.float32([corners] * 3)) for corners in ([40, 2, 60, 20], [30, 36, 64, 64]))
+    assert (metrics['positives'], metrics['negatives']) == (2, 3)  # of the 16 rows that the mask head reads
+    assert metrics['mask_loss'] == pytest.approx(0.5 * LN2, rel=0.05)  # its mean over the two: at first all cells are at a half
     jax.tree.map(np.testing.assert_array_equal, found, expected)
     assert np.abs(expected['mean']).max() > 0 and not jnp.allclose(expected['var'], 0.9)  # they were taken from something
 
