@@ -365,6 +365,9 @@ def test_loss_gives_scalars_and_the_same_state(tiny):
     assert shapes(grads) == shapes(tiny.params)
     leaves = jax.tree_util.tree_leaves_with_path(grads)
     assert not [jax.tree_util.keystr(path) for path, leaf in leaves if not leaf.any()]  # every parameter is trained
+    running = [jax.tree_util.tree_leaves_with_path(state.get('batch_stats', {})) for state in (model_state, tiny.model_state)]
+    still = [jax.tree_util.keystr(path) for (path, new), (_, old) in zip(*running, strict=True) if (new == old).all()]
+    assert not still  # statistics are those of the batch
 
 
 def test_loss_is_traced_once_for_all_batches(tiny):

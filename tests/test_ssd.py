@@ -238,6 +238,19 @@ def test_ssd_has_as_many_parameters_as_torchvision(arguments, parameters):
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == parameters
 
 
+def test_ssd512_has_the_extra_layers_of_the_authors():
+    # conv6 to conv10 of their SSD512: a 1x1 convolution, and one that halves the grid; the last has 4 x 4 cells, and makes one.
+    params, _ = shapes_of(make_detector(num_classes=20, **SSD512), (512, 512))
+    layers = params['extra_layers']
+    kernels = [[layers[f'layer{i}{part}']['conv']['kernel'].shape for part in ('_reduce', '')] for i in range(1, 6)]
+    assert kernels == [
+        [(1, 1, 1024, 256), (3, 3, 256, 512)],
+        [(1, 1, 512, 128), (3, 3, 128, 256)],
+        *[[(1, 1, 256, 128), (3, 3, 128, 256)]] * 2,
+        [(1, 1, 256, 128), (4, 4, 128, 256)],
+    ]
+
+
 def test_ssdlite_on_mobilenet_v2_has_about_as_many_parameters_as_published():
     # 1801.04381, table 6: 4.3 million on COCO, of the authors' code, which has three anchors a cell on the finest level.
     arguments = SSDLITE | dict(backbone='mobilenet_v2', aspect_ratios=((1 / 2,), *((1 / 2, 2, 1 / 3, 3),) * 5))
