@@ -11,7 +11,7 @@
 `--on_bad_record=skip` leaves out what is wrong with single records and lists it: of train2017 two boxes of height 0 are known
 (images 200365 and 550395). A long list means that an archive was not unpacked whole.
 
-Not trained here. Published, from a backbone trained on ImageNet first (AP50 48.1 at 608 x 608 on val2014,
+Not trained here. Published, from a backbone trained on ImageNet first (AP50 48.1 at 608 x 608 on test-dev,
 23.7 for the small net at 416, says darknet's page; 44.0 at 544 on test-dev, table 5 of the paper).
 Without `initialize_backbone` the net starts from nothing: expect less.
 

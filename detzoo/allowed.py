@@ -197,7 +197,7 @@ def check_value(key: str, value: Any, example: Any) -> None:
 
 
 def is_alike(value: Any, example: Any) -> bool:
-    """Tells whether a value is of an example's kind: True is no number, nor is NaN, and tuples are as deep."""
+    """Tells whether a value has the kind of an example: True and NaN are not numbers; tuples must have the same depth."""
     if example is None:
         return True
     if isinstance(example, bool | str):
@@ -210,7 +210,7 @@ def is_alike(value: Any, example: Any) -> bool:
 
 
 def kind(example: Any) -> str:
-    """Says what is alike."""
+    """Describes the kind of an example in words."""
     if is_tuple(example):
         return 'numbers in a tuple' + ' of tuples' * (depth(example) - 1)
     return {bool: 'True or False', str: 'text', int: 'a whole number of 32 bits'}.get(type(example), 'a finite number')
@@ -222,5 +222,5 @@ def depth(value: Any) -> int:
 
 
 def is_tuple(value: Any) -> bool:
-    """A list is one, too: that is how JSON brings it."""
+    """Tells whether a value is a tuple, or a list, into which JSON turns tuples."""
     return isinstance(value, tuple | list)

@@ -39,7 +39,7 @@ def defaults() -> ml_collections.ConfigDict:
     c.data.data_dir = config_dict.placeholder(str)  # where data sets lie; default: ~/tensorflow_datasets
     c.data.train_split = 'train'  # TFDS notation: 'train[:10%]' is its first tenth
     c.data.validation_split = 'validation'
-    c.data.empty_images = True  # whether training sees images without objects; where crowds are all, there are none
+    c.data.empty_images = True  # whether training uses images without objects; an image with nothing but crowds has none
     c.data.canvases = ((128, 128),)  # (height, width) each; a step draws one; one compilation each
     c.data.canvas_steps = 1  # for how many steps a drawn canvas is kept
     c.data.mask_size = 0  # side of the masks of objects, cells of their boxes' frames; 0: no masks
@@ -234,7 +234,7 @@ def read_config(path: str | os.PathLike) -> ml_collections.ConfigDict:
 
 
 def tuples(value: Any) -> Any:
-    """Makes tuples of lists, however deep, as which JSON brings them."""
+    """Turns lists, which JSON makes of tuples, back into tuples, however deep."""
     return tuple(map(tuples, value)) if isinstance(value, tuple | list) else value
 
 

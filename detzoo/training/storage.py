@@ -31,7 +31,7 @@ def failed(what: str | os.PathLike, error: Exception) -> StorageError:
     hidden = re.search(r"os_error_code='(\d+)'", str(error))
     number = error.errno if isinstance(error, OSError) else hidden and int(hidden[1])
     reason = os.strerror(number) if number else f'{type(error).__name__}: {str(error)[:500]}'
-    remedy = 'make room there' if number in _FULL else 'mend that'
+    remedy = 'make room there' if number in _FULL else 'fix that'
     return StorageError(
         f'{what} could not be written: {reason}. Checkpoints that were finished before are whole: {remedy}, and the same '
         'training goes on from the newest of them'
