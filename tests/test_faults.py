@@ -135,9 +135,12 @@ def test_metrics_log_refuses_a_second_writer(tmp_path):
 def test_metrics_log_names_a_line_that_cannot_be_read(tmp_path):
     text = '{"step": 1, "loss": 1.0}\n\0\0\0\n{"step": 3, "loss": 1.0}\n'
     (tmp_path / 'metrics.jsonl').write_text(text)
-    with pytest.raises(DataError, match=r'line 2 of .*metrics.jsonl is damaged .*remove that line'):
+    with pytest.raises(DataError, match=r'line 2 of .*metrics.jsonl is damaged .*remove that line') as raised:
         MetricsLog(tmp_path, step=3, active=True)
     assert (tmp_path / 'metrics.jsonl').read_text() == text
+    (tmp_path / 'metrics.jsonl').write_text('')  # mended while the error, as in a notebook, is kept with its frames
+    MetricsLog(tmp_path, step=3, active=True).close()
+    assert raised.value
 
 
 # Damaged checkpoints
@@ -183,7 +186,7 @@ def test_checkpoints_find_every_damage(two_checkpoints, tmp_path, capsys, damage
         if file.parts[0] == 'variables':  # all that a prediction reads
             reads.append(checkpoints.restore_variables)
         for read in reads:
-            with pytest.raises(DataError, match=r'checkpoints/10 is damaged \(not what was written: .*--checkpoint=5'):
+            with pytest.raises(DataError, match=r'checkpoints/10 is damaged \(not what .*step 5 is the newest; or choose'):
                 read()
         assert sorted(workdir.rglob('*')) == before
         checkpoints.set_damaged_aside()
@@ -198,6 +201,7 @@ def test_checkpoints_need_no_file_outside_their_items(two_checkpoints, tmp_path)
     assert others
     for path in others:
         flip_a_bit(path)
+    (tmp_path / 'checkpoints' / '10' / 'variables' / '.DS_Store').touch()  # what file managers leave behind
     checkpoints = Checkpoints(tmp_path)
     checkpoints.set_damaged_aside()
     assert_same(checkpoints.restore(state_of(0)), state_of(10, 10 / 3))
@@ -218,6 +222,13 @@ def test_checkpoints_without_sums_are_read_as_they_are(two_checkpoints, tmp_path
         checkpoints.restore_variables()
 
 
+def test_checkpoints_with_empty_sums_are_damaged(two_checkpoints, tmp_path):
+    shutil.copytree(two_checkpoints / 'checkpoints', tmp_path / 'checkpoints')
+    (tmp_path / 'checkpoints' / '10' / 'SHA256SUMS').write_text('')
+    with pytest.raises(DataError, match='10 is damaged .SHA256SUMS is empty'):
+        Checkpoints(tmp_path).restore_variables()
+
+
 def test_checkpoints_count_no_empty_folder(two_checkpoints, tmp_path):
     (tmp_path / 'checkpoints' / '99' / 'variables').mkdir(parents=True)
     checkpoints = Checkpoints(tmp_path)
@@ -236,7 +247,7 @@ def test_checkpoints_that_are_all_damaged_do_not_begin_anew_without_a_word(two_c
     shutil.copytree(two_checkpoints / 'checkpoints', tmp_path / 'checkpoints')
     for path in (tmp_path / 'checkpoints').glob('*/variables/manifest.ocdbt'):
         path.unlink()
-    with pytest.raises(DataError, match='no checkpoint in .* is whole: started again, the training begins anew'):
+    with pytest.raises(DataError, match='every checkpoint in .* is damaged, .* started again, this training begins at step 0'):
         Checkpoints(tmp_path).set_damaged_aside()
     assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['10.damaged', '5.damaged']
 

@@ -644,7 +644,7 @@ def test_replicas_go_on_where_all_of_them_were(tmp_path, tiny_config, linear):
 def test_replicas_lose_nothing_where_one_more_is_asked_for(tmp_path, tiny_config, linear, steps):
     loop.train_and_evaluate(tiny_config(training__num_replicas=2, training__steps=steps), tmp_path)
     before = [saved(tmp_path / seed) for seed in ('seed_0', 'seed_1')]
-    with pytest.raises(ConfigError, match='has replicas that were trained without seed 2: take a new --workdir'):
+    with pytest.raises(ConfigError, match='has replicas that were trained without seed 2: take a new workdir'):
         loop.train_and_evaluate(tiny_config(training__num_replicas=3, training__steps=steps), tmp_path)
     assert not (tmp_path / 'seed_2').exists()
     loop.train_and_evaluate(tiny_config(seed=1, training__steps=steps + 6), tmp_path / 'seed_1')  # one alone goes further

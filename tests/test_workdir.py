@@ -13,9 +13,19 @@ from conftest import ROOT
 from detzoo.config import ConfigError
 from detzoo.data.records import checksum, open_dataset
 from detzoo.inference import read_classes
-from detzoo.training.checkpoint import TrainState
+from detzoo.training.checkpoint import Checkpoints, TrainState
 from detzoo.training.metrics import MetricsLog, read_metrics
-from detzoo.training.workdir import prepare_workdirs
+from detzoo.training.storage import StorageError, held
+from detzoo.training.workdir import check_workdir, write_workdir
+
+
+def prepare_workdirs(runs, data, validation):
+    """As a training does: checks all, then writes all."""
+    for config, workdir in runs:
+        check_workdir(workdir, config, data, validation)
+    for config, workdir in runs:
+        workdir.mkdir(exist_ok=True)
+        write_workdir(workdir, config, data, validation)
 
 
 @pytest.fixture(scope='module')
@@ -23,7 +33,8 @@ def begun_run(tmp_path_factory, tiny_config, data_dir):
     """The config, the two splits and the workdir of a run that has saved a checkpoint."""
     splits = [open_dataset('toy', split, data_dir) for split in ('train', 'validation')]
     config, workdir = tiny_config(), tmp_path_factory.mktemp('begun') / 'run'
-    (checkpoints,) = prepare_workdirs([(config, workdir)], *splits)
+    prepare_workdirs([(config, workdir)], *splits)
+    checkpoints = Checkpoints(workdir)
     checkpoints.save(TrainState(np.int32(5), dict(w=np.ones(2)), {}, dict(m=np.ones(2)), None))
     checkpoints.close()
     return config, *splits, workdir
@@ -76,15 +87,15 @@ def test_prepare_workdirs_refuses_other_data_and_touches_nothing(prepared, chang
         prepare_workdirs([(config, new), (config, workdir)], *others)
     message = str(raised.value)
     assert message.startswith(f"{workdir} is of a run on other data: data set 'toy' has changed since (") and words in message
-    assert message.endswith('Take a new --workdir, or bring back the data that the run began with')
+    assert message.endswith('Take a new workdir, or bring back the data that the run began with')
     assert files(workdir) == before and not new.exists()
-    prepare_workdirs([(config, workdir)], data, validation)[0].close()  # the former data, and the run goes on
+    prepare_workdirs([(config, workdir)], data, validation)  # the former data, and the run goes on
 
 
 def test_prepare_workdirs_takes_other_data_and_another_config_before_the_first_checkpoint(prepared):
     config, data, validation, workdir = prepared(begun=False)
     config.optimizer.learning_rate = 0.001
-    prepare_workdirs([(config, workdir)], changed(data, class_names=lambda x: x[::-1]), validation)[0].close()
+    prepare_workdirs([(config, workdir)], changed(data, class_names=lambda x: x[::-1]), validation)
     assert read_classes(workdir / 'classes.json').class_names == ('blue', 'green', 'red')
     assert json.loads((workdir / 'config.json').read_text())['optimizer']['learning_rate'] == 0.001
 
@@ -93,21 +104,29 @@ def test_prepare_workdirs_adds_what_an_older_run_does_not_say(prepared):
     config, data, validation, workdir = prepared()
     now = (workdir / 'data.json').read_text()
     (workdir / 'data.json').unlink()
-    prepare_workdirs([(config, workdir)], data, validation)[0].close()
+    prepare_workdirs([(config, workdir)], data, validation)
     assert (workdir / 'data.json').read_text() == now
     (workdir / 'data.json').write_text('{"images": 20, "validation_images": 10, "checksum": null}')
-    prepare_workdirs([(config, workdir)], data, validation)[0].close()
+    prepare_workdirs([(config, workdir)], data, validation)
     assert (workdir / 'data.json').read_text() == now
     with pytest.raises(ConfigError, match="class_names was .'red'"):  # these an older run says too
         (workdir / 'data.json').unlink()
         prepare_workdirs([(config, workdir)], changed(data, class_names=lambda x: x[::-1]), validation)
 
 
-def test_prepare_workdirs_names_a_place_that_cannot_be_one(prepared, tmp_path):
-    config, data, validation, _ = prepared()
+def test_prepare_workdirs_keeps_a_checksum_that_other_data_lack(prepared):
+    config, data, validation, workdir = prepared()
+    now = (workdir / 'data.json').read_text()
+    prepare_workdirs([(config, workdir)], data._replace(checksum=None), validation)  # prepared by an older detzoo
+    assert (workdir / 'data.json').read_text() == now
+    with pytest.raises(ConfigError, match='checksum was'):
+        prepare_workdirs([(config, workdir)], changed(data, checksum=lambda x: f'0{x[1:]}'), validation)
+
+
+def test_held_names_a_place_that_cannot_be_a_workdir(tmp_path):
     (tmp_path / 'file').touch()
-    with pytest.raises(ConfigError, match=f'cannot make the workdir {tmp_path}/file: File exists'):
-        prepare_workdirs([(config, tmp_path / 'file')], data, validation)
+    with pytest.raises(StorageError, match=f'cannot make the workdir {tmp_path}/file: File exists'), held(tmp_path / 'file'):
+        pass
 
 
 @pytest.mark.parametrize('name', ['config.json', 'classes.json', 'data.json'])
@@ -120,7 +139,7 @@ def test_prepare_workdirs_names_a_file_that_was_cut_short(prepared, name, keep):
         prepare_workdirs([(config, workdir)], data, validation)
     assert str(raised.value).startswith(f'{path} was cut short') and 'remove it' in str(raised.value)
     path.unlink()  # as the message says
-    prepare_workdirs([(config, workdir)], data, validation)[0].close()
+    prepare_workdirs([(config, workdir)], data, validation)
     assert path.read_bytes() == text
 
 
@@ -137,7 +156,10 @@ def test_checksum_is_that_of_the_records(toy):
     assert len({first, *others}) == 8
 
 
-@pytest.mark.parametrize('line', ['', '\0' * 30, '{"step": 2, "lo', '3', '{"loss": 1.0}', '[' * 100_000], ids=range(6))
+DAMAGED_LINES = ('', '\0' * 30, '{"step": 2, "lo', '3', '{"loss": 1.0}', '{"step": "2"}', '[' * 100_000)
+
+
+@pytest.mark.parametrize('line', DAMAGED_LINES, ids=range(7))
 def test_metrics_name_a_damaged_line(tmp_path, line):
     path = tmp_path / 'metrics.jsonl'
     path.write_text(f'{{"step": 1, "loss": 0.5}}\n{line}\n{{"step": 3, "loss": 0.5}}\n')

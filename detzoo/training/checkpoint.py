@@ -4,8 +4,8 @@
     checkpoints/STEP/SHA256SUMS              of their files, as `sha256sum` writes them
 
 Orbax writes into a temporary folder and renames it, so that a kill at any moment leaves the last whole checkpoint. The
-position in the data is the step (see data/pipeline.py), so nothing else needs to be kept. Nothing is restored from files that
-are not what was written; a checkpoint of an older detzoo, which has no sums, is restored as it is.
+position in the data is the step (see data/pipeline.py), so nothing else needs to be kept. Files that are not what was
+written are never restored; a checkpoint of an older detzoo, which has no sums, is restored as it is.
 """
 
 import contextlib
@@ -84,7 +84,7 @@ class Checkpoints:
         return max([*self.steps(), *([] if self._saving is None else [self._saving])], default=None)
 
     def set_damaged_aside(self) -> None:
-        """Renames what is damaged to STEP.damaged, from the newest checkpoint back to the first whole one, and says so.
+        """Renames damaged checkpoints to STEP.damaged, from the newest on until one is whole, and says so.
 
         Raises:
             DataError: not one is whole.
@@ -101,7 +101,10 @@ class Checkpoints:
             aside = (self.folder / str(step)).rename(next(path for path in names if not path.exists()))
             tqdm.write(f'WARNING: the checkpoint of step {step} is damaged and set aside as {aside}: {problem}', file=sys.stderr)
         if steps:
-            raise DataError(f'no checkpoint in {self.folder} is whole: started again, the training begins anew')
+            raise DataError(
+                f'every checkpoint in {self.folder} is damaged, and called STEP.damaged now: started again, this training begins '
+                'at step 0, with new metrics'
+            )
 
     def cut_back(self, step: int) -> None:
         """Removes the checkpoints beyond a step, before any is saved."""
@@ -182,7 +185,7 @@ class Checkpoints:
         other = max((other for other in self.steps() if other != step), default=None)
         remedy = f'rename it to {step}.damaged'
         if other is not None:
-            remedy += f', and that of step {other} is the newest; or choose it (--checkpoint={other})'
+            remedy += f', and that of step {other} is the newest; or choose that step'
         problem = damage(folder, item)
         if problem:
             raise DataError(f'{folder} is damaged ({problem}): {remedy}')
@@ -223,16 +226,18 @@ def is_checkpoint(path: pathlib.Path) -> bool:
 
 
 def damage(checkpoint: pathlib.Path, item: str = '') -> str | None:
-    """Says which files of a checkpoint, or of one item of it, are not what was written; None where all are.
+    """Says which files of a checkpoint, or of one item of it, are missing or not what was written; None where all are there.
 
-    None too where there are no sums to tell by.
+    None too where there are no sums to tell by. Files that others have added do no harm.
     """
     try:
         written = (checkpoint / _SUMS).read_text(errors='replace').rstrip('\n').split('\n')
     except FileNotFoundError:
         return None
+    if not any(written):
+        return f'{_SUMS} is empty'
     written = {line for line in written if line[66:].startswith(item)}
-    names = sorted({line[66:] for line in written ^ set(_sums(checkpoint, item))})
+    names = sorted({line[66:] for line in written - set(_sums(checkpoint, item))})
     return f'not what was written: {", ".join(names[:3])}{", ..." * (len(names) > 3)}' if names else None
 
 

@@ -41,7 +41,7 @@ from detzoo.training.metrics import MetricsLog
 from detzoo.training.optimizer import make_optimizer, make_schedule
 from detzoo.training.progress import Profiler, Progress
 from detzoo.training.storage import held
-from detzoo.training.workdir import check_workdir, has_checkpoints, prepare_workdirs
+from detzoo.training.workdir import check_workdir, has_checkpoints, write_workdir
 from detzoo.types import Array, Batch, Detector
 
 PICTURES = 4  # of the validation split, drawn at every evaluation
@@ -80,19 +80,23 @@ def train_and_evaluate(
 
     with contextlib.ExitStack() as cleanup:  # from the last to the first
 
-        def take_over() -> None:
+        replicas = [Replica(own, folder, Checkpoints(folder)) for own, folder in runs]
+
+        def take_over() -> int:
+            """Makes the workdirs this training's, and finds the step from which it goes on."""
             for own, folder in runs:
                 check_workdir(folder, own, data, validation)  # nothing, not even a lock, is left in that of another run
-            for _, folder in runs:
-                cleanup.enter_context(held(folder))
-            for _, folder in runs:
-                Checkpoints(folder).set_damaged_aside()
+            for replica in replicas:
+                cleanup.enter_context(held(replica.workdir))
+            for own, folder, checkpoints in replicas:
+                checkpoints.set_damaged_aside()
+                write_workdir(folder, own, data, validation)
+            start = common_start(config, replicas)
+            for replica in replicas:
+                replica.checkpoints.cut_back(start)  # a kill may have come between the checkpoints of two
+            return start
 
-        parallel.on_first_process(take_over)
-        replicas = [Replica(*run, checkpoints) for run, checkpoints in zip(runs, prepare_workdirs(runs, data, validation))]
-        start = common_start(config, replicas)
-        # A kill may have come between the checkpoints of two.
-        parallel.on_first_process(lambda: [replica.checkpoints.cut_back(start) for replica in replicas])
+        start = parallel.from_first_process(take_over)
         states, logs = [], []
         for replica in replicas:
             states.append(replica.checkpoints.restore(state) if start else initial_state(replica.config, detector, learnt.arrays))
@@ -129,7 +133,7 @@ def train_and_evaluate(
             return evaluations
 
         evaluations = []
-        if evaluation_due(config, start) and parallel.from_first_process(any(log.evaluated != start for log in logs)):
+        if evaluation_due(config, start) and parallel.from_first_process(lambda: any(log.evaluated != start for log in logs)):
             evaluations = evaluate_at(start)  # the run was cut after this checkpoint
         streams = [make_batches(replica.config, data, start, proposals) for replica in replicas]
         for stream in streams:
@@ -191,7 +195,7 @@ def split(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[tupl
         own.seed, own.training.num_replicas = seed, 1
         replicas.append((own, workdir / f'seed_{seed}'))
         if begun and not (workdir / f'seed_{seed}' / 'config.json').exists():
-            raise ConfigError(f'{workdir} has replicas that were trained without seed {seed}: take a new --workdir')
+            raise ConfigError(f'{workdir} has replicas that were trained without seed {seed}: take a new workdir')
     return replicas
 
 
@@ -205,7 +209,7 @@ def common_start(config: ml_collections.ConfigDict, replicas: Sequence[Replica])
     if max(steps) - min(steps) > config.training.checkpoint_every:
         standing = ', '.join(f'{replica.workdir.name} at step {step}' for replica, step in zip(replicas, steps))
         folder = replicas[0].workdir.parent
-        raise ConfigError(f'the replicas in {folder} were not trained together ({standing}): take a new --workdir')
+        raise ConfigError(f'the replicas in {folder} were not trained together ({standing}): take a new workdir')
     return min(steps)
 
 

@@ -44,18 +44,19 @@ class MetricsLog:
         if not active:
             return
         self._path, self._events = pathlib.Path(workdir) / 'metrics.jsonl', pathlib.Path(workdir) / 'tensorboard'
-        with writing(self._path):
-            self._file = self._path.open('a+b')
-        if not lock(self._file):
-            self._file.close()
-            raise InUseError(f'{self._path} is being written by another process')
-        with writing(self._path):
-            self.evaluated = _cut_back(self._file, step)
-        with writing(self._events):
-            self._events.mkdir(exist_ok=True)
-            self._board = EventsWriter(str(self._events / 'events'))
-            # TensorBoard hides what earlier files hold from this step on.
-            self._board.write_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+        with contextlib.ExitStack() as failure:
+            with writing(self._path):
+                self._file = failure.enter_context(self._path.open('a+b'))
+            if not lock(self._file):
+                raise InUseError(f'{self._path} is being written by another process')
+            with writing(self._path):
+                self.evaluated = _cut_back(self._file, step)
+            with writing(self._events):
+                self._events.mkdir(exist_ok=True)
+                self._board = EventsWriter(str(self._events / 'events'))
+                # TensorBoard hides what earlier files hold from this step on.
+                self._board.write_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+            failure.pop_all()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds a line, and its numbers to TensorBoard."""
@@ -130,7 +131,7 @@ def _cut_back(file: BinaryIO, step: int) -> int:
 
 
 def _whole_lines(file: BinaryIO) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Gives what the lines say, each with the place where it ends, but for a last one that was cut short."""
+    """Yields the end of each line in the file and what it says; a last line that was cut short is left out."""
     end = 0
     for number, line in enumerate(file, start=1):
         if not line.endswith(b'\n'):
@@ -138,7 +139,8 @@ def _whole_lines(file: BinaryIO) -> Iterator[tuple[int, dict[str, Any]]]:
         end += len(line)
         try:
             row = json.loads(line)
-            int(row['step'])
+            if type(row['step']) is not int:
+                raise TypeError(f'step is {row["step"]!r}')
         except (ValueError, TypeError, LookupError, RecursionError) as error:
             raise DataError(
                 f'line {number} of {file.name} is damaged ({error}): remove that line. Checkpoints do not depend on this file'

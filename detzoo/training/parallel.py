@@ -63,26 +63,26 @@ def keep_compilations() -> None:
         jax.config.update('jax_compilation_cache_dir', os.path.expanduser('~/.cache/detzoo'))
 
 
-def from_first_process(value: int) -> int:
-    """Gives all processes, which call it together, the number that the first one has."""
-    return value if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(value)))
-
-
-def on_first_process(action: Callable[[], Any]) -> None:
-    """Does on the first process what is to be done once; where that fails, no other process waits for it.
+def from_first_process(compute: Callable[[], int | None]) -> int:
+    """Computes a number on the first process alone, and gives it to all, which call this together; 0 for None.
 
     Raises:
-        FirstProcessError: it failed, and this is another process.
+        FirstProcessError: it failed, and this is another process: no process waits for one that has ended.
         Exception: what it raised, on the first process.
     """
-    error = None
+    value, error = 0, None
     if jax.process_index() == 0:
         try:
-            action()
+            value = compute() or 0
         except Exception as raised:
             error = raised
-    if from_first_process(error is not None):
-        raise error or FirstProcessError('the first process of the run ended with an error, see what it wrote')
+    if jax.process_count() > 1:
+        failed, value = multihost_utils.broadcast_one_to_all(np.int32([error is not None, value])).tolist()
+        if failed and error is None:
+            raise FirstProcessError('the first process of the run ended with an error, see what it wrote')
+    if error is not None:
+        raise error
+    return value
 
 
 def put(batch: Any) -> Any:

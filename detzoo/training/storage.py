@@ -33,8 +33,8 @@ def failed(what: str | os.PathLike, error: Exception) -> StorageError:
     reason = os.strerror(number) if number else f'{type(error).__name__}: {str(error)[:500]}'
     remedy = 'make room there' if number in _FULL else 'fix that'
     return StorageError(
-        f'{what} could not be written: {reason}. Checkpoints that were finished before are whole: {remedy}, and the same '
-        'training goes on from the newest of them'
+        f'{what} could not be written: {reason}. Earlier checkpoints are whole: {remedy}, and start the same training again '
+        'to go on from the newest of them'
     )
 
 
@@ -49,7 +49,7 @@ def writing(path: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def held(folder: pathlib.Path) -> Iterator[None]:
-    """Makes this process the only one to train in a folder until the block, or the process, ends.
+    """Locks a folder, and makes it if missing, for this training until the block or the process ends.
 
     The lock is the kernel's (flock) and dies with the process; the text in the file `lock` only says whose it is. It also holds
     between hosts that share the folder by NFS. A file system without locks is named in a warning.
@@ -57,8 +57,11 @@ def held(folder: pathlib.Path) -> Iterator[None]:
     Raises:
         InUseError: another process holds the folder; the message says which.
     """
-    with writing(folder / LOCK):
+    try:
         folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f'cannot make the workdir {folder}: {error.strerror}; take another one') from error
+    with writing(folder / LOCK):
         file = (folder / LOCK).open('a+')
     with file:
         if not lock(file):

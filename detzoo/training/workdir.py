@@ -14,7 +14,7 @@ import os
 import pathlib
 import platform
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -28,43 +28,16 @@ from detzoo.training.checkpoint import Checkpoints
 from detzoo.training.storage import writing
 
 
-def prepare_workdirs(
-    runs: Sequence[tuple[ml_collections.ConfigDict, pathlib.Path]], data: Dataset, validation: Dataset
-) -> list[Checkpoints]:
-    """Stores in workdirs what their runs are, once it is known that each is new or of the same run.
-
-    Args:
-        runs: config and workdir of each.
-        data: the split that all train on.
-        validation: the split that all are evaluated on.
-
-    Returns:
-        the checkpoints of each.
-
-    Raises:
-        ConfigError: a workdir is of another run, and nothing was written.
-    """
-    for config, workdir in runs:
-        check_workdir(workdir, config, data, validation)
-    for config, workdir in runs if jax.process_index() == 0 else ():
-        try:
-            workdir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f'cannot make the workdir {workdir}: {error.strerror}; take another --workdir') from error
-        texts = {
-            name: json.dumps(content, indent=2) + '\n'
-            for name, content in (*described(data, validation).items(), ('environment.json', environment()))
-        }
-        for name, text in (*texts.items(), ('config.json', to_json(config))):  # last what makes the folder a workdir
-            with writing(workdir / name):
-                write_text(workdir / name, text)
-    return [Checkpoints(workdir) for _, workdir in runs]
-
-
 def check_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict, data: Dataset, validation: Dataset) -> None:
-    """Refuses a workdir with checkpoints of another config, or of other data; where there are none, nothing would be lost.
+    """Refuses a workdir with checkpoints of another config, or of other data; one without checkpoints may begin anew.
 
     An older detzoo stored less of the data: what is not known is taken to be the same.
+
+    Args:
+        workdir: which may be missing.
+        config: of the run.
+        data: the split that it trains on.
+        validation: the split that it is evaluated on.
 
     Raises:
         ConfigError: the message has all that differs.
@@ -73,13 +46,13 @@ def check_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict, data
         return
     if (workdir / 'checkpoints' / '0').exists():
         raise ConfigError(
-            f'{workdir} holds imported weights: to train them further, take a new --workdir and set initialize_from to it'
+            f'{workdir} holds imported weights: to train them further, take a new workdir and set initialize_from to it'
         )
     if (workdir / 'config.json').exists():
         pairs = differences(read_config(workdir / 'config.json'), config)
         changed = [f'{key} was {old!r}, is {new!r}' for key, (old, new) in pairs.items() if key not in MUTABLE]
         if changed:
-            raise ConfigError(f'{workdir} is of a run with another config ({"; ".join(changed)}): take a new --workdir')
+            raise ConfigError(f'{workdir} is of a run with another config ({"; ".join(changed)}): take a new workdir')
     changed = []
     for name, content in described(data, validation).items():
         before = read_description(workdir / name)
@@ -90,12 +63,30 @@ def check_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict, data
     if changed:
         raise ConfigError(
             f'{workdir} is of a run on other data: data set {data.name!r} has changed since ({"; ".join(changed)}). Take a new '
-            '--workdir, or bring back the data that the run began with'
+            'workdir, or bring back the data that the run began with'
         )
 
 
+def write_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict, data: Dataset, validation: Dataset) -> None:
+    """Stores what a run is in its workdir, which `check_workdir` let pass. What was known of the data stays known.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    contents = described(data, validation)
+    if has_checkpoints(workdir):
+        for name, content in contents.items():
+            before = read_description(workdir / name)
+            content |= {key: before.get(key) for key, value in content.items() if value is None}
+    contents['environment.json'] = environment()
+    texts = {name: json.dumps(content, indent=2) + '\n' for name, content in contents.items()}
+    for name, text in (*texts.items(), ('config.json', to_json(config))):  # last what makes the folder a workdir
+        with writing(workdir / name):
+            write_text(workdir / name, text)
+
+
 def described(data: Dataset, validation: Dataset) -> dict[str, dict[str, Any]]:
-    """Says what a run's data are, by the files of the workdir that keep it: what of JSON comes back unchanged."""
+    """Describes a run's data as JSON, by the files of the workdir that keep it."""
     return {
         'classes.json': dict(class_names=list(data.class_names), category_ids=list(data.category_ids)),
         'data.json': dict(images=len(data.records), validation_images=len(validation.records), checksum=data.checksum),
