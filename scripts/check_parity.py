@@ -55,7 +55,8 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # checkpoints tell every step otherwise
 
     try:
-        images = [decode_image(path.read_bytes(), name=str(path)) for path in find_images(_IMAGES.value)]
+        paths = find_images(_IMAGES.value) if _IMAGES.value else []
+        images = [decode_image(path.read_bytes(), name=str(path)) for path in paths]
     except DataError as error:
         sys.exit(f'error: {error}')
     images = images or [drawn_image(*size, seed) for seed, size in enumerate(SIZES)]
