@@ -28,8 +28,8 @@ def new_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         yield scratch
         os.replace(scratch, path)
     except OSError as error:
-        if error.errno:
-            error.filename = str(path)
+        if error.errno and (error.filename is None or str(error.filename) == str(scratch)):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:
         with contextlib.suppress(OSError):
@@ -38,7 +38,7 @@ def new_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def incomplete_folder(parent: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Gives a hidden folder to write into, and removes it when the block ends, by SIGTERM too.
+    """Gives a hidden folder to write into, and removes it when the block ends, by SIGTERM or SIGINT too.
 
     Args:
         parent: where it is made; made itself if missing.
@@ -46,7 +46,7 @@ def incomplete_folder(parent: str | os.PathLike) -> Iterator[pathlib.Path]:
     Raises:
         OSError: nothing can be written there.
     """
-    with _sigterm_raises(), contextlib.ExitStack() as stack:
+    with _signals_raise(), contextlib.ExitStack() as stack:
         with _said(parent, 'choose another folder'):
             pathlib.Path(parent).mkdir(parents=True, exist_ok=True)
             scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix='.incomplete-', dir=parent))
@@ -54,7 +54,7 @@ def incomplete_folder(parent: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 def check_writable(folder: str | os.PathLike, remedy: str) -> None:
-    """Makes a folder if it is missing, and writes a file there that has no name.
+    """Makes a folder if it is missing, and creates and removes a temporary file in it.
 
     Args:
         folder: any.
@@ -78,19 +78,20 @@ def _said(folder: str | os.PathLike, remedy: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """Makes SIGTERM raise SystemExit in a block, so that it is left as by an error; by default the process just ends."""
-    is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:  # someone else decides what it does
-        yield
-        return
+def _signals_raise() -> Iterator[None]:
+    """Makes SIGTERM and SIGINT raise SystemExit in a block, where they would just end the process: it is left as by an error."""
+    is_main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
+    numbers = [number for number in (signal.SIGTERM, signal.SIGINT) if is_main and signal.getsignal(number) is signal.SIG_DFL]
 
-    def end(*_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one does not interrupt the cleaning
-        sys.exit(128 + signal.SIGTERM)
+    def end(number: int, *_: object) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)  # a second one does not interrupt the cleaning
+        sys.exit(128 + number)
 
-    signal.signal(signal.SIGTERM, end)
     try:
+        for number in numbers:
+            signal.signal(number, end)
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)

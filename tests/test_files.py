@@ -27,8 +27,13 @@ def test_new_file_that_fails_leaves_nothing_and_names_the_file(tmp_path):
     with pytest.raises(OSError, match='^of another kind$'), new_file(path):
         raise OSError('of another kind')
     assert path.read_text() == 'old' and list(tmp_path.iterdir()) == [path]
-    with pytest.raises(NotADirectoryError, match='a.txt/b'), new_file(path / 'b') as scratch:
+    with pytest.raises(NotADirectoryError, match=r"Not a directory: '.*a\.txt/b'$"), new_file(path / 'b') as scratch:
         scratch.write_text('new')
+    (tmp_path / 'folder').mkdir()
+    with pytest.raises(IsADirectoryError, match=r"Is a directory: '.*/folder'$"), new_file(tmp_path / 'folder') as scratch:
+        scratch.write_text('new')
+    with pytest.raises(FileNotFoundError, match='/other.txt'), new_file(path):
+        (tmp_path / 'other.txt').read_text()
 
 
 def test_incomplete_folder_is_removed_at_the_end(tmp_path):
@@ -40,12 +45,18 @@ def test_incomplete_folder_is_removed_at_the_end(tmp_path):
     assert not list((tmp_path / 'new' / 'parent').iterdir())
 
 
-def test_incomplete_folder_is_removed_by_sigterm(tmp_path):
-    with pytest.raises(SystemExit) as end, incomplete_folder(tmp_path):
-        os.kill(os.getpid(), signal.SIGTERM)
-        raise AssertionError('the signal did not end the block')
-    assert end.value.code == 128 + 15 and not list(tmp_path.iterdir())
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_incomplete_folder_is_removed_by_a_signal_that_would_end_the_process(tmp_path, number):
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        with pytest.raises(SystemExit) as end, incomplete_folder(tmp_path):
+            assert signal.getsignal(number) is not signal.SIG_DFL  # or this would be the end of the tests
+            os.kill(os.getpid(), number)
+            raise AssertionError('the signal did not end the block')
+        assert end.value.code == 128 + number and not list(tmp_path.iterdir())
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
 
 
 def test_incomplete_folder_leaves_the_handlers_of_others_alone(tmp_path):
