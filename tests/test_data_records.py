@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import io
+import pathlib
 import pickle
 import subprocess
 import sys
@@ -63,6 +64,21 @@ def test_write_dataset_replaces_only_if_told(tmp_path):
     assert len(records.open_dataset('toy', 'train', tmp_path).records) == 4
     write(tmp_path, images=2, overwrite=True)
     assert len(records.open_dataset('toy', 'train', tmp_path).records) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['picture.png', 'toy']
+
+
+def test_write_dataset_puts_back_what_it_was_about_to_replace(tmp_path, monkeypatch):
+    folder, rename = write(tmp_path), pathlib.Path.rename
+
+    def fails(path, target):
+        if target == folder and path.name != 'replaced':
+            raise SystemExit(143)
+        return rename(path, target)
+
+    monkeypatch.setattr(pathlib.Path, 'rename', fails)
+    with pytest.raises(SystemExit):
+        write(tmp_path, images=2, overwrite=True)
+    assert len(records.open_dataset('toy', 'train', tmp_path).records) == 4
     assert sorted(path.name for path in tmp_path.iterdir()) == ['picture.png', 'toy']
 
 
@@ -155,7 +171,7 @@ def test_with_objects_leaves_out_images_without_and_those_of_crowds_alone(toy):
 
 def test_with_objects_refuses_a_split_without_any(toy):
     empty = toy(1)
-    with pytest.raises(records.DataError, match="'train' of 'toy': not one of 1 images.*data.empty_images to True"):
+    with pytest.raises(records.DataError, match="'train' of 'toy': none of 1 images.*data.empty_images to True"):
         records.with_objects(empty)
 
 

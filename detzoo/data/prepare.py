@@ -213,5 +213,5 @@ def write(
     try:
         folder = records.write_dataset(make_builder, data_dir, overwrite=overwrite)
     except OSError as error:
-        raise DataError(f'cannot write {data_dir / name}: {error}; nothing is left of it, try again') from error
+        raise DataError(f'data set {name!r} was not written: {error}') from error
     return Prepared(folder, tuple(categories.values()), splits)

@@ -233,7 +233,7 @@ def write_dataset(
     Args:
         make_builder: called with `data_dir`.
         data_dir: where data sets lie; made if missing.
-        overwrite: replace what is in its place.
+        overwrite: replace what is in its place, which stays if this fails.
 
     Returns:
         The folder of the data set, `data_dir/name/version`.
@@ -254,9 +254,14 @@ def write_dataset(
         builder.info.write_to_directory(builder.data_path)
         folder = data_dir / builder.name / str(builder.version)
         folder.parent.mkdir(exist_ok=True)
-        if overwrite and folder.exists():
-            folder.rename(scratch / 'replaced')
-        pathlib.Path(builder.data_dir).rename(folder)
+        replaced = scratch / 'replaced'
+        try:
+            if overwrite and folder.exists():
+                folder.rename(replaced)
+            pathlib.Path(builder.data_dir).rename(folder)
+        finally:
+            if replaced.exists() and not folder.exists():  # cut short between the two
+                replaced.rename(folder)
     return folder
 
 
@@ -339,7 +344,7 @@ def with_objects(dataset: Dataset) -> Dataset:
         rows = np.flatnonzero(list(found))
     if not len(rows):
         raise DataError(
-            f'split {dataset.split!r} of {dataset.name!r}: not one of {count} images has an object that is no crowd; '
+            f'split {dataset.split!r} of {dataset.name!r}: none of {count} images has an object that is not a crowd; '
             'to train on images without objects, set data.empty_images to True'
         )
     return dataset._replace(records=SelectedRecords(dataset.records, rows))
