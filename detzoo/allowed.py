@@ -42,7 +42,7 @@ def one_of(*values: Any) -> Allowed:
 
 
 def leaves(value: Any) -> Iterator[Any]:
-    """Lists what tuples of tuples hold."""
+    """Yields the leaves of nested tuples."""
     if is_tuple(value):
         for item in value:
             yield from leaves(item)
@@ -77,7 +77,7 @@ COUNTS = Allowed('whole numbers of at least 1', lambda x: has_no_empty_tuple(x) 
 LENGTHS = Allowed('positive numbers, one or more in each tuple', lambda x: has_no_empty_tuple(x) and min(leaves(x)) > 0)
 
 ALLOWED: Mapping[str, Allowed] = {
-    'seed': within(0, 2 * 10**9),  # what 32 bits hold, also of the last of its replicas
+    'seed': within(0, 2 * 10**9),  # leaves room in 32 bits for seed + num_replicas
     'data.canvases': Allowed(
         'one or more (height, width) of at least 1 pixel, like ((128, 128),)', lambda x: len(x) > 0 and all(map(is_canvas, x))
     ),

@@ -131,6 +131,8 @@ def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     known, optional = dict(flatten(whole)), optional_arguments(DETECTORS[name])
     for key, value in flatten(config):
         if key not in known and not (value is None and key in optional):
+            if key in optional:
+                raise ConfigError(f'{key} is {value!r}: it must be None or a group of keys')
             nearest = difflib.get_close_matches(key, known, 1, cutoff=0)[0]
             raise ConfigError(f'there is no config key {key!r}: the nearest is {nearest!r}')
         if value is not None or not (key in optional or known[key] is None):
@@ -177,7 +179,7 @@ def optional_arguments(make: Callable[..., Any]) -> set[str]:
 
 
 def example(config: ml_collections.ConfigDict, key: str) -> Any:
-    """Gives a value of a key's type: that which it has, or where it is None one of its type; None where that is not known."""
+    """Returns the key's value, or if it is None a value of its type, or None if the type is unknown."""
     *groups, name = key.split('.')
     group = functools.reduce(operator.getitem, groups, config)
     return group.get_type(name)() if group[name] is None else group[name]
@@ -206,7 +208,7 @@ def from_json(text: str) -> ml_collections.ConfigDict:
 
 
 def migrate(stored: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Says in today's keys what the config of an older detzoo meant."""
+    """Adds to a stored config what older versions implied."""
     leaves = dict(flatten(stored))
     # Every mask was pasted as torchvision does; it stays so where masks were trained as torchvision does.
     if leaves.get('model.mask.targets') == 'average' and 'evaluation.mask_paste' not in leaves:
@@ -226,7 +228,7 @@ def read_config(path: str | os.PathLike) -> ml_collections.ConfigDict:
         return from_json(text.decode())
     except ConfigError as error:
         raise ConfigError(f'{path}: {error}') from error
-    except (ValueError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(
             f'{path} was cut short, or is no config ({error}): put a copy in its place, or remove it and start the '
             'training of this workdir again, with the same config, which writes it anew'

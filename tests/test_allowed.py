@@ -161,6 +161,11 @@ def test_complete_says_what_is_allowed(key, value, message):
     assert str(raised.value) == message
 
 
+def test_complete_says_what_a_group_of_keys_may_be():
+    with pytest.raises(ConfigError, match='^model.rpn is 5: it must be None or a group of keys$'):
+        complete(ml_collections.ConfigDict(dict(model=dict(name='faster_rcnn', rpn=5))))
+
+
 @pytest.mark.parametrize('name, key, value', [
     ('retinanet', 'seed', 2 * 10**9),
     ('retinanet', 'data.canvases', [[64, 96], [96, 64]]),
@@ -223,8 +228,9 @@ def test_check_refuses_what_does_not_fit_together(data_dir, name, changes, words
 
 
 @pytest.mark.parametrize('text', [
-    b'', b'{"model": {"name": "retin', b'[]', b'3', b'\x00' * 50, b'\xff', b'[' * 100_000, b'{"a.b": 1}'
-], ids=range(8))  # fmt: skip
+    b'', b'{"model": {"name": "retin', b'[]', b'3', b'\x00' * 50, b'\xff', b'[' * 100_000, b'{"a.b": 1}',
+    b'{"model": {"name": "mask_rcnn", "mask": {"targets": "average"}}, "evaluation": 3}',
+], ids=range(9))  # fmt: skip
 def test_read_config_names_a_file_that_is_none(tmp_path, text):
     path = tmp_path / 'config.json'
     path.write_bytes(text)
