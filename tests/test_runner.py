@@ -165,11 +165,11 @@ def test_run_sweep_goes_on_with_more_steps(experiment, tmp_path):
 def test_run_sweep_refuses_a_folder_of_something_else(experiment, tmp_path):
     path, folder = experiment("[Run('a', CONFIG)]"), tmp_path / 'sweep'
     runner.run_sweep(folder, runner.plan(path), Fake(folder, {'a': FINISHED}))
-    with pytest.raises(ConfigError, match="'a' was finished with another config .seed was 0, is 5.: take another --workdir"):
+    with pytest.raises(ConfigError, match="'a' was finished with another config .seed was 0, is 5.: take another folder"):
         runner.run_sweep(folder, runner.plan(path, ['--config.seed=5']), Fake(folder, {}))
     other = pathlib.Path(path).with_name('other.py')
     other.write_text(pathlib.Path(path).read_text())
-    with pytest.raises(ConfigError, match='holds the sweep of .*experiment.py: take another --workdir for .*other.py'):
+    with pytest.raises(ConfigError, match='holds the sweep of .*experiment.py: take another folder for .*other.py'):
         runner.run_sweep(folder, runner.plan(str(other)), Fake(folder, {}))
     with runner._only_one(Store(folder)), pytest.raises(ConfigError, match='a sweep is running in'):
         runner.run_sweep(folder, runner.plan(path), Fake(folder, {}))
@@ -182,6 +182,25 @@ def test_a_run_that_shares_a_training_waits_for_it(experiment, tmp_path):
     assert fake.started == ['a', 'b'] and fake.most == 1
     with pytest.raises(ConfigError, match="'b' shares the training of 'c', which is no run"):
         runner.plan(experiment("[Run('b', CONFIG, trained='c')]"))
+
+
+def test_a_training_is_taken_by_a_run_without_checkpoints_of_its_own(tmp_path):
+    source, workdir = tmp_path / 'a', tmp_path / 'b'
+
+    def names():
+        return sorted(path.name for path in (workdir / 'checkpoints').iterdir())
+
+    for file in ('a/checkpoints/8.damaged/x', 'a/metrics.jsonl', 'b/checkpoints/4.damaged/x'):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text('')
+    runner._take_training(source, workdir)
+    assert names() == ['4.damaged']
+    (source / 'checkpoints' / '8.damaged').rename(source / 'checkpoints' / '8')
+    runner._take_training(source, workdir)
+    assert names() == ['8'] and (workdir / 'metrics.jsonl').exists()
+    (source / 'checkpoints' / '8').rename(source / 'checkpoints' / '9')
+    runner._take_training(source, workdir)
+    assert names() == ['8']
 
 
 def test_estimates_are_made_once_for_each_group_and_topology(experiment, tmp_path, monkeypatch):

@@ -33,7 +33,7 @@ from detzoo.comparison.store import FAILED, FINISHED, Result, Store, read_file, 
 from detzoo.comparison.sweep import ROOT, config_of, load_sweep
 from detzoo.config import MUTABLE, ConfigError, differences, from_json
 from detzoo.training.metrics import read_metrics
-from detzoo.training.workdir import write_text
+from detzoo.training.workdir import has_checkpoints, write_text
 
 WAITING = 'waiting'
 POINTS = 300  # of a training curve, at most
@@ -154,7 +154,7 @@ def _only_one(store: Store) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ConfigError(f'a sweep is running in {store.folder}: wait for it, or take another --workdir') from error
+            raise ConfigError(f'a sweep is running in {store.folder}: wait for it, or take another folder') from error
         yield
 
 
@@ -163,7 +163,7 @@ def _check(store: Store, planned: dict[str, Any]) -> dict[str, Result]:
     with contextlib.suppress(FileNotFoundError):
         before = read_file(store.folder / 'sweep.json', lambda: store.sweep()['experiment'])
         if before != planned['experiment']:
-            raise ConfigError(f'{store.folder} holds the sweep of {before}: take another --workdir for {planned["experiment"]}')
+            raise ConfigError(f'{store.folder} holds the sweep of {before}: take another folder for {planned["experiment"]}')
     done = {}
     for row in planned['runs']:
         result = _left_by(store, row['run']) or next((r for r in store.results() if r.run == row['run']), None)
@@ -174,7 +174,7 @@ def _check(store: Store, planned: dict[str, Any]) -> dict[str, Result]:
         if refused:
             keys = '; '.join(f'{key} was {old!r}, is {new!r}' for key, (old, new) in refused.items())
             raise ConfigError(
-                f'{store.folder}: run {result.run!r} was finished with another config ({keys}): take another --workdir'
+                f'{store.folder}: run {result.run!r} was finished with another config ({keys}): take another folder'
             )
         if result.steps >= row['config']['training']['steps']:
             store.write_result(result)  # it may have been left by a run that outlived its sweep
@@ -398,13 +398,14 @@ def _train(store: Store, planned: Result) -> Result:
 
 def _take_training(source: pathlib.Path, workdir: pathlib.Path) -> None:
     """Copies what another run has trained, all or a part, if there is such and this run has none of its own yet."""
-    if (workdir / 'checkpoints').exists() or not (source / 'checkpoints').exists():
+    if has_checkpoints(workdir) or not has_checkpoints(source):
         return
     workdir.mkdir(parents=True, exist_ok=True)
     shutil.copy(source / 'metrics.jsonl', workdir)
     scratch = workdir / 'checkpoints.tmp'
     shutil.rmtree(scratch, ignore_errors=True)
     shutil.copytree(source / 'checkpoints', scratch)
+    shutil.rmtree(workdir / 'checkpoints', ignore_errors=True)  # of damaged or unfinished ones, in the way of these
     scratch.rename(workdir / 'checkpoints')
 
 
