@@ -93,11 +93,11 @@ def read_classes(path: str | os.PathLike) -> Classes:
         names, ids = (tuple(content[field]) for field in Classes._fields)
     except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise ConfigError(
-            f'{path}: not the classes of a run ({type(error).__name__}: {error}). Put a copy in its place, or remove it and start '
-            'the training of this workdir again, on the same data, which writes it anew'
+            f'{path}: cannot read the classes of this run ({type(error).__name__}: {error}). Restore the file from a copy, or '
+            'remove it and train on in this workdir on the same data, which writes it anew'
         ) from error
     if len(names) != len(ids):
-        raise ConfigError(f'{path}: {len(names)} class_names and {len(ids)} category_ids: there is one of each for a class')
+        raise ConfigError(f'{path}: {len(names)} class_names but {len(ids)} category_ids: each class needs one of each')
     return Classes(names, ids)
 
 
@@ -165,9 +165,7 @@ def load(workdir: str | os.PathLike, step: int | None = None, *, exact: bool | N
     if exact is not None:
         config.evaluation.exact = exact
     classes = read_classes(workdir / 'classes.json')
-    checkpoints = Checkpoints(workdir)
-    step, variables = checkpoints.restore_variables(step)
-    checkpoints.close()
+    step, variables = Checkpoints(workdir).restore_variables(step)
     return Predictor(config, classes, step, variables.get('ema_params', variables['params']), variables['model_state'])
 
 
@@ -218,6 +216,23 @@ def canvases_for(truth: Mapping[str, Any], config: ml_collections.ConfigDict) ->
 def evaluated_kinds(config: ml_collections.ConfigDict) -> tuple[str, ...]:
     """What of detections is evaluated: boxes, and masks where the data bring them."""
     return ('bbox', 'segm') if config.data.mask_size else ('bbox',)
+
+
+def check_truth(truth: dict[str, Any], kinds: Sequence[str], dataset: Dataset) -> None:
+    """Refuses a split on which detections could not be evaluated, before any are computed.
+
+    Args:
+        truth: the split's `records.ground_truth`.
+        kinds: what is to be evaluated, see `evaluated_kinds`.
+        dataset: the split.
+
+    Raises:
+        DataError: an object lacks a mask, or the like.
+    """
+    try:
+        coco_metrics(truth, [], kinds)
+    except ValueError as error:
+        raise DataError(f'the split {dataset.split!r} of {dataset.name!r} cannot be evaluated: {error}') from error
 
 
 def to_image(
@@ -368,20 +383,21 @@ def evaluate_workdir(
         proposals: of the validation split, as `load_proposals` takes them; those of the config by default.
         exact: in place of the config's `evaluation.exact`, see `canvas_for`.
         output: the folder for the files, made if missing; the workdir by default.
-        on_results: is called with what is returned, before it is written: a full disk then loses no number.
+        on_results: is called with what is returned, even if the files cannot be written.
 
     Returns:
         the metrics with their 'step', the ground truth, and the detections as COCO results.
 
     Raises:
-        DataError: the data set is not there, or its classes are not those of the run; the proposals cannot be used.
+        DataError: the data set is not there, cannot be evaluated, or its classes are not those of the run; the proposals
+            cannot be used.
         FileNotFoundError: there is no such run or checkpoint.
         OSError: the files cannot be written. If the folder does not allow it, this is known before anything is computed.
     """
     predictor = load(workdir, step, exact=exact)
     config = predictor.config
     source = proposals or config.data.validation_proposals
-    check_proposals(config, source is not None, 'proposals (--proposals)')
+    check_proposals(config, source is not None, 'proposals')
     dataset = open_dataset(config.data.name, config.data.validation_split, data_dir or config.data.data_dir)
     if not {*zip(*predictor.classes)} >= {*zip(dataset.class_names, dataset.category_ids)}:
         raise DataError(
@@ -392,25 +408,27 @@ def evaluate_workdir(
     config = config.copy_and_resolve_references()
     config.evaluation.batch_size = -(-config.evaluation.batch_size // devices) * devices  # any machine may evaluate
     given = load_proposals(source, dataset, config.data.max_proposals)
-    truth = ground_truth(dataset)
+    truth, kinds = ground_truth(dataset), evaluated_kinds(config)
+    check_truth(truth, kinds, dataset)
     folder = pathlib.Path(output or workdir)
-    if jax.process_index() == 0:
-        check_writable(folder, 'give another folder for the files as output')
+    parallel.on_first_process(lambda: check_writable(folder, 'give another folder for the files as output'))
     predict_step = make_predict_step(predictor.detector, canvases_for(truth, config))
     variables = parallel.replicate((predictor.params, predictor.model_state))
     results = predict_dataset(
         predict_step, *variables, dataset, truth, config, classes=predictor.classes, proposals=given
     )
-    metrics = {'step': predictor.step, **coco_metrics(truth, results, evaluated_kinds(config))}
+    metrics = {'step': predictor.step, **coco_metrics(truth, results, kinds)}
     suffix = ''
     if proposals is not None:
         metrics, suffix = {'proposals': proposals, **metrics}, '_given_proposals'
     if exact is not None:
         suffix += '_exact' if exact else '_static'
-    on_results(metrics, truth, results)
-    if jax.process_index() == 0:
-        write_detections(folder / f'detections{suffix}.json.gz', results)
-        write_text(folder / f'evaluation{suffix}.json', json.dumps(metrics, indent=2) + '\n')
+    try:
+        if jax.process_index() == 0:
+            write_detections(folder / f'detections{suffix}.json.gz', results)
+            write_text(folder / f'evaluation{suffix}.json', json.dumps(metrics, indent=2) + '\n')
+    finally:
+        on_results(metrics, truth, results)
     return metrics, truth, results
 
 

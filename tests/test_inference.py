@@ -164,13 +164,13 @@ def test_evaluate_workdir_writes_what_it_returns(evaluated, tiny_run, data_dir):
     assert metrics == {'step': 16, **coco_metrics(truth, results)}
 
 
-def test_evaluate_workdir_writes_into_another_folder_and_not_before_the_results_are_known(two_stages, workdir_of, tmp_path):
+def test_evaluate_workdir_writes_into_another_folder_and_then_says_what(two_stages, workdir_of, tmp_path):
     workdir, output = workdir_of(two_stages({'samples': 64})), tmp_path / 'new' / 'output'
     seen = []
 
     def on_results(*results):
         seen.append(results)
-        assert not list(output.iterdir())
+        assert len(list(output.iterdir())) == 2
 
     returned = inference.evaluate_workdir(workdir, proposals='ground_truth', output=output, on_results=on_results)
     assert seen == [returned] and [path.name for path in workdir.iterdir()] == ['new']
@@ -183,6 +183,25 @@ def test_evaluate_workdir_refuses_a_folder_that_cannot_be_written_before_it_comp
     monkeypatch.setattr(inference, 'predict_dataset', None)
     with pytest.raises(OSError, match=r'cannot write into .*/file \(File exists\): give another folder for the files as output'):
         inference.evaluate_workdir(tiny_run, output=tmp_path / 'file')
+
+
+def test_evaluate_workdir_tells_the_results_that_cannot_be_written(tiny_run, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, 'No space left on device')
+
+    seen = []
+    monkeypatch.setattr(inference, 'predict_dataset', lambda *args, **kwargs: [])
+    monkeypatch.setattr(inference, 'write_detections', full)
+    with pytest.raises(OSError, match='No space left'):
+        inference.evaluate_workdir(tiny_run, output=tmp_path, on_results=lambda *results: seen.append(results))
+    assert len(seen) == 1 and seen[0][0]['boxes']['AP'] == 0
+
+
+def test_evaluate_workdir_refuses_objects_without_masks_before_it_computes(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(inference, 'make_predict_step', None)
+    monkeypatch.setattr(inference, 'evaluated_kinds', lambda config: ('bbox', 'segm'))
+    with pytest.raises(DataError, match=r"the split 'validation' of 'toy' cannot be evaluated: annotation \d+ of image .*png: "):
+        inference.evaluate_workdir(tiny_run, output=tmp_path)
 
 
 def test_evaluate_workdir_refuses_data_of_other_classes(tiny_run, monkeypatch):
@@ -374,10 +393,10 @@ def test_evaluate_workdir_takes_the_proposals_of_the_config(two_stages, workdir_
 
 
 def test_evaluate_workdir_refuses_proposals_that_cannot_be(two_stages, workdir_of, tiny_run):
-    with pytest.raises(DataError, match=r'retinanet takes no proposals: leave out proposals \(--proposals\)'):
+    with pytest.raises(DataError, match=r'retinanet takes no proposals: leave out proposals$'):
         inference.evaluate_workdir(tiny_run, proposals='ground_truth')
     workdir = workdir_of(two_stages(None))
-    with pytest.raises(DataError, match=r'has no RPN .*: give proposals \(--proposals\)'):
+    with pytest.raises(DataError, match=r'has no RPN .*: give proposals$'):
         inference.evaluate_workdir(workdir)
     with pytest.raises(DataError, match='cannot read the proposals nowhere.json'):
         inference.evaluate_workdir(workdir, proposals='nowhere.json')

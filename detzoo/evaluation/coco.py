@@ -248,7 +248,7 @@ def check_masks(ground_truth: dict[str, Any], detections: list[dict[str, Any]]) 
         if not row.get('segmentation') and not row.get('iscrowd') and row['image_id'] in files:
             raise ValueError(
                 f"annotation {row['id']} of image {files[row['image_id']]}: masks are evaluated, but it has no 'segmentation'; "
-                'give masks to all objects, mark it as a crowd, or evaluate boxes alone (data.mask_size=0)'
+                'give every object a mask, mark this one as a crowd, or evaluate boxes only (data.mask_size=0)'
             )
     for index, row in enumerate(detections):
         if not row.get('segmentation'):
