@@ -14,6 +14,7 @@ memory and FLOPs of a chip, and the compiler's estimate of the time by stage. No
 
 import json
 import os
+import pathlib
 import sys
 import time
 
@@ -149,12 +150,15 @@ def main(argv: list[str]) -> None:
 
     from detzoo.comparison import cost
     from detzoo.config import ConfigError, complete
+    from detzoo.files import check_writable, new_file
     from detzoo.inference import evaluation_canvases
 
     CONFIG.value.initialize_backbone = ''  # may be required, but no weights are read here
     try:
         config, num_classes = complete(CONFIG.value), NUM_CLASSES.value
-    except ConfigError as error:
+        if OUTPUT.value:
+            check_writable(pathlib.Path(OUTPUT.value).absolute().parent, 'give another --output')
+    except (ConfigError, OSError) as error:
         sys.exit(f'error: {error}')
     canvases = config.data.canvases[0], evaluation_canvases(config)[0]
     sizes = ' and '.join(f'{height}x{width}' for height, width in dict.fromkeys(canvases))
@@ -177,11 +181,11 @@ def main(argv: list[str]) -> None:
         for row in rows:
             show(row)
             results['rows'].append(row)
-    except (ImportError, ValueError) as error:
+        if OUTPUT.value:
+            with new_file(OUTPUT.value) as scratch:
+                scratch.write_text(json.dumps(results, indent=1))
+    except (ImportError, OSError, ValueError) as error:
         sys.exit(f'error: {error}')
-    if OUTPUT.value:
-        with open(OUTPUT.value, 'w') as file:
-            json.dump(results, file, indent=1)
 
 
 if __name__ == '__main__':

@@ -25,12 +25,12 @@ def main(argv: list[str]) -> None:
 
     try:
         dataset = open_dataset(NAME.value, SPLIT.value, DATA_DIR.value)
-    except DataError as error:
+        for record in tqdm(dataset.records, desc='export', unit='image'):
+            path = pathlib.Path(OUTPUT.value, record['file_name'])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(record['image'])
+    except (DataError, OSError) as error:
         sys.exit(f'error: {error}')
-    for record in tqdm(dataset.records, desc='export', unit='image'):
-        path = pathlib.Path(OUTPUT.value, record['file_name'])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(record['image'])
     print(f'{len(dataset.records)} images -> {OUTPUT.value}')
 
 

@@ -39,6 +39,7 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     import jax
 
+    from detzoo.files import check_writable
     from detzoo.training.workdir import write_text
     from detzoo.weights.exchange import format_report, import_weights
 
@@ -47,7 +48,11 @@ def main(argv: list[str]) -> None:
     if REPORT.value and pathlib.Path(REPORT.value).is_dir():
         sys.exit(f'error: {REPORT.value} is a folder: give the report the name of a file in it')
     try:
+        if REPORT.value:
+            check_writable(pathlib.Path(REPORT.value).absolute().parent, 'give another file for the report')
         imported = import_weights(SOURCE.value, WORKDIR.value, model=MODEL.value, cfg=CFG.value, names=NAMES.value)
+        if REPORT.value:
+            write_text(pathlib.Path(REPORT.value), format_report(imported.rows))
     except (ValueError, OSError) as error:
         sys.exit(f'error: {error}')
     parameters = sum(x.size for x in jax.tree.leaves(imported.params))
@@ -55,7 +60,6 @@ def main(argv: list[str]) -> None:
     print(f'{SOURCE.value} -> {WORKDIR.value}: {imported.config.model.name}, {parameters:,} parameters, '
           f'{len(imported.classes.class_names)} classes, {len(taken)} variables filled, {len(left)} entries left')
     if REPORT.value:
-        write_text(pathlib.Path(REPORT.value), format_report(imported.rows))
         try:
             found = differences_to_peer(imported)
         except Exception as error:  # whatever the publisher's program says

@@ -100,7 +100,7 @@ def main(argv: list[str]) -> None:
             runner.measure_costs(Store(folder))
             if TPU.value:
                 runner.estimate_costs(Store(folder), TPU.value)
-    except (ConfigError, ImportError, FileNotFoundError, ValueError) as error:
+    except (ConfigError, ImportError, OSError, ValueError) as error:
         sys.exit(f'error: {error}')
     failed = [result.run for result in results if result.status == FAILED]
     print(f'{len(results) - len(failed)} of {len(results)} runs are finished: python scripts/report.py --workdir={folder}')

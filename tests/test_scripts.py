@@ -232,6 +232,21 @@ def test_export_images_writes_the_files_of_a_split(run_script, data_dir, tmp_pat
     for record in open_dataset('toy', 'validation[:3]', data_dir).records:
         assert (tmp_path / 'o' / record['file_name']).read_bytes() == record['image']
     assert is_one_error(run_script('export_images', '--name=birds', *arguments), "no data set 'birds'")
+    (tmp_path / 'file').write_text('')
+    finished = run_script('export_images', '--name=toy', *arguments[:2], f'--output={tmp_path}/file')
+    assert is_one_error(finished, f'{tmp_path}/file')
+
+
+def test_benchmark_refuses_an_output_before_it_measures(run_script, tmp_path):
+    (tmp_path / 'file').write_text('')
+    finished = run_script('benchmark', SHAPES, f'--output={tmp_path}/file/rows.json')
+    assert is_one_error(finished, f'cannot write into {tmp_path}/file', 'give another --output') and not finished.stdout
+
+
+def test_sweep_names_a_folder_that_cannot_be_made(run_script, tmp_path):
+    (tmp_path / 'file').write_text('')
+    finished = run_script('sweep', f'--experiment={ROOT}/experiments/focal_loss.py', f'--workdir={tmp_path}/file/sweep')
+    assert is_one_error(finished, f'{tmp_path}/file')
 
 
 def test_make_anchors_prints_what_a_config_takes(run_script, data_dir):
