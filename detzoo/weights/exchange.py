@@ -19,7 +19,7 @@ import ml_collections
 import numpy as np
 from absl import logging
 
-from detzoo.config import complete, from_json, to_json
+from detzoo.config import complete, read_config, to_json
 from detzoo.config import flatten as flatten_config
 from detzoo.detectors import make_detector
 from detzoo.inference import Classes, evaluation_canvases, load, read_classes
@@ -147,11 +147,7 @@ def read_exported(folder: pathlib.Path) -> Imported:
         raise ValueError(f'{folder} is not a folder of export_weights: it has no {", ".join(missing)}. Give that folder, or '
                          f'with a file of other weights say its --model: {", ".join(MODELS)}')
     weights, config, classes = (folder / name for name in _FILES)
-    classes = read_classes(classes)
-    try:
-        config = from_json(config.read_text())
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f'{folder / _FILES[1]}: not the config of a detector ({error})') from error
+    classes, config = read_classes(classes), read_config(config)
     entries, template = read_entries(weights), shapes_of(config, len(classes.class_names))
     params, model_state = fill(_OURS, entries, template, source=str(weights))
     return Imported(config, classes, params, model_state, report(_OURS, entries, template, source=str(weights)))
