@@ -83,13 +83,10 @@ def read_run(
     workdir = pathlib.Path(workdir).expanduser()
     if not (workdir / 'config.json').exists():
         raise ConfigError(f'initialize_from is {workdir}, which is not the workdir of a run: it has no config.json')
-    checkpoints = Checkpoints(workdir)
     try:
-        _, variables = checkpoints.restore_variables()
+        _, variables = Checkpoints(workdir).restore_variables()
     except FileNotFoundError as error:
         raise ConfigError(f'initialize_from: {error}') from error
-    finally:
-        checkpoints.close()
     learnt = flatten((variables.get('ema_params', variables['params']), variables['model_state']))
     places = {_name(path): path for path in flatten(template)}
     learnt = {places.get(_name(path), path): array for path, array in learnt.items()}
