@@ -393,6 +393,7 @@ def evaluate_workdir(
             cannot be used.
         FileNotFoundError: there is no such run or checkpoint.
         OSError: the files cannot be written. If the folder does not allow it, this is known before anything is computed.
+        FirstProcessError: the folder does not allow it, and this is not the first process, which writes them.
     """
     predictor = load(workdir, step, exact=exact)
     config = predictor.config

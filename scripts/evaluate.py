@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
     from detzoo.data.records import DataError
     from detzoo.evaluation import class_agnostic, coco_metrics, format_table, format_voc_table, voc_metrics
     from detzoo.inference import evaluate_workdir
-    from detzoo.training.parallel import keep_compilations
+    from detzoo.training.parallel import FirstProcessError, keep_compilations
 
     def show(metrics: dict[str, Any], truth: dict[str, Any], results: list[dict[str, Any]]) -> None:
         print(format_table(metrics))
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
     checkpoint = WORKDIR.value, CHECKPOINT.value, DATA_DIR.value, PROPOSALS.value
     try:
         evaluate_workdir(*checkpoint, exact=EXACT.value, output=OUTPUT.value, on_results=show)
-    except (ConfigError, DataError, OSError) as error:
+    except (ConfigError, DataError, FirstProcessError, OSError) as error:
         sys.exit(f'error: {error}')
 
 

@@ -140,7 +140,7 @@ def test_prepare_coco_without_area_takes_the_mask(tree):
 
 def test_prepare_coco_refuses_an_existing_name_unless_told(tree):
     prepare(tree)
-    with pytest.raises(records.DataError, match='birds exists.*--overwrite'):
+    with pytest.raises(records.DataError, match='birds exists.*overwrite=True'):
         prepare(tree)
     train = document()
     train['annotations'].clear()
@@ -245,7 +245,7 @@ def test_prepare_coco_refuses_annotation(tree, case):
     train, (spoil, words) = document(), BAD_ANNOTATIONS[case]
     spoil(train, tree / 'train')
     write(tree, train)
-    with pytest.raises(records.DataError, match=rf'train\.json: annotation 11 .*{words}.*--on_bad_record=skip'):
+    with pytest.raises(records.DataError, match=rf'train\.json: annotation 11 .*{words}.*on_bad_record=.skip'):
         prepare(tree)
     assert written(tree) == []
 
@@ -275,7 +275,7 @@ def test_prepare_coco_refuses_image(tree, case):
     train, (spoil, words) = document(), BAD_IMAGES[case]
     spoil(train, tree / 'train')
     write(tree, train)
-    with pytest.raises(records.DataError, match=rf'train\.json: image 7 .*{words}.*--on_bad_record=skip'):
+    with pytest.raises(records.DataError, match=rf'train\.json: image 7 .*{words}.*on_bad_record=.skip'):
         prepare(tree)
     assert written(tree) == []
 

@@ -157,7 +157,7 @@ def check(root, skip):
 def test_check_split_refuses_image(root, case):
     spoil, words = BAD_IMAGES[case]
     spoil(root / 'VOC2007')
-    with pytest.raises(records.DataError, match=rf'VOC2007/Annotations/000005\.xml.*{words}.*--on_bad_record=skip'):
+    with pytest.raises(records.DataError, match=rf'VOC2007/Annotations/000005\.xml.*{words}.*on_bad_record=.skip'):
         check(root, skip=False)
     examples, skipped = check(root, skip=True)
     assert [len(example['objects']) for example in examples] == [0, 3]
@@ -168,7 +168,7 @@ def test_check_split_refuses_image(root, case):
 def test_check_split_refuses_object(root, case):
     spoil, words = BAD_OBJECTS[case]
     spoil(root / 'VOC2007')
-    with pytest.raises(records.DataError, match=rf'000005\.xml: object 1 .*{words}.*--on_bad_record=skip'):
+    with pytest.raises(records.DataError, match=rf'000005\.xml: object 1 .*{words}.*on_bad_record=.skip'):
         check(root, skip=False)
     examples, skipped = check(root, skip=True)
     assert [[thing['label'] for thing in example['objects']] for example in examples] == [[19, 0, 14], [], [19, 0, 14]]
@@ -219,7 +219,7 @@ def test_prepare_voc_refuses_list(root, case):
 
 def test_prepare_voc_refuses_an_existing_name(root):
     prepare(root)
-    with pytest.raises(records.DataError, match='voc exists.*--overwrite'):
+    with pytest.raises(records.DataError, match='voc exists.*overwrite=True'):
         prepare(root)
     prepare(root, train=['2007_trainval'], overwrite=True)
     assert len(opened(root).records) == 2

@@ -91,7 +91,7 @@ class BadRecords:
 
     def add(self, error: DataError) -> None:
         if not self.skip:
-            raise DataError(f'{error}. Mend it, or leave bad records out with --on_bad_record=skip') from error
+            raise DataError(f"{error}. Mend it, or leave bad records out with on_bad_record='skip'") from error
         self.messages.append(str(error))
 
 
@@ -104,7 +104,7 @@ def check_request(name: str, data_dir: pathlib.Path, on_bad_record: str, overwri
     if name in records.builders():
         raise DataError(f'{name!r} is a data set of detzoo itself; choose another name')
     if (data_dir / name).exists() and not overwrite:
-        raise DataError(f'{data_dir / name} exists; choose another name, or replace it with --overwrite')
+        raise DataError(f'{data_dir / name} exists; choose another name, or replace it (overwrite=True)')
 
 
 def check_size(height: int, width: int, where: str, max_pixels: int) -> None:

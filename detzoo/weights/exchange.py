@@ -145,7 +145,7 @@ def read_exported(folder: pathlib.Path) -> Imported:
     missing = [name for name in _FILES if not (folder / name).is_file()]
     if missing:
         raise ValueError(f'{folder} is not a folder of export_weights: it has no {", ".join(missing)}. Give that folder, or '
-                         f'with a file of other weights say its --model: {", ".join(MODELS)}')
+                         f'with a file of other weights its model: {", ".join(MODELS)}')
     weights, config, classes = (folder / name for name in _FILES)
     classes, config = read_classes(classes), read_config(config)
     entries, template = read_entries(weights), shapes_of(config, len(classes.class_names))
