@@ -36,6 +36,12 @@ def new_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
             scratch.unlink(missing_ok=True)
 
 
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a text file: complete or not at all."""
+    with new_file(path) as scratch:
+        scratch.write_text(text, 'utf-8')
+
+
 @contextlib.contextmanager
 def incomplete_folder(parent: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Gives a hidden folder to write into, and removes it when the block ends, by SIGTERM or SIGINT too.

@@ -31,10 +31,9 @@ from detzoo.data.proposals import Proposals, load_proposals
 from detzoo.data.records import MAX_PIXELS, DataError, Dataset, decode_image, ground_truth, open_dataset
 from detzoo.detectors import make_detector
 from detzoo.evaluation import coco_metrics, write_detections
-from detzoo.files import check_writable, incomplete_folder
+from detzoo.files import check_writable, incomplete_folder, write_text
 from detzoo.training import parallel
 from detzoo.training.checkpoint import Checkpoints
-from detzoo.training.workdir import write_text
 from detzoo.types import Batch, Detections, Detector, Inputs
 from detzoo.visualize import draw_boxes, grid, write_image
 
@@ -412,7 +411,7 @@ def evaluate_workdir(
     truth, kinds = ground_truth(dataset), evaluated_kinds(config)
     check_truth(truth, kinds, dataset)
     folder = pathlib.Path(output or workdir)
-    parallel.on_first_process(lambda: check_writable(folder, 'give another folder for the files as output'))
+    parallel.from_first_process(lambda: check_writable(folder, 'give another folder for the files as output'))
     predict_step = make_predict_step(predictor.detector, canvases_for(truth, config))
     variables = parallel.replicate((predictor.params, predictor.model_state))
     results = predict_dataset(

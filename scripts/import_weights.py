@@ -39,8 +39,7 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     import jax
 
-    from detzoo.files import check_writable
-    from detzoo.training.workdir import write_text
+    from detzoo.files import check_writable, write_text
     from detzoo.weights.exchange import format_report, import_weights
 
     if REPORT.value and not pathlib.Path(REPORT.value).absolute().parent.is_dir():

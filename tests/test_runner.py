@@ -16,8 +16,8 @@ from detzoo.comparison import estimates, runner
 from detzoo.comparison.store import FAILED, FINISHED, Result, Store, truth_name
 from detzoo.config import ConfigError, to_json
 from detzoo.evaluation import coco_metrics, read_detections
+from detzoo.files import write_text
 from detzoo.training.metrics import read_metrics
-from detzoo.training.workdir import write_text
 
 ROOT = pathlib.Path(__file__).parents[1]
 

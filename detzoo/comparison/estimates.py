@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from detzoo.comparison import cost
 from detzoo.comparison.store import Store
 from detzoo.config import from_json
-from detzoo.training.workdir import write_text
+from detzoo.files import write_text
 
 PROGRAMS = {
     'train step': (cost.train_program, 'training'),

@@ -35,7 +35,7 @@ from detzoo.comparison.errors import ERRORS
 from detzoo.comparison.findings import SIGNIFICANT, Findings, Group, Pair, read_findings
 from detzoo.comparison.store import FAILED, FINISHED, Result
 from detzoo.config import differences, flatten
-from detzoo.training.workdir import write_text
+from detzoo.files import write_text
 from detzoo.visualize import write_image
 
 PAIRS = 28  # of 8 groups; more are shown as a matrix

@@ -32,8 +32,9 @@ from detzoo.comparison import TPU_ENVIRONMENT
 from detzoo.comparison.store import FAILED, FINISHED, Result, Store, read_file, truth_name
 from detzoo.comparison.sweep import ROOT, config_of, load_sweep
 from detzoo.config import MUTABLE, ConfigError, differences, from_json
+from detzoo.files import write_text
 from detzoo.training.metrics import read_metrics
-from detzoo.training.workdir import has_checkpoints, write_text
+from detzoo.training.workdir import has_checkpoints
 
 WAITING = 'waiting'
 POINTS = 300  # of a training curve, at most

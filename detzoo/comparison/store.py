@@ -20,8 +20,7 @@ import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from detzoo.files import new_file
-from detzoo.training.workdir import write_text
+from detzoo.files import new_file, write_text
 
 FINISHED, FAILED = 'finished', 'failed'
 

@@ -33,7 +33,7 @@ from detzoo import inference, visualize
 from detzoo.config import ConfigError, complete
 from detzoo.data.pipeline import shard, train_batches
 from detzoo.data.proposals import Proposals, load_proposals
-from detzoo.data.records import DataError, Dataset, decode_image, ground_truth, open_dataset, with_objects
+from detzoo.data.records import Dataset, decode_image, ground_truth, open_dataset, with_objects
 from detzoo.evaluation.coco import coco_metrics
 from detzoo.training import finetune, parallel
 from detzoo.training.checkpoint import Checkpoints, TrainState
@@ -319,10 +319,7 @@ def make_evaluation(
         DataError: detections on these data could not be evaluated.
     """
     truth, kinds = ground_truth(dataset), inference.evaluated_kinds(config)
-    try:
-        coco_metrics(truth, [], kinds)
-    except ValueError as error:
-        raise DataError(f'the split {config.data.validation_split!r} of {dataset.name!r} cannot be evaluated: {error}') from error
+    inference.check_truth(truth, kinds, dataset)
     canvases = set(inference.canvases_for(truth, config))
     predict_step = inference.make_predict_step(detector, canvases)
 

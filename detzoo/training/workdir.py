@@ -23,7 +23,7 @@ import ml_collections
 import detzoo
 from detzoo.config import MUTABLE, ConfigError, differences, read_config, to_json
 from detzoo.data.records import Dataset
-from detzoo.files import incomplete_folder, new_file
+from detzoo.files import incomplete_folder, write_text
 from detzoo.training.checkpoint import Checkpoints
 from detzoo.training.storage import writing
 
@@ -150,9 +150,3 @@ def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         written.mkdir()
         yield written
         os.replace(written, path)
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a text file: complete or not at all."""
-    with new_file(path) as scratch:
-        scratch.write_text(text, 'utf-8')

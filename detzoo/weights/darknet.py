@@ -19,13 +19,14 @@ import math
 import os
 import pathlib
 import struct
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.traverse_util
 import jax
 import numpy as np
-from absl import logging
+from tqdm.auto import tqdm
 
 from detzoo.detectors import DETECTORS, make_detector
 from detzoo.types import ModelState, Params
@@ -289,7 +290,8 @@ def backbone_variables(path: str | os.PathLike[str], params: Params, model_state
                          f"{whole:,}. Set the model's backbone, width and stages to those of the file, cut the file behind the "
                          'backbone by `darknet partial`, or fetch it again')  # fmt: skip
     if there == whole:
-        logging.warning("%s: its last convolution, which tells ImageNet's %s classes apart, is left", path, _CLASSES)
+        left = f"{path}: its last convolution, which tells ImageNet's {_CLASSES} classes apart, is left"
+        tqdm.write(left, file=sys.stderr)
     numbers = np.frombuffer(content, '<f4', needed // 4, header)
     variables |= {row.ours: value for row, value in _assign(weighted, numbers, variables)}
     variables = flax.traverse_util.unflatten_dict(variables, sep='/')
