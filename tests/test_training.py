@@ -209,20 +209,19 @@ def test_train_step_reports_the_schedule_and_what_was_left_out(tiny_config):
         assert measured['gt_cropped'] == batch.gt.cropped.sum() > batch.gt.cropped.max()  # those of all devices
 
 
-def test_evaluation_takes_averaged_parameters_and_batches_without_filler(tiny_config, monkeypatch):
-    config = tiny_config()
+def test_evaluation_takes_averaged_parameters_and_batches_without_filler(tiny_config, toy, monkeypatch):
+    config, dataset = tiny_config(evaluation__batch_size=16), toy(31)
     score = lambda params, model_state, inputs: jnp.full((len(inputs.images), 2), jax.nn.sigmoid(params['head']['bias'][0]))
     plain = linear_detector(parallel.AXIS)
     detector = plain._replace(predict=lambda *args: plain.predict(*args)._replace(scores=score(*args)))
-    validation = open_dataset('toy', 'validation', config.data.data_dir)
     monkeypatch.setattr(loop, 'coco_metrics', lambda truth, results, kinds: {row['score'] for row in results})
     state = loop.initial_state(config, detector)
     averaged = jax.tree.map(lambda x: x + 0.5, state.params)
-    evaluate = loop.make_evaluation(config, detector, validation)
+    evaluate = loop.make_evaluation(config, detector, dataset)
     found = evaluate(parallel.replicate(state._replace(ema_params=averaged)))
-    # Of ten images eight fill a batch, whose loss counts; the other two share one with filler.
-    batch, rest = evaluation_batches(validation, [(64, 64)] * 10, max_boxes=4, recipe=config.data.recipe, batch_size=8)
-    assert batch.valid.all() and rest.valid.sum() == 2
+    # Of 31 images 16 fill a batch, whose loss counts; the others share one with filler, one on a device with an image.
+    batch, rest = evaluation_batches(dataset, [(64, 64)] * 31, max_boxes=4, recipe=config.data.recipe, batch_size=16)
+    assert batch.valid.all() and rest.valid.sum() == 15
     loss, _ = linear_detector(None).loss(averaged, state.model_state, batch, jax.random.key(config.seed))
     assert found['loss'] == pytest.approx(float(loss), rel=1e-5)
     assert list(found['metrics']) == pytest.approx([1 / (1 + np.exp(-0.5))], rel=1e-3)
