@@ -560,7 +560,8 @@ def test_augment_distorts_colors():
     (dict(scale_range=(1.2, 0.8)), r'recipe.scale_range is \(1.2, 0.8\)'),
     (dict(scale_range=(0.0, 1.0)), 'recipe.scale_range'),
     (dict(brightness=-1.0), 'recipe.brightness is -1.0'),
-    (dict(hue=18.0), 'recipe.hue is 18.0'),
+    (dict(brightness=256.0), 'recipe.brightness is 256.0'),
+    (dict(hue=0.51), 'recipe.hue is 0.51'),  # of a turn: both ways that is more than the whole circle
     (dict(saturation=(1.5,)), 'recipe.saturation'),
     (dict(exposure=(1.1, 1.5)), 'recipe.exposure'),
     (dict(color_probability=2.0), 'recipe.color_probability'),

@@ -81,7 +81,7 @@ def test_voc_metrics_ignore_difficult_objects():
 
 def test_voc_metrics_count_detections_on_images_without_objects():
     # The best score finds nothing: precision is 1/2 at the first hit and 2/3 at the second, so 2/3 at either recall or beyond.
-    ground_truth = truth((1, 1, A, False), (1, 1, B, False), images=2)
+    ground_truth = truth((1, 1, A, False), (1, 1, B, False), (1, 1, FAR, True), images=2)
     found = results((2, 1, B, 0.9), (1, 1, B, 0.8), (1, 1, A, 0.7))
     assert boxes_of(ground_truth, found)['AP_2010'] == pytest.approx(2 / 3)
 

@@ -41,7 +41,7 @@ import pytest
 from tqdm import tqdm
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-TIMEOUT = 900  # seconds of one run of pytest, after which a fault counts as noticed: it loops, or nearly
+TIMEOUT = 600  # seconds of one run of pytest, after which a fault counts as noticed: it loops, or nearly
 
 # For each file the runs of pytest, cheap ones first; a run stops at the first test that fails. Those of a file's own tests, not of
 # all that use it: they take minutes, and a fault in a function is the business of the function's tests.
