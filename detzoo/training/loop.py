@@ -79,24 +79,8 @@ def train_and_evaluate(
     evaluate = make_evaluation(config, detector, validation, validation_proposals)
 
     with contextlib.ExitStack() as cleanup:  # from the last to the first
-
         replicas = [Replica(own, folder, Checkpoints(folder)) for own, folder in runs]
-
-        def take_over() -> int:
-            """Makes the workdirs this training's, and finds the step from which it goes on."""
-            for own, folder in runs:
-                check_workdir(folder, own, data, validation)  # nothing, not even a lock, is left in that of another run
-            for replica in replicas:
-                cleanup.enter_context(held(replica.workdir))
-            for own, folder, checkpoints in replicas:
-                checkpoints.set_damaged_aside()
-                write_workdir(folder, own, data, validation)
-            start = common_start(config, replicas)
-            for replica in replicas:
-                replica.checkpoints.cut_back(start)  # a kill may have come between the checkpoints of two
-            return start
-
-        start = parallel.from_first_process(take_over)
+        start = parallel.from_first_process(lambda: take_over(config, replicas, data, validation, cleanup))
         states, logs = [], []
         for replica in replicas:
             states.append(replica.checkpoints.restore(state) if start else initial_state(replica.config, detector, learnt.arrays))
@@ -197,6 +181,27 @@ def split(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[tupl
         if begun and not (workdir / f'seed_{seed}' / 'config.json').exists():
             raise ConfigError(f'{workdir} has replicas that were trained without seed {seed}: take a new workdir')
     return replicas
+
+
+def take_over(
+    config: ml_collections.ConfigDict,
+    replicas: Sequence[Replica],
+    data: Dataset,
+    validation: Dataset,
+    cleanup: contextlib.ExitStack,
+) -> int:
+    """Makes the workdirs this training's, until `cleanup` is closed, and finds the step from which it goes on."""
+    for own, folder, _ in replicas:
+        check_workdir(folder, own, data, validation)  # nothing, not even a lock, is left in that of another run
+    for replica in replicas:
+        cleanup.enter_context(held(replica.workdir))
+    for own, folder, checkpoints in replicas:
+        checkpoints.set_damaged_aside()
+        write_workdir(folder, own, data, validation)
+    start = common_start(config, replicas)
+    for replica in replicas:
+        replica.checkpoints.cut_back(start)  # a kill may have come between the checkpoints of two
+    return start
 
 
 def common_start(config: ml_collections.ConfigDict, replicas: Sequence[Replica]) -> int:
