@@ -49,7 +49,7 @@ def test_train_refuses_another_config_on_a_workdir(run_script, tiny_run, tiny_co
     text = to_json(tiny_config())
     file.write_text(f'from detzoo.config import from_json\n\n\ndef get_config():\n    return from_json({text!r})\n')
     finished = run_script('train', f'--config={file}', f'--workdir={tiny_run}', '--config.seed=5')
-    assert is_one_error(finished, 'seed was 0, is 5', '--workdir')
+    assert is_one_error(finished, 'seed was 0, is 5', 'take a new workdir')
 
 
 def test_train_names_an_unknown_key(run_script, tmp_path):

@@ -493,7 +493,7 @@ def test_train_and_evaluate_goes_on_where_it_was(tmp_path, tiny_config, linear):
 
     with pytest.MonkeyPatch.context() as patch:  # the evaluation at step 8 fails: its checkpoint is there, and made up for
         coco_metrics, calls = loop.coco_metrics, itertools.count(1)
-        patch.setattr(loop, 'coco_metrics', lambda *args: 1 / 0 if next(calls) == 3 else coco_metrics(*args))
+        patch.setattr(loop, 'coco_metrics', lambda *args: 1 / 0 if next(calls) == 2 else coco_metrics(*args))
         with pytest.raises(ZeroDivisionError):
             loop.train_and_evaluate(config, tmp_path / 'cut')
     assert len(losses_of(tmp_path / 'cut')) == saved(tmp_path / 'cut')[0] == 8
