@@ -20,8 +20,7 @@ done
 
 # What takes half of the time: what trains, and starts processes.
 apart=(tests/test_training.py tests/test_runner.py tests/test_tpu.py tests/test_scripts.py tests/test_stages.py
-       tests/test_finetune.py tests/test_inference.py tests/test_report.py tests/test_exchange.py tests/test_parity.py
-       tests/test_config.py)
+       tests/test_finetune.py tests/test_inference.py tests/test_report.py tests/test_exchange.py tests/test_config.py)
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 DETZOO_TESTS_HALF=0 "${pytest[@]}" "${apart[@]}" > "$log" 2>&1 &
