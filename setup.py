@@ -23,7 +23,7 @@ setup(
     license_files=['LICENSE'],
     python_requires='>=3.11',
     packages=find_packages(include=['detzoo', 'detzoo.*']),
-    package_data={'detzoo.comparison': ['report_template.html']},
+    package_data={'detzoo.report': ['template.html']},
     install_requires=[
         'absl-py',
         'array_record',  # the file format of prepared data
@@ -63,7 +63,7 @@ setup(
         'cuda': ['jax[cuda12]'],
         # To run the notebooks. The tests run them, without JupyterLab.
         'notebooks': ['jupyterlab', 'nbclient', 'ipykernel', *PLOTS],
-        # scripts/check_parity.py and make_parity_fixtures.py: the same weights in torchvision.
+        # scripts/dev/check_parity.py and make_parity_fixtures.py: the same weights in torchvision.
         'parity': ['torch', 'torchvision'],
     },
     classifiers=[

@@ -15,7 +15,7 @@ Not trained here. Published: 77.2 mAP (SSD512: 79.8) on VOC 2007 test (table 6, 
 Where the paper is brief, the code (github.com/weiliu89/caffe, branch ssd, examples/ssd/ssd_pascal.py) decides: steps, anchors
 of whole pixels, colours. Other than there, a short warm-up precedes (there none), biases learn at the same rate as weights
 (there at twice), training resizes linearly, as evaluation does (there by a method drawn), and of objects marked difficult see
-`detzoo.data.voc`.
+`detzoo.data.readers.voc`.
 """
 
 import ml_collections

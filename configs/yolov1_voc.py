@@ -15,7 +15,7 @@ cuts behind layer 24. Without `initialize_backbone` the net starts from nothing:
 Other than in darknet, the learning rate rises in a line (there in three steps, of the small net in four, to ten and twenty
 times that of the cfg's first line), what lies outside of a moved image is gray (there its border goes on), an object of which
 less than a quarter is seen is ignored (there it is an object), as are objects marked difficult (there background, see
-`detzoo.data.voc`), and batch norm normalises by all 64 images (there by 8 at a time).
+`detzoo.data.readers.voc`), and batch norm normalises by all 64 images (there by 8 at a time).
 """
 
 import ml_collections

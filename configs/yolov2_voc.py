@@ -13,7 +13,7 @@ Multi-scale training draws one of ten canvases every ten steps (section 2); each
 warm-up of the learning rate is a line (there a power of 4), canvases are drawn to the end (there the last 200 steps see the
 largest), batch norm normalises by all 64 images (there by 8 at a time), colours change before the image is placed on gray (there
 afterwards, so that the gray becomes lighter or darker too), and objects marked difficult are ignored (there they are background,
-see `detzoo.data.voc`).
+see `detzoo.data.readers.voc`).
 """
 
 import ml_collections

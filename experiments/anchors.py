@@ -11,7 +11,7 @@ Held fixed: the detector, data, recipe, steps, seed. Varied: anchors. `yolo_kmea
 three aspect ratios of one size a level, as a pyramid's detector would have them.
 """
 
-from detzoo.comparison.sweep import Run, Sweep
+from detzoo.sweeps.sweep import Run, Sweep
 
 RETINANET, YOLO = 'configs/retinanet_shapes.py', 'configs/yolo_shapes.py:v3'
 METRICS = 'AP', 'AP50', 'AP75'

@@ -10,7 +10,7 @@ Held fixed: augmentation, steps, batch size, validation images, seed. Varied: th
 images: all, a quarter, a sixteenth. The learning rate is that of the detector's config.
 """
 
-from detzoo.comparison.sweep import Axes, Run, Sweep
+from detzoo.sweeps.sweep import Axes, Run, Sweep
 
 CONFIGS = {
     'retinanet': 'configs/retinanet_shapes.py',

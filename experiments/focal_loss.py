@@ -11,7 +11,7 @@ Held fixed: the detector, data, recipe, steps, seed. Varied: the loss of classes
 anchors instead of 100,000, so that easy negatives overwhelm the loss far less.
 """
 
-from detzoo.comparison.sweep import Axes, Run, Sweep
+from detzoo.sweeps.sweep import Axes, Run, Sweep
 
 CONFIG = 'configs/retinanet_shapes.py'
 METRICS = 'AP', 'AP50', 'AP75'

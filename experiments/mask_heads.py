@@ -11,7 +11,7 @@ Held fixed: data, recipe, steps, seed, and within each pair everything but the r
 2b and its class-agnostic masks are on C4, 2e on the pyramid, and so they are here. Laptop scale.
 """
 
-from detzoo.comparison.sweep import Run, Sweep
+from detzoo.sweeps.sweep import Run, Sweep
 
 PYRAMID, C4 = 'configs/mask_rcnn_shapes.py', 'configs/mask_rcnn_shapes.py:c4'
 BUDGET = {'training.steps': 700, 'training.checkpoint_every': 350, 'training.evaluate_every': 350}

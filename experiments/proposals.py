@@ -10,7 +10,7 @@ Held fixed: all that is trained: the runs share one training, of Faster R-CNN on
 that remain after the NMS when predicting. An image has 6 shapes at most.
 """
 
-from detzoo.comparison.sweep import Axes, Run, Sweep
+from detzoo.sweeps.sweep import Axes, Run, Sweep
 
 CONFIG = 'configs/faster_rcnn_shapes.py'
 COUNTS = 50, 100, 25, 12, 6, 3

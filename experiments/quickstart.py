@@ -7,7 +7,7 @@ Held fixed: data (`shapes`), augmentation, canvas, steps, batch size, seed. Vari
 detector is at its end, and those that learn fast look best. With one detector alone its config decides, steps included.
 """
 
-from detzoo.comparison.sweep import Axes, Run, Sweep
+from detzoo.sweeps.sweep import Axes, Run, Sweep
 
 CONFIGS = {
     'retinanet': 'configs/retinanet_shapes.py',

@@ -12,7 +12,7 @@ reduction. Laptop scale: objects of 14 to 70 pixels at stride 16 are one to four
 than in the paper.
 """
 
-from detzoo.comparison.sweep import Run, Sweep
+from detzoo.sweeps.sweep import Run, Sweep
 
 CONFIG = 'configs/mask_rcnn_shapes.py:c4'
 BUDGET = {'training.steps': 700, 'training.checkpoint_every': 350, 'training.evaluate_every': 350}

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from detzoo.comparison.sweep import Axes, Run, Sweep, config_of, with_seeds
+from detzoo.sweeps.sweep import Axes, Run, Sweep, config_of, with_seeds
 
 FIGURES = Axes('seconds', 'AP', log=True, pareto=True), Axes('seconds', 'APs', log=True, pareto=True)
 FAMILIES = {

@@ -2,7 +2,7 @@
 # Runs all tests in an environment of their own, .venv-test. Arguments go to pytest.
 #
 #   bash scripts/test.sh
-#   bash scripts/test.sh tests/test_nms.py -x
+#   bash scripts/test.sh tests/core/test_nms.py -x
 #   bash scripts/test.sh --full               # also the whole contract for every variant of a detector
 #
 # $PYTHON chooses the Python. The environment holds libtpu (half a gigabyte), for the test that compiles for TPU.
@@ -19,8 +19,8 @@ for argument in "$@"; do
 done
 
 # What takes half of the time: what trains, and starts processes.
-apart=(tests/test_training.py tests/test_runner.py tests/test_tpu.py tests/test_scripts.py tests/test_stages.py
-       tests/test_finetune.py tests/test_inference.py tests/test_report.py tests/test_exchange.py tests/test_config.py)
+apart=(tests/training/test_training.py tests/sweeps/test_runner.py tests/test_tpu.py tests/cli/test_scripts.py tests/costs/test_stages.py
+       tests/training/test_finetune.py tests/inference/test_inference.py tests/report/test_report.py tests/weights/test_exchange.py tests/test_config.py)
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 DETZOO_TESTS_HALF=0 "${pytest[@]}" "${apart[@]}" > "$log" 2>&1 &

@@ -147,7 +147,7 @@ def toy():
 @pytest.fixture(scope='session')
 def data_dir(tmp_path_factory):
     """A folder in which the toy data lie prepared: 20 records in 'train', 10 in 'validation'."""
-    from detzoo.data import prepare
+    from detzoo.data.readers import prepare
 
     folder = tmp_path_factory.mktemp('data')
 

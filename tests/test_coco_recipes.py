@@ -15,9 +15,9 @@ import numpy as np
 import pycocotools.mask
 import pytest
 
-from detzoo.comparison.sweep import Run, config_of
-from detzoo.inference import detector_of
-from detzoo.training.metrics import read_metrics
+from detzoo.inference.predictor import detector_of
+from detzoo.run.metrics import read_metrics
+from detzoo.sweeps.sweep import Run, config_of
 from detzoo.weights.zoo import COCO
 
 ROOT = pathlib.Path(__file__).parents[1]

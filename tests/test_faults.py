@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 from test_training import assert_same, linear_detector, losses_of, saved, state_of
 
-from detzoo import inference
 from detzoo.config import complete
 from detzoo.data.records import DataError
+from detzoo.inference import predictor as inference
+from detzoo.run.checkpoint import Checkpoints
+from detzoo.run.metrics import MetricsLog, read_metrics
+from detzoo.run.storage import InUseError, StorageError, held
+from detzoo.run.workdir import has_checkpoints
 from detzoo.training import loop
-from detzoo.training.checkpoint import Checkpoints
-from detzoo.training.metrics import MetricsLog, read_metrics
-from detzoo.training.storage import InUseError, StorageError, held
-from detzoo.training.workdir import has_checkpoints
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -96,7 +96,7 @@ def test_checkpoints_raise_where_the_disk_is_full_and_keep_what_was_there(tmp_pa
 
 
 def test_held_names_the_owner_until_it_is_killed(tmp_path):
-    hold = f'import pathlib, time; from detzoo.training.storage import held\nwith held(pathlib.Path({str(tmp_path / "run")!r})):\n'
+    hold = f'import pathlib, time; from detzoo.run.storage import held\nwith held(pathlib.Path({str(tmp_path / "run")!r})):\n'
     owner = subprocess.Popen([sys.executable, '-c', hold + '    print("held", flush=True); time.sleep(99)'],
                              env=os.environ | {'PYTHONPATH': str(ROOT)}, stdout=subprocess.PIPE, text=True)
     try:

@@ -3,7 +3,7 @@
     candidates -> sorted by score -> tile by tile: drop what earlier tiles' boxes overlap, then settle the tile itself
       -> until enough are kept, or none is left -> indices into the candidates
 
-Chosen by scripts/benchmark_nms.py, on a CPU, for both uses: about 100 of 1000 candidates, and 1000 of 2000 or more.
+Chosen by scripts/dev/benchmark_nms.py, on a CPU, for both uses: about 100 of 1000 candidates, and 1000 of 2000 or more.
 """
 
 import chex

@@ -9,7 +9,7 @@ No RoI costs anything on a level that is not its own. Gradients go to the featur
 (`stop_gradient`). Sums and weights are float32 for features of less, and float64 for float64. A RoI with a coordinate that
 is not finite gives zeros; coordinates beyond a million pixels are taken for a million.
 
-The formulations were chosen by scripts/benchmark_roi_features.py, on a CPU.
+The formulations were chosen by scripts/dev/benchmark_roi_features.py, on a CPU.
 
 RoIPool: Fast R-CNN, 1504.08083, section 2.1. RoIAlign: Mask R-CNN, 1703.06870, section 3. RoIWarp: Multi-task Network
 Cascades, 1512.04412, section 3.2, as ablated in Mask R-CNN, table 2c. Levels: FPN, 1612.03144, section 4.2.

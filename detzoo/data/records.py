@@ -374,7 +374,7 @@ def ground_truth(dataset: Dataset) -> dict[str, list[dict[str, Any]]]:
 
 def builders() -> dict[str, type[tfds.core.DatasetBuilder]]:
     """Returns the builders which need nothing from the user."""
-    from detzoo.data import histology, shapes  # not at the top: they describe their records with this module
+    from detzoo.data.made import histology, shapes  # not at the top: they describe their records with this module
 
     return {'shapes': shapes.Shapes, 'histology': histology.Histology}
 

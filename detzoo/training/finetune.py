@@ -20,8 +20,8 @@ import numpy as np
 
 from detzoo.config import ConfigError, differences, read_config
 from detzoo.detectors import make_detector
-from detzoo.inference import read_classes
-from detzoo.training.checkpoint import Checkpoints
+from detzoo.inference.predictor import read_classes
+from detzoo.run.checkpoint import Checkpoints
 from detzoo.types import ModelState, Params
 from detzoo.weights.mapping import Template, check_values, flatten
 from detzoo.weights.torchvision import load_backbone

@@ -29,19 +29,21 @@ import optax
 import pycocotools.mask
 from tqdm.auto import tqdm
 
-from detzoo import inference, visualize
+from detzoo import visualize
 from detzoo.config import ConfigError, complete
 from detzoo.data.pipeline import shard, train_batches
 from detzoo.data.proposals import Proposals, load_proposals
 from detzoo.data.records import Dataset, decode_image, ground_truth, open_dataset, with_objects
 from detzoo.evaluation.coco import coco_metrics
-from detzoo.training import finetune, parallel
-from detzoo.training.checkpoint import Checkpoints, TrainState
-from detzoo.training.metrics import MetricsLog
+from detzoo.inference import predictor as inference
+from detzoo.run import parallel
+from detzoo.run.checkpoint import Checkpoints, TrainState
+from detzoo.run.metrics import MetricsLog
+from detzoo.run.storage import held
+from detzoo.run.workdir import check_workdir, has_checkpoints, write_workdir
+from detzoo.training import finetune
 from detzoo.training.optimizer import make_optimizer, make_schedule
 from detzoo.training.progress import Profiler, Progress
-from detzoo.training.storage import held
-from detzoo.training.workdir import check_workdir, has_checkpoints, write_workdir
 from detzoo.types import Array, Batch, Detector
 
 PICTURES = 4  # of the validation split, drawn at every evaluation

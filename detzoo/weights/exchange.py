@@ -23,9 +23,9 @@ from detzoo.config import complete, read_config, to_json
 from detzoo.config import flatten as flatten_config
 from detzoo.detectors import make_detector
 from detzoo.files import write_text
-from detzoo.inference import Classes, evaluation_canvases, load, read_classes
-from detzoo.training.checkpoint import Checkpoints
-from detzoo.training.workdir import check_new_folder, environment, new_folder
+from detzoo.inference.predictor import Classes, evaluation_canvases, load, read_classes
+from detzoo.run.checkpoint import Checkpoints
+from detzoo.run.workdir import check_new_folder, environment, new_folder
 from detzoo.types import ModelState, Params
 from detzoo.weights import darknet
 from detzoo.weights.files import read_entries, read_metadata, write_entries

@@ -73,7 +73,7 @@ TESTS = {
     'detzoo/evaluation/voc.py': ['test_evaluation_voc.py'],
     'detzoo/training/loop.py': [TRAINING, 'test_finetune.py'],
     'detzoo/training/optimizer.py': ['test_training.py -k make_', TRAINING],
-    'detzoo/training/parallel.py': [TRAINING, 'test_training.py -k of_two_processes'],
+    'detzoo/run/parallel.py': [TRAINING, 'test_training.py -k of_two_processes'],
 }
 MESSAGES = {'announce', 'diverged', 'format_table', 'format_voc_table', 'class_table', 'show'}  # functions that make text
 
@@ -266,7 +266,7 @@ def import_all(copy_root: pathlib.Path) -> None:
     import detzoo
 
     for module in pkgutil.walk_packages(detzoo.__path__, 'detzoo.'):
-        if module.name not in ('detzoo.data.shapes', 'detzoo.data.histology'):  # TFDS knows a builder of one name once
+        if module.name not in ('detzoo.data.made.shapes', 'detzoo.data.made.histology'):  # TFDS knows a builder of one name once
             importlib.import_module(module.name)
     for name in [name for name in sys.modules if name.split('.')[0] in ('detzoo', 'conftest')]:
         del sys.modules[name]

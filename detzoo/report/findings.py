@@ -1,0 +1,278 @@
+"""What a sweep found, computed from what is stored of it: nothing is trained, and no detector is run.
+
+    Store -> `read_findings`: means over seeds, intervals, comparisons of pairs, curves, kinds of errors -> Findings
+
+What a group with one seed takes part in is over images only: about this trained network, not about its method.
+`report` says them in words, tables and figures.
+"""
+
+import itertools
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from detzoo.evaluation import pr_curves, read_detections, statistics
+from detzoo.evaluation.statistics import Comparison, Interval, Matches
+from detzoo.evaluation.tide import error_breakdown
+from detzoo.report import plots
+from detzoo.sweeps.store import FINISHED, Result, Store, read_file
+
+SIGNIFICANT = 0.05
+PERMUTATIONS = 10_000  # at most
+THRESHOLDS = {'AP': statistics.THRESHOLDS, 'AP50': (0.5,), 'AP75': (0.75,)}  # of metrics that can be judged
+SWEEP = 'experiment', 'docstring', 'metrics', 'figures', 'runs'  # of sweep.json
+
+
+class Group(NamedTuple):
+    """The runs that differ in their seed only, as far as they are."""
+
+    name: str
+    series: str
+    runs: list[Result]
+
+    @property
+    def finished(self) -> list[Result]:
+        return [run for run in self.runs if run.status == FINISHED]
+
+    @property
+    def over_images(self) -> bool:
+        """Whether its interval is over images only: it has one seed."""
+        return len(self.finished) == 1
+
+    @property
+    def truth(self) -> str:
+        """Name of the ground truth; '' if no run is finished."""
+        return self.finished[0].truth if self.finished else ''
+
+    def values(self, metric: str) -> list[float]:
+        """Lists a metric of the finished runs, in percent; those that lack it are left out."""
+        return [100 * value for run in self.finished if (value := run.metrics.get(metric)) is not None]
+
+
+class Pair(NamedTuple):
+    """Two groups: how much more `group` has than `other`.
+
+    comparison: over images and trainings or, if either group has one seed, over images only.
+    adjusted: the p-value, adjusted for all pairs.
+    """
+
+    group: str
+    other: str
+    comparison: Comparison
+    adjusted: float
+    over_images: bool
+
+    @property
+    def differ(self) -> bool:
+        return self.adjusted < SIGNIFICANT
+
+
+class Findings(NamedTuple):
+    """All numbers of a report; by the names of groups, in the order of the sweep.
+
+    sweep: of sweep.json.
+    judged: the metric that has intervals and comparisons: the sweep's first, if it can have them, or else AP.
+    intervals, pairs, precision, errors, counts: of groups that have this metric: not of those without masks, or objects.
+    permutations: of each comparison over images only.
+    curves: [(group, run's curves.json)].
+    precision: {group: {class: curve of `pr_curves`, the mean over seeds}}.
+    errors: {group: {kind: AP that it costs, percent}}, the mean over seeds.
+    counts: {group: {kind: number}}, likewise.
+    costs: {group: {batch: row of costs.json, see `stages.measure`}}.
+    estimates: rows of estimates.json, see `estimates.estimate`, in the order of groups.
+    images: {ground truth: its numbers of 'images', 'objects' and 'classes'}.
+    forgotten: runs with results that the sweep has no more.
+    looks: of groups in figures.
+    """
+
+    store: Store
+    sweep: dict[str, Any]
+    groups: list[Group]
+    judged: str
+    intervals: dict[str, Interval]
+    pairs: list[Pair]
+    permutations: int
+    curves: list[tuple[str, dict[str, Any]]]
+    precision: dict[str, dict[str, dict[str, np.ndarray]]]
+    errors: dict[str, dict[str, float]]
+    counts: dict[str, dict[str, float]]
+    costs: dict[str, dict[int, dict[str, Any]]]
+    estimates: list[dict[str, Any]]
+    images: dict[str, dict[str, int]]
+    forgotten: list[str]
+    looks: dict[str, plots.Style]
+
+
+class _Judged(NamedTuple):
+    """What the detections of a run show."""
+
+    precision: dict[str, dict[str, np.ndarray] | None]
+    matches: Matches
+    errors: dict[str, Any]
+
+
+def read_findings(folder: str | os.PathLike, resamples: int = 1000) -> Findings:
+    """Reads a store and computes what its report says.
+
+    Args:
+        folder: of a sweep.
+        resamples: of the bootstrap, and at least as many permutations.
+
+    Raises:
+        FileNotFoundError: the folder is none of a sweep, or lacks detections or ground truth of a finished run.
+        ValueError: a file of it cannot be read.
+    """
+    store = Store(folder)
+    sweep = read_file(store.folder / 'sweep.json', lambda: {key: store.sweep()[key] for key in SWEEP})
+    results = {result.run: result for result in read_file(store.folder / 'results.jsonl', store.results)}
+    planned = read_file(store.folder / 'sweep.json', lambda: [Result(**row) for row in sweep['runs']])
+    runs = [_as_planned(results.get(run.run, run), run) for run in planned]
+    groups = [
+        Group(name, next(run.series for run in runs if run.group == name), [run for run in runs if run.group == name])
+        for name in dict.fromkeys(run.group for run in runs)
+    ]
+    finished = [group for group in groups if group.finished]
+    judged = _judged_metric(sweep['metrics'])
+    truths = {
+        name: _ground_truth(store, name)
+        for name in dict.fromkeys(run.truth for group in finished for run in group.finished)
+    }
+    judgements = {
+        group.name: [_judge(store, run, truths[run.truth], judged) for run in group.finished]
+        for group in finished
+        if all(run.metrics.get(judged) is not None for run in group.finished)
+    }
+    matches = {name: [seed.matches for seed in seeds] for name, seeds in judgements.items()}
+    thresholds = THRESHOLDS[judged.removeprefix('mask_')]
+    intervals = {name: _interval(seeds, resamples, thresholds) for name, seeds in matches.items()}
+    pairs, permutations = _compare(matches, {group.name: group.truth for group in finished}, resamples, thresholds)
+    estimates = read_file(store.folder / 'estimates.json', store.estimates)
+    return Findings(
+        store=store,
+        sweep=sweep,
+        groups=groups,
+        judged=judged,
+        intervals=intervals,
+        pairs=pairs,
+        permutations=permutations,
+        curves=[
+            (group.name, curves) for group in finished for run in group.finished if (curves := _curves(store, run.run))
+        ],
+        precision={name: _mean_curves([seed.precision for seed in seeds]) for name, seeds in judgements.items()},
+        errors={name: _mean_of([seed.errors['dAP'] for seed in seeds], 100) for name, seeds in judgements.items()},
+        counts={name: _mean_of([seed.errors['counts'] for seed in seeds]) for name, seeds in judgements.items()},
+        costs=_costs(store, finished),
+        estimates=[row for group in finished for row in estimates if row['name'] == group.name],
+        images={name: _sizes(truth) for name, truth in truths.items()},
+        forgotten=sorted(results.keys() - {run.run for run in planned}),
+        looks=plots.styles({group.name: group.series for group in groups}),
+    )
+
+
+def _as_planned(result: Result, plan: Result) -> Result:
+    """Takes from the plan what the experiment may have thought over since."""
+    return result._replace(group=plan.group, series=plan.series, published=plan.published)
+
+
+def _judged_metric(metrics: Sequence[str]) -> str:
+    """Chooses the metric that intervals and comparisons are of."""
+    return metrics[0] if metrics and metrics[0].removeprefix('mask_') in THRESHOLDS else 'AP'
+
+
+def _ground_truth(store: Store, name: str) -> dict[str, Any]:
+    return read_file(store.truth(name) / 'ground_truth.json.gz', lambda: store.ground_truth(name))
+
+
+def _judge(store: Store, run: Result, truth: dict[str, Any], judged: str) -> _Judged:
+    """Matches the detections of a run with the ground truth."""
+    path = store.results_of(run.run) / 'detections.json.gz'
+    kind = 'segm' if judged.startswith('mask_') else 'bbox'
+
+    def judge() -> _Judged:
+        detections = read_detections(path)
+        return _Judged(
+            pr_curves(truth, detections, kind),
+            statistics.match_images(truth, detections, kind),
+            error_breakdown(truth, detections, kind),
+        )
+
+    return read_file(path, judge)
+
+
+def _interval(seeds: Sequence[Matches], resamples: int, thresholds: Sequence[float]) -> Interval:
+    """Finds the interval of a group: over images and trainings or, of one seed, over images only."""
+    find = statistics.bootstrap if len(seeds) == 1 else statistics.crossed_interval
+    return find(seeds, resamples, thresholds=thresholds)
+
+
+def _compare(
+    matches: Mapping[str, list[Matches]], truths: Mapping[str, str], resamples: int, thresholds: Sequence[float]
+) -> tuple[list[Pair], int]:
+    """Compares all pairs of groups of one ground truth; returns them and the number of permutations.
+
+    The least p-value is 1 / (1 + permutations), and adjusted for n pairs n times as large: there are enough of them that
+    it can be significant.
+    """
+    names = [(other, name) for other, name in itertools.combinations(matches, 2) if truths[name] == truths[other]]
+    permutations = min(PERMUTATIONS, max(resamples, round(2 * len(names) / SIGNIFICANT)))
+    over_images = [1 in (len(matches[name]), len(matches[other])) for other, name in names]
+    tests = []
+    for (other, name), single in zip(tqdm(names, desc='comparing', unit='pair', leave=False, disable=None), over_images):
+        a, b = matches[name], matches[other]
+        if single:
+            tests.append(statistics.paired_test(a, b, resamples, permutations, thresholds=thresholds))
+        else:
+            tests.append(statistics.crossed_test(a, b, resamples, thresholds=thresholds))
+    adjusted = statistics.holm([test.p_value for test in tests])
+    pairs = [
+        Pair(name, other, test, float(p), single)
+        for (other, name), test, p, single in zip(names, tests, adjusted, over_images)
+    ]
+    return pairs, permutations
+
+
+def _curves(store: Store, run: str) -> dict[str, Any] | None:
+    """Reads the curves of a run, if it has some."""
+    path = store.results_of(run) / 'curves.json'
+    if not path.exists():
+        return None
+
+    def read() -> dict[str, Any] | None:
+        curves = json.loads(path.read_text())
+        return curves if curves['training']['step'] or curves['validation']['step'] else None
+
+    return read_file(path, read)
+
+
+def _mean_curves(curves: Sequence[dict[str, dict[str, np.ndarray] | None]]) -> dict[str, dict[str, np.ndarray]]:
+    """Averages the precision-recall curves of seeds; classes without objects are left out."""
+    names = [name for name, curve in curves[0].items() if curve is not None]
+    return {name: {key: np.mean([of[name][key] for of in curves], axis=0) for key in curves[0][name]} for name in names}
+
+
+def _mean_of(rows: Sequence[Mapping[str, float | None]], factor: float = 1.0) -> dict[str, float]:
+    """Averages numbers by name, NaN where one is missing."""
+    return {key: factor * float(np.mean([np.nan if row[key] is None else row[key] for row in rows])) for key in rows[0]}
+
+
+def _costs(store: Store, groups: Sequence[Group]) -> dict[str, dict[int, dict[str, Any]]]:
+    """Reads the costs of groups by batch size."""
+
+    def read() -> dict[str, dict[int, dict[str, Any]]]:
+        costs: dict[str, dict[int, dict[str, Any]]] = {}
+        for row in store.costs():
+            costs.setdefault(row['name'], {})[row['batch']] = row
+        return costs
+
+    costs = read_file(store.folder / 'costs.json', read)
+    return {group.name: costs[group.name] for group in groups if group.name in costs}
+
+
+def _sizes(truth: dict[str, Any]) -> dict[str, int]:
+    """Counts what a ground truth has."""
+    objects = sum(not row.get('iscrowd', 0) for row in truth['annotations'])
+    return dict(images=len(truth['images']), objects=objects, classes=len(truth['categories']))

@@ -1,0 +1,263 @@
+"""Checkpoints: a training state on disk, whole or not at all.
+
+    checkpoints/STEP/variables, optimizer    the two items that Orbax writes
+    checkpoints/STEP/SHA256SUMS              of their files, as `sha256sum` writes them
+
+Orbax writes into a temporary folder and renames it, so that a kill at any moment leaves the last whole checkpoint. The
+position in the data is the step (see data/pipeline.py), so nothing else needs to be kept. Files that are not what was
+written are never restored; a checkpoint of an older detzoo, which has no sums, is restored as it is.
+"""
+
+import contextlib
+import functools
+import hashlib
+import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from tqdm.auto import tqdm
+
+from detzoo.data.records import DataError
+from detzoo.run.storage import failed
+from detzoo.types import ModelState, Params
+
+_SUMS = 'SHA256SUMS'
+
+
+class TrainState(NamedTuple):
+    """What a run is at a step; together with its config, all that decides how it goes on.
+
+    step: [] int32, how many updates were made.
+    params, model_state: of the detector.
+    opt_state: of the optimiser.
+    ema_params: the moving average of params, or None.
+    """
+
+    step: jax.Array
+    params: Params
+    model_state: ModelState
+    opt_state: optax.OptState
+    ema_params: Params | None
+
+
+class Checkpoints:
+    """The checkpoints of a workdir."""
+
+    def __init__(self, workdir: str | os.PathLike, *, keep: int = 3):
+        """Looks at `workdir/checkpoints`; nothing is made there before something is saved.
+
+        Args:
+            workdir: of the run.
+            keep: how many of the newest checkpoints stay.
+        """
+        self.folder = pathlib.Path(workdir).resolve() / 'checkpoints'
+        self._keep, self._saving = keep, None  # the step of the last `save`, which may be unfinished
+
+    @functools.cached_property
+    def _manager(self) -> ocp.CheckpointManager:
+        """Makes what writes; folders that a kill left unfinished are removed."""
+        # Orbax's other threads wait five minutes for folders that could not be made where a thread makes them.
+        how = ocp.options.AsyncOptions(create_directories_asynchronously=False, post_finalization_callback=self._write_sums)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self._keep, async_options=how, cleanup_tmp_directories=True, lightweight_initialize=True
+        )
+        return ocp.CheckpointManager(self.folder, options=options)
+
+    def _write_sums(self) -> None:
+        """Adds the sums to the files of a checkpoint; Orbax calls it before it renames the temporary folder."""
+        (scratch,) = self.folder.glob(f'{self._saving}.orbax-checkpoint-tmp*')
+        (scratch / _SUMS).write_text('\n'.join(_sums(scratch)) + '\n')
+
+    def steps(self) -> list[int]:
+        """Lists the steps of the finished checkpoints, in order; damaged ones are among them, empty folders are not."""
+        return sorted(int(path.name) for path in self.folder.glob('*') if is_checkpoint(path))
+
+    def latest_step(self) -> int | None:
+        """Returns the step of the newest checkpoint, which may be in the writing, or None."""
+        return max([*self.steps(), *([] if self._saving is None else [self._saving])], default=None)
+
+    def set_damaged_aside(self) -> None:
+        """Renames damaged checkpoints to STEP.damaged, from the newest on until one is whole, and says so.
+
+        Raises:
+            DataError: not one is whole.
+        """
+        for path in self.folder.glob('*'):
+            if path.name.isdigit() and path.is_dir() and not is_checkpoint(path):
+                shutil.rmtree(path)  # empty, and in the way of the checkpoint of that step
+        steps = self.steps()
+        for step in reversed(steps):
+            problem = damage(self.folder / str(step))
+            if problem is None:
+                return
+            names = (self.folder / f'{step}.damaged{number}' for number in ('', *range(2, 1000)))
+            aside = (self.folder / str(step)).rename(next(path for path in names if not path.exists()))
+            tqdm.write(f'WARNING: the checkpoint of step {step} is damaged and set aside as {aside}: {problem}', file=sys.stderr)
+        if steps:
+            raise DataError(
+                f'every checkpoint in {self.folder} is damaged, and called STEP.damaged now: started again, this training begins '
+                'at step 0, with new metrics'
+            )
+
+    def cut_back(self, step: int) -> None:
+        """Removes the checkpoints beyond a step, before any is saved."""
+        for later in self.steps():
+            if later > step:
+                shutil.rmtree(self.folder / str(later))
+
+    def save(self, state: TrainState) -> None:
+        """Starts writing a state of numpy arrays; `close`, or the next `save`, waits for its end.
+
+        Raises:
+            FloatingPointError: it holds a number that is not finite; nothing is written.
+            StorageError: the disk is full, or the like, now or when the checkpoint before was written.
+        """
+        step = int(state.step)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+            if not np.isfinite(leaf).all():
+                raise FloatingPointError(
+                    f'after step {step}, {jax.tree_util.keystr(path)} is not finite: no checkpoint was written; '
+                    f'the last good one is that of step {self.latest_step()} in {self.folder}'
+                )
+        if step != self.latest_step():
+            variables, optimizer = _split(state)
+            self._save(step, variables=variables, optimizer=optimizer)
+
+    def save_variables(self, params: Params, model_state: ModelState) -> None:
+        """Writes variables that come from elsewhere, as those of step 0; there is no optimiser to go on with."""
+        self._save(0, variables=dict(params=params, model_state=model_state))
+
+    def _save(self, step: int, **items: Any) -> None:
+        with self._writing():
+            self._manager.wait_until_finished()
+        self._saving = step
+        with self._writing():
+            self._manager.save(step, args=ocp.args.Composite(**{name: ocp.args.StandardSave(items[name]) for name in items}))
+
+    def restore(self, template: TrainState) -> TrainState:
+        """Reads the newest state, as numpy arrays of the template's structure, shapes and dtypes.
+
+        Raises:
+            DataError: it is damaged.
+        """
+        variables, optimizer = map(_zeros, _split(template))
+        variables = self._read(self.latest_step(), 'variables', variables)
+        optimizer = self._read(self.latest_step(), 'optimizer', optimizer)
+        return TrainState(
+            step=optimizer['step'],
+            opt_state=optimizer['opt_state'],
+            params=variables['params'],
+            model_state=variables['model_state'],
+            ema_params=variables.get('ema_params'),
+        )
+
+    def restore_variables(self, step: int | None = None) -> tuple[int, dict[str, Any]]:
+        """Reads what a prediction needs, without the optimiser; writes nothing.
+
+        Args:
+            step: of the checkpoint, the newest by default.
+
+        Returns:
+            the step, and 'params', 'model_state' and, where there are any, 'ema_params'.
+
+        Raises:
+            FileNotFoundError: there is no such checkpoint.
+            DataError: it is damaged.
+        """
+        steps = self.steps()
+        if not steps:
+            raise FileNotFoundError(f'no checkpoint in {self.folder} yet: the run was stopped before its first one')
+        step = steps[-1] if step is None else step
+        if step not in steps:
+            raise FileNotFoundError(f'no checkpoint of step {step} in {self.folder}; there are: {steps}')
+        return step, self._read(step, 'variables')
+
+    def _read(self, step: int, item: str, template: Any = None) -> dict[str, Any]:
+        """Reads an item of a checkpoint, once its files are known to be what was written."""
+        folder = self.folder / str(step)
+        other = max((other for other in self.steps() if other != step), default=None)
+        remedy = f'rename it to {step}.damaged'
+        if other is not None:
+            remedy += f', and that of step {other} is the newest; or choose that step'
+        problem = damage(folder, item)
+        if problem:
+            raise DataError(f'{folder} is damaged ({problem}): {remedy}')
+        try:
+            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+                return reader.restore(folder / item, args=ocp.args.StandardRestore(template))
+        except Exception as error:  # of five kinds, by what is missing
+            if (folder / _SUMS).exists():
+                raise
+            raise DataError(
+                f'{folder} cannot be read ({type(error).__name__}: {str(error)[:200]}). It has no {_SUMS} that would tell '
+                f'whether it is damaged. If it is, {remedy}'
+            ) from error
+
+    def close(self) -> None:
+        """Waits for what is being written.
+
+        Raises:
+            StorageError: it could not be written.
+        """
+        if '_manager' in self.__dict__:
+            with self._writing():
+                self._manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turns whatever Orbax raises while it writes into a StorageError."""
+        try:
+            yield
+        except Exception as error:
+            step, self._saving = self._saving, None
+            raise failed(self.folder if step is None else self.folder / str(step), error) from error
+
+
+def is_checkpoint(path: pathlib.Path) -> bool:
+    """Tells whether a path is a finished checkpoint: named by its step, unlike one in the writing, and not empty."""
+    return path.name.isdigit() and any(file.is_file() for file in path.rglob('*'))
+
+
+def damage(checkpoint: pathlib.Path, item: str = '') -> str | None:
+    """Says which files of a checkpoint, or of one item of it, are missing or not what was written; None where all are there.
+
+    None too where there are no sums to tell by. Files that others have added do no harm.
+    """
+    try:
+        written = (checkpoint / _SUMS).read_text(errors='replace').rstrip('\n').split('\n')
+    except FileNotFoundError:
+        return None
+    if not any(written):
+        return f'{_SUMS} is empty'
+    written = {line for line in written if line[66:].startswith(item)}
+    names = sorted({line[66:] for line in written - set(_sums(checkpoint, item))})
+    return f'not what was written: {", ".join(names[:3])}{", ..." * (len(names) > 3)}' if names else None
+
+
+def _sums(checkpoint: pathlib.Path, item: str = '') -> list[str]:
+    """Lists the SHA-256 and the path of each file of the items."""
+    lines = []
+    for path in sorted(checkpoint.glob(f'{item or "*"}/**/*')):
+        if path.is_file():
+            with path.open('rb') as file:
+                lines.append(f'{hashlib.file_digest(file, "sha256").hexdigest()}  {path.relative_to(checkpoint)}')
+    return lines
+
+
+def _split(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Splits a state into what predictions need and what only training does: the two items of a checkpoint."""
+    variables = dict(params=state.params, model_state=state.model_state)
+    if state.ema_params is not None:
+        variables['ema_params'] = state.ema_params
+    return variables, dict(step=state.step, opt_state=state.opt_state)
+
+
+def _zeros(tree: Any) -> Any:
+    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree)

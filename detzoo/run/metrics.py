@@ -1,0 +1,148 @@
+"""The record of a run: `metrics.jsonl` and TensorBoard, cut back to the step at which a run goes on."""
+
+import contextlib
+import json
+import os
+import pathlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO
+
+import numpy as np
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from detzoo.data.records import DataError
+from detzoo.run.storage import InUseError, lock, writing
+
+
+class MetricsLog:
+    """Writes the metrics of a workdir, on the first process; on others it does nothing.
+
+    A line of metrics.jsonl is {"step": n, name: number, ...}: after n updates. Lines of training and of evaluation
+    ("validation/...") alternate.
+
+    TensorBoard's file too is written by the caller's thread. `tensorboardX.SummaryWriter` has a thread for it, which dies when
+    the disk is full; whoever then hands it an event, or waits for its end, waits for ever.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, *, step: int, active: bool):
+        """Opens the log at a step; what an interrupted run wrote beyond it is removed.
+
+        Args:
+            workdir: of the run.
+            step: of the restored checkpoint; 0 for a new run.
+            active: whether this process writes.
+
+        Raises:
+            InUseError: another process writes it.
+            DataError: a line of metrics.jsonl cannot be read.
+            StorageError: the disk is full, or the like, as in all methods.
+        """
+        self._active, self.evaluated = active, 0  # the step of the last evaluation
+        if not active:
+            return
+        self._path, self._events = pathlib.Path(workdir) / 'metrics.jsonl', pathlib.Path(workdir) / 'tensorboard'
+        with contextlib.ExitStack() as failure:
+            with writing(self._path):
+                self._file = failure.enter_context(self._path.open('a+b'))
+            if not lock(self._file):
+                raise InUseError(f'{self._path} is being written by another process')
+            with writing(self._path):
+                self.evaluated = _cut_back(self._file, step)
+            with writing(self._events):
+                self._events.mkdir(exist_ok=True)
+                self._board = EventsWriter(str(self._events / 'events'))
+                # TensorBoard hides what earlier files hold from this step on.
+                self._board.write_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+            failure.pop_all()
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Adds a line, and its numbers to TensorBoard."""
+        if self._active:
+            with writing(self._path):
+                self._file.write(json.dumps({'step': step, **metrics}).encode() + b'\n')
+                self._file.flush()  # a line at a time: `tail -f` keeps up
+            self.write_scalars(step, {name: value for name, value in metrics.items() if value is not None})
+            if _is_evaluation(metrics):
+                self.evaluated = step
+
+    def write_scalars(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Adds numbers to TensorBoard alone: what differs from run to run, like speed."""
+        if self._active:
+            for name, value in metrics.items():
+                self._write_event(step, summary.scalar(name, value))
+
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Adds [h, w, 3] uint8 images to TensorBoard."""
+        if self._active:
+            for name, image in images.items():
+                self._write_event(step, summary.image(name, image, dataformats='HWC'))
+
+    def flush(self) -> None:
+        """Makes sure that a crash of the machine keeps what was written."""
+        if self._active:
+            with writing(self._path):
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            with writing(self._events):
+                self._board.flush()
+
+    def close(self) -> None:
+        """Closes the files."""
+        if self._active:
+            with writing(self._path), contextlib.closing(self._file), contextlib.closing(self._board):
+                self.flush()
+
+    def _write_event(self, step: int, what: Any) -> None:
+        with writing(self._events):
+            self._board.write_event(Event(wall_time=time.time(), step=step, summary=what))
+
+
+def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
+    """Reads the whole lines of `metrics.jsonl`.
+
+    Raises:
+        DataError: one of them is damaged.
+    """
+    with (pathlib.Path(workdir) / 'metrics.jsonl').open('rb') as file:
+        return [row for _, row in _whole_lines(file)]
+
+
+def _is_evaluation(row: Mapping[str, Any]) -> bool:
+    return 'validation/loss' in row
+
+
+def _cut_back(file: BinaryIO, step: int) -> int:
+    """Removes the lines beyond a step, and a last line that was cut short; returns the step of the last evaluation, or 0.
+
+    The file stays the same one, so that whoever has it open goes on with it.
+    """
+    file.seek(0)
+    end = evaluated = 0
+    for line_end, row in _whole_lines(file):
+        if row['step'] > step:
+            break
+        end = line_end
+        evaluated = row['step'] if _is_evaluation(row) else evaluated
+    file.truncate(end)
+    return evaluated
+
+
+def _whole_lines(file: BinaryIO) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields the end of each line in the file and what it says; a last line that was cut short is left out."""
+    end = 0
+    for number, line in enumerate(file, start=1):
+        if not line.endswith(b'\n'):
+            return
+        end += len(line)
+        try:
+            row = json.loads(line)
+            if type(row['step']) is not int:
+                raise TypeError(f'step is {row["step"]!r}')
+        except (ValueError, TypeError, LookupError, RecursionError) as error:
+            raise DataError(
+                f'line {number} of {file.name} is damaged ({error}): remove that line. Checkpoints do not depend on this file'
+            ) from error
+        yield end, row

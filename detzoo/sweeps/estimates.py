@@ -1,0 +1,82 @@
+"""What programs would cost on TPUs that need not be there, as the TPU compiler says: estimates, never measurements.
+
+    config, topology -> the compiled training step or prediction (see `cost`) -> `estimate`: a row
+    python -m detzoo.sweeps.estimates DIR TOPOLOGY: prediction of all groups of a sweep -> DIR/estimates.json
+
+The environment has to be that of TPUs before jax is imported (`comparison.TPU_ENVIRONMENT`); a sweep, whose trainings inherit
+its environment, starts this as a process of its own.
+"""
+
+import json
+import sys
+import time
+from typing import Any
+
+import ml_collections
+from tqdm.auto import tqdm
+
+from detzoo.config import from_json
+from detzoo.costs import cost
+from detzoo.files import write_text
+from detzoo.sweeps.store import Store
+
+PROGRAMS = {
+    'train step': (cost.train_program, 'training'),
+    'predict': (cost.predict_program, 'evaluation'),
+}
+
+
+def estimate(config: ml_collections.ConfigDict, num_classes: int, topology: str, program: str) -> dict[str, Any]:
+    """Compiles a program of a config for a topology; takes minutes.
+
+    Args:
+        config: complete.
+        num_classes: K.
+        topology: for example 'v5e:2x4'.
+        program: a key of PROGRAMS. Its batch size is the config's, of all chips together.
+
+    Returns:
+        'topology', 'program', 'images' (of all chips), 'chips', 'compile_seconds', the numbers of `cost.Cost` and
+        `cost.Estimate`, and 'total_seconds' of the estimate.
+
+    Raises:
+        ImportError: libtpu is not installed.
+        ValueError: the batch cannot be split over the chips, or of this kind of chip nothing is known.
+    """
+    devices = cost.topology_devices(topology)
+    lower, section = PROGRAMS[program]
+    start = time.perf_counter()
+    compiled = lower(config, num_classes, devices).compile()
+    seconds = time.perf_counter() - start
+    estimated = cost.estimated_time(compiled, topology)
+    return dict(
+        topology=topology,
+        program=program,
+        images=config[section].batch_size,
+        chips=len(devices),
+        compile_seconds=seconds,
+        **cost.compiled_cost(compiled)._asdict(),
+        **estimated._asdict(),
+        total_seconds=estimated.total,
+    )
+
+
+def main(folder: str, topology: str) -> None:
+    """Estimates prediction, an image a chip, of all groups of a sweep that have no estimate for the topology yet."""
+    store = Store(folder)
+    chips = len(cost.topology_devices(topology))
+    for name, result in tqdm(store.first_of_groups().items(), desc=f'compiling for {topology}', unit='group'):
+        rows = store.estimates()
+        if any((row['name'], row['topology']) == (name, topology) for row in rows):
+            continue
+        config = from_json(json.dumps(result.config))
+        config.evaluation.batch_size = chips
+        rows.append({'name': name, **estimate(config, len(result.per_class), topology, 'predict')})
+        write_text(store.folder / 'estimates.json', json.dumps(rows, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+    try:
+        main(*sys.argv[1:])
+    except (ImportError, ValueError) as error:
+        sys.exit(f'error: {error}')

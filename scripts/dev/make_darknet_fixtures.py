@@ -1,0 +1,232 @@
+"""Makes the golden arrays of the tests of YOLO from darknet itself, so that the tests need no darknet.
+
+  git clone https://github.com/pjreddie/darknet && make -C darknet
+  python scripts/dev/make_darknet_fixtures.py --darknet=darknet
+
+Debian's package `darknet` has the same files in /usr/lib/darknet. It also takes gcc. Darknet prints what it is doing.
+
+tests/fixtures/darknet_deltas.npz has what the last layers of YOLO v1, v2 and v3 send back in training, l.delta, for raw
+outputs that are drawn and objects that are chosen: several in a cell, several at an anchor, none at all. Of each version:
+
+    settings  JSON: what makes the loss: the canvas, anchors in pixels, strides, scales, ...
+    truths    [3, M, 5] of three images: centre x and y, width, height as shares of the canvas, and class; zeros are padding
+    raw       the network's raw outputs: of v1 [3, S * S * (K + 5 n)], as darknet has them: the class scores of all cells,
+              the confidences of all boxes, the boxes; of v2 and v3 [3, A, 5 + K]: level by level, finest first, cell by
+              cell, anchor by anchor
+    output    like raw: what the layer makes of it, l.output: the logistic of x, y and objectness; of v2 the softmax of the
+              classes, of v3 their logistic; of v1 the same
+    delta     like raw, l.delta: minus the gradient of the loss with respect to raw; but of v2 with respect to output for
+              x, y and objectness: darknet multiplies these by output * (1 - output) behind the layer, on GPUs only
+
+v2 has four deltas: `delta` when 12,800 images have been seen, `delta_warm_up` before, and of each what a net without
+`rescore` has. In v1 the last object of a cell has it.
+
+tests/fixtures/darknet_yolov1.npz has the outputs of both YOLO v1, narrow and with weights that are drawn
+(`drawn_weights`), for one image, with the arguments of our detector, as JSON, and the .cfg file.
+"""
+
+import json
+import pathlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app
+
+from detzoo.cli.paths import define_path
+from detzoo.detectors import make_detector
+from detzoo.parity.darknet import Darknet, drawn_weights
+from detzoo.weights.darknet import PUBLISHED, cfg_text
+
+_DARKNET = define_path('darknet', '/usr/lib/darknet', 'A folder with libdarknet.so and include/darknet.h.')
+
+FIXTURES = pathlib.Path(__file__).parents[2] / 'tests' / 'fixtures'
+CLASSES = 3
+# Of three images, in pixels: centre x, centre y, width, height, class. The canvas is 96 high and 128 wide.
+OBJECTS = (
+    # In one cell of stride 32 three: two of them of like shape, which take the same anchor, and one of another.
+    ((40, 50, 22, 26, 0), (50, 42, 44, 34, 1), (44, 54, 18, 22, 2), (80, 40, 72, 58, 1), (120, 90, 14, 10, 0)),
+    (),
+    ((16, 16, 24, 24, 2), (48, 48, 40, 36, 0), (90, 30, 60, 50, 1), (100, 80, 30, 28, 1), (70, 70, 120, 60, 2)),
+)
+
+
+def layer_text(canvas: tuple[int, int, int], kind: str, options: Mapping[str, Any]) -> str:
+    """Writes the .cfg file of a network of one layer, whose input is as large as a canvas (h, w, channels)."""
+    net = dict(zip(('height', 'width', 'channels'), canvas), batch=1)
+    return '\n'.join(f'[{name}]\n' + ''.join(f'{key}={value}\n' for key, value in section.items())
+                     for name, section in (('net', net), (kind, options)))  # fmt: skip
+
+
+def padded_truths(canvas: Sequence[int]) -> np.ndarray:
+    """The objects as shares of a canvas (H, W), [3, M, 5] float32."""
+    truths = np.zeros((len(OBJECTS), max(map(len, OBJECTS)), 5), np.float32)
+    for row, objects in zip(truths, OBJECTS):
+        row[: len(objects)] = np.reshape(objects, (-1, 5)) / np.array([canvas[1], canvas[0], canvas[1], canvas[0], 1])
+    return truths
+
+
+def v1_deltas(darknet: Darknet) -> dict[str, Any]:
+    """Of YOLO v1's [detection] layer."""
+    settings = dict(canvas=(128, 128), side=4, num=2, classes=CLASSES, object_scale=1.0, noobject_scale=0.5, class_scale=1.0,
+                    coord_scale=5.0, rescore=1, sqrt=1)  # fmt: skip
+    side, num = settings['side'], settings['num']
+    size = side * side * (CLASSES + 5 * num)
+    options = {'softmax': 0, 'coords': 4, 'jitter': 0.2} | {k: v for k, v in settings.items() if k != 'canvas'}
+    text = layer_text((side, side, size // side**2), 'detection', options)
+
+    random = np.random.RandomState(1)
+    raw = random.normal(0.3, 0.3, (len(OBJECTS), size))
+    boxes = raw[:, -side * side * num * 4 :].reshape(-1, 4)
+    boxes[:, :2] = random.normal(0.5, 0.4, boxes[:, :2].shape)  # centres in cells
+    boxes[:, 2:] = random.normal(0.4, 0.3, boxes[:, 2:].shape)  # roots of the sizes; a negative one has its square too
+    truths = padded_truths(settings['canvas'])
+    raw = raw.astype(np.float32)
+    results = []
+    for image, objects in zip(raw, truths):
+        grid = np.zeros((side, side, 1 + CLASSES + 4), np.float32)
+        for x, y, w, h, label in objects[objects[:, 2] > 0]:
+            row, column = int(y * side), int(x * side)
+            grid[row, column] = 0  # the last object has the cell; darknet shuffles them, and the first one has it
+            grid[row, column, [0, 1 + int(label)]] = 1
+            grid[row, column, -4:] = x * side - column, y * side - row, w, h
+        results.append(darknet.run(text, image, size, truth=grid))
+    output, delta = map(np.stack, zip(*results))
+    return dict(settings=json.dumps(settings), truths=truths, raw=raw, output=output, delta=delta)
+
+
+def level_run(
+    darknet: Darknet, kind: str, options: Mapping[str, Any], raw: np.ndarray, truths: np.ndarray, seen: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Runs a layer [region] or [yolo] alone.
+
+    Args:
+        darknet: what runs it.
+        kind, options: its section; anchors in cells.
+        raw: [B, h, w, n, 5 + K].
+        truths: [B, M, 5].
+        seen: how many images the network has been trained with.
+
+    Returns:
+        output and delta, each [B, h * w * n, 5 + K].
+    """
+    _, height, width, num, entries = raw.shape
+    text = layer_text((height, width, num * entries), kind, options)
+    results = []
+    for image, objects in zip(raw, truths):
+        truth = np.zeros((90, 5), np.float32)  # [yolo] reads up to 90, [region] up to 30
+        truth[: len(objects)] = objects
+        flat = darknet.run(text, image.transpose(2, 3, 0, 1), image.size, truth=truth, seen=seen)
+        results.append([x.reshape(num, entries, height, width).transpose(2, 3, 0, 1).reshape(-1, entries) for x in flat])
+    output, delta = map(np.stack, zip(*results))
+    return output, delta
+
+
+def listed_anchors(anchors: Sequence[Sequence[float]], stride: int) -> str:
+    """Writes anchors in pixels as a .cfg file has them for a layer that takes a pixel for a cell."""
+    return ','.join(f'{side / stride:.9g}' for anchor in anchors for side in anchor)
+
+
+def drawn_level(
+    random: np.random.RandomState, canvas: Sequence[int], stride: int, anchors: Sequence[Sequence[float]], truths: np.ndarray
+) -> np.ndarray:
+    """Draws raw outputs of a level; those in the cells of objects roughly predict the objects, so that some are ignored.
+
+    Args:
+        random: where from.
+        canvas: height and width, pixels.
+        stride: pixels a cell.
+        anchors: n times width and height, pixels.
+        truths: [B, M, 5].
+
+    Returns:
+        [B, h, w, n, 5 + K] float32.
+    """
+    height, width = (side // stride for side in canvas)
+    raw = random.normal(0, 0.6, (len(truths), height, width, len(anchors), 5 + CLASSES))
+    for image, objects in zip(raw, truths):
+        for x, y, w, h, _ in objects[objects[:, 2] > 0]:
+            column, row = int(x * width), int(y * height)
+            offset = np.clip([x * width - column, y * height - row], 0.05, 0.95)
+            exact = np.concatenate([np.tile(np.log(offset / (1 - offset)), (len(anchors), 1)),
+                                    np.log(np.array([w * canvas[1], h * canvas[0]]) / anchors)], axis=1)  # fmt: skip
+            image[row, column, :, :4] = exact + random.normal(0, 0.15, exact.shape)
+    return raw.astype(np.float32)
+
+
+def v2_deltas(darknet: Darknet) -> dict[str, Any]:
+    """Of YOLO v2's [region] layer."""
+    settings = dict(canvas=(96, 128), stride=32, anchors=((20, 24), (40, 36), (70, 60)), classes=CLASSES, thresh=0.6,
+                    object_scale=5.0, noobject_scale=1.0, class_scale=1.0, coord_scale=1.0)  # fmt: skip
+    anchors, stride = settings['anchors'], settings['stride']
+    scales = {key: settings[key] for key in settings if key == 'thresh' or key.endswith('scale')}
+    options = dict(anchors=listed_anchors(anchors, stride), num=len(anchors), classes=CLASSES, coords=4, softmax=1,
+                   bias_match=1, absolute=1, **scales)  # fmt: skip
+
+    truths = padded_truths(settings['canvas'])
+    raw = drawn_level(np.random.RandomState(2), settings['canvas'], stride, anchors, truths)
+    result = dict(settings=json.dumps(settings), truths=truths, raw=raw.reshape(len(raw), -1, 5 + CLASSES))
+    for name, seen, rescore in (
+        ('delta', 12800, 1),
+        ('delta_no_rescore', 12800, 0),
+        ('delta_warm_up', 0, 1),
+        ('delta_warm_up_no_rescore', 0, 0),
+    ):
+        result['output'], result[name] = level_run(darknet, 'region', options | {'rescore': rescore}, raw, truths, seen)
+    return result
+
+
+def v3_deltas(darknet: Darknet) -> dict[str, Any]:
+    """Of YOLO v3's [yolo] layers, of two levels."""
+    settings = dict(canvas=(96, 128), strides=(16, 32), classes=CLASSES, ignore_thresh=0.7, truth_thresh=1,
+                    anchors=(((10, 13), (20, 24), (33, 23)), ((40, 36), (28, 56), (70, 60))))  # fmt: skip
+    truths = padded_truths(settings['canvas'])
+    everything = [anchor for level in settings['anchors'] for anchor in level]
+    random = np.random.RandomState(3)
+    levels = []
+    for level, (stride, anchors) in enumerate(zip(settings['strides'], settings['anchors'])):
+        first = level * len(anchors)
+        options = dict(anchors=listed_anchors(everything, stride), num=len(everything), classes=CLASSES,
+                       mask=','.join(str(first + i) for i in range(len(anchors))),
+                       ignore_thresh=settings['ignore_thresh'], truth_thresh=settings['truth_thresh'])  # fmt: skip
+        raw = drawn_level(random, settings['canvas'], stride, anchors, truths)
+        levels.append((raw.reshape(len(raw), -1, 5 + CLASSES), *level_run(darknet, 'yolo', options, raw, truths)))
+    raw, output, delta = (np.concatenate(parts, axis=1) for parts in zip(*levels))
+    return dict(settings=json.dumps(settings), truths=truths, raw=raw, output=output, delta=delta)
+
+
+def v1_outputs(darknet: Darknet) -> dict[str, Any]:
+    """Of both published YOLO v1, at an eighth of their width and a quarter of their stride."""
+    image = np.random.RandomState(0).randint(0, 256, (12, 12, 3)).repeat(8, 0).repeat(8, 1)
+    result = {}
+    for name in ('yolov1', 'yolov1-tiny'):
+        model = {**PUBLISHED[name].model, 'num_classes': CLASSES, 'width': 0.125, 'stages': 5}
+        template = jax.eval_shape(lambda rng, model=model: make_detector(**model).init(rng, image.shape[:2]), jax.random.key(0))
+        text = cfg_text(model, template, image.shape[:2])
+        outputs = template[0]['head']['connected']['bias'].size
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(drawn_weights(model, template))
+            file.flush()
+            output, _ = darknet.run(text, image.transpose(2, 0, 1) / 255, outputs, weights=file.name)
+        result |= {f'{name}.model': json.dumps(model), f'{name}.cfg': text, f'{name}.output': output}
+    return {'image': image.astype(np.uint8), **result}
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f'unknown arguments: {" ".join(argv[1:])}')
+    darknet = Darknet(_DARKNET.value)
+    deltas = dict(v1=v1_deltas(darknet), v2=v2_deltas(darknet), v3=v3_deltas(darknet))
+    for name, arrays in (
+        ('darknet_deltas', {f'{version}.{key}': value for version, values in deltas.items() for key, value in values.items()}),
+        ('darknet_yolov1', v1_outputs(darknet)),
+    ):
+        path = FIXTURES / f'{name}.npz'
+        np.savez_compressed(path, **arrays)
+        print(f'{path.name}: {path.stat().st_size / 1000:.0f} kB')
+
+
+if __name__ == '__main__':
+    app.run(main)
