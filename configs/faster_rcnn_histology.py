@@ -9,7 +9,8 @@ Measured: AP 0.383, AP50 0.701 after 900 steps, seed 0, in 9 minutes on 2 cores 
 
 import ml_collections
 
-from detzoo.config import ConfigError, complete
+from detzoo.config import complete
+from detzoo.errors import ConfigError
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:

@@ -25,7 +25,8 @@ too, blocks stride in their 3x3 convolution and pixels are RGB, as torchvision's
 
 import ml_collections
 
-from detzoo.config import ConfigError, complete
+from detzoo.config import complete
+from detzoo.errors import ConfigError
 
 CANVAS = 1344  # the longer side, rounded up to a multiple of the backbone's stride of 32
 

@@ -18,7 +18,8 @@ import pathlib
 
 import ml_collections
 
-from detzoo.config import ConfigError, complete, read_config
+from detzoo.config import complete, read_config
+from detzoo.errors import ConfigError
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:

@@ -27,7 +27,8 @@ at a deviation of 0.01 (there from He's initialisation).
 
 import ml_collections
 
-from detzoo.config import ConfigError, complete
+from detzoo.config import complete
+from detzoo.errors import ConfigError
 
 CANVAS = 1344  # the longer side, rounded up to a multiple of the backbone's stride of 32
 

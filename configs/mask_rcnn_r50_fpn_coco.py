@@ -36,7 +36,8 @@ sqrt(2 / fan_in) (there sqrt(1 / fan_in)), mask logits at 0.01 (there from He's 
 
 import ml_collections
 
-from detzoo.config import ConfigError, complete
+from detzoo.config import complete
+from detzoo.errors import ConfigError
 
 CANVAS = 1344  # the longer side, rounded up to a multiple of the backbone's stride of 32
 

@@ -9,7 +9,8 @@ Measured, seed 0, on 2 cores of an AMD EPYC: box AP 0.509, AP50 0.773 and mask A
 
 import ml_collections
 
-from detzoo.config import ConfigError, complete
+from detzoo.config import complete
+from detzoo.errors import ConfigError
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:

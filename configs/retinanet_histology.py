@@ -10,7 +10,8 @@ one (`scripts/evaluate.py --class_agnostic`) AP50 is 0.582, since boxes that two
 
 import ml_collections
 
-from detzoo.config import ConfigError, complete
+from detzoo.config import complete
+from detzoo.errors import ConfigError
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:

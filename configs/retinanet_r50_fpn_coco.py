@@ -37,7 +37,8 @@ and pixels are RGB, as torchvision's weights want it; see also the end of `detzo
 
 import ml_collections
 
-from detzoo.config import ConfigError, complete
+from detzoo.config import complete
+from detzoo.errors import ConfigError
 
 CANVAS = 1344  # the longer side, rounded up to a multiple of the backbone's stride of 32
 

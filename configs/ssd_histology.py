@@ -15,7 +15,8 @@ the last argument above, AP 0.014, AP50 0.066, in 14 minutes on one core of an A
 
 import ml_collections
 
-from detzoo.config import ConfigError, complete
+from detzoo.config import complete
+from detzoo.errors import ConfigError
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:

@@ -21,8 +21,9 @@ Not trained here. Published: 25.1 AP, 43.1 AP50 (SSD512: 28.8, 48.5) on test-dev
 
 import ml_collections
 
-from detzoo.config import ConfigError, complete
+from detzoo.config import complete
 from detzoo.detectors.ssd import SSD300_LAYERS, SSD512_LAYERS
+from detzoo.errors import ConfigError
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:

@@ -20,8 +20,9 @@ of whole pixels, colours. Other than there, a short warm-up precedes (there none
 
 import ml_collections
 
-from detzoo.config import ConfigError, complete
+from detzoo.config import complete
 from detzoo.detectors.ssd import SSD300_LAYERS, SSD512_LAYERS
+from detzoo.errors import ConfigError
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:

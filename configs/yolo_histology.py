@@ -10,7 +10,8 @@ v2 AP 0.332, AP50 0.654 after 900 steps; v1 AP 0.016, AP50 0.060 after 4000.
 
 import ml_collections
 
-from detzoo.config import ConfigError, complete
+from detzoo.config import complete
+from detzoo.errors import ConfigError
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:

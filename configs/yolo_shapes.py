@@ -10,7 +10,8 @@ after 1100 steps; v1 AP 0.166, AP50 0.463 after 5800. v1 would go on learning: o
 
 import ml_collections
 
-from detzoo.config import ConfigError, complete
+from detzoo.config import complete
+from detzoo.errors import ConfigError
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:

@@ -20,7 +20,8 @@ less than a quarter is seen is ignored (there it is an object), as are objects m
 
 import ml_collections
 
-from detzoo.config import ConfigError, complete
+from detzoo.config import complete
+from detzoo.errors import ConfigError
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:

@@ -23,7 +23,8 @@ afterwards, so that the gray becomes lighter or darker too).
 
 import ml_collections
 
-from detzoo.config import ConfigError, complete
+from detzoo.config import complete
+from detzoo.errors import ConfigError
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:

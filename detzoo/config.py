@@ -20,13 +20,10 @@ from ml_collections import config_dict
 from detzoo.allowed import check_value
 from detzoo.data.augment import check_recipe
 from detzoo.detectors import DETECTORS
+from detzoo.errors import ConfigError
 
 FILLED_IN = ('num_classes', 'axis_name')  # of a detector's arguments: known from the data and the devices
 MUTABLE = ('data.data_dir', 'training.steps', 'training.checkpoint_every', 'training.evaluate_every')
-
-
-class ConfigError(ValueError):
-    """A config that cannot be used; the message names the key and what to do."""
 
 
 def defaults() -> ml_collections.ConfigDict:

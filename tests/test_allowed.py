@@ -8,9 +8,10 @@ import ml_collections
 import pytest
 
 from detzoo.allowed import ALLOWED, MODEL, is_alike
-from detzoo.config import ConfigError, complete, defaults, example, flatten, from_json, read_config, to_json
-from detzoo.data.records import open_dataset
+from detzoo.config import complete, defaults, example, flatten, from_json, read_config, to_json
+from detzoo.data.catalog import open_dataset
 from detzoo.detectors import DETECTORS
+from detzoo.errors import ConfigError
 from detzoo.training import loop
 
 TINY = {name: getattr(conftest, f'TINY_{name.upper()}') for name in DETECTORS}

@@ -18,12 +18,14 @@ from detzoo.data.pipeline import evaluation_batches, load_augmented, xywh_to_xyx
 from detzoo.data.proposals import load_proposals
 from detzoo.data.records import Dataset, decode_image, ground_truth, mask_object
 from detzoo.evaluation import coco_metrics
-from detzoo.inference import predictor as inference
+from detzoo.inference.dataset import predict_dataset
+from detzoo.inference.predictor import ImageDetections, Predictor, to_coco, to_image
+from detzoo.run.classes import Classes
 from detzoo.types import Detections, Detector
 from detzoo.visualize import class_color, draw_boxes
 
 PICTURES, ROWS, CELLS = 40, 16, 112
-CLASSES = inference.Classes(shapes.CLASS_NAMES, tuple(range(1, 1 + len(shapes.CLASS_NAMES))))
+CLASSES = Classes(shapes.CLASS_NAMES, tuple(range(1, 1 + len(shapes.CLASS_NAMES))))
 
 
 @pytest.fixture(scope='module')
@@ -86,7 +88,7 @@ def test_evaluation_of_the_ground_truth(drawn, tiny_config, rule):
         result = as_detections(batch), batch.image_id, batch.valid
         return jax.tree.map(lambda x: jnp.asarray(x.reshape(1, -1, *x.shape[2:])), result)  # as all devices gathered it
 
-    results = inference.predict_dataset(predict_step, {}, {}, drawn, truth, config)
+    results = predict_dataset(predict_step, {}, {}, drawn, truth, config)
     metrics = coco_metrics(truth, results, ('bbox', 'segm'))
     assert metrics['boxes']['AP'] == 1
     assert metrics['masks']['AP'] > 0.98 and metrics['masks']['AP50'] == 1
@@ -99,12 +101,13 @@ def test_predictor_given_the_ground_truth(drawn, tiny_config, monkeypatch, rule,
         ones = inputs.proposals_valid.astype(np.float32)
         return Detections(inputs.proposals, ones, ones.astype(np.int32), inputs.proposals_valid)
 
-    monkeypatch.setattr(inference, 'detector_of', lambda *args: Detector(None, None, find_proposals, None))
-    monkeypatch.setattr(inference, 'check_proposals', lambda *args: None)
+    for module in ('detzoo.training.loop', 'detzoo.inference.predictor'):
+        monkeypatch.setattr(f'{module}.detector_of', lambda *args: Detector(None, None, find_proposals, None))
+    monkeypatch.setattr('detzoo.inference.predictor.check_proposals', lambda *args: None)
     changes, canvases = RULES[rule]
     config = tiny_config(evaluation__canvases=canvases, evaluation__exact=exact, data__max_proposals=ROWS,
                          **{f'data__recipe__{key}': value for key, value in changes.items()})  # fmt: skip
-    predictor = inference.Predictor(config, CLASSES, 0, {}, {})
+    predictor = Predictor(config, CLASSES, 0, {}, {})
     for record in drawn.records[:8]:
         boxes = xywh_to_xyxy(record['boxes'])
         found = predictor(decode_image(record['image'], name=''), boxes)
@@ -126,7 +129,7 @@ def test_proposals_of_the_ground_truth(drawn):
         labels[: objects.sum()] = record['labels'][objects]
         valid = batch.inputs.proposals_valid[0]
         found = Detections(batch.inputs.proposals[0], valid.astype(np.float32), labels, valid)
-        results += inference.to_coco(inference.to_image(found, where, CLASSES), record['image_id'])
+        results += to_coco(to_image(found, where, CLASSES), record['image_id'])
     assert coco_metrics(truth, results)['boxes']['AP'] == 1
 
 
@@ -160,7 +163,7 @@ def test_augmented_masks_lie_where_the_pixels_are(drawn, tiny_config, name):
             | dict(image_id=image_id, category_id=CLASSES.category_ids[visible['label']], area=float(visible['area']), iscrowd=0)
             | dict(segmentation={'size': canvas, 'counts': visible['segmentation'].decode()})
         )
-        results += inference.to_coco(inference.to_image(as_detections(batch), as_it_is, CLASSES), image_id)
+        results += to_coco(to_image(as_detections(batch), as_it_is, CLASSES), image_id)
     truth = {'images': images, 'annotations': annotations, 'categories': ground_truth(drawn)['categories']}
     metrics = coco_metrics(truth, results, ('bbox', 'segm'))
     assert len(images) > 60 and metrics['masks']['AP'] > 0.99 and metrics['masks']['AP75'] == 1
@@ -201,8 +204,8 @@ def test_perfect_probabilities_give_perfect_masks(drawn, cells, least):
             if masks:
                 pasted = paste_masks(masks, boxes, (record['height'], record['width']), convention=convention)
                 ids = np.asarray(CLASSES.category_ids)[record['labels']]
-                detections = inference.ImageDetections(boxes, np.ones(len(boxes)), record['labels'], ids, (), pasted)
-                results += inference.to_coco(detections, record['image_id'])
+                detections = ImageDetections(boxes, np.ones(len(boxes)), record['labels'], ids, (), pasted)
+                results += to_coco(detections, record['image_id'])
     assert coco_metrics(truth, found, ('bbox', 'segm'))['masks']['AP'] > least
     assert coco_metrics(truth, legacy, ('bbox', 'segm'))['masks']['AP'] < 0.95  # so the test can tell
 

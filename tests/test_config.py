@@ -13,8 +13,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from detzoo import config as configs
-from detzoo.config import ConfigError, complete, differences, from_json, to_json
+from detzoo.config import complete, differences, from_json, to_json
 from detzoo.detectors import DETECTORS, make_detector
+from detzoo.errors import ConfigError
 from detzoo.training import loop
 
 FILES = sorted(pathlib.Path(__file__).parents[1].glob('configs/*.py'))

@@ -18,11 +18,10 @@ import pytest
 from test_training import assert_same, linear_detector, losses_of, saved, state_of
 
 from detzoo.config import complete
-from detzoo.data.records import DataError
-from detzoo.inference import predictor as inference
+from detzoo.errors import DataError, InUseError, StorageError
 from detzoo.run.checkpoint import Checkpoints
 from detzoo.run.metrics import MetricsLog, read_metrics
-from detzoo.run.storage import InUseError, StorageError, held
+from detzoo.run.storage import held
 from detzoo.run.workdir import has_checkpoints
 from detzoo.training import loop
 
@@ -32,7 +31,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 @pytest.fixture
 def linear(monkeypatch):
     """Every config describes the linear detector."""
-    monkeypatch.setattr(inference, 'detector_of', lambda config, num_classes, axis_name=None: linear_detector(axis_name))
+    make = lambda config, num_classes, axis_name=None: linear_detector(axis_name)
+    for module in ('detzoo.training.loop', 'detzoo.inference.predictor'):
+        monkeypatch.setattr(f'{module}.detector_of', make)
 
 
 @contextlib.contextmanager

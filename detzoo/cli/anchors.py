@@ -22,10 +22,11 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'what is {argv[1]!r}? Flags begin with --')
     logging.set_verbosity(logging.WARNING)
-    from detzoo.config import ConfigError, complete
+    from detzoo.config import complete
     from detzoo.core.anchors import kmeans_anchors
+    from detzoo.data.catalog import open_dataset
     from detzoo.data.pipeline import object_sizes
-    from detzoo.data.records import DataError, open_dataset
+    from detzoo.errors import ConfigError, DataError
     from detzoo.inference.predictor import evaluation_canvases
 
     try:

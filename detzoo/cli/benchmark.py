@@ -22,6 +22,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from detzoo.cli.paths import define_path
+from detzoo.inference.predictor import detector_of
 
 CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'The experiment: a file of configs/, with an argument after a colon.'
@@ -100,7 +101,6 @@ def measure(config, num_classes: int):
 
     from detzoo.costs import cost, stages
     from detzoo.data.pipeline import shard
-    from detzoo.inference import predictor as inference
     from detzoo.run import parallel
     from detzoo.training import loop
 
@@ -115,7 +115,7 @@ def measure(config, num_classes: int):
     program, row = compiled(name, lambda: cost.train_program(config, num_classes, devices))
     batch = shard(cost.random_batch(config, config.data.canvases[0], count, num_classes), len(devices))
     batch = parallel.put(loop.stack([batch] * replicas, axis=1))
-    state = loop.initial_state(config, inference.detector_of(config, num_classes, parallel.AXIS))
+    state = loop.initial_state(config, detector_of(config, num_classes, parallel.AXIS))
     state = parallel.replicate(loop.stack([state] * replicas))
 
     def train():
@@ -149,8 +149,9 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     import jax
 
-    from detzoo.config import ConfigError, complete
+    from detzoo.config import complete
     from detzoo.costs import cost
+    from detzoo.errors import ConfigError
     from detzoo.files import check_writable, new_file
     from detzoo.inference.predictor import evaluation_canvases
 

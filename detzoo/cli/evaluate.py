@@ -33,11 +33,10 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'what is {argv[1]!r}? Flags begin with --')
     logging.set_verbosity(logging.WARNING)
-    from detzoo.config import ConfigError
-    from detzoo.data.records import DataError
+    from detzoo.errors import ConfigError, DataError, FirstProcessError
     from detzoo.evaluation import class_agnostic, coco_metrics, format_table, format_voc_table, voc_metrics
-    from detzoo.inference.predictor import evaluate_workdir
-    from detzoo.run.parallel import FirstProcessError, keep_compilations
+    from detzoo.inference.dataset import evaluate_workdir
+    from detzoo.run.parallel import keep_compilations
 
     def show(metrics: dict[str, Any], truth: dict[str, Any], results: list[dict[str, Any]]) -> None:
         print(format_table(metrics))

@@ -72,20 +72,22 @@ def main(argv: list[str]) -> None:
 
 def differences_to_peer(imported: Any) -> dict[str, float]:
     """The largest differences to what the publisher's program computes with the file, where it can be run."""
-    from detzoo.parity import darknet, torchvision
+    from detzoo.parity import compare
+    from detzoo.parity import darknet as darknet_parity
+    from detzoo.parity import torchvision as torchvision_parity
     from detzoo.weights import darknet, torchvision
     from detzoo.weights.files import read_entries
 
     name = imported.config.model.name
     if MODEL.value in torchvision.PEERS and importlib.util.find_spec('torchvision'):
-        entries, image = read_entries(SOURCE.value), parity.drawn_image(480, 640, seed=0)
+        entries, image = read_entries(SOURCE.value), compare.drawn_image(480, 640, seed=0)
         return torchvision_parity.compare_entries(MODEL.value, entries, imported.params, imported.model_state, image)
     if name in ('yolo_v2', 'yolo_v3') and (CFG.value or MODEL.value in darknet.PUBLISHED):
-        image = parity.drawn_image(*imported.config.evaluation.canvases[0], seed=0)
+        image = compare.drawn_image(*imported.config.evaluation.canvases[0], seed=0)
         model = {**imported.config.model.to_dict(), 'num_classes': len(imported.classes.class_names)}
         variables = imported.params, imported.model_state
         ours, _ = darknet_parity.run_detector(model, *variables, image)
-        return parity.differences(ours, darknet_parity.run_opencv(model, variables, SOURCE.value, image))
+        return compare.differences(ours, darknet_parity.run_opencv(model, variables, SOURCE.value, image))
     return {}
 
 

@@ -36,9 +36,9 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'what is {argv[1]!r}? Flags begin with --; quote globs, or separate paths by commas')
     logging.set_verbosity(logging.WARNING)
-    from detzoo.config import ConfigError
-    from detzoo.data.records import DataError
-    from detzoo.inference.predictor import load, predict_files
+    from detzoo.errors import ConfigError, DataError
+    from detzoo.inference.photos import predict_files
+    from detzoo.inference.predictor import load
     from detzoo.run.parallel import keep_compilations
 
     keep_compilations()

@@ -19,6 +19,7 @@ from detzoo.cli.paths import define_path
 from detzoo.data import records
 from detzoo.data.readers.coco import prepare_coco
 from detzoo.data.readers.voc import prepare_voc
+from detzoo.errors import DataError
 
 _FORMAT = flags.DEFINE_enum('format', 'coco', ['coco', 'voc'], 'The format of the annotations.')
 _NAME = flags.DEFINE_string('name', None, 'How to call the data set: lower-case letters, digits and underscores.', required=True)
@@ -63,7 +64,7 @@ def main(argv: list[str]) -> None:
             max_pixels=_MAX_PIXELS.value,
             overwrite=_OVERWRITE.value,
         )
-    except records.DataError as error:
+    except DataError as error:
         sys.exit(f'error: {error}')
     ignored = {'coco': 'crowds', 'voc': 'difficult'}[_FORMAT.value]
     for name, split in prepared.splits.items():

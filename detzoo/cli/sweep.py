@@ -82,7 +82,7 @@ class Shown:
 
 def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
-    from detzoo.config import ConfigError
+    from detzoo.errors import ConfigError
     from detzoo.sweeps import runner
     from detzoo.sweeps.store import FAILED, Store
 

@@ -32,11 +32,9 @@ def main(argv: list[str]) -> None:
     if MULTIHOST.value:
         jax.config.update('jax_enable_preemption_service', False)  # it would keep SIGTERM from ending the process
         jax.distributed.initialize()
-    from detzoo.config import ConfigError
-    from detzoo.data.records import DataError
+    from detzoo.errors import ConfigError, DataError, FirstProcessError, InUseError, RecompilationError
     from detzoo.evaluation.coco import format_table
-    from detzoo.run.parallel import FirstProcessError, RecompilationError, keep_compilations
-    from detzoo.run.storage import InUseError
+    from detzoo.run.parallel import keep_compilations
     from detzoo.training.loop import train_and_evaluate
 
     keep_compilations()

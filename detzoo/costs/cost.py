@@ -23,7 +23,8 @@ import ml_collections
 import numpy as np
 from tqdm.auto import tqdm
 
-from detzoo.inference import predictor as inference
+from detzoo.inference.dataset import make_predict_step
+from detzoo.inference.predictor import detector_of, evaluation_canvases
 from detzoo.run import parallel
 from detzoo.training import loop
 from detzoo.types import Batch, GroundTruth, Inputs
@@ -150,7 +151,7 @@ def _multiply_adds(jaxpr: Any) -> int:
 def topology_devices(topology: str) -> Sequence[Any]:
     """Describes TPUs to compile for: devices that need not be there, and that nothing can run on.
 
-    `comparison.TPU_ENVIRONMENT` must have been in the environment when jax was imported.
+    `costs.TPU_ENVIRONMENT` must have been in the environment when jax was imported.
 
     Args:
         topology: as Google Cloud calls it, for example 'v5e:2x4', 'v4:2x2x1' or 'v6e:2x2'.
@@ -352,7 +353,7 @@ def shapes(tree: Any, *lead: int) -> Any:
 
 def state_shapes(config: ml_collections.ConfigDict, num_classes: int) -> Any:
     """The shapes of a config's TrainState; no parameter is made, no file read."""
-    detector = inference.detector_of(config, num_classes, parallel.AXIS)
+    detector = detector_of(config, num_classes, parallel.AXIS)
     return jax.eval_shape(lambda: loop.initial_state(config, detector))
 
 
@@ -367,7 +368,7 @@ def train_program(config: ml_collections.ConfigDict, num_classes: int, devices: 
     lead = len(devices), *filter(lambda count: count > 1, [config.training.num_replicas])
     batch = _share(config, 'training', config.data.canvases[0], num_classes, lead)
     state = state_shapes(config, num_classes)
-    detector = inference.detector_of(config, num_classes, parallel.AXIS)
+    detector = detector_of(config, num_classes, parallel.AXIS)
     step = loop.make_train_step(config, detector, state, devices=devices)
     return step.lower(shapes(state, *lead), batch)
 
@@ -378,11 +379,11 @@ def predict_program(config: ml_collections.ConfigDict, num_classes: int, devices
     Raises:
         ValueError: the batch cannot be split over the devices.
     """
-    canvas = inference.evaluation_canvases(config)[0]
+    canvas = evaluation_canvases(config)[0]
     batch = _share(config, 'evaluation', canvas, num_classes, (len(devices),))
     state = state_shapes(config, num_classes)
-    detector = inference.detector_of(config, num_classes, parallel.AXIS)
-    step = inference.make_predict_step(detector, [canvas], devices=devices)
+    detector = detector_of(config, num_classes, parallel.AXIS)
+    step = make_predict_step(detector, [canvas], devices=devices)
     return step.lower(*shapes((state.params, state.model_state), len(devices)), batch)
 
 

@@ -22,11 +22,12 @@ from jax.extend import core as jax_core
 from tqdm.auto import tqdm
 
 from detzoo.costs import cost
+from detzoo.data.catalog import open_dataset
 from detzoo.data.pipeline import evaluation_batches
 from detzoo.data.proposals import load_proposals
-from detzoo.data.records import open_dataset
-from detzoo.inference import predictor as inference
+from detzoo.inference.predictor import Predictor, detector_of, evaluation_canvases
 from detzoo.run import parallel
+from detzoo.run.classes import Classes
 from detzoo.training import loop
 from detzoo.types import Inputs
 
@@ -153,14 +154,14 @@ def prepare(config: ml_collections.ConfigDict, num_classes: int, batch_sizes: Se
     """
     config = config.copy_and_resolve_references()
     config.model.update(lowest_score_threshold(config.model))
-    state = loop.initial_state(config, inference.detector_of(config, num_classes, parallel.AXIS))
-    classes = inference.Classes(tuple(map(str, range(num_classes))), tuple(range(num_classes)))
-    predictor = inference.Predictor(config, classes, 0, state.params, state.model_state)
-    canvas = inference.evaluation_canvases(config)[0]
+    state = loop.initial_state(config, detector_of(config, num_classes, parallel.AXIS))
+    classes = Classes(tuple(map(str, range(num_classes))), tuple(range(num_classes)))
+    predictor = Predictor(config, classes, 0, state.params, state.model_state)
+    canvas = evaluation_canvases(config)[0]
     return _compile(predictor, {size: [cost.random_batch(config, canvas, size, num_classes).inputs] for size in batch_sizes})
 
 
-def prepare_trained(predictor: inference.Predictor, batch_sizes: Sequence[int] = (1, 8)) -> Prepared:
+def prepare_trained(predictor: Predictor, batch_sizes: Sequence[int] = (1, 8)) -> Prepared:
     """Compiles the prefixes of a trained detector's prediction on its first evaluation canvas.
 
     Images are the first IMAGES of the validation split, in turn, and the NMS has to do what they and the weights give it.
@@ -174,7 +175,7 @@ def prepare_trained(predictor: inference.Predictor, batch_sizes: Sequence[int] =
     """
     config = predictor.config
     dataset = open_dataset(config.data.name, config.data.validation_split, config.data.data_dir)
-    canvases = [inference.evaluation_canvases(config)[0]] * len(dataset.records)
+    canvases = [evaluation_canvases(config)[0]] * len(dataset.records)
     given = load_proposals(config.data.validation_proposals, dataset, config.data.max_proposals)
     inputs = {}
     for size in batch_sizes:
@@ -184,7 +185,7 @@ def prepare_trained(predictor: inference.Predictor, batch_sizes: Sequence[int] =
     return _compile(predictor, inputs)
 
 
-def _compile(predictor: inference.Predictor, inputs: Mapping[int, Sequence[Inputs]]) -> Prepared:
+def _compile(predictor: Predictor, inputs: Mapping[int, Sequence[Inputs]]) -> Prepared:
     """Compiles the prefixes of prediction for the inputs of each batch size, which they take in turn."""
     programs, parameters = [], {}
     variables = jax.device_put((predictor.params, predictor.model_state))
@@ -264,7 +265,7 @@ def _row(name: str, one: Prepared, batch: int, indices: Sequence[int], seconds: 
     return dict(
         name=name,
         batch=batch,
-        canvas=list(inference.evaluation_canvases(one.config)[0]),
+        canvas=list(evaluation_canvases(one.config)[0]),
         device=cost.device_name(),
         dtype=one.config.model.dtype,
         parameters=sum(one.parameters.values()),

@@ -20,7 +20,8 @@ from tqdm.auto import tqdm
 from detzoo.data.augment import augment
 from detzoo.data.geometry import choose_canvas, mask_in_frame, place, placement, resize_rule
 from detzoo.data.proposals import Proposals
-from detzoo.data.records import DataError, Dataset, decode_image
+from detzoo.data.records import Dataset, decode_image
+from detzoo.errors import DataError
 from detzoo.types import Batch, GroundTruth, Inputs
 
 cv2.setNumThreads(1)  # Grain's threads each take an image; OpenCV's own would only get in their way

@@ -20,7 +20,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from detzoo.data.augment import MIN_SIDE
-from detzoo.data.records import DataError, Dataset
+from detzoo.data.records import Dataset
+from detzoo.errors import DataError
 
 ENTRY = 'a proposal is {"image_id": integer, "bbox": [x, y, width, height] in pixels, "score": number}'
 

@@ -1,9 +1,9 @@
-"""One record for every data set, and the only door through which the project opens data.
+"""One record for every data set.
 
-    a builder (shapes, histology; coco and voc share that of prepare)
+    a builder (made.shapes, made.histology; the readers share that of readers.prepare)
                                          ->  `write_dataset`: a TFDS data set on disk, all of it or nothing
                                              (`dataset_info`, `features`, `mask_object`: what builders share)
-    `open_dataset(name, split)`          ->  Dataset: class names, category ids, and records with random access
+    `catalog.open_dataset(name, split)`  ->  Dataset: class names, category ids, and records with random access
     dataset.records[i]                   ->  a dict of numpy, the image still encoded
     `with_objects(dataset)`              ->  the Dataset without the images that have none
     `decode_image(record['image'])`      ->  [h, w, 3] uint8 RGB
@@ -18,7 +18,6 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -30,13 +29,10 @@ import pycocotools.mask
 import tensorflow_datasets as tfds
 from tqdm.auto import tqdm
 
+from detzoo.errors import DataError
 from detzoo.files import incomplete_folder
 
 MAX_PIXELS = 2**27  # 134 Mpx, 400 MB when decoded: larger images are refused unless the caller allows them
-
-
-class DataError(ValueError):
-    """Data that can't be used; the message names the file or record and says what to do."""
 
 
 def dataset_info(
@@ -189,37 +185,6 @@ class Dataset(NamedTuple):
     checksum: str | None = None
 
 
-def open_dataset(name: str, split: str, data_dir: str | os.PathLike | None = None) -> Dataset:
-    """Opens a split of a data set; those which detzoo makes itself are prepared on first use.
-
-    Args:
-        name: 'shapes', 'histology', or a name given to `scripts/prepare_data.py`.
-        split: 'train' or 'validation', or a slice of them in TFDS's notation ('train[:10%]').
-        data_dir: where data sets lie; None is TFDS's default (~/tensorflow_datasets, or $TFDS_DATA_DIR).
-
-    Raises:
-        DataError: there is no such data set or split, or it was not prepared by detzoo.
-    """
-    data_dir = data_root(data_dir)
-    make_builder = builders().get(name)
-    folder = _prepared_on_first_use(make_builder, data_dir) if make_builder else _newest_version(name, data_dir)
-    builder = tfds.builder_from_directory(folder)
-    if 'category_ids' not in (builder.info.metadata or {}):
-        raise DataError(f'{folder} was not prepared by detzoo; prepare it under another name: {_remedy("NEW_NAME")}')
-    try:
-        source = data_source(builder, split)
-    except ValueError as error:
-        raise DataError(f'data set {name!r} has no records for split {split!r}: {error}') from error
-    return Dataset(
-        name=name,
-        split=split,
-        class_names=tuple(builder.info.features['objects']['label'].names),
-        category_ids=tuple(builder.info.metadata['category_ids']),
-        records=Records(source),
-        checksum=builder.info.metadata.get('checksum'),
-    )
-
-
 def data_source(builder: tfds.core.DatasetBuilder, split: str) -> Sequence:
     """Gives random access to the prepared examples of a split, their images undecoded."""
     return builder.as_data_source(split, decoders={'image': tfds.decode.SkipDecoding()})
@@ -282,11 +247,6 @@ def checksum(splits: Mapping[str, Records]) -> str:
             digest.update(hashlib.sha256(image).digest())
             digest.update(json.dumps({key: np.asarray(value).tolist() for key, value in record.items()}, sort_keys=True).encode())
     return digest.hexdigest()
-
-
-def data_root(data_dir: str | os.PathLike | None) -> pathlib.Path:
-    """Returns the folder in which data sets lie: the given one, or TFDS's default."""
-    return pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
 
 
 def manual_dir(data_dir: pathlib.Path) -> pathlib.Path:
@@ -370,37 +330,3 @@ def ground_truth(dataset: Dataset) -> dict[str, list[dict[str, Any]]]:
             annotations.append(annotation)
     categories = [{'id': i, 'name': name} for i, name in zip(dataset.category_ids, dataset.class_names, strict=True)]
     return {'images': images, 'annotations': annotations, 'categories': categories}
-
-
-def builders() -> dict[str, type[tfds.core.DatasetBuilder]]:
-    """Returns the builders which need nothing from the user."""
-    from detzoo.data.made import histology, shapes  # not at the top: they describe their records with this module
-
-    return {'shapes': shapes.Shapes, 'histology': histology.Histology}
-
-
-def _prepared_on_first_use(make_builder: type[tfds.core.DatasetBuilder], data_dir: pathlib.Path) -> pathlib.Path:
-    folder = data_dir / make_builder.name / str(make_builder.VERSION)
-    if not folder.exists():
-        try:
-            write_dataset(make_builder, data_dir)
-        except OSError:
-            if not folder.exists():  # else another process was quicker, with the same records
-                raise
-    return folder
-
-
-def _newest_version(name: str, data_dir: pathlib.Path) -> pathlib.Path:
-    versions = [path.parent for path in data_dir.glob('[!.]*/*/dataset_info.json')]
-    folders = [folder for folder in versions if folder.parent.name == name]
-    if not folders:
-        names = sorted({folder.parent.name for folder in versions} | set(builders()))
-        raise DataError(f'no data set {name!r} in {data_dir}; there: {", ".join(names)}. To add it: {_remedy(name)}')
-    return max(folders, key=lambda folder: tfds.core.Version(folder.name))
-
-
-def _remedy(name: str) -> str:
-    return (
-        f'python scripts/prepare_data.py --format=coco --name={name} --train_annotations=A.json --train_images=DIR '
-        '--validation_annotations=B.json --validation_images=DIR'
-    )

@@ -24,7 +24,7 @@ import optax
 import orbax.checkpoint as ocp
 from tqdm.auto import tqdm
 
-from detzoo.data.records import DataError
+from detzoo.errors import DataError
 from detzoo.run.storage import failed
 from detzoo.types import ModelState, Params
 

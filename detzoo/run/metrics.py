@@ -13,8 +13,8 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from detzoo.data.records import DataError
-from detzoo.run.storage import InUseError, lock, writing
+from detzoo.errors import DataError, InUseError
+from detzoo.run.storage import lock, writing
 
 
 class MetricsLog:

@@ -11,15 +11,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from detzoo.errors import FirstProcessError, RecompilationError
+
 AXIS = 'batch'  # the mapped axis: `axis_name` of every detector that is trained or evaluated here
-
-
-class RecompilationError(RuntimeError):
-    """A function was traced for a shape that nobody announced."""
-
-
-class FirstProcessError(RuntimeError):
-    """The first process of a run ended with an error of its own, and the others with it."""
 
 
 def parallel(

@@ -14,16 +14,10 @@ from typing import IO
 
 from tqdm.auto import tqdm
 
+from detzoo.errors import InUseError, StorageError
+
 LOCK = 'lock'
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-class InUseError(RuntimeError):
-    """Another process writes to the folder or file."""
-
-
-class StorageError(OSError):
-    """A file of a run could not be written; what was written before is whole."""
 
 
 def failed(what: str | os.PathLike, error: Exception) -> StorageError:

@@ -21,8 +21,9 @@ import jax
 import ml_collections
 
 import detzoo
-from detzoo.config import MUTABLE, ConfigError, differences, read_config, to_json
+from detzoo.config import MUTABLE, differences, read_config, to_json
 from detzoo.data.records import Dataset
+from detzoo.errors import ConfigError
 from detzoo.files import incomplete_folder, write_text
 from detzoo.run.checkpoint import Checkpoints
 from detzoo.run.storage import writing

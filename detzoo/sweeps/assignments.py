@@ -17,7 +17,7 @@ def draw_assignments(predictor: Predictor, dataset: Dataset, index: int = 0) -> 
     """Draws how a trained detector's stages match an image, as a training step would.
 
     Args:
-        predictor: of `inference.load`.
+        predictor: of `predictor.load`.
         dataset: a split with the objects.
         index: of the image.
 

@@ -3,7 +3,7 @@
     config, topology -> the compiled training step or prediction (see `cost`) -> `estimate`: a row
     python -m detzoo.sweeps.estimates DIR TOPOLOGY: prediction of all groups of a sweep -> DIR/estimates.json
 
-The environment has to be that of TPUs before jax is imported (`comparison.TPU_ENVIRONMENT`); a sweep, whose trainings inherit
+The environment has to be that of TPUs before jax is imported (`costs.TPU_ENVIRONMENT`); a sweep, whose trainings inherit
 its environment, starts this as a process of its own.
 """
 

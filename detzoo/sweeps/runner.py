@@ -28,8 +28,9 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm.auto import tqdm
 
-from detzoo.config import MUTABLE, ConfigError, differences, from_json
+from detzoo.config import MUTABLE, differences, from_json
 from detzoo.costs import TPU_ENVIRONMENT
+from detzoo.errors import ConfigError
 from detzoo.files import write_text
 from detzoo.run.metrics import read_metrics
 from detzoo.run.workdir import has_checkpoints
@@ -365,7 +366,8 @@ def _train(store: Store, planned: Result) -> Result:
     """Trains a run and writes the files from which it is reported."""
     from detzoo.costs.cost import device_name, parameter_count
     from detzoo.evaluation import write_detections
-    from detzoo.inference.predictor import evaluate_workdir, load
+    from detzoo.inference.dataset import evaluate_workdir
+    from detzoo.inference.predictor import load
     from detzoo.run.parallel import keep_compilations
     from detzoo.training.loop import train_and_evaluate
 
@@ -428,7 +430,7 @@ def curves(rows: list[dict[str, Any]]) -> dict[str, dict[str, list[float | None]
 
 def _draw(store: Store, truth: str, run: str, predictor: Any, ground_truth: dict[str, Any], detections: Any) -> None:
     """Draws the first images with the objects, with what was found, and with what training would learn from."""
-    from detzoo.data.records import open_dataset
+    from detzoo.data.catalog import open_dataset
     from detzoo.sweeps.assignments import draw_assignments
     from detzoo.training.loop import draw_pictures
     from detzoo.visualize import write_image

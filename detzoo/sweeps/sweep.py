@@ -1,8 +1,8 @@
 """A sweep: runs that differ in what an experiment asks about, and in nothing else.
 
     experiments/NAME.py -> get_sweep(arg) -> Sweep
-      -> `comparison.runner`: each run in a process of its own -> `comparison.store`: what came out
-      -> `comparison.report`: tables and figures
+      -> `sweeps.runner`: each run in a process of its own -> `sweeps.store`: what came out
+      -> `report.page`: tables and figures
 """
 
 import ast
@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from detzoo.config import ConfigError, complete, flatten
+from detzoo.config import complete, flatten
+from detzoo.errors import ConfigError
 
 ROOT = pathlib.Path(__file__).parents[2]
 

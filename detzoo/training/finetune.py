@@ -18,10 +18,11 @@ import jax
 import ml_collections
 import numpy as np
 
-from detzoo.config import ConfigError, differences, read_config
+from detzoo.config import differences, read_config
 from detzoo.detectors import make_detector
-from detzoo.inference.predictor import read_classes
+from detzoo.errors import ConfigError
 from detzoo.run.checkpoint import Checkpoints
+from detzoo.run.classes import read_classes
 from detzoo.types import ModelState, Params
 from detzoo.weights.mapping import Template, check_values, flatten
 from detzoo.weights.torchvision import load_backbone

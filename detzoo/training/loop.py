@@ -30,12 +30,15 @@ import pycocotools.mask
 from tqdm.auto import tqdm
 
 from detzoo import visualize
-from detzoo.config import ConfigError, complete
+from detzoo.config import complete
+from detzoo.data.catalog import open_dataset
 from detzoo.data.pipeline import shard, train_batches
 from detzoo.data.proposals import Proposals, load_proposals
-from detzoo.data.records import Dataset, decode_image, ground_truth, open_dataset, with_objects
+from detzoo.data.records import Dataset, decode_image, ground_truth, with_objects
+from detzoo.errors import ConfigError
 from detzoo.evaluation.coco import coco_metrics
-from detzoo.inference import predictor as inference
+from detzoo.inference.dataset import canvases_for, check_truth, evaluated_kinds, make_predict_step, predict_dataset
+from detzoo.inference.predictor import check_proposals, detector_of, evaluation_canvases
 from detzoo.run import parallel
 from detzoo.run.checkpoint import Checkpoints, TrainState
 from detzoo.run.metrics import MetricsLog
@@ -325,10 +328,10 @@ def make_evaluation(
     Raises:
         DataError: detections on these data could not be evaluated.
     """
-    truth, kinds = ground_truth(dataset), inference.evaluated_kinds(config)
-    inference.check_truth(truth, kinds, dataset)
-    canvases = set(inference.canvases_for(truth, config))
-    predict_step = inference.make_predict_step(detector, canvases)
+    truth, kinds = ground_truth(dataset), evaluated_kinds(config)
+    check_truth(truth, kinds, dataset)
+    canvases = set(canvases_for(truth, config))
+    predict_step = make_predict_step(detector, canvases)
 
     def loss_step(params: Any, model_state: Any, batch: Batch) -> tuple[Array, Array]:
         loss, _ = detector.loss(params, model_state, batch, jax.random.key(config.seed))
@@ -339,7 +342,7 @@ def make_evaluation(
     def evaluate(state: TrainState) -> dict[str, Any]:
         params = state.params if state.ema_params is None else state.ema_params
         losses = []
-        results = inference.predict_dataset(
+        results = predict_dataset(
             predict_step, params, state.model_state, dataset, truth, config, proposals=proposals,
             on_batch=lambda batch: losses.append(loss_step(params, state.model_state, batch)),
         )  # fmt: skip
@@ -423,9 +426,9 @@ def check(
             f'data.mask_size is {config.data.mask_size}, and {config.model.name} finds no masks: set it to 0'
         )
     for key in ('train_proposals', 'validation_proposals'):
-        inference.check_proposals(config, config.data[key] is not None, f'data.{key}')
+        check_proposals(config, config.data[key] is not None, f'data.{key}')
     try:
-        detector = inference.detector_of(config, len(data.class_names), parallel.AXIS)
+        detector = detector_of(config, len(data.class_names), parallel.AXIS)
         check_canvases(config, detector)
         state = jax.eval_shape(lambda: initial_state(config, detector))
         template = state.params, state.model_state
@@ -450,7 +453,7 @@ def check(
 def check_canvases(config: ml_collections.ConfigDict, detector: Detector) -> None:
     """Raises ConfigError where the network does not fit a canvas, or needs other parameters there than on the first."""
     shapes, first = {}, tuple(config.data.canvases[0])
-    for canvas in dict.fromkeys(map(tuple, (*config.data.canvases, *inference.evaluation_canvases(config)))):
+    for canvas in dict.fromkeys(map(tuple, (*config.data.canvases, *evaluation_canvases(config)))):
         side = f'{canvas[0]} x {canvas[1]}'
         try:
             variables = jax.eval_shape(lambda key, canvas=canvas: detector.init(key, canvas), jax.random.key(0))

@@ -23,8 +23,9 @@ from detzoo.config import complete, read_config, to_json
 from detzoo.config import flatten as flatten_config
 from detzoo.detectors import make_detector
 from detzoo.files import write_text
-from detzoo.inference.predictor import Classes, evaluation_canvases, load, read_classes
+from detzoo.inference.predictor import evaluation_canvases, load
 from detzoo.run.checkpoint import Checkpoints
+from detzoo.run.classes import Classes, read_classes
 from detzoo.run.workdir import check_new_folder, environment, new_folder
 from detzoo.types import ModelState, Params
 from detzoo.weights import darknet
@@ -63,7 +64,7 @@ def import_weights(
     cfg: str | os.PathLike | None = None,
     names: str | os.PathLike | None = None,
 ) -> Imported:
-    """Makes a workdir of published weights: `inference.load`, evaluation and `initialize_from` take it as a trained one.
+    """Makes a workdir of published weights: `predictor.load`, evaluation and `initialize_from` take it as a trained one.
 
     Args:
         source: a file of the model's publisher; or, without a model, a folder of `export_weights`.

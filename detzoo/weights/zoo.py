@@ -9,7 +9,7 @@ The names are the publishers'. What is measured here stands in docs/zoo.md.
 from typing import Any, NamedTuple
 
 from detzoo.data.readers import voc
-from detzoo.inference.predictor import Classes
+from detzoo.run.classes import Classes
 from detzoo.weights import darknet, detectron2, torchvision
 from detzoo.weights.mapping import Mapping
 

@@ -67,9 +67,9 @@ def compare_targets() -> None:
     import jax
 
     from detzoo.core.masks import mask_targets
+    from detzoo.data.catalog import open_dataset
     from detzoo.data.geometry import mask_in_frame
     from detzoo.data.pipeline import xywh_to_xyxy
-    from detzoo.data.records import open_dataset
 
     compiled = jax.jit(mask_targets, static_argnames='size')
 

@@ -23,9 +23,8 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'what is {argv[1]!r}? Flags begin with --')
     logging.set_verbosity(logging.WARNING)
-    from detzoo.config import ConfigError
-    from detzoo.data.records import DataError
-    from detzoo.inference.predictor import evaluate_workdir
+    from detzoo.errors import ConfigError, DataError
+    from detzoo.inference.dataset import evaluate_workdir
     from detzoo.parity.compare import count_partners
     from detzoo.run.parallel import keep_compilations
 

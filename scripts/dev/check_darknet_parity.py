@@ -40,7 +40,7 @@ from detzoo.cli.paths import define_path
 from detzoo.data.geometry import ResizeRule, place
 from detzoo.data.records import decode_image
 from detzoo.detectors import make_detector
-from detzoo.inference.predictor import find_images
+from detzoo.inference.photos import find_images
 from detzoo.parity.compare import differences, drawn_image, match_detections
 from detzoo.parity.darknet import Darknet, drawn_weights, run_detector, run_opencv, select_detections
 from detzoo.types import Inputs

@@ -30,9 +30,11 @@ import numpy as np
 from absl import app, flags, logging
 
 from detzoo.cli.paths import define_path
-from detzoo.data.records import DataError, decode_image
+from detzoo.data.records import decode_image
 from detzoo.detectors import make_detector
-from detzoo.inference.predictor import Predictor, find_images, load
+from detzoo.errors import DataError
+from detzoo.inference.photos import find_images
+from detzoo.inference.predictor import Predictor, load
 from detzoo.parity import torchvision as parity
 from detzoo.parity.compare import differences, drawn_image, match_detections
 from detzoo.weights.exchange import import_weights

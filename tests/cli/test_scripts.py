@@ -83,7 +83,7 @@ def test_train_names_a_value_it_cannot_use(run_script, data_dir, tmp_path, argum
 
 
 @pytest.mark.parametrize('name', ['train', 'evaluate', 'predict', 'export_images', 'prepare_data', 'make_anchors',
-                                  'check_canvases'])  # fmt: skip
+                                  'dev/check_canvases'])  # fmt: skip
 def test_scripts_explain_themselves(run_script, name):
     finished = run_script(name, '--help')
     assert f'python scripts/{name}.py' in finished.stdout and finished.code in (0, 1)
@@ -114,7 +114,8 @@ def test_evaluate_names_a_missing_data_set(run_script, tiny_run, tmp_path):
 
 
 def test_evaluate_prints_tables_and_writes_files(run_script, tiny_run, data_dir):
-    from detzoo.data.records import ground_truth, open_dataset
+    from detzoo.data.catalog import open_dataset
+    from detzoo.data.records import ground_truth
 
     finished = run_script('evaluate', f'--workdir={tiny_run}', '--class_agnostic', '--voc')
     assert finished.code == 0, finished.stderr
@@ -145,7 +146,7 @@ def test_evaluate_prints_the_table_where_the_disk_is_full(run_script, tiny_run, 
 def test_check_canvases_compares_both_ways(run_script, tiny_run, data_dir, tmp_path):
     # The recipe of this run limits no sides, so both canvases are one; an image is scaled by whole pixels on the shared one.
     run = shutil.copytree(tiny_run, tmp_path / 'run')
-    finished = run_script('check_canvases', f'--workdir={run}', f'--data_dir={data_dir}')
+    finished = run_script('dev/check_canvases', f'--workdir={run}', f'--data_dir={data_dir}')
     assert finished.code == 0, finished.stderr
     own, static, *shares = finished.stdout.splitlines()
     count = int(own.split()[-2])
@@ -200,14 +201,13 @@ def test_predict_names_a_bad_image_and_writes_nothing(run_script, tiny_run, pict
     (['~/b,c.png'], ['HOME/b,c.png']),
 ])
 def test_predict_takes_names_with_commas(run_script, picture, monkeypatch, values, patterns):
-    from detzoo.inference import predictor as inference
 
     monkeypatch.chdir(picture.parent)
     monkeypatch.setenv('HOME', str(picture.parent))
     for name in ('b,c.png', 'd.png'):
         shutil.copy(picture, name)
-    monkeypatch.setattr(inference, 'load', lambda *args, **kwargs: None)
-    monkeypatch.setattr(inference, 'predict_files', lambda predictor, patterns, *args, **kwargs: (patterns, []))
+    monkeypatch.setattr('detzoo.inference.predictor.load', lambda *args, **kwargs: None)
+    monkeypatch.setattr('detzoo.inference.photos.predict_files', lambda predictor, patterns, *args, **kwargs: (patterns, []))
     finished = run_script('predict', '--workdir=w', '--output=o', *(f'--images={value}' for value in values))
     assert finished.stdout.replace(str(picture.parent), 'HOME') == f'{patterns} images -> o\n', finished.stderr
 
@@ -224,7 +224,7 @@ def test_predict_runs_as_a_process(tiny_run, tmp_path):
 
 
 def test_export_images_writes_the_files_of_a_split(run_script, data_dir, tmp_path):
-    from detzoo.data.records import open_dataset
+    from detzoo.data.catalog import open_dataset
 
     arguments = ['--split=validation[:3]', f'--data_dir={data_dir}', f'--output={tmp_path}/o']
     finished = run_script('export_images', '--name=toy', *arguments)
@@ -253,8 +253,8 @@ def test_make_anchors_prints_what_a_config_takes(run_script, data_dir):
     import ast
 
     from detzoo.core.anchors import kmeans_anchors
+    from detzoo.data.catalog import open_dataset
     from detzoo.data.geometry import ResizeRule, placement
-    from detzoo.data.records import open_dataset
 
     data = ['--config.data.name=toy', f'--config.data.data_dir={data_dir}', '--config.data.train_split=train[:9]']
     canvas = ['--config.data.recipe.resize=stretch', '--config.data.canvases=((96,200),)']

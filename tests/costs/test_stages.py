@@ -21,8 +21,9 @@ from conftest import (
 
 from detzoo.config import complete
 from detzoo.costs import cost, stages
+from detzoo.data.catalog import open_dataset
 from detzoo.data.geometry import place, resize_rule
-from detzoo.data.records import decode_image, open_dataset
+from detzoo.data.records import decode_image
 from detzoo.inference.predictor import detector_of, load
 from detzoo.run import parallel
 from detzoo.training import loop

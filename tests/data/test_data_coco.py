@@ -12,8 +12,9 @@ import PIL.Image
 import pycocotools.mask
 import pytest
 
-from detzoo.data import records
+from detzoo.data import catalog, records
 from detzoo.data.readers import coco
+from detzoo.errors import DataError
 
 SCRIPT = pathlib.Path(__file__).parents[2] / 'scripts' / 'prepare_data.py'
 HEIGHT, WIDTH = 30, 40
@@ -89,7 +90,7 @@ def written(tree):
 
 def test_prepare_coco_keeps_everything_exactly(tree):
     prepare(tree)
-    dataset = records.open_dataset('birds', 'train', tree / 'data')
+    dataset = catalog.open_dataset('birds', 'train', tree / 'data')
     truth = records.ground_truth(dataset)
 
     assert dataset.class_names == ('traffic light', 'café', 'toothbrush')  # by ascending id: 2, 17, 90
@@ -108,7 +109,7 @@ def test_prepare_coco_keeps_everything_exactly(tree):
 
 def test_prepare_coco_keeps_masks_exactly(tree):
     prepare(tree)
-    truth = records.ground_truth(records.open_dataset('birds', 'train', tree / 'data'))
+    truth = records.ground_truth(catalog.open_dataset('birds', 'train', tree / 'data'))
     masks = {a['id']: pycocotools.mask.decode(a['segmentation']) for a in truth['annotations'] if 'segmentation' in a}
     polygon = pycocotools.mask.decode(pycocotools.mask.frPyObjects([POLYGON], HEIGHT, WIDTH))[..., 0]
     np.testing.assert_array_equal(masks[2**50], polygon)
@@ -118,13 +119,13 @@ def test_prepare_coco_keeps_masks_exactly(tree):
 
 def test_prepare_coco_keeps_image_files_byte_for_byte(tree):
     prepare(tree)
-    record = records.open_dataset('birds', 'validation', tree / 'data').records[0]
+    record = catalog.open_dataset('birds', 'validation', tree / 'data').records[0]
     assert record['image'] == (tree / 'validation' / IMAGES[0]['file_name']).read_bytes()
 
 
 def test_prepare_coco_takes_one_file_for_both_splits(tree):
     coco.prepare_coco('birds', *[tree / 'train.json', tree / 'train'] * 2, data_dir=tree / 'data')
-    train, validation = (records.open_dataset('birds', split, tree / 'data') for split in ('train', 'validation'))
+    train, validation = (catalog.open_dataset('birds', split, tree / 'data') for split in ('train', 'validation'))
     assert records.ground_truth(train) == records.ground_truth(validation)
 
 
@@ -133,7 +134,7 @@ def test_prepare_coco_without_area_takes_the_mask(tree):
     del train['annotations'][0]['area'], train['annotations'][3]['area']
     write(tree, train)
     prepare(tree)
-    truth = records.ground_truth(records.open_dataset('birds', 'train', tree / 'data'))
+    truth = records.ground_truth(catalog.open_dataset('birds', 'train', tree / 'data'))
     areas = {annotation['id']: annotation['area'] for annotation in truth['annotations']}
     assert areas[11] == 10.7 * 2e-3
     assert areas[4] == SPECKLE.sum()
@@ -141,18 +142,18 @@ def test_prepare_coco_without_area_takes_the_mask(tree):
 
 def test_prepare_coco_refuses_an_existing_name_unless_told(tree):
     prepare(tree)
-    with pytest.raises(records.DataError, match='birds exists.*overwrite=True'):
+    with pytest.raises(DataError, match='birds exists.*overwrite=True'):
         prepare(tree)
     train = document()
     train['annotations'].clear()
     write(tree, train)
     prepare(tree, overwrite=True)
-    assert not records.ground_truth(records.open_dataset('birds', 'train', tree / 'data'))['annotations']
+    assert not records.ground_truth(catalog.open_dataset('birds', 'train', tree / 'data'))['annotations']
 
 
 @pytest.mark.parametrize('name', ['../birds', 'Birds', 'two words', '', 'shapes'])
 def test_prepare_coco_refuses_names(tree, name):
-    with pytest.raises(records.DataError, match='name'):
+    with pytest.raises(DataError, match='name'):
         coco.prepare_coco(name, *[tree / 'train.json', tree / 'train'] * 2, data_dir=tree / 'data')
 
 
@@ -161,7 +162,7 @@ def test_prepare_coco_leaves_nothing_when_writing_fails(tree, monkeypatch):
         raise OSError('No space left on device')
 
     monkeypatch.setattr(coco.prepare.Checked, '_generate_examples', fail)
-    with pytest.raises(records.DataError, match='No space left'):
+    with pytest.raises(DataError, match='No space left'):
         prepare(tree)
     assert written(tree) == []
 
@@ -246,12 +247,12 @@ def test_prepare_coco_refuses_annotation(tree, case):
     train, (spoil, words) = document(), BAD_ANNOTATIONS[case]
     spoil(train, tree / 'train')
     write(tree, train)
-    with pytest.raises(records.DataError, match=rf'train\.json: annotation 11 .*{words}.*on_bad_record=.skip'):
+    with pytest.raises(DataError, match=rf'train\.json: annotation 11 .*{words}.*on_bad_record=.skip'):
         prepare(tree)
     assert written(tree) == []
 
     prepared = prepare(tree, on_bad_record='skip')
-    truth = records.ground_truth(records.open_dataset('birds', 'train', tree / 'data'))
+    truth = records.ground_truth(catalog.open_dataset('birds', 'train', tree / 'data'))
     assert sorted(annotation['id'] for annotation in truth['annotations']) == [3, 4, 2**50]
     assert truth['images'] == IMAGES
     listed = json.loads((prepared.folder / 'skipped.json').read_text())
@@ -265,7 +266,7 @@ def test_prepare_coco_leaves_out_a_box_of_height_0_alone(tree):
     train['annotations'].append(ANNOTATIONS[0] | {'id': 918, 'bbox': [29.65, 18.33, 1.03, 0.0], 'area': 0.0})
     write(tree, train)
     prepared = prepare(tree, on_bad_record='skip')
-    truth = records.ground_truth(records.open_dataset('birds', 'train', tree / 'data'))
+    truth = records.ground_truth(catalog.open_dataset('birds', 'train', tree / 'data'))
     assert sorted(annotation['id'] for annotation in truth['annotations']) == [3, 4, 11, 2**50]
     (message,) = prepared.splits['train'].skipped
     assert 'annotation 918 ' in message and 'no positive width and height' in message
@@ -276,12 +277,12 @@ def test_prepare_coco_refuses_image(tree, case):
     train, (spoil, words) = document(), BAD_IMAGES[case]
     spoil(train, tree / 'train')
     write(tree, train)
-    with pytest.raises(records.DataError, match=rf'train\.json: image 7 .*{words}.*on_bad_record=.skip'):
+    with pytest.raises(DataError, match=rf'train\.json: image 7 .*{words}.*on_bad_record=.skip'):
         prepare(tree)
     assert written(tree) == []
 
     prepared = prepare(tree, on_bad_record='skip')
-    truth = records.ground_truth(records.open_dataset('birds', 'train', tree / 'data'))
+    truth = records.ground_truth(catalog.open_dataset('birds', 'train', tree / 'data'))
     assert [image['id'] for image in truth['images']] == [2**40, 5]
     assert [annotation['id'] for annotation in truth['annotations']] == [2**50]  # the others were on the bad image
     assert len(prepared.splits['train'].skipped) == 1
@@ -299,11 +300,11 @@ def test_prepare_coco_refuses_repeated_image_ids(tree):
     train = document()
     train['images'].append(IMAGES[1] | {'file_name': IMAGES[2]['file_name']})
     write(tree, train)
-    with pytest.raises(records.DataError, match=r'image 7 \(images\[1\].*another image has the same id'):
+    with pytest.raises(DataError, match=r'image 7 \(images\[1\].*another image has the same id'):
         prepare(tree)
     assert written(tree) == []
     prepare(tree, on_bad_record='skip')  # leaves out both: to which one do the annotations belong?
-    truth = records.ground_truth(records.open_dataset('birds', 'train', tree / 'data'))
+    truth = records.ground_truth(catalog.open_dataset('birds', 'train', tree / 'data'))
     assert [image['id'] for image in truth['images']] == [2**40, 5]
 
 
@@ -311,16 +312,16 @@ def test_prepare_coco_refuses_repeated_annotation_ids(tree):
     train = document()
     train['annotations'][2]['id'] = 11
     write(tree, train)
-    with pytest.raises(records.DataError, match=r'annotation 11 \(annotations\[2\]\).*same id'):
+    with pytest.raises(DataError, match=r'annotation 11 \(annotations\[2\]\).*same id'):
         prepare(tree)
     assert written(tree) == []
     prepare(tree, on_bad_record='skip')  # leaves out the second
-    truth = records.ground_truth(records.open_dataset('birds', 'train', tree / 'data'))
+    truth = records.ground_truth(catalog.open_dataset('birds', 'train', tree / 'data'))
     assert sorted(annotation['id'] for annotation in truth['annotations']) == [4, 11, 2**50]
 
 
 def test_prepare_coco_refuses_decoding_over_max_pixels(tree):
-    with pytest.raises(records.DataError, match='image 1099511627776 .*max_pixels=1199'):
+    with pytest.raises(DataError, match='image 1099511627776 .*max_pixels=1199'):
         prepare(tree, max_pixels=HEIGHT * WIDTH - 1)
     prepare(tree, max_pixels=HEIGHT * WIDTH)
 
@@ -367,7 +368,7 @@ def test_prepare_coco_refuses_file(tree, case):
     spoil, words = BAD_FILES[case]
     spoil(tree)
     for policy in ('error', 'skip'):
-        with pytest.raises(records.DataError, match=words):
+        with pytest.raises(DataError, match=words):
             prepare(tree, on_bad_record=policy)
     assert written(tree) == []
 

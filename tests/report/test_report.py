@@ -11,7 +11,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from detzoo.evaluation import coco_metrics, read_detections, statistics, write_detections
-from detzoo.report import page, plots
+from detzoo.report import page as report
+from detzoo.report import plots
 from detzoo.sweeps.store import FAILED, FINISHED, Result, Store
 
 CLASSES = {3: 'cell', 8: 'nucleus', 9: 'debris'}

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from detzoo.config import ConfigError
-from detzoo.data.records import checksum, open_dataset
-from detzoo.inference.predictor import read_classes
+from detzoo.data.catalog import open_dataset
+from detzoo.data.records import checksum
+from detzoo.errors import ConfigError, StorageError
 from detzoo.run.checkpoint import Checkpoints, TrainState
+from detzoo.run.classes import read_classes
 from detzoo.run.metrics import MetricsLog, read_metrics
-from detzoo.run.storage import StorageError, held
+from detzoo.run.storage import held
 from detzoo.run.workdir import check_workdir, write_workdir
 
 

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from detzoo.config import ConfigError, to_json
+from detzoo.config import to_json
+from detzoo.errors import ConfigError
 from detzoo.evaluation import coco_metrics, read_detections
 from detzoo.files import write_text
 from detzoo.run.metrics import read_metrics
@@ -309,7 +310,7 @@ def wait_for_step(store, run, step, seconds=200):
 
 def processes_of(folder, run=''):
     """The processes that run something of a sweep."""
-    found = subprocess.run(['pgrep', '-f', f'comparison.runner {folder} {run}'], capture_output=True, text=True)
+    found = subprocess.run(['pgrep', '-f', f'sweeps.runner {folder} {run}'], capture_output=True, text=True)
     return [int(pid) for pid in found.stdout.split()]
 
 

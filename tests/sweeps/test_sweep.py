@@ -7,9 +7,10 @@ import runpy
 import jax
 import pytest
 
-from detzoo.config import ConfigError, differences
+from detzoo.config import differences
 from detzoo.costs.cost import random_batch
 from detzoo.data.records import Dataset
+from detzoo.errors import ConfigError
 from detzoo.inference.predictor import detector_of
 from detzoo.run import parallel
 from detzoo.sweeps.sweep import Run, config_of, load_sweep, with_seeds

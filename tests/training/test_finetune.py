@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from detzoo.config import ConfigError, from_json
-from detzoo.data.records import open_dataset
-from detzoo.inference import predictor as inference
+from detzoo.config import from_json
+from detzoo.data.catalog import open_dataset
+from detzoo.errors import ConfigError
+from detzoo.inference.predictor import detector_of
 from detzoo.run.checkpoint import Checkpoints
 from detzoo.run.workdir import has_checkpoints
 from detzoo.training import finetune, loop
@@ -31,7 +32,7 @@ def learnt_from(tiny_run):
 
 
 def shapes_of(config, num_classes):
-    state = jax.eval_shape(lambda: loop.initial_state(config, inference.detector_of(config, num_classes)))
+    state = jax.eval_shape(lambda: loop.initial_state(config, detector_of(config, num_classes)))
     return state.params, state.model_state
 
 

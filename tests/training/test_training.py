@@ -23,11 +23,12 @@ import pycocotools.mask
 import pytest
 from conftest import TINY_FASTER_RCNN, TINY_SSD, TINY_YOLO_V1, TINY_YOLO_V2, TINY_YOLO_V3
 
-from detzoo.config import ConfigError, complete, defaults, to_json
+from detzoo.config import complete, defaults, to_json
 from detzoo.core import losses
+from detzoo.data.catalog import open_dataset
 from detzoo.data.pipeline import evaluation_batches, shard
-from detzoo.data.records import open_dataset
-from detzoo.inference import predictor as inference
+from detzoo.errors import ConfigError, RecompilationError
+from detzoo.inference.predictor import detector_of
 from detzoo.run import parallel
 from detzoo.run.checkpoint import Checkpoints, TrainState
 from detzoo.run.metrics import MetricsLog, read_metrics
@@ -75,7 +76,8 @@ def linear_detector(axis_name):
 def linear(monkeypatch):
     """Every config describes the linear detector."""
     make = lambda config, num_classes, axis_name=None: linear_detector(axis_name)
-    monkeypatch.setattr(inference, 'detector_of', make)
+    for module in ('detzoo.training.loop', 'detzoo.inference.predictor'):
+        monkeypatch.setattr(f'{module}.detector_of', make)
 
 
 def first_batches(config, count):
@@ -128,7 +130,7 @@ def optimizer_config(**changes):
 def on_devices(tiny_config):
     """Five steps of the tiny RetinaNet (momentum, weight decay, synchronised batch norm) by the number of devices."""
     config = tiny_config()
-    detector = inference.detector_of(config, 3, parallel.AXIS)
+    detector = detector_of(config, 3, parallel.AXIS)
     batches = first_batches(config, 5)
     return {devices: train(config, detector, batches, devices) for devices in (1, DEVICES)}
 
@@ -231,7 +233,7 @@ def test_evaluation_takes_averaged_parameters_and_batches_without_filler(tiny_co
 def test_train_step_refuses_shapes_that_were_not_announced(tiny_config):
     config = tiny_config()
     batch, other = first_batches(config, 1)[0], first_batches(tiny_config(data__canvases=((64, 96),)), 1)[0]
-    with pytest.raises(parallel.RecompilationError) as raised:
+    with pytest.raises(RecompilationError) as raised:
         train(config, linear_detector(parallel.AXIS), [batch, batch, other], DEVICES)
     message = str(raised.value)
     assert 'the train step would be compiled a 2. time' in message
@@ -731,7 +733,7 @@ jax.distributed.initialize(f'localhost:{port}', 2, int(rank))
 sys.path.insert(0, tests)
 from test_training import inference, linear_detector, loop
 from detzoo.config import from_json
-inference.detector_of = lambda config, num_classes, axis_name=None: linear_detector(axis_name)
+detector_of = lambda config, num_classes, axis_name=None: linear_detector(axis_name)
 assert jax.device_count() == 8 and jax.local_device_count() == 4
 config = from_json(open(config).read())
 try:

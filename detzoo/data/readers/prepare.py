@@ -3,7 +3,7 @@
     check_request -> name, place and policy, before anything is read
     find_file, check_box, check_pixels: an image's file, a box in its image, a file's pixels
     check_files   -> decodes every image of a split, in threads
-    write         -> the data set for `records.open_dataset`, all of it or nothing
+    write         -> the data set for `catalog.open_dataset`, all of it or nothing
 
 What is wrong with one record raises DataError, which a `BadRecords` turns into the end or, if the caller says 'skip',
 into a line of `skipped.json` in the data set's folder.
@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from detzoo.data import records
-from detzoo.data.records import DataError
+from detzoo.data import catalog, records
+from detzoo.errors import DataError
 
 TOLERANCE = 2.0  # px by which a box or polygon may leave its image: rounding, as in COCO itself; it's kept as it is
 
@@ -101,7 +101,7 @@ def check_request(name: str, data_dir: pathlib.Path, on_bad_record: str, overwri
         raise DataError(f"on_bad_record must be 'error' or 'skip', not {on_bad_record!r}")
     if not re.fullmatch('[a-z][a-z0-9_]*', name):
         raise DataError(f'name {name!r} must be lower-case letters, digits and underscores, a letter first')
-    if name in records.builders():
+    if name in catalog.builders():
         raise DataError(f'{name!r} is a data set of detzoo itself; choose another name')
     if (data_dir / name).exists() and not overwrite:
         raise DataError(f'{data_dir / name} exists; choose another name, or replace it (overwrite=True)')

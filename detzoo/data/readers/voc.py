@@ -4,7 +4,7 @@
     read_example  ->  an image's XML, and its file
     read_object   ->  an object's class, box, and whether it is difficult
     check_files   ->  every image file: decoded once, whole, of the size that the XML says
-    prepare_voc   ->  the data set on disk, for `records.open_dataset`
+    prepare_voc   ->  the data set on disk, for `catalog.open_dataset`
 
 VOC counts pixels from 1, and a box includes those of both its corners: 1..w is the whole width. In continuous
 coordinates its box is (xmin - 1, ymin - 1, xmax, ymax), whose plain IoU is VOC's with "+ 1" on every side.
@@ -28,10 +28,10 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from detzoo.data import records
+from detzoo.data import catalog, records
 from detzoo.data.readers import prepare
 from detzoo.data.readers.prepare import BadRecords, Prepared, Split
-from detzoo.data.records import DataError
+from detzoo.errors import DataError
 
 CLASS_NAMES = (
     'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow', 'diningtable', 'dog', 'horse',
@@ -65,7 +65,7 @@ def prepare_voc(
     Raises:
         DataError: something is wrong; the message names the file, the record and the remedy.
     """
-    data_dir, root = records.data_root(data_dir), pathlib.Path(root)
+    data_dir, root = catalog.data_root(data_dir), pathlib.Path(root)
     prepare.check_request(name, data_dir, on_bad_record, overwrite)
     image_ids = itertools.count(1)
     lists = {split: [(part, read_list(root, part)) for part in parts]

@@ -1,6 +1,6 @@
 """Writes the pictures of a data set as image files, as they are stored.
 
-    python scripts/dev/export_images.py --name=shapes --split='validation[:8]' --output=pictures
+    python scripts/export_images.py --name=shapes --split='validation[:8]' --output=pictures
 """
 
 import pathlib
@@ -21,7 +21,8 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'what is {argv[1]!r}? Flags begin with --')
     logging.set_verbosity(logging.WARNING)
-    from detzoo.data.records import DataError, open_dataset
+    from detzoo.data.catalog import open_dataset
+    from detzoo.errors import DataError
 
     try:
         dataset = open_dataset(NAME.value, SPLIT.value, DATA_DIR.value)

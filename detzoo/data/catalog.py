@@ -1,0 +1,82 @@
+"""The data sets that there are, by name: the only door through which the project opens data.
+
+    builders()                -> those that detzoo makes itself; they are prepared on first use
+    open_dataset(name, split) -> Dataset: class names, category ids, and records with random access
+"""
+
+import os
+import pathlib
+
+import tensorflow_datasets as tfds
+
+from detzoo.data.made import histology, shapes
+from detzoo.data.records import Dataset, Records, data_source, write_dataset
+from detzoo.errors import DataError
+
+
+def open_dataset(name: str, split: str, data_dir: str | os.PathLike | None = None) -> Dataset:
+    """Opens a split of a data set; those which detzoo makes itself are prepared on first use.
+
+    Args:
+        name: 'shapes', 'histology', or a name given to `scripts/prepare_data.py`.
+        split: 'train' or 'validation', or a slice of them in TFDS's notation ('train[:10%]').
+        data_dir: where data sets lie; None is TFDS's default (~/tensorflow_datasets, or $TFDS_DATA_DIR).
+
+    Raises:
+        DataError: there is no such data set or split, or it was not prepared by detzoo.
+    """
+    data_dir = data_root(data_dir)
+    make_builder = builders().get(name)
+    folder = _prepared_on_first_use(make_builder, data_dir) if make_builder else _newest_version(name, data_dir)
+    builder = tfds.builder_from_directory(folder)
+    if 'category_ids' not in (builder.info.metadata or {}):
+        raise DataError(f'{folder} was not prepared by detzoo; prepare it under another name: {_remedy("NEW_NAME")}')
+    try:
+        source = data_source(builder, split)
+    except ValueError as error:
+        raise DataError(f'data set {name!r} has no records for split {split!r}: {error}') from error
+    return Dataset(
+        name=name,
+        split=split,
+        class_names=tuple(builder.info.features['objects']['label'].names),
+        category_ids=tuple(builder.info.metadata['category_ids']),
+        records=Records(source),
+        checksum=builder.info.metadata.get('checksum'),
+    )
+
+
+def data_root(data_dir: str | os.PathLike | None) -> pathlib.Path:
+    """Returns the folder in which data sets lie: the given one, or TFDS's default."""
+    return pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+
+
+def builders() -> dict[str, type[tfds.core.DatasetBuilder]]:
+    """Returns the builders which need nothing from the user."""
+    return {'shapes': shapes.Shapes, 'histology': histology.Histology}
+
+
+def _prepared_on_first_use(make_builder: type[tfds.core.DatasetBuilder], data_dir: pathlib.Path) -> pathlib.Path:
+    folder = data_dir / make_builder.name / str(make_builder.VERSION)
+    if not folder.exists():
+        try:
+            write_dataset(make_builder, data_dir)
+        except OSError:
+            if not folder.exists():  # else another process was quicker, with the same records
+                raise
+    return folder
+
+
+def _newest_version(name: str, data_dir: pathlib.Path) -> pathlib.Path:
+    versions = [path.parent for path in data_dir.glob('[!.]*/*/dataset_info.json')]
+    folders = [folder for folder in versions if folder.parent.name == name]
+    if not folders:
+        names = sorted({folder.parent.name for folder in versions} | set(builders()))
+        raise DataError(f'no data set {name!r} in {data_dir}; there: {", ".join(names)}. To add it: {_remedy(name)}')
+    return max(folders, key=lambda folder: tfds.core.Version(folder.name))
+
+
+def _remedy(name: str) -> str:
+    return (
+        f'python scripts/prepare_data.py --format=coco --name={name} --train_annotations=A.json --train_images=DIR '
+        '--validation_annotations=B.json --validation_images=DIR'
+    )

@@ -1,0 +1,226 @@
+"""Image files in; pictures, images.json and detections.json out: all of them appear at the end, or nothing.
+
+    find_images  -> the files that paths, folders and globs name
+    check_output -> an error before the work where a result would replace a file of someone else
+    predict_files: reads, detects, draws, and moves what was written to its place
+"""
+
+import glob
+import json
+import os
+import pathlib
+import stat
+from collections.abc import Sequence
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from detzoo.data.records import MAX_PIXELS, decode_image
+from detzoo.errors import DataError
+from detzoo.files import incomplete_folder, write_text
+from detzoo.inference.predictor import Predictor, to_coco
+from detzoo.visualize import draw_boxes, grid, write_image
+
+OVERVIEW = 8  # pictures at most on the sheet that `predict_files` adds
+_LISTS = pathlib.PurePath('images.json'), pathlib.PurePath('detections.json')  # that it writes beside the pictures
+IMAGE_SUFFIXES = (
+    '.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.gif', '.webp', '.avif', '.bmp', '.tif', '.tiff', '.jp2', '.ppm', '.pgm',
+    '.heic', '.heif',  # which cannot be read: an error is better than silence
+)  # fmt: skip
+
+
+
+def predict_files(
+    predictor: Predictor,
+    patterns: Sequence[str],
+    output: str | os.PathLike,
+    *,
+    score_threshold: float = 0.5,
+    on_bad_record: str = 'error',
+    max_pixels: int = MAX_PIXELS,
+) -> tuple[int, list[str]]:
+    """Draws the detections of image files, and lists them in `detections.json`; everything appears at the end or nothing.
+
+    The first pictures also come together, as `overview.png`. `images.json` lists the images in COCO's format, each with its
+    'picture', and all 'files' that were written.
+
+    An entry of `detections.json` is COCO's (image_id, category_id, bbox xywh in the image's pixels, score) with 'image', the
+    path relative to the files' common folder, and 'category', the name. image_id counts the files in their order.
+
+    Args:
+        predictor: see `load`.
+        patterns: paths, folders or globs.
+        output: a folder, made if missing. The files of an earlier prediction there are replaced, others are left alone.
+        score_threshold: lower scores are left out.
+        on_bad_record: 'error', or 'skip' files that cannot be read.
+        max_pixels: larger images are bad.
+
+    Returns:
+        how many images were written, and the messages about those skipped.
+
+    Raises:
+        DataError: no image is found, one cannot be read, or a file of someone else is in the way of a result.
+        OSError: nothing can be written to `output`.
+    """
+    paths, output = find_images(patterns), pathlib.Path(output)
+    common = os.path.commonpath([path.parent for path in paths])
+    names = [path.relative_to(common) for path in paths]
+    sheet, *pictures = picture_names([pathlib.PurePath('overview.png'), *names])
+    earlier = check_output(output, [*pictures, *_LISTS, *([sheet] if len(paths) > 1 else [])], paths)
+    images, results, skipped, overview = [], [], [], []
+    with incomplete_folder(output if output.is_dir() else output.parent) as scratch:
+        rows = [*zip(paths, names, pictures)]
+        for image_id, (path, name, picture) in enumerate(tqdm(rows, desc='predict', unit='image')):
+            try:
+                image = read_image(path, max_pixels)
+            except DataError as error:
+                if on_bad_record == 'error':
+                    raise
+                skipped.append(str(error))
+                continue
+            found = predictor(image).at_least(score_threshold)
+            results += [
+                {**entry, 'image': str(name), 'category': category}
+                for entry, category in zip(to_coco(found, image_id), found.class_names)
+            ]
+            height, width = image.shape[:2]
+            images.append(dict(id=image_id, file_name=str(name), height=height, width=width, picture=str(picture)))
+            class_names = predictor.classes.class_names
+            drawn = draw_boxes(image, found.boxes, found.labels, found.scores, class_names, masks=found.masks)
+            (scratch / picture).parent.mkdir(parents=True, exist_ok=True)
+            write_image(scratch / picture, drawn)
+            if len(overview) < OVERVIEW:
+                overview.append(drawn)
+        if len(overview) > 1:
+            write_image(scratch / sheet, grid(overview, columns=4))
+        write_text(scratch / 'detections.json', json.dumps(results, indent=1) + '\n')
+        written = [path.relative_to(scratch) for path in sorted(scratch.rglob('*')) if path.is_file()]
+        categories = [dict(id=i, name=name) for name, i in zip(*predictor.classes)]
+        listed = dict(images=images, annotations=[], categories=categories, files=[str(name) for name in written])
+        write_text(scratch / 'images.json', json.dumps(listed, indent=1) + '\n')
+        _move([pathlib.PurePath('images.json'), *written], scratch, output, earlier)
+    return len(images), skipped
+
+
+def find_images(patterns: Sequence[str]) -> list[pathlib.Path]:
+    """Lists the files that paths, folders (their images) and globs name, each once, in order.
+
+    Returns:
+        absolute paths with the names that the user sees: links are not followed.
+
+    Raises:
+        DataError: a pattern names nothing, or a folder cannot be read.
+    """
+    paths: dict[pathlib.Path, None] = {}
+    for pattern in map(os.path.expanduser, patterns):
+        names = [pattern] if os.path.lexists(pattern) else sorted(glob.glob(pattern, recursive=True))
+        found = [pathlib.Path(name) for name in names if not os.path.isdir(name)]
+        for folder in filter(os.path.isdir, names):
+            found += _images_in(pathlib.Path(folder))
+        if not found:
+            raise DataError(f'no image matches {pattern!r}: give files, folders with images, or globs in quotes')
+        for path in map(pathlib.Path.absolute, found):
+            paths[pathlib.Path(os.path.realpath(path.parent), path.name) if '..' in path.parts else path] = None
+    if not paths:
+        raise DataError('no images are given: give files, folders with images, or globs')
+    return list(paths)
+
+
+def _images_in(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Lists the images of a folder by their suffixes, as globs do without hidden files (macOS leaves ._NAME.jpg behind)."""
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f'cannot list the folder {folder}: {error.strerror}') from error
+    visible = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith('.')]
+    return [path for path in visible if not os.path.isdir(path)]
+
+
+def read_image(path: pathlib.Path, max_pixels: int) -> np.ndarray:
+    """Reads an image file: [h, w, 3] uint8 RGB.
+
+    Raises:
+        DataError: whatever is wrong with it.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe could be waited for without end
+            raise DataError(f'{path}: not a file; remove it from the images')
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f'{path}: cannot read the file: {error.strerror}; mend it or remove it from the images') from error
+    return decode_image(data, name=str(path), max_pixels=max_pixels, strict=True)
+
+
+def picture_names(names: Sequence[pathlib.PurePath]) -> list[pathlib.PurePath]:
+    """Names a picture for each image, all different: a.jpg's is a.png, or if there is one before, a.jpg.png.
+
+    Some systems do not tell capitals from small letters, and a file cannot be called as a folder of images is.
+    """
+    taken = {str(folder).casefold() for name in names for folder in name.parents}
+    pictures = []
+    for name in names:
+        picture, longer = name.with_suffix('.png'), name.name
+        while str(picture).casefold() in taken:
+            longer += '.png'
+            picture = name.with_name(longer)
+        taken.add(str(picture).casefold())
+        pictures.append(picture)
+    return pictures
+
+
+def check_output(
+    output: pathlib.Path, files: Sequence[pathlib.PurePath], images: Sequence[pathlib.Path]
+) -> set[pathlib.PurePath]:
+    """Refuses, before anything is predicted, a folder where results would take the place of other files.
+
+    Args:
+        output: the folder, which may be missing.
+        files: that will be written, relative to it.
+        images: that will be read.
+
+    Returns:
+        the files that an earlier prediction wrote there, relative to it.
+
+    Raises:
+        DataError: it is no folder, or something that no prediction wrote, or one of the images, is in the way.
+    """
+    if os.path.lexists(output) and not output.is_dir():
+        raise DataError(f'{output} is no folder: choose another output')
+    earlier, inputs = _earlier_files(output), {os.path.realpath(path) for path in images}
+    for name in sorted(earlier.union(files)):
+        target = output / name
+        folders = [output / folder for folder in name.parents]
+        in_the_way = [folder for folder in folders if os.path.lexists(folder) and not folder.is_dir()]
+        if os.path.lexists(target) and (name not in earlier or target.is_dir()):
+            in_the_way.append(target)
+        if in_the_way:
+            raise DataError(
+                f'{in_the_way[0]} is in the way, and not from an earlier prediction: choose another output, or remove it'
+            )
+        if os.path.realpath(target) in inputs:
+            raise DataError(f'{target} is one of the images, and would be replaced: choose another output')
+    return earlier
+
+
+def _move(
+    files: Sequence[pathlib.PurePath], scratch: pathlib.Path, output: pathlib.Path, earlier: set[pathlib.PurePath]
+) -> None:
+    """Moves files to the output, in their order; those of an earlier prediction go.
+
+    images.json comes first: wherever this is killed, it lists all that is there.
+    """
+    output.mkdir(exist_ok=True)
+    for name in earlier.difference(files):
+        (output / name).unlink(missing_ok=True)
+    for name in files:
+        (output / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(scratch / name, output / name)
+
+
+def _earlier_files(output: pathlib.Path) -> set[pathlib.PurePath]:
+    """Reads which files of a folder a prediction wrote; none if its images.json is missing, or not of `predict_files`."""
+    try:
+        names = {*map(pathlib.PurePath, json.loads((output / 'images.json').read_text('utf-8'))['files']), *_LISTS}
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        return set()
+    return {name for name in names if not name.is_absolute() and '..' not in name.parts}

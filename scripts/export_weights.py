@@ -1,0 +1,4 @@
+import runpy
+
+if __name__ == '__main__':
+    runpy.run_module('detzoo.cli.export_weights', run_name='__main__', alter_sys=True)
