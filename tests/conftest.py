@@ -258,6 +258,16 @@ def tiny_run(tmp_path_factory, tiny_config):
     return workdir
 
 
+@pytest.fixture
+def linear(monkeypatch):
+    """Every config describes the linear detector."""
+    from linear import linear_detector
+
+    make = lambda config, num_classes, axis_name=None: linear_detector(axis_name)
+    for module in ('detzoo.training.loop', 'detzoo.inference.predictor'):
+        monkeypatch.setattr(f'{module}.detector_of', make)
+
+
 @pytest.fixture(scope='session')
 def write_classifier():
     """A function: a path, and the shapes of a detector's variables -> writes a file with drawn weights for its backbone."""

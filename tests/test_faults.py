@@ -15,7 +15,7 @@ import threading
 import ml_collections
 import numpy as np
 import pytest
-from test_training import assert_same, linear_detector, losses_of, saved, state_of
+from linear import assert_same, losses_of, saved, state_of
 
 from detzoo.config import complete
 from detzoo.errors import DataError, InUseError, StorageError
@@ -26,14 +26,6 @@ from detzoo.run.workdir import has_checkpoints
 from detzoo.training import loop
 
 ROOT = pathlib.Path(__file__).parents[1]
-
-
-@pytest.fixture
-def linear(monkeypatch):
-    """Every config describes the linear detector."""
-    make = lambda config, num_classes, axis_name=None: linear_detector(axis_name)
-    for module in ('detzoo.training.loop', 'detzoo.inference.predictor'):
-        monkeypatch.setattr(f'{module}.detector_of', make)
 
 
 @contextlib.contextmanager

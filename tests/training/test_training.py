@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -22,62 +21,22 @@ import optax
 import pycocotools.mask
 import pytest
 from conftest import TINY_FASTER_RCNN, TINY_SSD, TINY_YOLO_V1, TINY_YOLO_V2, TINY_YOLO_V3
+from linear import assert_same, linear_detector, losses_of, saved, state_of
 
 from detzoo.config import complete, defaults, to_json
-from detzoo.core import losses
 from detzoo.data.catalog import open_dataset
 from detzoo.data.pipeline import evaluation_batches, shard
 from detzoo.errors import ConfigError, RecompilationError
 from detzoo.inference.predictor import detector_of
 from detzoo.run import parallel
-from detzoo.run.checkpoint import Checkpoints, TrainState
+from detzoo.run.checkpoint import Checkpoints
 from detzoo.run.metrics import MetricsLog, read_metrics
 from detzoo.run.storage import held
 from detzoo.training import loop
 from detzoo.training.optimizer import make_optimizer, make_schedule
-from detzoo.types import Detections, Detector
 
 ROOT = pathlib.Path(__file__).parents[2]
 DEVICES = 8
-
-
-class Linear(nn.Module):
-    """Predicts an image's number of objects from its mean colour."""
-
-    @nn.compact
-    def __call__(self, x):
-        """Maps [B, 3] to [B]."""
-        return nn.Dense(1, name='head')(nn.Dense(2, name='neck')(x))[:, 0]
-
-
-def linear_detector(axis_name):
-    """A detector that compiles in no time: it sees of an image its mean colour, and learns its number of objects."""
-    network = Linear()
-
-    def init(rng, canvas):
-        return network.init(rng, jnp.zeros((1, 3)))['params'], {'seen': jnp.zeros(())}
-
-    def loss(params, model_state, batch, rng):
-        error = (network.apply({'params': params}, batch.inputs.images.mean((1, 2)) / 255) - batch.gt.valid.sum(1)) ** 2
-        drawn = 1 + 0.1 * jax.random.uniform(rng)
-        total = drawn * error.sum() / losses.normalizer(jnp.int32(len(error)), axis_name)
-        seen = model_state['seen'] + (jax.lax.psum(len(error), axis_name) if axis_name else len(error))
-        return total, ({'seen': seen}, {'largest': error.max()})
-
-    def predict(params, model_state, inputs):
-        count = len(inputs.images), 2
-        boxes = jnp.broadcast_to(jnp.float32([1, 2, 9, 8]), (*count, 4))
-        return Detections(boxes, jnp.full(count, 0.5), jnp.zeros(count, jnp.int32), jnp.ones(count, bool))
-
-    return Detector(init, loss, predict, assign=None)
-
-
-@pytest.fixture
-def linear(monkeypatch):
-    """Every config describes the linear detector."""
-    make = lambda config, num_classes, axis_name=None: linear_detector(axis_name)
-    for module in ('detzoo.training.loop', 'detzoo.inference.predictor'):
-        monkeypatch.setattr(f'{module}.detector_of', make)
 
 
 def first_batches(config, count):
@@ -110,10 +69,6 @@ def assert_close(first, second, tolerance):
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * scale, err_msg=jax.tree_util.keystr(path))
 
     jax.tree_util.tree_map_with_path(check, first, second)
-
-
-def assert_same(first, second):
-    jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
 def optimizer_config(**changes):
@@ -338,12 +293,6 @@ def test_make_optimizer_refuses_what_matches_nothing():
 # Checkpoints and the log
 
 
-def state_of(step, value=1.0, ema=None):
-    opt_state = (optax.TraceState({'w': np.full((2, 3), value + 1, np.float32)}), optax.EmptyState())
-    params = {'w': np.full((2, 3), value, np.float32)}
-    return TrainState(np.int32(step), params, {'seen': np.float32(step)}, opt_state, ema)
-
-
 @pytest.mark.parametrize('ema', [None, {'w': np.full((2, 3), 0.25, np.float32)}])
 def test_checkpoints_restore_what_was_saved(tmp_path, ema):
     checkpoints = Checkpoints(tmp_path)
@@ -470,19 +419,6 @@ def test_metrics_log_of_other_processes_writes_nothing(tmp_path):
 
 
 # The loop
-
-
-def losses_of(workdir):
-    return [line['loss'] for line in read_metrics(workdir) if 'loss' in line]
-
-
-def saved(workdir):
-    """The newest checkpoint of a run, all of it."""
-    checkpoints = Checkpoints(workdir)
-    step = checkpoints.latest_step()
-    restored = checkpoints._manager.restore(step)
-    checkpoints.close()
-    return step, dict(restored.items())
 
 
 def test_train_and_evaluate_goes_on_where_it_was(tmp_path, tiny_config, linear):
@@ -731,9 +667,10 @@ rank, port, tests, workdir, config = sys.argv[1:]
 jax.config.update('jax_num_cpu_devices', 4)
 jax.distributed.initialize(f'localhost:{port}', 2, int(rank))
 sys.path.insert(0, tests)
-from test_training import inference, linear_detector, loop
+from linear import linear_detector
 from detzoo.config import from_json
-detector_of = lambda config, num_classes, axis_name=None: linear_detector(axis_name)
+from detzoo.training import loop
+loop.detector_of = lambda config, num_classes, axis_name=None: linear_detector(axis_name)
 assert jax.device_count() == 8 and jax.local_device_count() == 4
 config = from_json(open(config).read())
 try:

@@ -1,0 +1,67 @@
+"""A detector that compiles in no time, and what tests of runs look at."""
+
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from detzoo.core import losses
+from detzoo.run.checkpoint import Checkpoints, TrainState
+from detzoo.run.metrics import read_metrics
+from detzoo.types import Detections, Detector
+
+
+class Linear(nn.Module):
+    """Predicts an image's number of objects from its mean colour."""
+
+    @nn.compact
+    def __call__(self, x):
+        """Maps [B, 3] to [B]."""
+        return nn.Dense(1, name='head')(nn.Dense(2, name='neck')(x))[:, 0]
+
+
+def linear_detector(axis_name):
+    """A detector that compiles in no time: it sees of an image its mean colour, and learns its number of objects."""
+    network = Linear()
+
+    def init(rng, canvas):
+        return network.init(rng, jnp.zeros((1, 3)))['params'], {'seen': jnp.zeros(())}
+
+    def loss(params, model_state, batch, rng):
+        error = (network.apply({'params': params}, batch.inputs.images.mean((1, 2)) / 255) - batch.gt.valid.sum(1)) ** 2
+        drawn = 1 + 0.1 * jax.random.uniform(rng)
+        total = drawn * error.sum() / losses.normalizer(jnp.int32(len(error)), axis_name)
+        seen = model_state['seen'] + (jax.lax.psum(len(error), axis_name) if axis_name else len(error))
+        return total, ({'seen': seen}, {'largest': error.max()})
+
+    def predict(params, model_state, inputs):
+        count = len(inputs.images), 2
+        boxes = jnp.broadcast_to(jnp.float32([1, 2, 9, 8]), (*count, 4))
+        return Detections(boxes, jnp.full(count, 0.5), jnp.zeros(count, jnp.int32), jnp.ones(count, bool))
+
+    return Detector(init, loss, predict, assign=None)
+
+
+def assert_same(first, second):
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def state_of(step, value=1.0, ema=None):
+    opt_state = (optax.TraceState({'w': np.full((2, 3), value + 1, np.float32)}), optax.EmptyState())
+    params = {'w': np.full((2, 3), value, np.float32)}
+    return TrainState(np.int32(step), params, {'seen': np.float32(step)}, opt_state, ema)
+
+
+def losses_of(workdir):
+    return [line['loss'] for line in read_metrics(workdir) if 'loss' in line]
+
+
+def saved(workdir):
+    """The newest checkpoint of a run, all of it."""
+    checkpoints = Checkpoints(workdir)
+    step = checkpoints.latest_step()
+    restored = checkpoints._manager.restore(step)
+    checkpoints.close()
+    return step, dict(restored.items())
