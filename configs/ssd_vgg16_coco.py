@@ -59,7 +59,16 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         c.model.extra_layers = SSD512_LAYERS
         c.model.anchor_strides = (8, 16, 32, 64, 128, 256, 512)
         c.model.aspect_ratios = (two, four, four, four, four, two, two)
-        c.model.anchor_sizes = (20.48, 51.2, 133.12, 215.04, 296.96, 378.88, 460.8, 542.72)  # 4 %, then 10 % and steps of 16 %
+        c.model.anchor_sizes = (
+            20.48,
+            51.2,
+            133.12,
+            215.04,
+            296.96,
+            378.88,
+            460.8,
+            542.72,
+        )  # 4 %, then 10 % and steps of 16 %
 
     c.training = dict(batch_size=32, steps=400_000, checkpoint_every=10_000, evaluate_every=40_000)
     c.optimizer = dict(

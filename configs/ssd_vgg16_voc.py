@@ -58,7 +58,16 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         c.model.extra_layers = SSD512_LAYERS
         c.model.anchor_strides = (8, 16, 32, 64, 128, 256, 512)
         c.model.aspect_ratios = (two, four, four, four, four, two, two)
-        c.model.anchor_sizes = (35.84, 76.8, 153.6, 230.4, 307.2, 384.0, 460.8, 537.6)  # 7 %, then 15 % and steps of 15 %
+        c.model.anchor_sizes = (
+            35.84,
+            76.8,
+            153.6,
+            230.4,
+            307.2,
+            384.0,
+            460.8,
+            537.6,
+        )  # 7 %, then 15 % and steps of 15 %
 
     c.training = dict(batch_size=32, steps=120_000, checkpoint_every=5000, evaluate_every=20_000)
     c.optimizer = dict(

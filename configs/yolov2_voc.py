@@ -46,7 +46,13 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         clip_before_nms=False,
         anchor_sizes=tuple(
             (32 * width, 32 * height)  # the cfg has them in cells
-            for width, height in ((1.3221, 1.73145), (3.19275, 4.00944), (5.05587, 8.09892), (9.47112, 4.84053), (11.2364, 10.0071))
+            for width, height in (
+                (1.3221, 1.73145),
+                (3.19275, 4.00944),
+                (5.05587, 8.09892),
+                (9.47112, 4.84053),
+                (11.2364, 10.0071),
+            )
         ),
     )
     c.training = dict(batch_size=64, steps=80_200, checkpoint_every=1000, evaluate_every=10_000)

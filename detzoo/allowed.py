@@ -79,7 +79,8 @@ LENGTHS = Allowed('positive numbers, one or more in each tuple', lambda x: has_n
 ALLOWED: Mapping[str, Allowed] = {
     'seed': within(0, 2 * 10**9),  # leaves room in 32 bits for seed + num_replicas
     'data.canvases': Allowed(
-        'one or more (height, width) of at least 1 pixel, like ((128, 128),)', lambda x: len(x) > 0 and all(map(is_canvas, x))
+        'one or more (height, width) of at least 1 pixel, like ((128, 128),)',
+        lambda x: len(x) > 0 and all(map(is_canvas, x)),
     ),
     'data.canvas_steps': COUNT,
     'data.mask_size': AMOUNT,
@@ -168,10 +169,14 @@ MODEL: Mapping[str, Allowed] = {
     # losses
     'focal_gamma': AMOUNT,
     'focal_alpha': SHARE,
-    **dict.fromkeys(('box_loss_beta', 'box_loss_weight', 'cls_loss_weight', 'rpn_loss_weight', 'mask_loss_weight'), AMOUNT),
+    **dict.fromkeys(
+        ('box_loss_beta', 'box_loss_weight', 'cls_loss_weight', 'rpn_loss_weight', 'mask_loss_weight'), AMOUNT
+    ),
     **dict.fromkeys(('object_scale', 'no_object_scale', 'class_scale', 'box_scale'), AMOUNT),
     # detections
-    **dict.fromkeys(('pre_nms_topk', 'train_pre_nms_topk', 'post_nms_topk', 'train_post_nms_topk', 'max_detections'), COUNT),
+    **dict.fromkeys(
+        ('pre_nms_topk', 'train_pre_nms_topk', 'post_nms_topk', 'train_post_nms_topk', 'max_detections'), COUNT
+    ),
     'score_threshold': SHARE,
     'iou_threshold': SHARE,
     'min_size': AMOUNT,

@@ -36,7 +36,9 @@ def defaults() -> ml_collections.ConfigDict:
     c.data.data_dir = config_dict.placeholder(str)  # where data sets lie; default: ~/tensorflow_datasets
     c.data.train_split = 'train'  # TFDS notation: 'train[:10%]' is its first tenth
     c.data.validation_split = 'validation'
-    c.data.empty_images = True  # whether training uses images without objects; an image with nothing but crowds has none
+    c.data.empty_images = (
+        True  # whether training uses images without objects; an image with nothing but crowds has none
+    )
     c.data.canvases = ((128, 128),)  # (height, width) each; a step draws one; one compilation each
     c.data.canvas_steps = 1  # for how many steps a drawn canvas is kept
     c.data.mask_size = 0  # side of the masks of objects, cells of their boxes' frames; 0: no masks
@@ -45,11 +47,15 @@ def defaults() -> ml_collections.ConfigDict:
     # Proposals in place of an RPN's: a file in COCO's results format, or 'ground_truth', the objects; default: none.
     c.data.train_proposals = config_dict.placeholder(str)
     c.data.validation_proposals = config_dict.placeholder(str)
-    c.data.max_proposals = 2000  # rows an image, for the best by score; what finds none is counted when the file is read
+    c.data.max_proposals = (
+        2000  # rows an image, for the best by score; what finds none is counted when the file is read
+    )
 
     c.data.recipe = ml_collections.ConfigDict()
     # How an image comes onto a canvas, in training, evaluation and prediction:
-    c.data.recipe.resize = 'fit'  # 'fit': aspect ratio kept, top left; 'letterbox': kept, centred; 'stretch': fills the canvas
+    c.data.recipe.resize = (
+        'fit'  # 'fit': aspect ratio kept, top left; 'letterbox': kept, centred; 'stretch': fills the canvas
+    )
     c.data.recipe.shorter_side = config_dict.placeholder(int)  # limits of a resized image, pixels; default: none,
     c.data.recipe.longer_side = config_dict.placeholder(int)  # the image is as large as the canvas lets it
     # 'area', or a peer's: 'bilinear' (torchvision, OpenCV), 'pil' (detectron2), 'darknet'; they round sides differently too
@@ -57,10 +63,14 @@ def defaults() -> ml_collections.ConfigDict:
     # How it is varied in training (detzoo/data/augment.py), in this order:
     c.data.recipe.flip = 0.5  # probability of a horizontal flip
     c.data.recipe.rotate90 = False  # turn by a random multiple of 90 degrees
-    c.data.recipe.zoom_out = 1.0  # largest ratio of a frame of the mean colour around the image, in half of all cases (SSD: 4)
+    c.data.recipe.zoom_out = (
+        1.0  # largest ratio of a frame of the mean colour around the image, in half of all cases (SSD: 4)
+    )
     c.data.recipe.jitter = 0.0  # largest share of the size by which each side is moved in or out (YOLO v1 and v2: 0.2)
     c.data.recipe.iou_crop = False  # crop around objects, with a least overlap drawn (SSD)
-    c.data.recipe.aspect_jitter = 0.0  # largest share by which width and height vary; lies anywhere (darknet since 2017: 0.3)
+    c.data.recipe.aspect_jitter = (
+        0.0  # largest share by which width and height vary; lies anywhere (darknet since 2017: 0.3)
+    )
     c.data.recipe.scale_range = (1.0, 1.0)  # factors of the scale, drawn log-uniformly; what hangs over is cropped
     c.data.recipe.color_jitter = 0.0  # strength of changes of brightness, contrast and saturation, 0..1
     c.data.recipe.brightness = 0.0  # largest summand on all channels, 0..255 (SSD: 32)
@@ -70,13 +80,17 @@ def defaults() -> ml_collections.ConfigDict:
     c.data.recipe.color_probability = 1.0  # with which each of these four happens (SSD: 0.5)
 
     c.model = ml_collections.ConfigDict()
-    c.model.name = config_dict.placeholder(str)  # a key of detzoo.detectors.DETECTORS; the other keys are the arguments of its make
+    c.model.name = config_dict.placeholder(
+        str
+    )  # a key of detzoo.detectors.DETECTORS; the other keys are the arguments of its make
 
     c.training = ml_collections.ConfigDict()
     c.training.steps = 1000  # of the whole run
     c.training.batch_size = 16  # images an update, of all devices together
     c.training.accumulate = 1  # micro-batches an update: their losses, each with its own normaliser, are averaged
-    c.training.num_replicas = 1  # trainings with the seeds seed, seed + 1, ... in one program, each with a workdir seed_S
+    c.training.num_replicas = (
+        1  # trainings with the seeds seed, seed + 1, ... in one program, each with a workdir seed_S
+    )
     c.training.checkpoint_every = 500  # steps
     c.training.evaluate_every = 500  # steps; 0: at the end only
 
@@ -88,12 +102,16 @@ def defaults() -> ml_collections.ConfigDict:
     c.optimizer.warmup_steps = 100
     c.optimizer.weight_decay = 1e-4  # not on biases and normalisation
     c.optimizer.momentum = 0.9  # of 'sgd'
-    c.optimizer.epsilon = 1e-8  # of 'adamw', added to the gradient's root mean square: gradients far below it move nothing
+    c.optimizer.epsilon = (
+        1e-8  # of 'adamw', added to the gradient's root mean square: gradients far below it move nothing
+    )
     c.optimizer.clip_norm = 0.0  # limit on the gradient's global norm; 0: none
     c.optimizer.ema_decay = 0.0  # of the moving average of parameters with which is evaluated; 0: none
     c.optimizer.frozen = ''  # regular expression on parameter paths like 'backbone/stem_conv/kernel'
 
-    c.initialize_from = config_dict.placeholder(str)  # the workdir of another run, or of imported weights, of the same model
+    c.initialize_from = config_dict.placeholder(
+        str
+    )  # the workdir of another run, or of imported weights, of the same model
     c.initialize_backbone = config_dict.placeholder(str)  # the file of a classifier: torchvision's, for YOLO darknet's
 
     c.evaluation = ml_collections.ConfigDict()

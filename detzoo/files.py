@@ -1,8 +1,8 @@
 """Files and folders that are written whole or not at all.
 
-    new_file          -> a path to write to, whose file then takes the place of another
-    incomplete_folder -> a folder to write into, removed at the end, whatever the end is
-    check_writable    -> an error before the work instead of after it
+new_file          -> a path to write to, whose file then takes the place of another
+incomplete_folder -> a folder to write into, removed at the end, whatever the end is
+check_writable    -> an error before the work instead of after it
 """
 
 import contextlib
@@ -87,7 +87,9 @@ def _said(folder: str | os.PathLike, remedy: str) -> Iterator[None]:
 def _signals_raise() -> Iterator[None]:
     """Makes SIGTERM and SIGINT raise SystemExit in a block, where they would just end the process: it is left as by an error."""
     is_main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
-    numbers = [number for number in (signal.SIGTERM, signal.SIGINT) if is_main and signal.getsignal(number) is signal.SIG_DFL]
+    numbers = [
+        number for number in (signal.SIGTERM, signal.SIGINT) if is_main and signal.getsignal(number) is signal.SIG_DFL
+    ]
 
     def end(number: int, *_: object) -> None:
         for each in numbers:

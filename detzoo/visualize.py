@@ -145,7 +145,9 @@ def draw_assignment(
         x, y = middles[index]
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)
 
-    positive, negative, ignored = (np.flatnonzero(which) for which in (matched >= 0, matched == NEGATIVE, matched == IGNORE))
+    positive, negative, ignored = (
+        np.flatnonzero(which) for which in (matched >= 0, matched == NEGATIVE, matched == IGNORE)
+    )
     for indices, color in sorted([(negative, 'white'), (ignored, 'black')], key=lambda pair: -len(pair[0])):
         for index in indices:
             dot(index, color)

@@ -20,7 +20,12 @@ CONFIGS = {
     'mask_rcnn': 'configs/mask_rcnn_shapes.py',
 }
 IMAGES = 1600, 400, 100
-BUDGET = {'training.steps': 1000, 'training.batch_size': 16, 'training.checkpoint_every': 250, 'training.evaluate_every': 500}
+BUDGET = {
+    'training.steps': 1000,
+    'training.batch_size': 16,
+    'training.checkpoint_every': 250,
+    'training.evaluate_every': 500,
+}
 
 
 def get_sweep(arg: str | None = None) -> Sweep:

@@ -31,5 +31,9 @@ def get_sweep(arg: str | None = None) -> Sweep:
         )
         for count in COUNTS
     ]
-    figures = Axes('model.rpn.post_nms_topk', 'AP', log=True), Axes('seconds', 'AP', pareto=True), Axes('seconds', 'AR100')
+    figures = (
+        Axes('model.rpn.post_nms_topk', 'AP', log=True),
+        Axes('seconds', 'AP', pareto=True),
+        Axes('seconds', 'AR100'),
+    )
     return Sweep(runs, ('AP', 'AP50', 'AR100'), figures)

@@ -16,7 +16,12 @@ CONFIGS = {
     'faster_rcnn': 'configs/faster_rcnn_shapes.py',
     'mask_rcnn': 'configs/mask_rcnn_shapes.py',
 }
-BUDGET = {'training.steps': 500, 'training.batch_size': 16, 'training.checkpoint_every': 250, 'training.evaluate_every': 250}
+BUDGET = {
+    'training.steps': 500,
+    'training.batch_size': 16,
+    'training.checkpoint_every': 250,
+    'training.evaluate_every': 250,
+}
 
 
 def get_sweep(arg: str | None = None) -> Sweep:

@@ -43,7 +43,12 @@ BACKBONES = {
     'yolov2': 'darknet19_448.conv.23',
     'yolov3': 'darknet53.conv.74',
 }
-BUDGET = {'training.steps': 1000, 'training.batch_size': 16, 'training.checkpoint_every': 250, 'training.evaluate_every': 500}
+BUDGET = {
+    'training.steps': 1000,
+    'training.batch_size': 16,
+    'training.checkpoint_every': 250,
+    'training.evaluate_every': 500,
+}
 
 
 def scaled(value: Any, factor: float) -> Any:
@@ -97,7 +102,9 @@ def coco(weights: str) -> list[Run]:
                 if family == 'retinanet':
                     runs.append(Run(f'{name}_{shorter}', config, changes, series=name))
                 else:
-                    counts = {f'{name}_{shorter}_{count}': {'model.rpn.post_nms_topk': count} for count in (1000, 300, 50)}
+                    counts = {
+                        f'{name}_{shorter}_{count}': {'model.rpn.post_nms_topk': count} for count in (1000, 300, 50)
+                    }
                     runs += sharing(counts, config, changes, series=[f'{name}_{count}' for count in (1000, 300, 50)])
     for side in (300, 512):
         runs.append(Run(f'ssd_{side}', f'configs/ssd_vgg16_coco.py:{side}', backbone('vgg16'), series='ssd'))
@@ -118,7 +125,9 @@ def resized(shorter: int, longer: int) -> dict[str, Any]:
     }
 
 
-def sharing(predictions: dict[str, dict[str, Any]], config: str, changes: dict[str, Any], series: Sequence[str]) -> list[Run]:
+def sharing(
+    predictions: dict[str, dict[str, Any]], config: str, changes: dict[str, Any], series: Sequence[str]
+) -> list[Run]:
     """Runs of one training, that of the first: {name: what differs when predicting}."""
     trained = next(iter(predictions))
     return [
@@ -132,5 +141,7 @@ def get_sweep(arg: str | None = None) -> Sweep:
     variant, _, weights = (arg or 'shapes').partition(':')
     variants = dict(shapes=shapes, histology=histology, coco=partial(coco, weights or 'weights'))
     if variant not in variants or (weights and variant != 'coco'):
-        raise ValueError(f'experiments/speed_accuracy.py has the variants {", ".join(variants)} (or coco:FOLDER), not {arg!r}')
+        raise ValueError(
+            f'experiments/speed_accuracy.py has the variants {", ".join(variants)} (or coco:FOLDER), not {arg!r}'
+        )
     return Sweep(variants[variant](), ('AP', 'AP50', 'AP75', 'APs', 'APm'), FIGURES)

@@ -164,8 +164,10 @@ def data_dir(tmp_path_factory):
             ],
         }
 
-    splits = {'train': prepare.Split([example(i) for i in range(20)], []),
-              'validation': prepare.Split([example(i) for i in range(30, 40)], [])}
+    splits = {
+        'train': prepare.Split([example(i) for i in range(20)], []),
+        'validation': prepare.Split([example(i) for i in range(30, 40)], []),
+    }
     categories = dict(zip(CATEGORY_IDS, ('red', 'green', 'blue')))
     prepare.write('toy', categories, splits, folder, annotations='toy', overwrite=False)
     return folder
@@ -173,13 +175,32 @@ def data_dir(tmp_path_factory):
 
 # The one network all tests of RetinaNet, of training and of prediction compile: 64 x 64, 8 images of at most 4 objects.
 TINY_RETINANET = dict(
-    name='retinanet', depth=18, width=0.125, norm='batch_norm', fpn_features=24, head_depth=1, head_norm='group_norm',
-    anchor_sizes=((12.0,), (20.0,), (32.0,), (48.0,), (64.0,)), score_threshold=0.001, max_detections=10,
+    name='retinanet',
+    depth=18,
+    width=0.125,
+    norm='batch_norm',
+    fpn_features=24,
+    head_depth=1,
+    head_norm='group_norm',
+    anchor_sizes=((12.0,), (20.0,), (32.0,), (48.0,), (64.0,)),
+    score_threshold=0.001,
+    max_detections=10,
 )
 TINY_FASTER_RCNN = dict(
-    name='faster_rcnn', depth=18, width=0.125, norm='batch_norm', fpn_features=24, trunk_features=64,
-    rpn=dict(anchor_sizes=((8.0,), (12.0,), (20.0,), (32.0,), (48.0,)), samples=64, train_pre_nms_topk=64,
-             pre_nms_topk=64, train_post_nms_topk=48, post_nms_topk=32),
+    name='faster_rcnn',
+    depth=18,
+    width=0.125,
+    norm='batch_norm',
+    fpn_features=24,
+    trunk_features=64,
+    rpn=dict(
+        anchor_sizes=((8.0,), (12.0,), (20.0,), (32.0,), (48.0,)),
+        samples=64,
+        train_pre_nms_topk=64,
+        pre_nms_topk=64,
+        train_post_nms_topk=48,
+        post_nms_topk=32,
+    ),
     roi=dict(output_size=4, canonical_size=32.0),
     head=dict(samples=32, positive_share=0.5, score_threshold=0.001, max_detections=10),
 )
@@ -190,42 +211,79 @@ TINY_FASTER_RCNN_C4 = TINY_FASTER_RCNN | dict(
 )
 # As torchvision's second version: norms everywhere, convolutions in the head, two in the RPN.
 TINY_FASTER_RCNN_V2 = TINY_FASTER_RCNN | dict(
-    fpn_norm='batch_norm', trunk_conv_layers=2, trunk_fc_layers=1, trunk_norm='batch_norm',
+    fpn_norm='batch_norm',
+    trunk_conv_layers=2,
+    trunk_fc_layers=1,
+    trunk_norm='batch_norm',
     rpn=TINY_FASTER_RCNN['rpn'] | dict(layers=2),
 )
 TINY_FASTER_RCNN_MOBILENET = TINY_FASTER_RCNN | dict(
-    backbone='mobilenet_v3_large', width=0.35,
+    backbone='mobilenet_v3_large',
+    width=0.35,
     rpn=TINY_FASTER_RCNN['rpn'] | dict(anchor_sizes=((8.0, 12.0, 20.0, 32.0, 48.0),) * 3, score_threshold=0.05),
 )
 TINY_MASK_RCNN = TINY_FASTER_RCNN | dict(
-    name='mask_rcnn', mask_roi=dict(output_size=4, canonical_size=32.0), mask=dict(layers=1, features=24),
+    name='mask_rcnn',
+    mask_roi=dict(output_size=4, canonical_size=32.0),
+    mask=dict(layers=1, features=24),
 )
 TINY_MASK_RCNN_C4 = TINY_FASTER_RCNN_C4 | dict(name='mask_rcnn', mask=dict(layers=0, features=24))
-TINY_MASK_RCNN_V2 = TINY_MASK_RCNN | TINY_FASTER_RCNN_V2 | dict(
-    name='mask_rcnn', mask=dict(layers=1, features=24, norm='batch_norm')
+TINY_MASK_RCNN_V2 = (
+    TINY_MASK_RCNN | TINY_FASTER_RCNN_V2 | dict(name='mask_rcnn', mask=dict(layers=1, features=24, norm='batch_norm'))
 )
 TINY_SSD = dict(
-    name='ssd', backbone='vgg16', width=0.125, norm='batch_norm', fc6_dilation=2, extra_layers=((16, 32, 3, 2, 1),),
-    anchor_sizes=(12, 20, 28, 36), aspect_ratios=((1 / 2, 2),) * 3, anchor_strides=(8, 16, 32), std=(58, 57, 57),
-    score_threshold=0.001, max_detections=10,
+    name='ssd',
+    backbone='vgg16',
+    width=0.125,
+    norm='batch_norm',
+    fc6_dilation=2,
+    extra_layers=((16, 32, 3, 2, 1),),
+    anchor_sizes=(12, 20, 28, 36),
+    aspect_ratios=((1 / 2, 2),) * 3,
+    anchor_strides=(8, 16, 32),
+    std=(58, 57, 57),
+    score_threshold=0.001,
+    max_detections=10,
 )
 TINY_SSDLITE = TINY_SSD | dict(
-    backbone='mobilenet_v3_large', width=0.35, norm_epsilon=1e-3, l2_norm_scale=None, lite=True, anchor_strides=(),
+    backbone='mobilenet_v3_large',
+    width=0.35,
+    norm_epsilon=1e-3,
+    l2_norm_scale=None,
+    lite=True,
+    anchor_strides=(),
 )
 # Strides of 4 to 8, so that few of the toy objects share a cell.
 TINY_YOLO_V1 = dict(
-    name='yolo_v1', backbone='tiny', stages=3, width=0.25, head_features=(256, 32), local_features=None,
-    score_threshold=1e-6, max_detections=10,  # products of two numbers that start near 0
+    name='yolo_v1',
+    backbone='tiny',
+    stages=3,
+    width=0.25,
+    head_features=(256, 32),
+    local_features=None,
+    score_threshold=1e-6,
+    max_detections=10,  # products of two numbers that start near 0
 )
 TINY_YOLO_V2 = dict(
-    name='yolo_v2', stages=4, width=0.125, head_features=(256, 256, 256), warm_up_images=16,
-    anchor_sizes=((12.0, 12.0), (20.0, 20.0), (14.0, 24.0), (24.0, 14.0)), score_threshold=0.001, max_detections=10,
+    name='yolo_v2',
+    stages=4,
+    width=0.125,
+    head_features=(256, 256, 256),
+    warm_up_images=16,
+    anchor_sizes=((12.0, 12.0), (20.0, 20.0), (14.0, 24.0), (24.0, 14.0)),
+    score_threshold=0.001,
+    max_detections=10,
 )
 TINY_YOLO_V3 = dict(
-    name='yolo_v3', stages=4, width=0.125, head_features=256, prior_probability=0.01,
+    name='yolo_v3',
+    stages=4,
+    width=0.125,
+    head_features=256,
+    prior_probability=0.01,
     anchor_sizes=(((12.0, 12.0), (12.0, 20.0), (20.0, 12.0)), ((18.0, 18.0), (24.0, 24.0), (28.0, 28.0))),
-    score_threshold=0.001, max_detections=10,
-)  # fmt: skip
+    score_threshold=0.001,
+    max_detections=10,
+)
 
 
 @pytest.fixture(scope='session')
@@ -284,11 +342,16 @@ def write_classifier():
                 mean = float(name.endswith(('scale', 'var')))
                 leaves[place] = np.float32(mean) + np.float32(spread) * rng.standard_normal(leaf.shape, np.float32)
         if '.conv.' in path.name:  # darknet's, cut behind the backbone
-            path.write_bytes(bytes(16) + np.concatenate([np.full(leaf.size, 0.1, '<f4') for leaf in leaves.values()]).tobytes())
+            path.write_bytes(
+                bytes(16) + np.concatenate([np.full(leaf.size, 0.1, '<f4') for leaf in leaves.values()]).tobytes()
+            )
             return
         names = torchvision.VGG if any(place.startswith('conv1_1') for place in leaves) else torchvision.RESNET
-        entries = {names.name_of(place): leaf.transpose(3, 2, 0, 1).copy() if leaf.ndim == 4 else leaf
-                   for place, leaf in leaves.items() if not place.startswith(('fc6', 'fc7'))}  # fmt: skip
+        entries = {
+            names.name_of(place): leaf.transpose(3, 2, 0, 1).copy() if leaf.ndim == 4 else leaf
+            for place, leaf in leaves.items()
+            if not place.startswith(('fc6', 'fc7'))
+        }
         write_entries(path, entries, {})
 
     return write
@@ -314,7 +377,11 @@ def run_script():
         stdout, stderr = io.StringIO(), io.StringIO()
         path = str(ROOT / 'scripts' / f'{name}.py')
         try:
-            with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr), pytest.MonkeyPatch.context() as patch:
+            with (
+                contextlib.redirect_stdout(stdout),
+                contextlib.redirect_stderr(stderr),
+                pytest.MonkeyPatch.context() as patch,
+            ):
                 patch.setattr(sys, 'argv', [path, *map(str, arguments)])
                 runpy.run_path(path, run_name='__main__')
                 code = 0

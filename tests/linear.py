@@ -1,6 +1,5 @@
 """A detector that compiles in no time, and what tests of runs look at."""
 
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp

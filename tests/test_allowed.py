@@ -29,7 +29,16 @@ ODD = {
     'data.data_dir': (3, False),
     'data.recipe.flip': NO_SHARE,
     'data.recipe.iou_crop': (1, 'yes', None),
-    'data.recipe.scale_range': ((1.0,), (2.0, 1.0), (0.0, 1.0), (1e-9, 1.0), (1.0, 1e9), (1.0, INF), (1.0, 'x'), ((1.0, 2.0),)),
+    'data.recipe.scale_range': (
+        (1.0,),
+        (2.0, 1.0),
+        (0.0, 1.0),
+        (1e-9, 1.0),
+        (1.0, 1e9),
+        (1.0, INF),
+        (1.0, 'x'),
+        ((1.0, 2.0),),
+    ),
     'data.recipe.saturation': ((1.2, 1.5), (0.5, NAN), ()),
     'data.recipe.zoom_out': (0.5, NAN, INF, None),
     'data.recipe.shorter_side': (0, -5, 1.5, 'x'),
@@ -120,7 +129,12 @@ ODD_MODEL = {
 }
 CASES = [
     *(('retinanet', key, value) for key, values in ODD.items() for value in values),
-    *((name, f'model.{key}', value) for name, odd in ODD_MODEL.items() for key, values in odd.items() for value in values),
+    *(
+        (name, f'model.{key}', value)
+        for name, odd in ODD_MODEL.items()
+        for key, values in odd.items()
+        for value in values
+    ),
 ]
 
 
@@ -143,19 +157,28 @@ def test_complete_refuses_odd_values():
             complete(config_with(name, key, value))
             pytest.fail(f'{name}: {key}={value!r} is accepted')
         words = '(it must be |are known|there is no config key)'
-        assert re.match(rf"({key}|model.negative_iou|there is no config key '{key}).*{words}", str(raised.value)), raised.value
+        assert re.match(rf"({key}|model.negative_iou|there is no config key '{key}).*{words}", str(raised.value)), (
+            raised.value
+        )
 
 
-@pytest.mark.parametrize('key, value, message', [
-    ('training.steps', -5, 'training.steps is -5: it must be at least 1'),
-    ('training.steps', True, 'training.steps is True: it must be a whole number of 32 bits'),
-    ('optimizer.ema_decay', 1.5, 'optimizer.ema_decay is 1.5: it must be at least 0 (none) and below 1'),
-    ('optimizer.learning_rate', NAN, 'optimizer.learning_rate is nan: it must be a finite number'),
-    ('data.canvases', (), 'data.canvases is (): it must be one or more (height, width) of at least 1 pixel, like ((128, 128),)'),
-    ('model.score_threshold', 2.0, 'model.score_threshold is 2.0: it must be in 0..1'),
-    ('model.anchor_sizes', (8.0,), 'model.anchor_sizes is (8.0,): it must be numbers in a tuple of tuples'),
-    ('model.negative_iou', 0.6, 'model.negative_iou is 0.6: it must be at most model.positive_iou, 0.5'),
-])
+@pytest.mark.parametrize(
+    'key, value, message',
+    [
+        ('training.steps', -5, 'training.steps is -5: it must be at least 1'),
+        ('training.steps', True, 'training.steps is True: it must be a whole number of 32 bits'),
+        ('optimizer.ema_decay', 1.5, 'optimizer.ema_decay is 1.5: it must be at least 0 (none) and below 1'),
+        ('optimizer.learning_rate', NAN, 'optimizer.learning_rate is nan: it must be a finite number'),
+        (
+            'data.canvases',
+            (),
+            'data.canvases is (): it must be one or more (height, width) of at least 1 pixel, like ((128, 128),)',
+        ),
+        ('model.score_threshold', 2.0, 'model.score_threshold is 2.0: it must be in 0..1'),
+        ('model.anchor_sizes', (8.0,), 'model.anchor_sizes is (8.0,): it must be numbers in a tuple of tuples'),
+        ('model.negative_iou', 0.6, 'model.negative_iou is 0.6: it must be at most model.positive_iou, 0.5'),
+    ],
+)
 def test_complete_says_what_is_allowed(key, value, message):
     with pytest.raises(ConfigError) as raised:
         complete(config_with('retinanet', key, value))
@@ -167,30 +190,33 @@ def test_complete_says_what_a_group_of_keys_may_be():
         complete(ml_collections.ConfigDict(dict(model=dict(name='faster_rcnn', rpn=5))))
 
 
-@pytest.mark.parametrize('name, key, value', [
-    ('retinanet', 'seed', 2 * 10**9),
-    ('retinanet', 'data.canvases', [[64, 96], [96, 64]]),
-    ('retinanet', 'evaluation.canvases', ()),
-    ('retinanet', 'training.evaluate_every', 0),
-    ('retinanet', 'optimizer.learning_rate', 0),  # to measure without learning
-    ('retinanet', 'optimizer.momentum', 0.0),
-    ('retinanet', 'optimizer.decay_at', ()),
-    ('retinanet', 'optimizer.warmup_steps', 10**6),  # a recipe cut to a few steps for a try
-    ('retinanet', 'model.norm_epsilon', 0.0),  # torchvision's on COCO
-    ('retinanet', 'model.score_threshold', 0),
-    ('retinanet', 'model.iou_threshold', 1.0),
-    ('retinanet', 'model.focal_alpha', None),
-    ('retinanet', 'model.head_depth', 0),
-    ('faster_rcnn', 'model.fpn_features', None),
-    ('faster_rcnn', 'model.rpn', None),
-    ('faster_rcnn', 'model.roi.samples_per_bin', 0),
-    ('mask_rcnn', 'model.mask.layers', 0),
-    ('ssd', 'model.anchor_strides', ()),
-    ('ssd', 'model.extra_layers', ()),
-    ('ssd', 'model.aspect_ratios', ((), (), ())),
-    ('ssd', 'model.anchor_sizes', (12.5, 20, 28, 36)),
-    ('yolo_v2', 'model.passthrough_features', None),
-])
+@pytest.mark.parametrize(
+    'name, key, value',
+    [
+        ('retinanet', 'seed', 2 * 10**9),
+        ('retinanet', 'data.canvases', [[64, 96], [96, 64]]),
+        ('retinanet', 'evaluation.canvases', ()),
+        ('retinanet', 'training.evaluate_every', 0),
+        ('retinanet', 'optimizer.learning_rate', 0),  # to measure without learning
+        ('retinanet', 'optimizer.momentum', 0.0),
+        ('retinanet', 'optimizer.decay_at', ()),
+        ('retinanet', 'optimizer.warmup_steps', 10**6),  # a recipe cut to a few steps for a try
+        ('retinanet', 'model.norm_epsilon', 0.0),  # torchvision's on COCO
+        ('retinanet', 'model.score_threshold', 0),
+        ('retinanet', 'model.iou_threshold', 1.0),
+        ('retinanet', 'model.focal_alpha', None),
+        ('retinanet', 'model.head_depth', 0),
+        ('faster_rcnn', 'model.fpn_features', None),
+        ('faster_rcnn', 'model.rpn', None),
+        ('faster_rcnn', 'model.roi.samples_per_bin', 0),
+        ('mask_rcnn', 'model.mask.layers', 0),
+        ('ssd', 'model.anchor_strides', ()),
+        ('ssd', 'model.extra_layers', ()),
+        ('ssd', 'model.aspect_ratios', ((), (), ())),
+        ('ssd', 'model.anchor_sizes', (12.5, 20, 28, 36)),
+        ('yolo_v2', 'model.passthrough_features', None),
+    ],
+)
 def test_complete_takes_values_at_the_limits(name, key, value):
     whole = complete(config_with(name, key, value))
     assert from_json(to_json(whole)).to_dict() == whole.to_dict()
@@ -199,7 +225,9 @@ def test_complete_takes_values_at_the_limits(name, key, value):
 
 def test_every_number_has_a_range():
     whole = defaults()
-    numbers = {key for key, _ in flatten(whole) if is_alike(example(whole, key), 0.0) or is_alike(example(whole, key), (0.0,))}
+    numbers = {
+        key for key, _ in flatten(whole) if is_alike(example(whole, key), 0.0) or is_alike(example(whole, key), (0.0,))
+    }
     assert {key for key in numbers if not key.startswith('data.recipe.')} <= set(ALLOWED)
     assert {'data.max_boxes', 'optimizer.decay_at'} <= numbers and set(ALLOWED) <= set(dict(flatten(whole)))
     known = set()
@@ -212,15 +240,22 @@ def test_every_number_has_a_range():
     assert set(MODEL) <= known
 
 
-@pytest.mark.parametrize('name, changes, words', [
-    ('retinanet', {'data.mask_size': 28}, 'data.mask_size is 28, and retinanet finds no masks: set it to 0'),
-    ('mask_rcnn', {}, 'data.mask_size is 0, and mask_rcnn learns masks: set it'),
-    ('retinanet', {'model.anchor_sizes': ((8.0,),) * 4}, 'anchor_sizes has 4 levels, the pyramid 5'),
-    ('faster_rcnn', {'model.rpn.anchor_sizes': ((8.0,),) * 4}, 'rpn.anchor_sizes has 4 levels, the pyramid 5'),
-    ('yolo_v2', {'model.width': 1e-9}, 'a layer of this yolo_v2 has no channels: raise model.width or its features'),
-    ('yolo_v2', {'model.anchor_sizes': ((8.0, 8.0, 8.0),)}, r'anchor_sizes must be a \(width, height\)'),
-    ('yolo_v3', {'model.anchor_sizes': (((8.0,),),)}, r'anchor_sizes must be a \(width, height\)'),
-])
+@pytest.mark.parametrize(
+    'name, changes, words',
+    [
+        ('retinanet', {'data.mask_size': 28}, 'data.mask_size is 28, and retinanet finds no masks: set it to 0'),
+        ('mask_rcnn', {}, 'data.mask_size is 0, and mask_rcnn learns masks: set it'),
+        ('retinanet', {'model.anchor_sizes': ((8.0,),) * 4}, 'anchor_sizes has 4 levels, the pyramid 5'),
+        ('faster_rcnn', {'model.rpn.anchor_sizes': ((8.0,),) * 4}, 'rpn.anchor_sizes has 4 levels, the pyramid 5'),
+        (
+            'yolo_v2',
+            {'model.width': 1e-9},
+            'a layer of this yolo_v2 has no channels: raise model.width or its features',
+        ),
+        ('yolo_v2', {'model.anchor_sizes': ((8.0, 8.0, 8.0),)}, r'anchor_sizes must be a \(width, height\)'),
+        ('yolo_v3', {'model.anchor_sizes': (((8.0,),),)}, r'anchor_sizes must be a \(width, height\)'),
+    ],
+)
 def test_check_refuses_what_does_not_fit_together(data_dir, name, changes, words):
     config = complete(ml_collections.ConfigDict(dict(model=TINY[name])))
     config.update_from_flattened_dict(changes)

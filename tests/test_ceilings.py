@@ -79,8 +79,12 @@ RULES = {
 @pytest.mark.parametrize('rule', RULES)
 def test_evaluation_of_the_ground_truth(drawn, tiny_config, rule):
     changes, canvases = RULES[rule]
-    config = tiny_config(evaluation__canvases=canvases, data__mask_size=CELLS, data__max_boxes=ROWS,
-                         **{f'data__recipe__{key}': value for key, value in changes.items()})  # fmt: skip
+    config = tiny_config(
+        evaluation__canvases=canvases,
+        data__mask_size=CELLS,
+        data__max_boxes=ROWS,
+        **{f'data__recipe__{key}': value for key, value in changes.items()},
+    )
     truth = ground_truth(drawn)
 
     def predict_step(params, model_state, batch):
@@ -105,8 +109,12 @@ def test_predictor_given_the_ground_truth(drawn, tiny_config, monkeypatch, rule,
         monkeypatch.setattr(f'{module}.detector_of', lambda *args: Detector(None, None, find_proposals, None))
     monkeypatch.setattr('detzoo.inference.predictor.check_proposals', lambda *args: None)
     changes, canvases = RULES[rule]
-    config = tiny_config(evaluation__canvases=canvases, evaluation__exact=exact, data__max_proposals=ROWS,
-                         **{f'data__recipe__{key}': value for key, value in changes.items()})  # fmt: skip
+    config = tiny_config(
+        evaluation__canvases=canvases,
+        evaluation__exact=exact,
+        data__max_proposals=ROWS,
+        **{f'data__recipe__{key}': value for key, value in changes.items()},
+    )
     predictor = Predictor(config, CLASSES, 0, {}, {})
     for record in drawn.records[:8]:
         boxes = xywh_to_xyxy(record['boxes'])
@@ -118,8 +126,9 @@ def test_proposals_of_the_ground_truth(drawn):
     # Through `Proposals`, onto the canvas, and back as detections.
     canvas, rule = (160, 112), ResizeRule('letterbox')
     given = load_proposals('ground_truth', drawn, ROWS)
-    batches = evaluation_batches(drawn, [canvas] * PICTURES, max_boxes=ROWS, recipe=rule._asdict(), batch_size=1,
-                                 proposals=given, threads=2)  # fmt: skip
+    batches = evaluation_batches(
+        drawn, [canvas] * PICTURES, max_boxes=ROWS, recipe=rule._asdict(), batch_size=1, proposals=given, threads=2
+    )
     truth, results = ground_truth(drawn), []
     for batch in batches:
         record = drawn.records[int(batch.image_id[0])]
@@ -160,7 +169,12 @@ def test_augmented_masks_lie_where_the_pixels_are(drawn, tiny_config, name):
         images.append({'id': image_id, 'height': canvas[0], 'width': canvas[1]})
         annotations.append(
             {key: visible[key] for key in ('id', 'bbox')}
-            | dict(image_id=image_id, category_id=CLASSES.category_ids[visible['label']], area=float(visible['area']), iscrowd=0)
+            | dict(
+                image_id=image_id,
+                category_id=CLASSES.category_ids[visible['label']],
+                area=float(visible['area']),
+                iscrowd=0,
+            )
             | dict(segmentation={'size': canvas, 'counts': visible['segmentation'].decode()})
         )
         results += to_coco(to_image(as_detections(batch), as_it_is, CLASSES), image_id)
@@ -230,7 +244,9 @@ def test_drawn_masks_and_boxes_cover_their_pixels():
     plain = draw_boxes(image, np.zeros((0, 4)), np.zeros(0, int), None, ('a',), scale=5)
     changed = abs(picture.astype(int) - plain).max(axis=2)
     line = (picture == class_color(0)).all(axis=2)
-    assert line[150, 100:450].all() and line[349, 100:450].all() and line[150:350, 100].all() and line[150:350, 449].all()
+    assert (
+        line[150, 100:450].all() and line[349, 100:450].all() and line[150:350, 100].all() and line[150:350, 449].all()
+    )
     # The tint fades within three pixels of the mask's edge.
     assert (changed[155:345, 105:445] > 40).all()
     assert (changed[353:] == 0).all() and (changed[150:, :97] == 0).all() and (changed[150:, 453:] == 0).all()

@@ -24,20 +24,37 @@ ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted(ROOT.glob('configs/*_coco.py'))
 SIZES = [(60, 80), (80, 60), (64, 64), (48, 90)]  # (height, width) of the pictures, in turn
 OBJECTS = [(1, (10, 8, 30, 24)), (44, (4, 30, 22, 14)), (90, (30.25, 20.5, 16.5, 22.75))]  # category, box of a picture
-FLAT = dict(id=918, category_id=62, iscrowd=0, area=0.0, bbox=[29.65, 18.33, 1.03, 0.0],
-            segmentation=[[29.65, 18.33, 29.65, 18.33, 30.68, 18.33, 30.68, 18.33]])  # fmt: skip
+FLAT = dict(
+    id=918,
+    category_id=62,
+    iscrowd=0,
+    area=0.0,
+    bbox=[29.65, 18.33, 1.03, 0.0],
+    segmentation=[[29.65, 18.33, 29.65, 18.33, 30.68, 18.33, 30.68, 18.33]],
+)
 
 # What makes a recipe small enough for a test: a narrow ResNet-18, few RoIs, an image of 64 pixels.
 SMALL = {
-    'data.threads': 2, 'data.canvases': ((64, 64),), 'evaluation.canvases': ((64, 64),), 'evaluation.batch_size': 8,
-    'training.batch_size': 8, 'training.steps': 1, 'model.width': 1 / 16,
-}  # fmt: skip
+    'data.threads': 2,
+    'data.canvases': ((64, 64),),
+    'evaluation.canvases': ((64, 64),),
+    'evaluation.batch_size': 8,
+    'training.batch_size': 8,
+    'training.steps': 1,
+    'model.width': 1 / 16,
+}
 RESNET = {'model.depth': 18, 'model.fpn_features': 16}
 RCNN = {
-    'model.depth': 18, 'model.trunk_features': 16, 'model.rpn.samples': 16, 'model.rpn.train_pre_nms_topk': 32,
-    'model.rpn.train_post_nms_topk': 16, 'model.rpn.pre_nms_topk': 32, 'model.rpn.post_nms_topk': 16, 'model.head.samples': 16,
+    'model.depth': 18,
+    'model.trunk_features': 16,
+    'model.rpn.samples': 16,
+    'model.rpn.train_pre_nms_topk': 32,
+    'model.rpn.train_post_nms_topk': 16,
+    'model.rpn.pre_nms_topk': 32,
+    'model.rpn.post_nms_topk': 16,
+    'model.head.samples': 16,
     'model.head.max_detections': 8,
-}  # fmt: skip
+}
 PYRAMID = RCNN | RESNET
 FAMILIES = {
     'faster_rcnn_r50_c4_coco': RCNN,
@@ -45,7 +62,10 @@ FAMILIES = {
     'mask_rcnn_r50_c4_coco': RCNN | {'model.mask.features': 8},
     'mask_rcnn_r50_fpn_coco': PYRAMID | {'model.mask.features': 8},
     'retinanet_r50_fpn_coco': RESNET,
-    'ssd_vgg16_coco': {'data.canvases': ((300, 300),), 'evaluation.canvases': ((300, 300),)},  # its extra layers need them
+    'ssd_vgg16_coco': {
+        'data.canvases': ((300, 300),),
+        'evaluation.canvases': ((300, 300),),
+    },  # its extra layers need them
     'yolov2_coco': {'model.head_features': (32, 32, 32)},
     'yolov3_coco': {'model.head_features': 64},
 }
@@ -54,7 +74,9 @@ FAMILIES = {
 def commands(path):
     """The commands in the docstring of a config: the name of a script, and its arguments."""
     text = ast.get_docstring(ast.parse(path.read_text())).replace('\\\n', ' ')
-    return [(script, shlex.split(rest)) for script, rest in re.findall(r'^ +python scripts/(\w+)\.py (.*)$', text, re.M)]
+    return [
+        (script, shlex.split(rest)) for script, rest in re.findall(r'^ +python scripts/(\w+)\.py (.*)$', text, re.M)
+    ]
 
 
 def annotated(image_id, size, empty):
@@ -108,7 +130,9 @@ def tree(tmp_path_factory):
 @pytest.fixture(scope='module')
 def prepared(tree, run_script):
     """What the command printed that the configs document, in the folder of the data."""
-    documented = {tuple(arguments) for path in CONFIGS for script, arguments in commands(path) if script == 'prepare_data'}
+    documented = {
+        tuple(arguments) for path in CONFIGS for script, arguments in commands(path) if script == 'prepare_data'
+    }
     (arguments,) = documented  # one for all
     with contextlib.chdir(tree):
         return run_script('prepare_data', *arguments, f'--data_dir={tree / "data"}')
@@ -131,7 +155,10 @@ def train(tree, prepared, run_script, write_classifier, tmp_path_factory):
     def run(path):
         arguments = next(arguments for script, arguments in commands(path) if script == 'train')
         flags = dict(argument.removeprefix('--').split('=', 1) for argument in arguments)
-        folder, changes = tmp_path_factory.mktemp(path.stem), SMALL | FAMILIES[path.stem] | {'data.data_dir': str(tree / 'data')}
+        folder, changes = (
+            tmp_path_factory.mktemp(path.stem),
+            SMALL | FAMILIES[path.stem] | {'data.data_dir': str(tree / 'data')},
+        )
         config = config_of(Run('', flags['config'], changes))
         weights = folder / flags['config.initialize_backbone']
         if weights.suffix == '.pth':  # darknet's classifiers fit no narrow network
@@ -140,14 +167,18 @@ def train(tree, prepared, run_script, write_classifier, tmp_path_factory):
             changes['initialize_backbone'] = str(weights)
         changes = [f'--config.{key}={value}' for key, value in changes.items()]
         with contextlib.chdir(ROOT):
-            return folder / 'run', run_script('train', f'--config={flags["config"]}', f'--workdir={folder / "run"}', *changes)
+            return folder / 'run', run_script(
+                'train', f'--config={flags["config"]}', f'--workdir={folder / "run"}', *changes
+            )
 
     return run
 
 
 def recipes(default):
     """The config files; those that are not named run with --full."""
-    return [pytest.param(path, marks=() if path.stem in default else pytest.mark.full, id=path.stem) for path in CONFIGS]
+    return [
+        pytest.param(path, marks=() if path.stem in default else pytest.mark.full, id=path.stem) for path in CONFIGS
+    ]
 
 
 @pytest.mark.parametrize('path', recipes(default=('mask_rcnn_r50_c4_coco', 'retinanet_r50_fpn_coco', 'yolov2_coco')))
@@ -168,7 +199,9 @@ def test_a_run_of_a_recipe_evaluates_and_predicts(path, train, tree, run_script,
     assert evaluated.code == 0, evaluated.stderr
     result = json.loads((workdir / 'evaluation.json').read_text())
     assert result['step'] == 1 and ('masks' in result) == path.stem.startswith('mask')
-    predicted = run_script('predict', f'--workdir={workdir}', f'--images={tree / "val2017"}', f'--output={tmp_path / "pictures"}')
+    predicted = run_script(
+        'predict', f'--workdir={workdir}', f'--images={tree / "val2017"}', f'--output={tmp_path / "pictures"}'
+    )
     assert predicted.code == 0, predicted.stderr
     assert len(list((tmp_path / 'pictures').glob('*.png'))) == 4 + 1  # and the overview
 

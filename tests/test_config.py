@@ -63,9 +63,11 @@ def from_command_line(tmp_path, monkeypatch):
     return parse
 
 
-@pytest.mark.parametrize('path, argument', [
-    (path, argument) for path in FILES for argument in (None, *VARIANTS.get(path.stem, ()))
-], ids=lambda x: x.stem if isinstance(x, pathlib.Path) else x)  # fmt: skip
+@pytest.mark.parametrize(
+    'path, argument',
+    [(path, argument) for path in FILES for argument in (None, *VARIANTS.get(path.stem, ()))],
+    ids=lambda x: x.stem if isinstance(x, pathlib.Path) else x,
+)
 def test_config_files_are_whole(path, argument, tiny_run):
     argument = str(tiny_run) if path.stem == 'finetune_histology' else argument  # which goes on from a workdir
     config = runpy.run_path(str(path))['get_config'](argument)
@@ -106,12 +108,15 @@ def test_complete_knows_the_arguments_of_each_detector():
         make_detector(**whole.model, num_classes=3)
 
 
-@pytest.mark.parametrize('section, key, nearest', [
-    ('training', 'step', 'training.steps'),
-    ('model', 'widht', 'model.width'),
-    ('optimizer', 'learningrate', 'optimizer.learning_rate'),
-    ('data', 'canvas', 'data.canvases'),
-])
+@pytest.mark.parametrize(
+    'section, key, nearest',
+    [
+        ('training', 'step', 'training.steps'),
+        ('model', 'widht', 'model.width'),
+        ('optimizer', 'learningrate', 'optimizer.learning_rate'),
+        ('data', 'canvas', 'data.canvases'),
+    ],
+)
 def test_complete_names_the_key_nearest_to_an_unknown_one(section, key, nearest):
     config = minimal()
     config.update({section: {key: 3}})
@@ -168,16 +173,20 @@ def test_differences_name_the_keys_with_both_values():
     second.data.canvases = [[128, 128]]  # as it comes back from JSON: no difference
     second.optimizer.learning_rate = 0.5
     assert differences(first, second) == {
-        'model.head_norm': (None, 'group_norm'), 'optimizer.learning_rate': (1e-3, 0.5),
+        'model.head_norm': (None, 'group_norm'),
+        'optimizer.learning_rate': (1e-3, 0.5),
     }
     assert differences(ml_collections.ConfigDict(), ml_collections.ConfigDict({'a': {'b': 1}})) == {'a.b': (None, 1)}
 
 
-@pytest.mark.parametrize('data, words', [
-    (dict(canvas_steps=0), 'data.canvas_steps is 0'),
-    (dict(max_proposals=0), 'data.max_proposals is 0'),
-    (dict(recipe=dict(resize='warp')), "data.recipe.resize is 'warp'"),
-])
+@pytest.mark.parametrize(
+    'data, words',
+    [
+        (dict(canvas_steps=0), 'data.canvas_steps is 0'),
+        (dict(max_proposals=0), 'data.max_proposals is 0'),
+        (dict(recipe=dict(resize='warp')), "data.recipe.resize is 'warp'"),
+    ],
+)
 def test_complete_refuses_data_that_mean_nothing(data, words):
     config = minimal()
     config.data = data
@@ -189,25 +198,28 @@ def test_mutable_keys_exist():
     assert set(configs.MUTABLE) < set(dict(configs.flatten(configs.defaults())))
 
 
-@pytest.mark.parametrize('argument, value', [
-    ('model.head_norm=group_norm', 'group_norm'),  # the first of these are None by default
-    ('data.recipe.shorter_side=50', 50),
-    ('data.data_dir=/data', '/data'),
-    ('data.train_proposals=ground_truth', 'ground_truth'),
-    ('data.validation_proposals=detections.json.gz', 'detections.json.gz'),
-    ('initialize_backbone=r50.safetensors', 'r50.safetensors'),
-    ('model.width=0.5', 0.5),
-    ('model.anchor_sizes=((8.0,),(16.0,),(32.0,),(64.0,),(99.0,))', ((8.0,), (16.0,), (32.0,), (64.0,), (99.0,))),
-    ('model.match_best_anchors=false', False),
-    ('data.canvases=((64,96),)', ((64, 96),)),
-    ('data.recipe.scale_range=(0.5,2.0)', (0.5, 2.0)),
-    ('data.recipe.saturation=(0.5,1.5)', (0.5, 1.5)),
-    ('data.recipe.resize=stretch', 'stretch'),
-    ('data.recipe.iou_crop=true', True),
-    ('data.canvas_steps=10', 10),
-    ('optimizer.learning_rate=1e-4', 1e-4),
-    ('training.steps=7', 7),
-])
+@pytest.mark.parametrize(
+    'argument, value',
+    [
+        ('model.head_norm=group_norm', 'group_norm'),  # the first of these are None by default
+        ('data.recipe.shorter_side=50', 50),
+        ('data.data_dir=/data', '/data'),
+        ('data.train_proposals=ground_truth', 'ground_truth'),
+        ('data.validation_proposals=detections.json.gz', 'detections.json.gz'),
+        ('initialize_backbone=r50.safetensors', 'r50.safetensors'),
+        ('model.width=0.5', 0.5),
+        ('model.anchor_sizes=((8.0,),(16.0,),(32.0,),(64.0,),(99.0,))', ((8.0,), (16.0,), (32.0,), (64.0,), (99.0,))),
+        ('model.match_best_anchors=false', False),
+        ('data.canvases=((64,96),)', ((64, 96),)),
+        ('data.recipe.scale_range=(0.5,2.0)', (0.5, 2.0)),
+        ('data.recipe.saturation=(0.5,1.5)', (0.5, 1.5)),
+        ('data.recipe.resize=stretch', 'stretch'),
+        ('data.recipe.iou_crop=true', True),
+        ('data.canvas_steps=10', 10),
+        ('optimizer.learning_rate=1e-4', 1e-4),
+        ('training.steps=7', 7),
+    ],
+)
 def test_command_line_sets_any_key(from_command_line, argument, value):
     config = complete(from_command_line(f'--config.{argument}'))
     changed = argument.partition('=')[0]
@@ -264,11 +276,14 @@ def test_make_detector_names_the_known_ones():
         make_detector('retina', num_classes=3)
 
 
-@pytest.mark.parametrize('changes, words', [
-    (dict(anchor_strides='canvas'), 'anchor_strides'),
-    (dict(head_norm='batch_norm'), 'head_norm'),
-    (dict(anchor_sizes=((8.0,), (8.0, 9.0), (8.0,), (8.0,), (8.0,))), 'anchor_sizes'),
-])
+@pytest.mark.parametrize(
+    'changes, words',
+    [
+        (dict(anchor_strides='canvas'), 'anchor_strides'),
+        (dict(head_norm='batch_norm'), 'head_norm'),
+        (dict(anchor_sizes=((8.0,), (8.0, 9.0), (8.0,), (8.0,), (8.0,))), 'anchor_sizes'),
+    ],
+)
 def test_make_detector_refuses_values_it_cannot_use(changes, words):
     with pytest.raises(ValueError, match=words):
         make_detector('retinanet', num_classes=3, **changes)

@@ -42,19 +42,28 @@ def full_disk(size):
 # A full disk
 
 
-@pytest.mark.parametrize('write, name', [
-    (lambda log, step: log.write(step, {'loss': 1.0, 'a name that takes room' * 9: 0.5}), 'metrics.jsonl'),
-    (lambda log, step: log.write_scalars(step, {f'speed {index}': 1.0 for index in range(9)}), 'tensorboard'),
-    (lambda log, step: log.write_images(step, {'x': np.random.RandomState(step).bytes(7500)}), 'tensorboard'),
-], ids=['metrics', 'scalars', 'images'])  # fmt: skip
+@pytest.mark.parametrize(
+    'write, name',
+    [
+        (lambda log, step: log.write(step, {'loss': 1.0, 'a name that takes room' * 9: 0.5}), 'metrics.jsonl'),
+        (lambda log, step: log.write_scalars(step, {f'speed {index}': 1.0 for index in range(9)}), 'tensorboard'),
+        (lambda log, step: log.write_images(step, {'x': np.random.RandomState(step).bytes(7500)}), 'tensorboard'),
+    ],
+    ids=['metrics', 'scalars', 'images'],
+)
 def test_metrics_log_raises_where_the_disk_is_full(tmp_path, monkeypatch, write, name):
-    monkeypatch.setattr('tensorboardX.summary.make_np', lambda x: np.frombuffer(x, np.uint8).reshape(50, 50, 3)
-                        if isinstance(x, bytes) else np.asarray(x))
+    monkeypatch.setattr(
+        'tensorboardX.summary.make_np',
+        lambda x: np.frombuffer(x, np.uint8).reshape(50, 50, 3) if isinstance(x, bytes) else np.asarray(x),
+    )
     threads = threading.active_count()
     log = MetricsLog(tmp_path, step=0, active=True)
     log.write(1, {'loss': 1.0})
     log.flush()
-    with full_disk(10_000), pytest.raises(StorageError, match=f'{name} could not be written: File too large.*make room there'):
+    with (
+        full_disk(10_000),
+        pytest.raises(StorageError, match=f'{name} could not be written: File too large.*make room there'),
+    ):
         for step in range(2, 1000):
             write(log, step)
     with contextlib.suppress(StorageError):
@@ -70,11 +79,16 @@ def test_checkpoints_raise_where_the_disk_is_full_and_keep_what_was_there(tmp_pa
     checkpoints.close()
     threads = set(threading.enumerate())
     checkpoints = Checkpoints(tmp_path)
-    with full_disk(50), pytest.raises(StorageError, match=r'checkpoints/10 could not be written: File too large.*make room'):
+    with (
+        full_disk(50),
+        pytest.raises(StorageError, match=r'checkpoints/10 could not be written: File too large.*make room'),
+    ):
         checkpoints.save(state_of(10))
         checkpoints.close()
     for thread in set(threading.enumerate()) - threads:
-        if not thread.daemon and not thread.name.startswith('metadata_store'):  # a worker of a pool, which has nothing to do
+        if not thread.daemon and not thread.name.startswith(
+            'metadata_store'
+        ):  # a worker of a pool, which has nothing to do
             with contextlib.suppress(Exception):  # Orbax's threads raise what they failed of
                 thread.join(60)
             assert not thread.is_alive()  # the exit would wait for it
@@ -90,11 +104,17 @@ def test_checkpoints_raise_where_the_disk_is_full_and_keep_what_was_there(tmp_pa
 
 def test_held_names_the_owner_until_it_is_killed(tmp_path):
     hold = f'import pathlib, time; from detzoo.run.storage import held\nwith held(pathlib.Path({str(tmp_path / "run")!r})):\n'
-    owner = subprocess.Popen([sys.executable, '-c', hold + '    print("held", flush=True); time.sleep(99)'],
-                             env=os.environ | {'PYTHONPATH': str(ROOT)}, stdout=subprocess.PIPE, text=True)
+    owner = subprocess.Popen(
+        [sys.executable, '-c', hold + '    print("held", flush=True); time.sleep(99)'],
+        env=os.environ | {'PYTHONPATH': str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
         assert owner.stdout.readline() == 'held\n'
-        with pytest.raises(InUseError, match=rf'run is in use by process {owner.pid} on {socket.gethostname()} since 20\d\d-'):
+        with pytest.raises(
+            InUseError, match=rf'run is in use by process {owner.pid} on {socket.gethostname()} since 20\d\d-'
+        ):
             with held(tmp_path / 'run'):
                 pass
     finally:
@@ -179,7 +199,9 @@ def test_checkpoints_find_every_damage(two_checkpoints, tmp_path, capsys, damage
         if file.parts[0] == 'variables':  # all that a prediction reads
             reads.append(checkpoints.restore_variables)
         for read in reads:
-            with pytest.raises(DataError, match=r'checkpoints/10 is damaged \(not what .*step 5 is the newest; or choose'):
+            with pytest.raises(
+                DataError, match=r'checkpoints/10 is damaged \(not what .*step 5 is the newest; or choose'
+            ):
                 read()
         assert sorted(workdir.rglob('*')) == before
         checkpoints.set_damaged_aside()
@@ -190,7 +212,9 @@ def test_checkpoints_find_every_damage(two_checkpoints, tmp_path, capsys, damage
 
 def test_checkpoints_need_no_file_outside_their_items(two_checkpoints, tmp_path):
     shutil.copytree(two_checkpoints / 'checkpoints', tmp_path / 'checkpoints')
-    others = [path for path in (tmp_path / 'checkpoints' / '10').iterdir() if path.is_file() and path.name != 'SHA256SUMS']
+    others = [
+        path for path in (tmp_path / 'checkpoints' / '10').iterdir() if path.is_file() and path.name != 'SHA256SUMS'
+    ]
     assert others
     for path in others:
         flip_a_bit(path)
@@ -240,7 +264,9 @@ def test_checkpoints_that_are_all_damaged_do_not_begin_anew_without_a_word(two_c
     shutil.copytree(two_checkpoints / 'checkpoints', tmp_path / 'checkpoints')
     for path in (tmp_path / 'checkpoints').glob('*/variables/manifest.ocdbt'):
         path.unlink()
-    with pytest.raises(DataError, match='every checkpoint in .* is damaged, .* started again, this training begins at step 0'):
+    with pytest.raises(
+        DataError, match='every checkpoint in .* is damaged, .* started again, this training begins at step 0'
+    ):
         Checkpoints(tmp_path).set_damaged_aside()
     assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['10.damaged', '5.damaged']
 
@@ -263,6 +289,8 @@ def test_train_and_evaluate_goes_on_before_a_damaged_checkpoint(tmp_path, tiny_c
 def test_train_and_evaluate_refuses_validation_data_without_masks(tmp_path, tiny_config, linear):
     config = tiny_config(data__mask_size=28)
     config.model = complete(ml_collections.ConfigDict(dict(model=dict(name='mask_rcnn', norm='batch_norm')))).model
-    with pytest.raises(DataError, match=r"split 'validation' of 'toy' cannot be evaluated: annotation \d+ of image 3\d.png: "):
+    with pytest.raises(
+        DataError, match=r"split 'validation' of 'toy' cannot be evaluated: annotation \d+ of image 3\d.png: "
+    ):
         loop.train_and_evaluate(config, tmp_path / 'run')
     assert not (tmp_path / 'run').exists()

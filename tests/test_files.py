@@ -30,7 +30,10 @@ def test_new_file_that_fails_leaves_nothing_and_names_the_file(tmp_path):
     with pytest.raises(NotADirectoryError, match=r"Not a directory: '.*a\.txt/b'$"), new_file(path / 'b') as scratch:
         scratch.write_text('new')
     (tmp_path / 'folder').mkdir()
-    with pytest.raises(IsADirectoryError, match=r"Is a directory: '.*/folder'$"), new_file(tmp_path / 'folder') as scratch:
+    with (
+        pytest.raises(IsADirectoryError, match=r"Is a directory: '.*/folder'$"),
+        new_file(tmp_path / 'folder') as scratch,
+    ):
         scratch.write_text('new')
     with pytest.raises(FileNotFoundError, match='/other.txt'), new_file(path):
         (tmp_path / 'other.txt').read_text()

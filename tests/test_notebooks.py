@@ -34,7 +34,9 @@ def test_notebook_runs(path, parameters, tmp_path, monkeypatch):
     cells = [cell for cell in notebook.cells if 'parameters' in cell.metadata.get('tags', [])]
     assert len(cells) == 1
     cells[0].source = parameters
-    client = nbclient.NotebookClient(notebook, timeout=300, kernel_name='python3', resources={'metadata': {'path': str(tmp_path)}})
+    client = nbclient.NotebookClient(
+        notebook, timeout=300, kernel_name='python3', resources={'metadata': {'path': str(tmp_path)}}
+    )
     client.execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == 'code' for output in cell.outputs]
     pictures = [output for output in outputs if 'image/png' in output.get('data', {})]

@@ -41,9 +41,7 @@ class Case(NamedTuple):
 
 
 CASES = {
-    'retinanet': Case(
-        'retinanet_shapes.py', {'model.fpn_features': 16}, stages=('backbone', 'neck', 'heads', 'other')
-    ),
+    'retinanet': Case('retinanet_shapes.py', {'model.fpn_features': 16}, stages=('backbone', 'neck', 'heads', 'other')),
     'ssd': Case('ssd_shapes.py', topologies=tuple(DEVICES)),
     'faster_rcnn': Case(
         'faster_rcnn_shapes.py',
@@ -53,8 +51,13 @@ CASES = {
     'mask_rcnn': Case(
         'mask_rcnn_shapes.py',
         # As many masks in prediction as in training.
-        {'model.fpn_features': 16, 'model.trunk_features': 32, 'model.rpn.train_post_nms_topk': 50, 'model.mask.layers': 1,
-         'model.head.max_detections': 8},
+        {
+            'model.fpn_features': 16,
+            'model.trunk_features': 32,
+            'model.rpn.train_post_nms_topk': 50,
+            'model.mask.layers': 1,
+            'model.head.max_detections': 8,
+        },
         stages=('backbone', 'neck', 'rpn', 'roi', 'heads', 'other'),
     ),
     'yolo_v3': Case('yolo_shapes.py:v3', {'model.head_features': 64}),

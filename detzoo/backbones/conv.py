@@ -39,18 +39,32 @@ class ConvNorm(nn.Module):
         """Maps [B, h, w, C] to [B, ceil(h / stride), ceil(w / stride), features], with the default padding."""
         padding = self.dilation * (self.kernel // 2) if self.padding is None else self.padding
         depthwise = dict(feature_group_count=self.features, conv_general_dilated=depthwise_convolution)
-        x = nn.Conv(self.features, (self.kernel, self.kernel), (self.stride, self.stride), padding=padding,
-                    kernel_dilation=self.dilation, use_bias=self.norm is None, kernel_init=self.init, dtype=self.dtype,
-                    name='conv', **depthwise if self.depthwise else {})(x)
+        x = nn.Conv(
+            self.features,
+            (self.kernel, self.kernel),
+            (self.stride, self.stride),
+            padding=padding,
+            kernel_dilation=self.dilation,
+            use_bias=self.norm is None,
+            kernel_init=self.init,
+            dtype=self.dtype,
+            name='conv',
+            **depthwise if self.depthwise else {},
+        )(x)
         if self.norm is not None:
             x = self.norm(name='norm')(x)
         return x if self.activation is None else self.activation(x)
 
 
 def depthwise_convolution(
-    x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Sequence[tuple[int, int]], *,
-    rhs_dilation: Sequence[int], **kwargs: Any,
-) -> jax.Array:  # fmt: skip
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    *,
+    rhs_dilation: Sequence[int],
+    **kwargs: Any,
+) -> jax.Array:
     """Convolves each channel by itself: `jax.lax.conv_general_dilated`, but on a CPU a sum of shifted products.
 
     XLA's compiler for CPUs takes many times as long for a convolution of many groups, and longer still for its gradient.
@@ -75,5 +89,7 @@ def depthwise_convolution(
             total += x[:, top : top + spans[0] : strides[0], left : left + spans[1] : strides[1]] * kernel[i, j, 0]
         return total.astype(dtype)
 
-    convolve = partial(jax.lax.conv_general_dilated, window_strides=strides, padding=padding, rhs_dilation=rhs_dilation, **kwargs)
+    convolve = partial(
+        jax.lax.conv_general_dilated, window_strides=strides, padding=padding, rhs_dilation=rhs_dilation, **kwargs
+    )
     return jax.lax.platform_dependent(x, kernel, cpu=sum_of_products, default=convolve)

@@ -48,8 +48,16 @@ class FPN(nn.Module):
             raise ValueError(f"extra_from is {self.extra_from!r}: use 'p5', 'c5', 'pool' or None")
 
         def conv(kernel: int, stride: int, name: str, use_bias: bool = True) -> nn.Conv:
-            return nn.Conv(self.features, (kernel, kernel), (stride, stride), padding=kernel // 2, dtype=self.dtype,
-                           use_bias=use_bias, kernel_init=nn.initializers.variance_scaling(1.0, 'fan_in', 'uniform'), name=name)
+            return nn.Conv(
+                self.features,
+                (kernel, kernel),
+                (stride, stride),
+                padding=kernel // 2,
+                dtype=self.dtype,
+                use_bias=use_bias,
+                kernel_init=nn.initializers.variance_scaling(1.0, 'fan_in', 'uniform'),
+                name=name,
+            )
 
         def conv_norm(x: jax.Array, kernel: int, name: str) -> jax.Array:
             x = conv(kernel, 1, name, use_bias=self.norm is None)(x)

@@ -73,7 +73,9 @@ class InvertedResidual(nn.Module):
         expanded = x
         if row.expanded != x.shape[-1]:
             expanded = conv(row.expanded, 1, activation=row.activation, name='expand')(x)
-        y = conv(row.expanded, row.kernel, row.stride, depthwise=True, activation=row.activation, name='depthwise')(expanded)
+        y = conv(row.expanded, row.kernel, row.stride, depthwise=True, activation=row.activation, name='depthwise')(
+            expanded
+        )
         if row.squeeze:
             y *= SqueezeExcitation(divisible(row.expanded // 4), self.dtype, name='squeeze')(y)
         y = conv(row.features, 1, activation=None, name='project')(y)
@@ -129,7 +131,9 @@ class MobileNet(nn.Module):
         return tuple(found[name] for name in self.outputs)
 
 
-def mobilenet_v2(*, width: float = 1.0, outputs: Sequence[str] = ('block14/expand', 'last'), **kwargs: Any) -> MobileNet:
+def mobilenet_v2(
+    *, width: float = 1.0, outputs: Sequence[str] = ('block14/expand', 'last'), **kwargs: Any
+) -> MobileNet:
     """Makes a MobileNetV2.
 
     Args:

@@ -51,8 +51,13 @@ class PaddedBatchNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises [N, ..., C]."""
         vector = x.shape[-1:], jnp.float32
-        scale, bias = self.param('scale', nn.initializers.ones, *vector), self.param('bias', nn.initializers.zeros, *vector)
-        running = [self.variable('batch_stats', name, init, *vector) for name, init in (('mean', jnp.zeros), ('var', jnp.ones))]
+        scale, bias = (
+            self.param('scale', nn.initializers.ones, *vector),
+            self.param('bias', nn.initializers.zeros, *vector),
+        )
+        running = [
+            self.variable('batch_stats', name, init, *vector) for name, init in (('mean', jnp.zeros), ('var', jnp.ones))
+        ]
         x = x.astype(jnp.promote_types(self.dtype, jnp.float32))
         kept = jnp.where(self.valid.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
         sums = kept.sum(axis=range(x.ndim - 1)), (kept**2).sum(axis=range(x.ndim - 1)), self.valid.sum()
@@ -109,8 +114,14 @@ def make_norm(
     if name == 'batch_norm' and train and valid is not None:
         return functools.partial(PaddedBatchNorm, valid, epsilon=epsilon, dtype=dtype, axis_name=axis_name)
     if name == 'batch_norm':
-        return functools.partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=epsilon, dtype=dtype,
-                                 axis_name=axis_name if train else None)
+        return functools.partial(
+            nn.BatchNorm,
+            use_running_average=not train,
+            momentum=0.9,
+            epsilon=epsilon,
+            dtype=dtype,
+            axis_name=axis_name if train else None,
+        )
     if name == 'frozen_batch_norm':
         return functools.partial(FrozenBatchNorm, epsilon=epsilon, dtype=dtype)
     if name == 'group_norm':

@@ -21,8 +21,16 @@ he_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 def conv(features: int, kernel: int, stride: int, dtype: Any, name: str) -> nn.Conv:
     """Makes a convolution without bias that keeps ceil(size / stride) cells."""
-    return nn.Conv(features, (kernel, kernel), (stride, stride), padding=kernel // 2, use_bias=False, dtype=dtype,
-                   kernel_init=he_normal, name=name)
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        (stride, stride),
+        padding=kernel // 2,
+        use_bias=False,
+        dtype=dtype,
+        kernel_init=he_normal,
+        name=name,
+    )
 
 
 class BasicBlock(nn.Module):
@@ -100,7 +108,9 @@ def run_stage(
     block, block_counts = DEPTHS[depth]
     if stride_in_1x1:
         if block is BasicBlock:
-            raise ValueError(f'a ResNet of depth {depth} has no 1x1 convolution that could stride: set stride_in_1x1 to False')
+            raise ValueError(
+                f'a ResNet of depth {depth} has no 1x1 convolution that could stride: set stride_in_1x1 to False'
+            )
         block = functools.partial(block, stride_in_1x1=True)
     features = round(64 * width) * 2 ** (number - 1)
     for index in range(block_counts[number - 1]):
@@ -141,8 +151,15 @@ class ResNet(nn.Module):
         x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         outputs = []
         for number in range(1, self.stages + 1):
-            x = run_stage(x, number, depth=self.depth, width=self.width, stride_in_1x1=self.stride_in_1x1, norm=norm,
-                          dtype=self.dtype)  # fmt: skip
+            x = run_stage(
+                x,
+                number,
+                depth=self.depth,
+                width=self.width,
+                stride_in_1x1=self.stride_in_1x1,
+                norm=norm,
+                dtype=self.dtype,
+            )
             outputs.append(x)
         return tuple(outputs)
 
@@ -161,7 +178,9 @@ class LastStage(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, valid: jax.Array | None = None, *, train: bool) -> jax.Array:
         """Maps [N, h, w, C] to [N, h / 2, w / 2, 2 * C]; valid: [N] bool, of which rows statistics are taken, None for all."""
-        norm = make_norm(self.norm, train=train, axis_name=self.axis_name, dtype=self.dtype, epsilon=self.norm_epsilon,
-                         valid=valid)  # fmt: skip
-        return run_stage(x, 4, depth=self.depth, width=self.width, stride_in_1x1=self.stride_in_1x1, norm=norm,
-                         dtype=self.dtype)  # fmt: skip
+        norm = make_norm(
+            self.norm, train=train, axis_name=self.axis_name, dtype=self.dtype, epsilon=self.norm_epsilon, valid=valid
+        )
+        return run_stage(
+            x, 4, depth=self.depth, width=self.width, stride_in_1x1=self.stride_in_1x1, norm=norm, dtype=self.dtype
+        )

@@ -42,8 +42,9 @@ class VGG16(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> Sequence[jax.Array]:
         """Maps [B, H, W, 3] to conv4_3 and fc7, each [B, H / stride, W / stride, C] with stride 8 and 16."""
-        norm = self.norm and make_norm(self.norm, train=train, axis_name=self.axis_name, dtype=self.dtype,
-                                       epsilon=self.norm_epsilon)
+        norm = self.norm and make_norm(
+            self.norm, train=train, axis_name=self.axis_name, dtype=self.dtype, epsilon=self.norm_epsilon
+        )
         conv = partial(ConvNorm, norm=norm, dtype=self.dtype)
         outputs = []
         x = x.astype(self.dtype)

@@ -31,7 +31,9 @@ NUM_CLASSES = flags.DEFINE_integer('num_classes', 80, 'Classes of the data set, 
 BATCH_SIZES = flags.DEFINE_list('batch_sizes', ['1', '8'], 'Images at once of the measured predictions.')
 REPEATS = flags.DEFINE_integer('repeats', 50, 'Timed runs of each program at most.', lower_bound=3)
 BUDGET = flags.DEFINE_float(
-    'budget', 60, 'Seconds for the timed runs of all predictions, and again for the training step; there are 3 at least.'
+    'budget',
+    60,
+    'Seconds for the timed runs of all predictions, and again for the training step; there are 3 at least.',
 )
 TPU = flags.DEFINE_list('tpu', [], 'Topologies to compile for instead, for example v5e:2x4,v4:2x2x1.')
 OUTPUT = define_path('output', None, 'A JSON file for the numbers, in bytes, FLOPs and seconds.')

@@ -1,6 +1,6 @@
 """Writes the pictures of a data set as image files, as they are stored.
 
-    python scripts/export_images.py --name=shapes --split='validation[:8]' --output=pictures
+python scripts/export_images.py --name=shapes --split='validation[:8]' --output=pictures
 """
 
 import pathlib
@@ -11,7 +11,9 @@ from tqdm import tqdm
 
 from detzoo.cli.paths import define_path
 
-NAME = flags.DEFINE_string('name', None, "A data set: 'shapes', 'histology', or one of scripts/prepare_data.py.", required=True)
+NAME = flags.DEFINE_string(
+    'name', None, "A data set: 'shapes', 'histology', or one of scripts/prepare_data.py.", required=True
+)
 SPLIT = flags.DEFINE_string('split', 'validation', "'train', 'validation', or a slice of them: 'validation[:8]'.")
 OUTPUT = define_path('output', None, 'A folder for the files.', required=True)
 DATA_DIR = define_path('data_dir', None, 'Where data sets lie; default: ~/tensorflow_datasets.')

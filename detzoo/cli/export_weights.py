@@ -33,7 +33,9 @@ def main(argv: list[str]) -> None:
         sys.exit(f'error: {error}')
     print(f'{WORKDIR.value} -> {OUTPUT.value}')
     for key, (ours, darknets) in (otherwise or {}).items():
-        print(f"{key} is {ours!r}; darknet's own detector does as with {darknets!r}, so finds other boxes in some images")
+        print(
+            f"{key} is {ours!r}; darknet's own detector does as with {darknets!r}, so finds other boxes in some images"
+        )
 
 
 if __name__ == '__main__':

@@ -56,8 +56,10 @@ def main(argv: list[str]) -> None:
         sys.exit(f'error: {error}')
     parameters = sum(x.size for x in jax.tree.leaves(imported.params))
     taken, left = ([row for row in imported.rows if bool(row.ours) == ours] for ours in (True, False))
-    print(f'{SOURCE.value} -> {WORKDIR.value}: {imported.config.model.name}, {parameters:,} parameters, '
-          f'{len(imported.classes.class_names)} classes, {len(taken)} variables filled, {len(left)} entries left')
+    print(
+        f'{SOURCE.value} -> {WORKDIR.value}: {imported.config.model.name}, {parameters:,} parameters, '
+        f'{len(imported.classes.class_names)} classes, {len(taken)} variables filled, {len(left)} entries left'
+    )
     if REPORT.value:
         try:
             found = differences_to_peer(imported)

@@ -21,9 +21,11 @@ from detzoo.cli.paths import define_path
 
 WORKDIR = define_path('workdir', None, 'The workdir of a run.', required=True)
 IMAGES = flags.DEFINE_multi_string(
-    'images', None, 'Paths, folders or globs, separated by commas; may be given several times, say for a name with commas.',
+    'images',
+    None,
+    'Paths, folders or globs, separated by commas; may be given several times, say for a name with commas.',
     required=True,
-)  # fmt: skip
+)
 OUTPUT = define_path('output', None, 'A folder for the results.', required=True)
 SCORE_THRESHOLD = flags.DEFINE_float('score_threshold', 0.5, 'Lower scores are left out.', 0, 1)
 CHECKPOINT = flags.DEFINE_integer('checkpoint', None, 'The step of the checkpoint; the newest by default.')

@@ -22,7 +22,9 @@ from detzoo.data.readers.voc import prepare_voc
 from detzoo.errors import DataError
 
 _FORMAT = flags.DEFINE_enum('format', 'coco', ['coco', 'voc'], 'The format of the annotations.')
-_NAME = flags.DEFINE_string('name', None, 'How to call the data set: lower-case letters, digits and underscores.', required=True)
+_NAME = flags.DEFINE_string(
+    'name', None, 'How to call the data set: lower-case letters, digits and underscores.', required=True
+)
 _TRAIN_ANNOTATIONS = define_path('train_annotations', None, 'coco: JSON file of the training annotations.')
 _TRAIN_IMAGES = define_path('train_images', None, 'coco: folder of the training images; file_name is relative to it.')
 _VALIDATION_ANNOTATIONS = define_path('validation_annotations', None, 'coco: JSON file of the validation ones.')

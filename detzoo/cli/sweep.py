@@ -28,7 +28,9 @@ WORKDIR = define_path('workdir', None, 'Where everything goes; the same again go
 JOBS = flags.DEFINE_integer('jobs', 1, 'Runs at once.', lower_bound=1)
 COSTS = flags.DEFINE_bool('costs', False, 'Also measure what prediction costs.')
 TPU = flags.DEFINE_string('tpu', None, 'With --costs: a topology of TPUs to estimate them for, for example v5e:2x4.')
-CLUSTER = flags.DEFINE_enum('cluster', None, ['slurm', 'local'], "Submit runs as jobs; 'local' are processes, for a trial.")
+CLUSTER = flags.DEFINE_enum(
+    'cluster', None, ['slurm', 'local'], "Submit runs as jobs; 'local' are processes, for a trial."
+)
 OPTIONS = flags.DEFINE_list('cluster_options', [], 'Parameters of submitit, KEY=VALUE each.')
 
 
@@ -103,7 +105,9 @@ def main(argv: list[str]) -> None:
     except (ConfigError, ImportError, OSError, ValueError) as error:
         sys.exit(f'error: {error}')
     failed = [result.run for result in results if result.status == FAILED]
-    print(f'{len(results) - len(failed)} of {len(results)} runs are finished: python scripts/report.py --workdir={folder}')
+    print(
+        f'{len(results) - len(failed)} of {len(results)} runs are finished: python scripts/report.py --workdir={folder}'
+    )
     sys.exit(f'error: {len(failed)} failed: {", ".join(failed)}' if failed else 0)
 
 

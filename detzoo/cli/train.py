@@ -15,9 +15,13 @@ from ml_collections import config_flags
 
 from detzoo.cli.paths import define_path
 
-CONFIG = config_flags.DEFINE_config_file('config', None, 'The experiment: a file of configs/, with an argument after a colon.')
+CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'The experiment: a file of configs/, with an argument after a colon.'
+)
 WORKDIR = define_path('workdir', None, 'Where checkpoints, metrics and the config go.')
-PROFILE = flags.DEFINE_integer('profile', 0, 'How many steps to record with the profiler, for TensorBoard.', lower_bound=0)
+PROFILE = flags.DEFINE_integer(
+    'profile', 0, 'How many steps to record with the profiler, for TensorBoard.', lower_bound=0
+)
 MULTIHOST = flags.DEFINE_bool('multihost', False, 'Whether this is one of several processes of a run (TPU pod, SLURM).')
 flags.mark_flags_as_required(['config', 'workdir'])
 
@@ -25,7 +29,9 @@ flags.mark_flags_as_required(['config', 'workdir'])
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'what is {argv[1]!r}? Flags begin with --')
-    logging.set_verbosity(logging.FATAL)  # libraries tell every step of a checkpoint otherwise, and its errors, which are raised
+    logging.set_verbosity(
+        logging.FATAL
+    )  # libraries tell every step of a checkpoint otherwise, and its errors, which are raised
     sys.unraisablehook = show_unraisable
     import jax
 
@@ -40,7 +46,15 @@ def main(argv: list[str]) -> None:
     keep_compilations()
     try:
         metrics = train_and_evaluate(CONFIG.value, WORKDIR.value, profile_steps=PROFILE.value)
-    except (ConfigError, DataError, FirstProcessError, FloatingPointError, InUseError, OSError, RecompilationError) as error:
+    except (
+        ConfigError,
+        DataError,
+        FirstProcessError,
+        FloatingPointError,
+        InUseError,
+        OSError,
+        RecompilationError,
+    ) as error:
         sys.exit(f'error: {error}')
     if jax.process_index() == 0:
         print(format_table(metrics))

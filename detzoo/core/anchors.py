@@ -76,7 +76,11 @@ def grid_anchors(
 
 
 def pyramid_anchors(
-    canvas: tuple[int, int], grids: Sequence[tuple[int, int]], bases: Sequence[np.ndarray], *, strides: Sequence[int] | None
+    canvas: tuple[int, int],
+    grids: Sequence[tuple[int, int]],
+    bases: Sequence[np.ndarray],
+    *,
+    strides: Sequence[int] | None,
 ) -> list[np.ndarray]:
     """Places the anchors of all levels of a pyramid.
 

@@ -9,7 +9,13 @@ from detzoo.types import Array
 
 
 def normalize(
-    image: Array, window: Array, *, mean: Sequence[float], std: Sequence[float], bgr: bool = False, pad_value: float = 0.0
+    image: Array,
+    window: Array,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    bgr: bool = False,
+    pad_value: float = 0.0,
 ) -> Array:
     """Subtracts the mean, divides by the deviation, and overwrites what lies outside the window.
 

@@ -65,7 +65,9 @@ def match_and_reassign(anchors: Array, gt: GroundTruth, *, positive_iou: float, 
     Returns:
         matched: [A] int32, a row of gt, NEGATIVE or IGNORE.
     """
-    matched = match_by_threshold(anchors, gt, positive_iou=positive_iou, negative_iou=positive_iou, match_best_anchors=False)
+    matched = match_by_threshold(
+        anchors, gt, positive_iou=positive_iou, negative_iou=positive_iou, match_best_anchors=False
+    )
     iou = _candidate_iou(anchors, gt)
     if bipartite:
         reassigned = match_bipartite(iou)
@@ -151,7 +153,9 @@ def last_winner(best: Array, candidate: Array, num_anchors: int) -> Array:
     """
     # A maximum over rows, since duplicate indices in a scatter have no order.
     chosen = candidate[:, None] & (best[:, None] == jnp.arange(num_anchors))  # [M, A]
-    return jnp.where(chosen, jnp.arange(best.shape[0])[:, None], NEGATIVE).max(axis=0, initial=NEGATIVE).astype(jnp.int32)
+    return (
+        jnp.where(chosen, jnp.arange(best.shape[0])[:, None], NEGATIVE).max(axis=0, initial=NEGATIVE).astype(jnp.int32)
+    )
 
 
 def sample_balanced(matched: Array, key: Array, *, count: int, positive_share: float) -> Array:

@@ -29,7 +29,9 @@ from detzoo.types import Array
 
 LEVEL_TOLERANCE = 1e-6  # levels: so that a side of exactly 224 pixels, rounded down a little, is at the level of 224
 FARTHEST = 2.0**20  # pixels: a cell times the number of bins still is an int32
-UNROLLED_SAMPLES = 2  # of a bin, fused in one loop; were these all, XLA would fuse the gathers into every use of the result
+UNROLLED_SAMPLES = (
+    2  # of a bin, fused in one loop; were these all, XLA would fuse the gathers into every use of the result
+)
 POOLED_AT_ONCE = 8  # RoIs whose bins RoIPool walks through together: as fast as one by one on a CPU, in fewer steps
 
 

@@ -82,7 +82,9 @@ def segments(jaxpr: Any) -> list[Segment]:
     for index, equation in enumerate(jaxpr.eqns):
         stages = _stages_of(equation)
         if len(stages) > 1:
-            raise ValueError(f'one {equation.primitive} holds the stages {", ".join(sorted(stages))}: open each outside of it')
+            raise ValueError(
+                f'one {equation.primitive} holds the stages {", ".join(sorted(stages))}: open each outside of it'
+            )
         stage = stages.pop() if stages else found[-1].stage if found else INPUT
         if found and found[-1].stage == stage:
             found.pop()
@@ -158,7 +160,9 @@ def prepare(config: ml_collections.ConfigDict, num_classes: int, batch_sizes: Se
     classes = Classes(tuple(map(str, range(num_classes))), tuple(range(num_classes)))
     predictor = Predictor(config, classes, 0, state.params, state.model_state)
     canvas = evaluation_canvases(config)[0]
-    return _compile(predictor, {size: [cost.random_batch(config, canvas, size, num_classes).inputs] for size in batch_sizes})
+    return _compile(
+        predictor, {size: [cost.random_batch(config, canvas, size, num_classes).inputs] for size in batch_sizes}
+    )
 
 
 def prepare_trained(predictor: Predictor, batch_sizes: Sequence[int] = (1, 8)) -> Prepared:
@@ -179,8 +183,15 @@ def prepare_trained(predictor: Predictor, batch_sizes: Sequence[int] = (1, 8)) -
     given = load_proposals(config.data.validation_proposals, dataset, config.data.max_proposals)
     inputs = {}
     for size in batch_sizes:
-        batches = evaluation_batches(dataset, canvases, max_boxes=config.data.max_boxes, recipe=config.data.recipe,
-                                     batch_size=size, proposals=given, threads=1)
+        batches = evaluation_batches(
+            dataset,
+            canvases,
+            max_boxes=config.data.max_boxes,
+            recipe=config.data.recipe,
+            batch_size=size,
+            proposals=given,
+            threads=1,
+        )
         inputs[size] = [batch.inputs for batch in itertools.islice(batches, max(1, IMAGES // size))]
     return _compile(predictor, inputs)
 
@@ -228,9 +239,7 @@ def measure(prepared: Mapping[str, Prepared], *, repeats: int = 50, budget: floa
         'stage', 'parameters', 'flops', 'peak_bytes' (of the largest prefix that ends with it) and 'p50_seconds'. Parameters
         that prediction never uses are in no stage.
     """
-    steps = {
-        (name, index): program.run for name, one in prepared.items() for index, program in enumerate(one.programs)
-    }
+    steps = {(name, index): program.run for name, one in prepared.items() for index, program in enumerate(one.programs)}
     times = cost.interleaved_latency(steps, repeats=repeats, budget=budget)
     rows = []
     for name, one in prepared.items():

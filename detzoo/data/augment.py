@@ -91,7 +91,11 @@ def augment(
     if recipe['rotate90']:
         for _ in range(rng.randint(4)):
             width = image.shape[1]
-            image, boxes, back = np.rot90(image), rotate_boxes(boxes, width), back @ [[0, -1, width], [1, 0, 0], [0, 0, 1]]
+            image, boxes, back = (
+                np.rot90(image),
+                rotate_boxes(boxes, width),
+                back @ [[0, -1, width], [1, 0, 0], [0, 0, 1]],
+            )
 
     height, width = image.shape[:2]
     part, kept = np.array([0, 0, width, height]), np.arange(len(boxes))
@@ -164,9 +168,7 @@ def move_sides(part: np.ndarray, jitter: float, rng: np.random.RandomState) -> n
     return part + (rng.uniform(-jitter, jitter, 4) * size).astype(int)
 
 
-def sample_crop(
-    part: np.ndarray, boxes: np.ndarray, size: tuple[int, int], rng: np.random.RandomState
-) -> np.ndarray:
+def sample_crop(part: np.ndarray, boxes: np.ndarray, size: tuple[int, int], rng: np.random.RandomState) -> np.ndarray:
     """Draws a crop around objects (SSD, 1512.02325, section 2.2; sides and number of trials as in the authors' code).
 
     It is, with equal chances, all there is; or a rectangle of 0.3..1 of the sides (the paper says 0.1) and an aspect ratio
@@ -279,7 +281,12 @@ def distort_colors(image: np.ndarray, recipe: Mapping[str, Any], rng: np.random.
         low, high = recipe[key]
         return np.interp(rng.uniform(-1, 1), (-1, 0, 1), (low, 1, high)) if low < high and happens() else 1.0
 
-    brightness, hue, saturation, exposure = summand('brightness'), summand('hue'), factor('saturation'), factor('exposure')
+    brightness, hue, saturation, exposure = (
+        summand('brightness'),
+        summand('hue'),
+        factor('saturation'),
+        factor('exposure'),
+    )
     if (brightness, hue, saturation, exposure) == (0, 0, 1, 1):
         return image
     rgb = np.clip(image.astype(np.float32) + brightness, 0, 255)
@@ -300,7 +307,11 @@ def check_recipe(recipe: Mapping[str, Any]) -> None:
     check('resize', recipe['resize'] in RESIZES, f'one of {", ".join(map(repr, RESIZES))}')
     check('interpolation', recipe['interpolation'] in INTERPOLATIONS, f'one of {", ".join(map(repr, INTERPOLATIONS))}')
     for key in ('shorter_side', 'longer_side'):
-        check(key, recipe[key] is None or recipe['resize'] != 'stretch', "None with resize 'stretch', which has no scale to limit")
+        check(
+            key,
+            recipe[key] is None or recipe['resize'] != 'stretch',
+            "None with resize 'stretch', which has no scale to limit",
+        )
         check(key, recipe[key] is None or recipe[key] > 0, 'a positive number of pixels, or None')
     for key in ('flip', 'color_jitter', 'color_probability'):
         check(key, 0 <= recipe[key] <= 1, 'in 0..1')
@@ -326,7 +337,9 @@ def _best_overlaps(crops: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """The largest IoU [n] of each of [n, 4] xyxy crops with any of [N, 4] xyxy boxes; -1 where there is no box."""
     if not len(boxes):
         return np.full(len(crops), -1.0)
-    as_xywh = [np.concatenate([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]], axis=1).astype(np.float64) for xyxy in (crops, boxes)]
+    as_xywh = [
+        np.concatenate([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]], axis=1).astype(np.float64) for xyxy in (crops, boxes)
+    ]
     return pycocotools.mask.iou(*as_xywh, np.zeros(len(boxes), np.uint8)).max(axis=1)
 
 

@@ -1,7 +1,7 @@
 """The data sets that there are, by name: the only door through which the project opens data.
 
-    builders()                -> those that detzoo makes itself; they are prepared on first use
-    open_dataset(name, split) -> Dataset: class names, category ids, and records with random access
+builders()                -> those that detzoo makes itself; they are prepared on first use
+open_dataset(name, split) -> Dataset: class names, category ids, and records with random access
 """
 
 import os

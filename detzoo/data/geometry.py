@@ -247,7 +247,9 @@ def mask_in_frame(mask: np.ndarray, box: np.ndarray, to_record: np.ndarray, size
     """
     x1, y1, x2, y2 = box
     width, height = (x2 - x1) / size, (y2 - y1) / size  # of a cell
-    cells = np.array([[width, 0, x1 + width / 2], [0, height, y1 + height / 2], [0, 0, 1]])  # from indices to the canvas
+    cells = np.array(
+        [[width, 0, x1 + width / 2], [0, height, y1 + height / 2], [0, 0, 1]]
+    )  # from indices to the canvas
     matrix = to_record @ cells - [[0, 0, 0.5], [0, 0, 0.5]]  # pixels have whole indices at their centres
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     return cv2.warpAffine(255 * mask.astype(np.uint8), matrix, (size, size), flags=flags, borderValue=0) >= 128

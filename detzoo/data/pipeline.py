@@ -72,14 +72,14 @@ def train_batches(
         return load_augmented(dataset, index, canvas, max_boxes, recipe, rng, mask_size=mask_size, proposals=proposals)
 
     stream = grain.MapDataset.range(len(dataset.records)).seed(seed).shuffle().repeat().map_with_index(load)
-    stream = stream[process : 2**62 : processes]  # with an end, for batches of one image: grain can count no more of them
+    stream = stream[
+        process : 2**62 : processes
+    ]  # with an end, for batches of one image: grain can count no more of them
     batches = stream.batch(batch_size // processes)[start_step:]
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=8)))
 
 
-def canvas_of_step(
-    step: int, canvases: Sequence[tuple[int, int]], seed: int, canvas_steps: int = 1
-) -> tuple[int, int]:
+def canvas_of_step(step: int, canvases: Sequence[tuple[int, int]], seed: int, canvas_steps: int = 1) -> tuple[int, int]:
     """Draws the canvas that all processes use at a step; it is kept for `canvas_steps` steps (multi-scale training)."""
     return tuple(canvases[np.random.RandomState([seed, step // canvas_steps, 1]).randint(len(canvases))])
 

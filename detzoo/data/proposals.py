@@ -80,7 +80,11 @@ def load_proposals(source: str | None, dataset: Dataset, max_proposals: int) -> 
     count = images = dropped = 0
     for record in tqdm(dataset.records, desc='proposals', unit='image', leave=False):
         xywh = record['boxes'][~record['is_crowd']] if listed is None else listed.get(record['image_id'], none)
-        count, images, dropped = count + len(xywh), images + (len(xywh) > 0), dropped + max(0, len(xywh) - max_proposals)
+        count, images, dropped = (
+            count + len(xywh),
+            images + (len(xywh) > 0),
+            dropped + max(0, len(xywh) - max_proposals),
+        )
         xywh = xywh[:max_proposals]
         boxes.append(np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1).astype(np.float32))
     split = f'split {dataset.split!r} of {dataset.name!r}'
@@ -114,10 +118,18 @@ def read_proposals(path: str | os.PathLike) -> dict[int, np.ndarray]:
     try:
         data = pathlib.Path(path).read_bytes()
     except OSError as error:
-        raise DataError(f"cannot read the proposals {path}: {error.strerror}; give a file's path, or 'ground_truth'") from error
+        raise DataError(
+            f"cannot read the proposals {path}: {error.strerror}; give a file's path, or 'ground_truth'"
+        ) from error
     try:
         entries = json.loads(gzip.decompress(data) if data.startswith(b'\x1f\x8b') else data)
-    except (ValueError, RecursionError, OSError, EOFError, zlib.error) as error:  # JSON's and UTF-8's errors, then gzip's
+    except (
+        ValueError,
+        RecursionError,
+        OSError,
+        EOFError,
+        zlib.error,
+    ) as error:  # JSON's and UTF-8's errors, then gzip's
         raise DataError(f'{path} is not JSON, or was cut short ({error}); copy or export it again') from error
     if not isinstance(entries, list):
         raise DataError(f'{path} is no list of proposals: export them in the format of COCO results, where {ENTRY}')

@@ -215,7 +215,9 @@ def write_dataset(
                 download_dir=scratch / 'downloads',
                 download_config=tfds.download.DownloadConfig(manual_dir=manual_dir(data_dir)),
             )
-        builder.info.metadata['checksum'] = checksum({split: Records(data_source(builder, split)) for split in builder.info.splits})
+        builder.info.metadata['checksum'] = checksum(
+            {split: Records(data_source(builder, split)) for split in builder.info.splits}
+        )
         builder.info.write_to_directory(builder.data_path)
         folder = data_dir / builder.name / str(builder.version)
         folder.parent.mkdir(exist_ok=True)
@@ -245,7 +247,9 @@ def checksum(splits: Mapping[str, Records]) -> str:
         for record in tqdm(splits[split], desc=f'checksum of {split}', unit='image', leave=False):
             image = record.pop('image')
             digest.update(hashlib.sha256(image).digest())
-            digest.update(json.dumps({key: np.asarray(value).tolist() for key, value in record.items()}, sort_keys=True).encode())
+            digest.update(
+                json.dumps({key: np.asarray(value).tolist() for key, value in record.items()}, sort_keys=True).encode()
+            )
     return digest.hexdigest()
 
 
@@ -300,7 +304,9 @@ def with_objects(dataset: Dataset) -> Dataset:
 
     count = len(dataset.records)
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        found = tqdm(pool.map(has_objects, range(count)), desc='images with objects', total=count, unit='image', leave=False)
+        found = tqdm(
+            pool.map(has_objects, range(count)), desc='images with objects', total=count, unit='image', leave=False
+        )
         rows = np.flatnonzero(list(found))
     if not len(rows):
         raise DataError(

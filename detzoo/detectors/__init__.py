@@ -40,7 +40,9 @@ def make_detector(name: str, **kwargs: Any) -> Detector:
     for key in _flat(kwargs):
         if key not in known and key not in parameters:  # a group may be None as a whole
             nearest = difflib.get_close_matches(key, known, 1, cutoff=0)
-            raise TypeError(f'{name} takes no argument {key!r}: the nearest is {nearest[0]!r} (all: {", ".join(known)})')
+            raise TypeError(
+                f'{name} takes no argument {key!r}: the nearest is {nearest[0]!r} (all: {", ".join(known)})'
+            )
     return DETECTORS[name](**kwargs)
 
 

@@ -86,8 +86,15 @@ def run_convolutions(
 ) -> Array:
     """Runs 3x3 convolutions, each with a norm if there is one; parts of the module in whose compact method it is called."""
     for i in range(1, layers + 1):
-        x = nn.Conv(features, (3, 3), padding=1, use_bias=norm is None, kernel_init=nn.initializers.he_normal(), dtype=dtype,
-                    name=f'conv{i}')(x)  # fmt: skip
+        x = nn.Conv(
+            features,
+            (3, 3),
+            padding=1,
+            use_bias=norm is None,
+            kernel_init=nn.initializers.he_normal(),
+            dtype=dtype,
+            name=f'conv{i}',
+        )(x)
         x = nn.relu(x if norm is None else norm(name=f'norm{i}')(x))
     return x
 
@@ -112,7 +119,9 @@ class Trunk(nn.Module):
         x = run_convolutions(x, layers=self.conv_layers, features=x.shape[-1], norm=norm, dtype=self.dtype)
         x = x.reshape(len(x), -1)
         for i in range(1, self.fc_layers + 1):
-            x = nn.relu(nn.Dense(self.features, kernel_init=nn.initializers.he_normal(), dtype=self.dtype, name=f'fc{i}')(x))
+            x = nn.relu(
+                nn.Dense(self.features, kernel_init=nn.initializers.he_normal(), dtype=self.dtype, name=f'fc{i}')(x)
+            )
         return x
 
 
@@ -264,7 +273,9 @@ def make_rpn(
     if anchor_strides not in ('power_of_two', 'canvas_over_grid'):
         raise ValueError(f"rpn.anchor_strides is {anchor_strides!r}: use 'power_of_two' or 'canvas_over_grid'")
     if len({len(sizes) for sizes in anchor_sizes}) != 1:
-        raise ValueError(f'rpn.anchor_sizes must have equally many sizes at each level, which share one head: {anchor_sizes}')
+        raise ValueError(
+            f'rpn.anchor_sizes must have equally many sizes at each level, which share one head: {anchor_sizes}'
+        )
     if len(anchor_sizes) != len(strides):
         raise ValueError(f'rpn.anchor_sizes has {len(anchor_sizes)} levels, the pyramid {len(strides)}')
     anchors = partial(
@@ -274,8 +285,9 @@ def make_rpn(
     )
 
     def match(anchors: Array, gt: GroundTruth, key: Array) -> Array:
-        matched = matching.match_by_threshold(anchors, gt, positive_iou=positive_iou, negative_iou=negative_iou,
-                                              match_best_anchors=match_best_anchors)
+        matched = matching.match_by_threshold(
+            anchors, gt, positive_iou=positive_iou, negative_iou=negative_iou, match_best_anchors=match_best_anchors
+        )
         sampled = matching.sample_balanced(matched, key, count=samples, positive_share=positive_share)
         return jnp.where(sampled, matched, matching.IGNORE)
 
@@ -375,8 +387,9 @@ def make_roi_head(
             proposals = jnp.concatenate([proposals, gt.boxes])
             valid = jnp.concatenate([valid, gt.valid & ~gt.crowd])
         proposals = jnp.where(valid[:, None], proposals, jnp.asarray(EMPTY_ROI))
-        matched = matching.match_by_threshold(proposals, gt, positive_iou=positive_iou, negative_iou=negative_iou,
-                                              match_best_anchors=False)
+        matched = matching.match_by_threshold(
+            proposals, gt, positive_iou=positive_iou, negative_iou=negative_iou, match_best_anchors=False
+        )
         matched = jnp.where(valid, matched, matching.IGNORE)
         sampled = matching.sample_balanced(matched, key, count=samples, positive_share=positive_share)
         rank, row = jax.lax.top_k(sampled * (1 + (matched >= 0)), min(samples, len(proposals)))
@@ -405,8 +418,16 @@ def make_roi_head(
         proposals = jnp.broadcast_to(proposals[:, None], (*scores.shape, 4))
         boxes = box_coding.decode(jnp.broadcast_to(box_deltas, proposals.shape), proposals, weights=delta_weights)
         select = partial(top_per_level, level_sizes=[len(scores)], count=pre_nms_topk)
-        return postprocess(scores, boxes, window, select=select, score_threshold=score_threshold,
-                           iou_threshold=iou_threshold, max_detections=max_detections, min_size=min_size)
+        return postprocess(
+            scores,
+            boxes,
+            window,
+            select=select,
+            score_threshold=score_threshold,
+            iou_threshold=iou_threshold,
+            max_detections=max_detections,
+            min_size=min_size,
+        )
 
     return RoIHead(sample, loss, detect, int(samples * positive_share))
 
@@ -452,16 +473,22 @@ def make_roi_reader(
         than they get; else it has none.
     """
     operators = {
-        'align': partial(roi_features.roi_align, samples_per_bin=samples_per_bin, aligned=aligned, reduce=reduce,
-                         max_samples_per_bin=max_samples_per_bin),
+        'align': partial(
+            roi_features.roi_align,
+            samples_per_bin=samples_per_bin,
+            aligned=aligned,
+            reduce=reduce,
+            max_samples_per_bin=max_samples_per_bin,
+        ),
         'pool': roi_features.roi_pool,
         'warp': partial(roi_features.roi_warp, samples_per_bin=samples_per_bin, reduce=reduce),
-    }  # fmt: skip
+    }
     if operator not in operators:
         raise ValueError(f'roi.operator is {operator!r}: use one of {", ".join(operators)}')
     finest = int(math.log2(first_stride))
-    level_of = partial(roi_features.assign_levels, min_level=finest, max_level=finest + num_levels - 1,
-                       canonical_size=canonical_size)  # fmt: skip
+    level_of = partial(
+        roi_features.assign_levels, min_level=finest, max_level=finest + num_levels - 1, canonical_size=canonical_size
+    )
     bins = dict(strides=[first_stride * 2**number for number in range(num_levels)], output_size=output_size)
 
     def read(levels: Sequence[Array], rois: Array) -> Array:
@@ -472,7 +499,9 @@ def make_roi_reader(
     def metrics(rois: Array, matched: Array) -> Sums:
         if operator != 'align' or samples_per_bin:
             return {}
-        needed = jax.vmap(lambda rois: roi_features.adaptive_samples(rois, level_of(rois), **bins, aligned=aligned))(rois)
+        needed = jax.vmap(lambda rois: roi_features.adaptive_samples(rois, level_of(rois), **bins, aligned=aligned))(
+            rois
+        )
         undersampled = (needed > max_samples_per_bin) & (matched != matching.IGNORE)
         return {'undersampled_rois': undersampled.sum(axis=1).mean()}
 
@@ -497,8 +526,10 @@ def propose(net: FasterRCNN, rpn: RPN | None, x: Array, inputs: Inputs, *, train
     if inputs.proposals is not None:
         return levels, None, (inputs.proposals, inputs.proposals_valid)
     if rpn is None:
-        raise ValueError('without an RPN (model.rpn is None) proposals must be given: set data.train_proposals and '
-                         'data.validation_proposals, or inputs.proposals')
+        raise ValueError(
+            'without an RPN (model.rpn is None) proposals must be given: set data.train_proposals and '
+            'data.validation_proposals, or inputs.proposals'
+        )
     outputs = net.rpn(levels)
     with jax.named_scope('rpn'):
         anchors = rpn.anchors(x.shape[1:3], [level.shape[1:3] for level in levels])
@@ -507,7 +538,9 @@ def propose(net: FasterRCNN, rpn: RPN | None, x: Array, inputs: Inputs, *, train
     return levels, (*outputs, jnp.asarray(np.concatenate(anchors))), proposals
 
 
-def sample(rpn: RPN | None, head: RoIHead, rpn_outputs: Any, proposals: Any, batch: Batch, rng: Array) -> tuple[Any, Array, Array]:
+def sample(
+    rpn: RPN | None, head: RoIHead, rpn_outputs: Any, proposals: Any, batch: Batch, rng: Array
+) -> tuple[Any, Array, Array]:
     """Draws what both stages are trained on; an image's draw depends on its id, not on its place.
 
     Args:
@@ -578,7 +611,9 @@ def levels_of(backbone: str, fpn_features: int | None) -> tuple[Sequence[int], i
     if backbone != 'mobilenet_v3_large':
         raise ValueError(f"backbone is {backbone!r}: use 'resnet' or 'mobilenet_v3_large'")
     if fpn_features is None:
-        raise ValueError("fpn_features is None: mobilenet_v3_large has no C4 with a last stage behind it, set it to 256")
+        raise ValueError(
+            'fpn_features is None: mobilenet_v3_large has no C4 with a last stage behind it, set it to 256'
+        )
     return (32, 32, 64), 1  # two levels of one stride: torchvision reads RoIs from the first
 
 
@@ -605,10 +640,14 @@ def make_network(
 ) -> FasterRCNN:
     """Makes the network of `make`'s arguments."""
     if trunk_norm is not None and not trunk_conv_layers:
-        raise ValueError(f'trunk_norm is {trunk_norm!r}: it follows the convolutions of the head, and trunk_conv_layers is 0')
+        raise ValueError(
+            f'trunk_norm is {trunk_norm!r}: it follows the convolutions of the head, and trunk_conv_layers is 0'
+        )
     if fpn_features is None and (fpn_norm is not None or trunk_conv_layers):
-        raise ValueError('fpn_features is None: C4 has neither a pyramid nor a head of its own, set fpn_norm to None and '
-                         'trunk_conv_layers to 0')
+        raise ValueError(
+            'fpn_features is None: C4 has neither a pyramid nor a head of its own, set fpn_norm to None and '
+            'trunk_conv_layers to 0'
+        )
     body = dict(width=width, norm=norm, norm_epsilon=norm_epsilon, axis_name=axis_name, dtype=dtype)
     resnet = dict(depth=depth, stride_in_1x1=stride_in_1x1, **body)
     if backbone == 'mobilenet_v3_large':
@@ -715,17 +754,24 @@ def make(
         axis_name=axis_name,
     )
     run = partial(network_ops.apply, network, mean=mean, std=std, bgr=bgr)
-    weights = dict(rpn_cls_loss=rpn_loss_weight, rpn_box_loss=rpn_loss_weight, cls_loss=cls_loss_weight,
-                   box_loss=box_loss_weight)  # fmt: skip
+    weights = dict(
+        rpn_cls_loss=rpn_loss_weight, rpn_box_loss=rpn_loss_weight, cls_loss=cls_loss_weight, box_loss=box_loss_weight
+    )
 
     def both_stages(net: FasterRCNN, x: Array, batch: Batch, rng: Array, *, train: bool) -> tuple[Any, Any]:
         """What is trained: of_rpn and of_rois, see `reduce_losses`."""
         levels, rpn_outputs, proposals = propose(net, first, x, batch.inputs, train=train)
         of_rpn, rois, matched = sample(first, second, rpn_outputs, proposals, batch, rng)
-        return of_rpn, (*net.boxes(net.roi_features(levels, rois, matched != matching.IGNORE, train=train)), rois, matched)
+        return of_rpn, (
+            *net.boxes(net.roi_features(levels, rois, matched != matching.IGNORE, train=train)),
+            rois,
+            matched,
+        )
 
     def loss(params: Any, model_state: Any, batch: Batch, rng: Array) -> tuple[Array, tuple[Any, dict[str, Array]]]:
-        outputs, model_state = run(params, model_state, batch.inputs, train=True, method=both_stages, batch=batch, rng=rng)
+        outputs, model_state = run(
+            params, model_state, batch.inputs, train=True, method=both_stages, batch=batch, rng=rng
+        )
         with jax.named_scope('loss'):
             metrics = reduce_losses(first, second, *outputs, batch.gt, axis_name) | reader.metrics(*outputs[1][2:])
             loss, metrics = weigh(metrics, weights)

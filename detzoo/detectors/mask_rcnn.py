@@ -55,10 +55,14 @@ class FCNHead(nn.Module):
         """Maps [N, s, s, C] to [N, 2 s, 2 s, outputs] float32; valid: [N] bool, of which rows statistics are taken."""
         norm = self.norm and make_norm(self.norm, train=train, axis_name=self.axis_name, dtype=self.dtype, valid=valid)
         x = faster_rcnn.run_convolutions(x, layers=self.layers, features=self.features, norm=norm, dtype=self.dtype)
-        x = nn.relu(nn.ConvTranspose(self.features, (2, 2), (2, 2), kernel_init=nn.initializers.he_normal(), dtype=self.dtype,
-                                     name='deconv')(x))
-        return nn.Conv(self.outputs, (1, 1), kernel_init=nn.initializers.normal(0.01), dtype=self.dtype,
-                       name='logits')(x).astype(jnp.float32)
+        x = nn.relu(
+            nn.ConvTranspose(
+                self.features, (2, 2), (2, 2), kernel_init=nn.initializers.he_normal(), dtype=self.dtype, name='deconv'
+            )(x)
+        )
+        return nn.Conv(self.outputs, (1, 1), kernel_init=nn.initializers.normal(0.01), dtype=self.dtype, name='logits')(
+            x
+        ).astype(jnp.float32)
 
 
 class MLPHead(nn.Module):
@@ -76,8 +80,12 @@ class MLPHead(nn.Module):
         size = 2 * x.shape[1]
         x = x.reshape(len(x), -1)
         for i in range(self.layers):
-            x = nn.relu(nn.Dense(self.features, kernel_init=nn.initializers.he_normal(), dtype=self.dtype, name=f'fc{i + 1}')(x))
-        x = nn.Dense(size * size * self.outputs, kernel_init=nn.initializers.normal(0.01), dtype=self.dtype, name='logits')(x)
+            x = nn.relu(
+                nn.Dense(self.features, kernel_init=nn.initializers.he_normal(), dtype=self.dtype, name=f'fc{i + 1}')(x)
+            )
+        x = nn.Dense(
+            size * size * self.outputs, kernel_init=nn.initializers.normal(0.01), dtype=self.dtype, name='logits'
+        )(x)
         return x.reshape(len(x), size, size, self.outputs).astype(jnp.float32)
 
 
@@ -275,8 +283,13 @@ def make(
     )
     network = MaskRCNN(lambda: boxes, third.head, mask_reader and mask_reader.read)
     run = partial(network_ops.apply, network, mean=mean, std=std, bgr=bgr)
-    weights = dict(rpn_cls_loss=rpn_loss_weight, rpn_box_loss=rpn_loss_weight, cls_loss=cls_loss_weight,
-                   box_loss=box_loss_weight, mask_loss=mask_loss_weight)  # fmt: skip
+    weights = dict(
+        rpn_cls_loss=rpn_loss_weight,
+        rpn_box_loss=rpn_loss_weight,
+        cls_loss=cls_loss_weight,
+        box_loss=box_loss_weight,
+        mask_loss=mask_loss_weight,
+    )
 
     def all_stages(net: MaskRCNN, x: Array, batch: Batch, rng: Array, *, train: bool) -> tuple[Any, Any, Any]:
         """What is trained: of_rpn and of_rois, see `faster_rcnn.reduce_losses`; mask_logits of the first RoIs."""
@@ -288,8 +301,9 @@ def make(
         return of_rpn, (*net.boxes.boxes(features), rois, matched), mask_logits
 
     def loss(params: Any, model_state: Any, batch: Batch, rng: Array) -> tuple[Array, tuple[Any, dict[str, Array]]]:
-        (of_rpn, of_rois, mask_logits), model_state = run(params, model_state, batch.inputs, train=True, method=all_stages,
-                                                          batch=batch, rng=rng)  # fmt: skip
+        (of_rpn, of_rois, mask_logits), model_state = run(
+            params, model_state, batch.inputs, train=True, method=all_stages, batch=batch, rng=rng
+        )
         with jax.named_scope('loss'):
             metrics = faster_rcnn.reduce_losses(first, second, of_rpn, of_rois, batch.gt, axis_name)
             metrics |= reader.metrics(*of_rois[2:])

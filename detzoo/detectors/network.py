@@ -48,8 +48,14 @@ def cell_output(num_anchors: int, num_classes: int, prior_probability: float, dt
     """
     bias = np.zeros((num_anchors, 5 + num_classes), np.float32)
     bias[:, 4] = prior_bias(prior_probability)
-    return partial(nn.Conv, bias.size, (1, 1), kernel_init=nn.initializers.normal(0.01), dtype=dtype,
-                   bias_init=lambda key, shape, dtype=jnp.float32: jnp.asarray(bias.reshape(shape), dtype))
+    return partial(
+        nn.Conv,
+        bias.size,
+        (1, 1),
+        kernel_init=nn.initializers.normal(0.01),
+        dtype=dtype,
+        bias_init=lambda key, shape, dtype=jnp.float32: jnp.asarray(bias.reshape(shape), dtype),
+    )
 
 
 def apply(

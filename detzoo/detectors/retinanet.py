@@ -76,13 +76,31 @@ class Head(nn.Module):
         tower_init = init if self.norm is None else nn.initializers.he_normal()
         tower = []
         for i in range(self.depth):
-            tower.append(nn.Conv(levels[0].shape[-1], (3, 3), padding=1, use_bias=self.norm is None, kernel_init=tower_init,
-                                 dtype=self.dtype, name=f'conv{i + 1}'))
+            tower.append(
+                nn.Conv(
+                    levels[0].shape[-1],
+                    (3, 3),
+                    padding=1,
+                    use_bias=self.norm is None,
+                    kernel_init=tower_init,
+                    dtype=self.dtype,
+                    name=f'conv{i + 1}',
+                )
+            )
             if self.norm is not None:
                 tower.append(make_norm(self.norm, train=train, axis_name=None, dtype=self.dtype)(name=f'norm{i + 1}'))
             tower.append(nn.relu)
-        tower.append(nn.Conv(self.anchors_per_cell * self.outputs, (3, 3), padding=1, kernel_init=init, dtype=self.dtype,
-                             bias_init=nn.initializers.constant(self.output_bias), name='output'))
+        tower.append(
+            nn.Conv(
+                self.anchors_per_cell * self.outputs,
+                (3, 3),
+                padding=1,
+                kernel_init=init,
+                dtype=self.dtype,
+                bias_init=nn.initializers.constant(self.output_bias),
+                name='output',
+            )
+        )
         flat = []
         for x in levels:
             for layer in tower:
@@ -197,17 +215,27 @@ def make(
     if anchor_strides not in ('power_of_two', 'canvas_over_grid'):
         raise ValueError(f"anchor_strides is {anchor_strides!r}: use 'power_of_two' or 'canvas_over_grid'")
     if head_norm not in (None, 'group_norm'):
-        raise ValueError(f"head_norm is {head_norm!r}: use None or 'group_norm' (one head serves levels of unlike statistics)")
+        raise ValueError(
+            f"head_norm is {head_norm!r}: use None or 'group_norm' (one head serves levels of unlike statistics)"
+        )
     if box_loss not in ('smooth_l1', *losses.IOU_LOSSES):
         raise ValueError(f"box_loss is {box_loss!r}: use 'smooth_l1' or one of {', '.join(losses.IOU_LOSSES)}")
     if len({len(sizes) for sizes in anchor_sizes}) != 1:
-        raise ValueError(f'anchor_sizes must have equally many sizes at each level, since they share one head: {anchor_sizes}')
+        raise ValueError(
+            f'anchor_sizes must have equally many sizes at each level, since they share one head: {anchor_sizes}'
+        )
     if len(anchor_sizes) != 5:
         raise ValueError(f'anchor_sizes has {len(anchor_sizes)} levels, the pyramid 5')
     network = RetinaNet(
         num_classes=num_classes,
-        backbone=dict(depth=depth, width=width, stride_in_1x1=stride_in_1x1, norm=norm, norm_epsilon=norm_epsilon,
-                      axis_name=axis_name),
+        backbone=dict(
+            depth=depth,
+            width=width,
+            stride_in_1x1=stride_in_1x1,
+            norm=norm,
+            norm_epsilon=norm_epsilon,
+            axis_name=axis_name,
+        ),
         fpn=dict(features=fpn_features, extra_from=extra_levels_from),
         head=dict(anchors_per_cell=len(anchor_sizes[0]) * len(aspect_ratios), depth=head_depth, norm=head_norm),
         prior_probability=prior_probability,
@@ -215,14 +243,18 @@ def make(
     )
     base_anchors = [anchor_ops.base_anchors(sizes, aspect_ratios, rounded=round_anchors) for sizes in anchor_sizes]
 
-    make_anchors = partial(anchor_ops.pyramid_anchors, bases=base_anchors,
-                           strides=(8, 16, 32, 64, 128) if anchor_strides == 'power_of_two' else None)
+    make_anchors = partial(
+        anchor_ops.pyramid_anchors,
+        bases=base_anchors,
+        strides=(8, 16, 32, 64, 128) if anchor_strides == 'power_of_two' else None,
+    )
     run = partial(network_ops.apply, network, mean=mean, std=std, bgr=bgr)
 
     def match(cls_logits: Array, anchors: np.ndarray, gt: GroundTruth) -> Array:
         """Matches the anchors of one image: [A]."""
-        matched = matching.match_by_threshold(anchors, gt, positive_iou=positive_iou, negative_iou=negative_iou,
-                                              match_best_anchors=match_best_anchors)
+        matched = matching.match_by_threshold(
+            anchors, gt, positive_iou=positive_iou, negative_iou=negative_iou, match_best_anchors=match_best_anchors
+        )
         if negatives_per_positive is None:
             return matched
         negative_loss = optax.sigmoid_binary_cross_entropy(cls_logits, jnp.zeros_like(cls_logits)).sum(axis=-1)
@@ -235,7 +267,9 @@ def make(
         targets = labels[:, None] == jnp.arange(num_classes)  # [A, K]
         cls_loss = losses.sigmoid_focal(cls_logits, targets, gamma=focal_gamma, alpha=focal_alpha)
         if box_loss == 'smooth_l1':
-            box_error = losses.smooth_l1(box_deltas, box_coding.encode(target_boxes, anchors), beta=box_loss_beta)  # [A, 4]
+            box_error = losses.smooth_l1(
+                box_deltas, box_coding.encode(target_boxes, anchors), beta=box_loss_beta
+            )  # [A, 4]
         else:
             box_error = losses.iou_loss(box_coding.decode(box_deltas, anchors), target_boxes, kind=box_loss)[:, None]
         positive = matched >= 0
@@ -268,8 +302,14 @@ def make(
             anchors = make_anchors(inputs.images.shape[1:3], grids)
             select = partial(top_per_level, level_sizes=[len(level) for level in anchors], count=pre_nms_topk)
             boxes = jax.vmap(box_coding.decode, in_axes=(0, None))(box_deltas, np.concatenate(anchors))
-            finish = partial(postprocess, select=select, score_threshold=score_threshold, iou_threshold=iou_threshold,
-                             max_detections=max_detections, clip_before_nms=clip_before_nms)
+            finish = partial(
+                postprocess,
+                select=select,
+                score_threshold=score_threshold,
+                iou_threshold=iou_threshold,
+                max_detections=max_detections,
+                clip_before_nms=clip_before_nms,
+            )
             return jax.vmap(finish)(jax.nn.sigmoid(cls_logits), boxes, inputs.window)
 
     def assign(params: Any, model_state: Any, batch: Batch, rng: Array) -> dict[str, Assignment]:

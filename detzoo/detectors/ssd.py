@@ -79,8 +79,13 @@ class ExtraLayers(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Sequence[Array]:
         """Maps [B, h, w, C] to one level for each layer."""
-        conv = partial(ConvNorm, norm=self.norm, activation=nn.relu6 if self.lite else nn.relu, dtype=self.dtype,
-                       init=nn.initializers.xavier_uniform() if self.norm is None else nn.initializers.he_normal())
+        conv = partial(
+            ConvNorm,
+            norm=self.norm,
+            activation=nn.relu6 if self.lite else nn.relu,
+            dtype=self.dtype,
+            init=nn.initializers.xavier_uniform() if self.norm is None else nn.initializers.he_normal(),
+        )
         levels = []
         for i, (inner, features, kernel, stride, padding) in enumerate(self.layers, 1):
             x = conv(inner, 1, name=f'layer{i}_reduce')(x)
@@ -111,10 +116,23 @@ class Head(nn.Module):
         flat = []
         for i, (x, count) in enumerate(zip(levels, self.anchors_per_cell), 1):
             if self.lite:
-                x = ConvNorm(x.shape[-1], 3, depthwise=True, norm=self.norm, activation=nn.relu6, dtype=self.dtype,
-                             name=f'level{i}_depthwise')(x)
-            x = ConvNorm(count * self.outputs, 1 if self.lite else 3, activation=None, dtype=self.dtype, name=f'level{i}',
-                         init=nn.initializers.xavier_uniform())(x)
+                x = ConvNorm(
+                    x.shape[-1],
+                    3,
+                    depthwise=True,
+                    norm=self.norm,
+                    activation=nn.relu6,
+                    dtype=self.dtype,
+                    name=f'level{i}_depthwise',
+                )(x)
+            x = ConvNorm(
+                count * self.outputs,
+                1 if self.lite else 3,
+                activation=None,
+                dtype=self.dtype,
+                name=f'level{i}',
+                init=nn.initializers.xavier_uniform(),
+            )(x)
             flat.append(x.reshape(x.shape[0], -1, self.outputs).astype(jnp.float32))  # [B, h * w * anchors, outputs]
         return jnp.concatenate(flat, axis=1)
 
@@ -139,8 +157,9 @@ class SSD(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> tuple[Array, Array, list[tuple[int, int]]]:
         """Maps [B, H, W, 3] to cls_logits [B, A, K + 1], box_deltas [B, A, 4] and each level's (height, width)."""
-        norm = self.norm and make_norm(self.norm, train=train, axis_name=self.axis_name, dtype=self.dtype,
-                                       epsilon=self.norm_epsilon)
+        norm = self.norm and make_norm(
+            self.norm, train=train, axis_name=self.axis_name, dtype=self.dtype, epsilon=self.norm_epsilon
+        )
         shared = dict(lite=self.lite, norm=norm, dtype=self.dtype)
         with jax.named_scope('backbone'):
             levels = self.backbone(x, train=train)[-3:]  # without a ResNet's C2
@@ -242,8 +261,10 @@ def make(
         ('anchor_strides', anchor_strides or range(levels), levels),
     ):
         if len(given) != wanted:
-            raise ValueError(f'{name} has {len(given)} entries: {levels} levels, {backbone_levels} and the extra layers, '
-                             f'need {wanted}')
+            raise ValueError(
+                f'{name} has {len(given)} entries: {levels} levels, {backbone_levels} and the extra layers, '
+                f'need {wanted}'
+            )
     normalization = dict(norm=norm, norm_epsilon=norm_epsilon, axis_name=axis_name)
     network = SSD(
         num_classes=num_classes,
@@ -281,7 +302,9 @@ def make(
             matched = jax.vmap(match, in_axes=(0, None, 0))(cls_logits, anchors, batch.gt)
         return cls_logits, box_deltas, anchors, matched, model_state
 
-    def image_loss(cls_logits: Array, box_deltas: Array, anchors: Array, matched: Array, gt: GroundTruth) -> dict[str, Array]:
+    def image_loss(
+        cls_logits: Array, box_deltas: Array, anchors: Array, matched: Array, gt: GroundTruth
+    ) -> dict[str, Array]:
         """Sums over the anchors of one image."""
         labels, target_boxes = matching.gather_targets(matched, anchors, gt, background=num_classes)
         cls_loss = optax.softmax_cross_entropy_with_integer_labels(cls_logits, labels)  # [A]
@@ -311,8 +334,13 @@ def make(
         with jax.named_scope('post'):
             decode = partial(box_coding.decode, weights=delta_weights)
             boxes = jax.vmap(decode, in_axes=(0, None))(box_deltas, make_anchors(inputs.images.shape[1:3], grids))
-            finish = partial(postprocess, select=partial(top_per_class, count=pre_nms_topk), iou_threshold=iou_threshold,
-                             score_threshold=score_threshold, max_detections=max_detections)
+            finish = partial(
+                postprocess,
+                select=partial(top_per_class, count=pre_nms_topk),
+                iou_threshold=iou_threshold,
+                score_threshold=score_threshold,
+                max_detections=max_detections,
+            )
             return jax.vmap(finish)(jax.nn.softmax(cls_logits)[..., :-1], boxes, inputs.window)
 
     def assign(params: Any, model_state: Any, batch: Batch, rng: Array) -> dict[str, Assignment]:

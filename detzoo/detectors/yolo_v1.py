@@ -85,15 +85,25 @@ class Head(nn.Module):
         for i, features in enumerate(self.features):
             x = conv(features, stride=2 if large and i == 1 else 1, name=f'conv{i + 1}')(x)
         if large:
-            local = nn.ConvLocal(self.local_features, (3, 3), padding='SAME', dtype=self.dtype, name='local',
-                                 kernel_init=nn.initializers.he_normal(batch_axis=(0, 1)))  # each cell has weights of its own
+            local = nn.ConvLocal(
+                self.local_features,
+                (3, 3),
+                padding='SAME',
+                dtype=self.dtype,
+                name='local',
+                kernel_init=nn.initializers.he_normal(batch_axis=(0, 1)),
+            )  # each cell has weights of its own
             x = nn.leaky_relu(local(x), 0.1)
             if keys is not None:
                 kept = jax.vmap(partial(jax.random.bernoulli, p=1 - self.dropout, shape=x.shape[1:]))(keys)
                 x = jnp.where(kept, x / (1 - self.dropout), 0)
         grid = x.shape[1:3]
-        connected = nn.Dense(grid[0] * grid[1] * sum(self.parts), kernel_init=partial(connected_init, parts=self.parts),
-                             dtype=self.dtype, name='connected')
+        connected = nn.Dense(
+            grid[0] * grid[1] * sum(self.parts),
+            kernel_init=partial(connected_init, parts=self.parts),
+            dtype=self.dtype,
+            name='connected',
+        )
         return connected(x.reshape(x.shape[0], -1)).astype(jnp.float32), grid
 
 
@@ -107,13 +117,20 @@ class YOLOv1(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool, keys: Array | None = None) -> tuple[Array, Array, Array, tuple[int, int]]:
+    def __call__(
+        self, x: Array, *, train: bool, keys: Array | None = None
+    ) -> tuple[Array, Array, Array, tuple[int, int]]:
         """Maps [B, H, W, 3] to cls_scores [B, S, K], confidences [B, S, P], outputs [B, S, P, 4], (height, width)."""
         with jax.named_scope('backbone'):
             x = Darknet(**self.backbone, dtype=self.dtype, name='backbone')(x, train=train)[-1]
         with jax.named_scope('heads'):
-            norm = make_norm(self.backbone['norm'], train=train, axis_name=self.backbone['axis_name'], dtype=self.dtype,
-                             epsilon=self.backbone['norm_epsilon'])
+            norm = make_norm(
+                self.backbone['norm'],
+                train=train,
+                axis_name=self.backbone['axis_name'],
+                dtype=self.dtype,
+                epsilon=self.backbone['norm_epsilon'],
+            )
             parts = self.num_classes, self.boxes_per_cell, 4 * self.boxes_per_cell
             x, grid = Head(parts, **self.head, norm=norm, dtype=self.dtype, name='head')(x, keys)
         cells = grid[0] * grid[1]
@@ -189,15 +206,16 @@ def make(
     network = YOLOv1(
         num_classes=num_classes,
         boxes_per_cell=boxes_per_cell,
-        backbone=dict(architecture=backbone, stages=stages, width=width, norm=norm, norm_epsilon=norm_epsilon,
-                      axis_name=axis_name),
+        backbone=dict(
+            architecture=backbone, stages=stages, width=width, norm=norm, norm_epsilon=norm_epsilon, axis_name=axis_name
+        ),
         head=dict(
             features=tuple(round(width * features) for features in head_features),
             local_features=local_features and round(width * local_features),
             dropout=dropout,
         ),
         dtype=jnp.dtype(dtype),
-    )  # fmt: skip
+    )
     run = partial(network_ops.apply, network, mean=mean, std=std, pad_value=pad_value)
 
     def make_cells(inputs: Inputs, grid: tuple[int, int]) -> np.ndarray:
@@ -211,7 +229,9 @@ def make(
         """Turns outputs [S, P, 4] (x, y in the cell; roots of the shares of the canvas) into boxes [S, P, 4] xyxy."""
         cells = cells[:, None]
         center = cells[..., :2] + outputs[..., :2] * (cells[..., 2:] - cells[..., :2])
-        return boxes.cxcywh_to_xyxy(jnp.concatenate([center, outputs[..., 2:] ** 2 * np.float32(canvas[::-1])], axis=-1))
+        return boxes.cxcywh_to_xyxy(
+            jnp.concatenate([center, outputs[..., 2:] ** 2 * np.float32(canvas[::-1])], axis=-1)
+        )
 
     def match(outputs: Array, gt: GroundTruth, cells: Array, canvas: tuple[int, int]) -> tuple[Array, Array, Array]:
         """Of one image: matched [S, P], the object [S] of each cell, and the boxes [S, P, 4] predicted now."""
@@ -223,7 +243,9 @@ def make(
         predicted = jax.lax.stop_gradient(decode(outputs, cells, canvas))
         target = matching.gather_targets(objects, cells, gt, background=0)[1][:, None]  # [S, 1, 4]
         iou = boxes.iou(predicted, target)  # [S, P]
-        difference = (boxes.xyxy_to_cxcywh(predicted) - boxes.xyxy_to_cxcywh(target)) / np.tile(np.float32(canvas[::-1]), 2)
+        difference = (boxes.xyxy_to_cxcywh(predicted) - boxes.xyxy_to_cxcywh(target)) / np.tile(
+            np.float32(canvas[::-1]), 2
+        )
         distance = (difference**2).sum(axis=-1)
         best = jnp.where((iou > 0).any(axis=1), iou.argmax(axis=1), distance.argmin(axis=1))
         responsible = best[:, None] == jnp.arange(boxes_per_cell)
@@ -275,8 +297,14 @@ def make(
             scores = jnp.clip(confidences[..., None], 0, 1) * jnp.clip(cls_scores[:, :, None], 0, 1)  # [B, S, P, K]
             flat = [x.reshape(x.shape[0], -1, x.shape[-1]) for x in (scores, predicted)]
             select = partial(top_per_level, level_sizes=[flat[0].shape[1]], count=flat[0].shape[1] * num_classes)
-            finish = partial(postprocess, select=select, score_threshold=score_threshold, iou_threshold=iou_threshold,
-                             max_detections=max_detections, clip_before_nms=clip_before_nms)
+            finish = partial(
+                postprocess,
+                select=select,
+                score_threshold=score_threshold,
+                iou_threshold=iou_threshold,
+                max_detections=max_detections,
+                clip_before_nms=clip_before_nms,
+            )
             return jax.vmap(finish)(*flat, inputs.window)
 
     def assign(params: Any, model_state: Any, batch: Batch, rng: Array) -> dict[str, Assignment]:
@@ -285,7 +313,9 @@ def make(
         cells = make_cells(batch.inputs, grid)
         canvas = batch.inputs.images.shape[1:3]
         matched, _, _ = jax.vmap(partial(match, cells=cells, canvas=canvas))(outputs, batch.gt)
-        rectangles = jnp.broadcast_to(jnp.repeat(cells, boxes_per_cell, axis=0), (len(matched), cells.shape[0] * boxes_per_cell, 4))
+        rectangles = jnp.broadcast_to(
+            jnp.repeat(cells, boxes_per_cell, axis=0), (len(matched), cells.shape[0] * boxes_per_cell, 4)
+        )
         return {'cells': Assignment(rectangles, matched.reshape(len(matched), -1).astype(jnp.int32))}
 
     return Detector(partial(network_ops.init, network), loss, predict, assign)

@@ -195,16 +195,18 @@ def make(
     network = YOLOv2(
         num_classes=num_classes,
         num_anchors=len(anchor_sizes),
-        backbone=dict(architecture=backbone, stages=stages, width=width, norm=norm, norm_epsilon=norm_epsilon,
-                      axis_name=axis_name),
+        backbone=dict(
+            architecture=backbone, stages=stages, width=width, norm=norm, norm_epsilon=norm_epsilon, axis_name=axis_name
+        ),
         head=dict(
             features=tuple(round(width * features) for features in head_features),
-            passthrough_features=passthrough_features and 4 * round(width * passthrough_features / 4),  # reorg splits by 4
+            passthrough_features=passthrough_features
+            and 4 * round(width * passthrough_features / 4),  # reorg splits by 4
             prior_probability=prior_probability,
         ),
         warm_up_images=warm_up_images,
         dtype=jnp.dtype(dtype),
-    )  # fmt: skip
+    )
     run = partial(network_ops.apply, network, mean=mean, std=std, pad_value=pad_value)
 
     def make_anchors(inputs: Inputs, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -220,7 +222,9 @@ def make(
         """Sums over the anchors of one image."""
         matched, predicted = match(outputs, anchors, strides, gt)
         positive = matched >= 0
-        labels, target_boxes = matching.gather_targets(matched, anchors, gt, background=0)  # anchors: the warm-up's target
+        labels, target_boxes = matching.gather_targets(
+            matched, anchors, gt, background=0
+        )  # anchors: the warm-up's target
 
         reached = jnp.concatenate([jax.nn.sigmoid(outputs[:, :2]), outputs[:, 2:4]], axis=1)
         box_error = 0.5 * (reached - box_coding.encode_cells(target_boxes, anchors, strides)) ** 2  # [A, 4]
@@ -257,8 +261,14 @@ def make(
             scores = jax.nn.sigmoid(outputs[..., 4:5]) * jax.nn.softmax(outputs[..., 5:])
             predicted = jax.vmap(box_coding.decode_cells, in_axes=(0, None, None))(outputs[..., :4], anchors, strides)
             select = partial(top_per_level, level_sizes=[len(anchors)], count=pre_nms_topk)
-            finish = partial(postprocess, select=select, score_threshold=score_threshold, iou_threshold=iou_threshold,
-                             max_detections=max_detections, clip_before_nms=clip_before_nms)
+            finish = partial(
+                postprocess,
+                select=select,
+                score_threshold=score_threshold,
+                iou_threshold=iou_threshold,
+                max_detections=max_detections,
+                clip_before_nms=clip_before_nms,
+            )
             return jax.vmap(finish)(scores, predicted, inputs.window)
 
     def assign(params: Any, model_state: Any, batch: Batch, rng: Array) -> dict[str, Assignment]:

@@ -108,8 +108,13 @@ class YOLOv3(nn.Module):
         with jax.named_scope('backbone'):
             stages = Darknet(**self.backbone, dtype=self.dtype, name='backbone')(x, train=train)[-levels:]
         with jax.named_scope('heads'):
-            norm = make_norm(self.backbone['norm'], train=train, axis_name=self.backbone['axis_name'], dtype=self.dtype,
-                             epsilon=self.backbone['norm_epsilon'])
+            norm = make_norm(
+                self.backbone['norm'],
+                train=train,
+                axis_name=self.backbone['axis_name'],
+                dtype=self.dtype,
+                epsilon=self.backbone['norm_epsilon'],
+            )
             head = Head(self.num_anchors[0], self.num_classes, **self.head, norm=norm, dtype=self.dtype, name='head')
             outputs = head(stages)
         flat = [x.reshape(x.shape[0], -1, values) for x in outputs]  # [B, h * w * n, 5 + K]
@@ -184,13 +189,12 @@ def make(
     network = YOLOv3(
         num_classes=num_classes,
         num_anchors=tuple(map(len, anchor_sizes)),
-        backbone=dict(architecture=backbone, stages=stages, width=width, norm=norm, norm_epsilon=norm_epsilon,
-                      axis_name=axis_name),
-        head=dict(
-            features=round(width * head_features), tiny=backbone == 'tiny', prior_probability=prior_probability
+        backbone=dict(
+            architecture=backbone, stages=stages, width=width, norm=norm, norm_epsilon=norm_epsilon, axis_name=axis_name
         ),
+        head=dict(features=round(width * head_features), tiny=backbone == 'tiny', prior_probability=prior_probability),
         dtype=jnp.dtype(dtype),
-    )  # fmt: skip
+    )
     run = partial(network_ops.apply, network, mean=mean, std=std, pad_value=pad_value)
 
     def make_anchors(inputs: Inputs, grids: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -243,8 +247,14 @@ def make(
             predicted = jax.vmap(box_coding.decode_cells, in_axes=(0, None, None))(outputs[..., :4], anchors, strides)
             level_sizes = [height * width * len(sizes) for (height, width), sizes in zip(grids, anchor_sizes)]
             select = partial(top_per_level, level_sizes=level_sizes, count=pre_nms_topk)
-            finish = partial(postprocess, select=select, score_threshold=score_threshold, iou_threshold=iou_threshold,
-                             max_detections=max_detections, clip_before_nms=clip_before_nms)
+            finish = partial(
+                postprocess,
+                select=select,
+                score_threshold=score_threshold,
+                iou_threshold=iou_threshold,
+                max_detections=max_detections,
+                clip_before_nms=clip_before_nms,
+            )
             return jax.vmap(finish)(scores, predicted, inputs.window)
 
     def assign(params: Any, model_state: Any, batch: Batch, rng: Array) -> dict[str, Assignment]:

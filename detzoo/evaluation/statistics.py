@@ -412,7 +412,9 @@ def _check(trainings: Sequence[Matches], level: float, **counts: int) -> None:
 
 def _check_several(trainings: Sequence[Matches]) -> None:
     if isinstance(trainings, Matches) or len(trainings) < 2:
-        raise ValueError('it takes two trainings or more: with one there are only `bootstrap` and `paired_test`, over images')
+        raise ValueError(
+            'it takes two trainings or more: with one there are only `bootstrap` and `paired_test`, over images'
+        )
 
 
 def _averages(trainings: Sequence[Matches], weights: np.ndarray | None, thresholds: Sequence[float]) -> np.ndarray:

@@ -81,13 +81,15 @@ def average_precision(
 def format_voc_table(metrics: dict[str, Any]) -> str:
     """Writes the metrics of `voc_metrics` as two lines and a table of classes, the best first."""
     boxes = metrics['boxes']
-    return '\n'.join([
-        f'VOC, {metrics["images"]} images, IoU 0.5',
-        f' mAP of 2007 (11 recalls)  = {show(boxes["AP_2007"])}',
-        f' mAP of 2010 on (area)     = {show(boxes["AP_2010"])}',
-        '',
-        class_table(metrics['per_class']),
-    ])  # fmt: skip
+    return '\n'.join(
+        [
+            f'VOC, {metrics["images"]} images, IoU 0.5',
+            f' mAP of 2007 (11 recalls)  = {show(boxes["AP_2007"])}',
+            f' mAP of 2010 on (area)     = {show(boxes["AP_2010"])}',
+            '',
+            class_table(metrics['per_class']),
+        ]
+    )
 
 
 def _hits(objects: list[dict[str, Any]], detections: list[dict[str, Any]]) -> np.ndarray:
@@ -106,8 +108,10 @@ def _hits(objects: list[dict[str, Any]], detections: list[dict[str, Any]]) -> np
     matched = np.full(len(detections), -1)  # the object that each overlaps most, if by half
     for image_id in detections_of.keys() & rows_of.keys():
         rows, indices = np.array(rows_of[image_id]), np.array(detections_of[image_id])
-        boxes = [np.array([source[i]['bbox'] for i in chosen], np.float64)
-                 for source, chosen in ((detections, indices), (objects, rows))]  # fmt: skip
+        boxes = [
+            np.array([source[i]['bbox'] for i in chosen], np.float64)
+            for source, chosen in ((detections, indices), (objects, rows))
+        ]
         iou = pycocotools.mask.iou(*boxes, np.zeros(len(rows), np.uint8))  # [detections, objects]
         matched[indices] = np.where(iou.max(axis=1) >= MIN_IOU, rows[iou.argmax(axis=1)], -1)
 

@@ -1,7 +1,7 @@
 """A split of a data set through all devices, each image once; and a checkpoint's metrics on it.
 
-    make_predict_step -> predict_dataset: a split -> COCO results, on every process
-    evaluate_workdir: a checkpoint -> the COCO metrics, evaluation.json and detections.json.gz
+make_predict_step -> predict_dataset: a split -> COCO results, on every process
+evaluate_workdir: a checkpoint -> the COCO metrics, evaluation.json and detections.json.gz
 """
 
 import json

@@ -1,8 +1,8 @@
 """Image files in; pictures, images.json and detections.json out: all of them appear at the end, or nothing.
 
-    find_images  -> the files that paths, folders and globs name
-    check_output -> an error before the work where a result would replace a file of someone else
-    predict_files: reads, detects, draws, and moves what was written to its place
+find_images  -> the files that paths, folders and globs name
+check_output -> an error before the work where a result would replace a file of someone else
+predict_files: reads, detects, draws, and moves what was written to its place
 """
 
 import glob
@@ -27,7 +27,6 @@ IMAGE_SUFFIXES = (
     '.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.gif', '.webp', '.avif', '.bmp', '.tif', '.tiff', '.jp2', '.ppm', '.pgm',
     '.heic', '.heif',  # which cannot be read: an error is better than silence
 )  # fmt: skip
-
 
 
 def predict_files(
@@ -147,7 +146,9 @@ def read_image(path: pathlib.Path, max_pixels: int) -> np.ndarray:
             raise DataError(f'{path}: not a file; remove it from the images')
         data = path.read_bytes()
     except OSError as error:
-        raise DataError(f'{path}: cannot read the file: {error.strerror}; mend it or remove it from the images') from error
+        raise DataError(
+            f'{path}: cannot read the file: {error.strerror}; mend it or remove it from the images'
+        ) from error
     return decode_image(data, name=str(path), max_pixels=max_pixels, strict=True)
 
 

@@ -1,8 +1,8 @@
 """From trained parameters to detections in an image's own pixels and the data's own category ids.
 
-    load(workdir) -> Predictor: any image in, detections out
-    to_image: from the canvas back to the image; `dataset`, `photos` and notebooks use it too
-    to_coco: detections of an image -> COCO results
+load(workdir) -> Predictor: any image in, detections out
+to_image: from the canvas back to the image; `dataset`, `photos` and notebooks use it too
+to_coco: detections of an image -> COCO results
 """
 
 import os
@@ -88,7 +88,9 @@ class Predictor:
         if proposals is not None:
             boxes, rows = np.asarray(proposals, np.float64), self.config.data.max_proposals
             if boxes.shape[1:] != (4,) or len(boxes) > rows:
-                raise ValueError(f'proposals are [n, 4] xyxy, n at most data.max_proposals={rows}, not {list(boxes.shape)}')
+                raise ValueError(
+                    f'proposals are [n, 4] xyxy, n at most data.max_proposals={rows}, not {list(boxes.shape)}'
+                )
             given = Proposals([boxes], rows).on_canvas(0, where.matrix_to_image[:2], where.window)
         inputs = jax.tree.map(lambda x: x[None], Inputs(pixels, where.window, *given))
         detections = self._predict(self.params, self.model_state, inputs)
@@ -109,7 +111,9 @@ def load(workdir: str | os.PathLike, step: int | None = None, *, exact: bool | N
     """
     workdir = pathlib.Path(workdir)
     if not (workdir / 'config.json').exists():
-        raise FileNotFoundError(f'{workdir} is not the workdir of a run: it has no config.json; train one with scripts/train.py')
+        raise FileNotFoundError(
+            f'{workdir} is not the workdir of a run: it has no config.json; train one with scripts/train.py'
+        )
     config = read_config(workdir / 'config.json')
     if exact is not None:
         config.evaluation.exact = exact
@@ -137,7 +141,9 @@ def check_proposals(config: ml_collections.ConfigDict, given: bool, what: str) -
     if given and 'rpn' not in config.model:
         raise DataError(f'{config.model.name} takes no proposals: leave out {what}')
     if not given and config.model.get('rpn', True) is None:
-        raise DataError(f'this {config.model.name} has no RPN (model.rpn is None) and detects nothing by itself: give {what}')
+        raise DataError(
+            f'this {config.model.name} has no RPN (model.rpn is None) and detects nothing by itself: give {what}'
+        )
 
 
 def evaluation_canvases(config: ml_collections.ConfigDict) -> Sequence[tuple[int, int]]:
@@ -172,7 +178,9 @@ def to_image(
     labels = detections.labels[rows]
     boxes = where.to_image(detections.boxes[rows].astype(np.float64))
     size = round(where.size[1] / where.scale[1]), round(where.size[0] / where.scale[0])
-    masks = None if detections.masks is None else paste_masks(detections.masks[rows], boxes, size, convention=mask_paste)
+    masks = (
+        None if detections.masks is None else paste_masks(detections.masks[rows], boxes, size, convention=mask_paste)
+    )
     return ImageDetections(
         boxes=boxes,
         scores=detections.scores[rows].astype(np.float64),
@@ -192,6 +200,8 @@ def to_coco(detections: ImageDetections, image_id: int) -> list[dict[str, Any]]:
         for category, box, score in zip(detections.category_ids, boxes, detections.scores)
     ]
     if detections.masks is not None:
-        for result, rle in zip(results, pycocotools.mask.encode(np.asfortranarray(detections.masks.transpose(1, 2, 0)))):
+        for result, rle in zip(
+            results, pycocotools.mask.encode(np.asfortranarray(detections.masks.transpose(1, 2, 0)))
+        ):
             result['segmentation'] = {'size': rle['size'], 'counts': rle['counts'].decode()}
     return results

@@ -20,7 +20,9 @@ from detzoo.types import Detections, Detector, GroundTruth, Inputs
 
 _TIE = 2e-4  # scores that differ less are in no order: float32 arithmetic in another order moves them by half as much
 _SAME_IOU = 0.999
-_SAME_PIXELS = 0.01  # of a sliver a pixel thin, which clipping leaves, a thousandth of a pixel is as much as the IoU may lack
+_SAME_PIXELS = (
+    0.01  # of a sliver a pixel thin, which clipping leaves, a thousandth of a pixel is as much as the IoU may lack
+)
 _MASK_SIZE = 28  # of the peers that have masks
 _DETECTION = ('boxes', 'labels', 'scores', 'masks')
 
@@ -128,8 +130,12 @@ def pair_boxes(
     Returns:
         [n] int, the row of ours for each of theirs, or -1; and [n] float64, the IoU of each pair, or 0.
     """
-    both = [np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).astype(float) for boxes in (theirs, ours)]
-    iou = pycocotools.mask.iou(*both, np.zeros(len(ours), np.uint8))  # in float64, and nothing to compile for every count
+    both = [
+        np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).astype(float) for boxes in (theirs, ours)
+    ]
+    iou = pycocotools.mask.iou(
+        *both, np.zeros(len(ours), np.uint8)
+    )  # in float64, and nothing to compile for every count
     iou = np.where(alike, np.reshape(iou, (len(theirs), len(ours))), 0)
     rows, ious = np.full(len(theirs), -1), np.zeros(len(theirs))
     for row in range(len(theirs) if len(ours) else 0):

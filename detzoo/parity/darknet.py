@@ -70,7 +70,9 @@ def drawn_weights(model: Mapping[str, Any], template: Template) -> bytes:
                 values = random.uniform(0.8, 1.2, shape) * (0.25 if following.kind == 'shortcut' else 1)
             else:
                 values = random.standard_normal(shape) * (1.0 if linear else 0.1)
-            if following.kind == 'detection':  # its outputs are scores, confidences and roots of sizes, as they are: in 0..1
+            if (
+                following.kind == 'detection'
+            ):  # its outputs are scores, confidences and roots of sizes, as they are: in 0..1
                 values = 0.08 * values + (0.5 if kind == 'bias' else 0)
             elif linear:  # the logarithms of sizes
                 values.reshape(-1, 5 + following.options['classes'], values.size // shape[0])[:, 2:4] *= 0.4
@@ -143,7 +145,9 @@ def run_opencv(model: Mapping[str, Any], template: Template, weights: str, image
     return tensors | {'boxes': rows[:, :4], 'objectness': rows[:, 4], 'scores': scores}
 
 
-def select_detections(model: Mapping[str, Any], tensors: Mapping[str, np.ndarray], canvas: tuple[int, int]) -> Detections:
+def select_detections(
+    model: Mapping[str, Any], tensors: Mapping[str, np.ndarray], canvas: tuple[int, int]
+) -> Detections:
     """Turns the boxes and scores of all anchors into detections, by the thresholds and the NMS of our detector.
 
     Args:
@@ -275,7 +279,14 @@ class Darknet:
         return output, delta
 
     def detect(
-        self, text: str, weights: str, image: np.ndarray, *, score_threshold: float, iou_threshold: float, limit: int = 10**5
+        self,
+        text: str,
+        weights: str,
+        image: np.ndarray,
+        *,
+        score_threshold: float,
+        iou_threshold: float,
+        limit: int = 10**5,
     ) -> dict[str, np.ndarray]:
         """Detects in an image of any size as darknet does: letterbox (of YOLO v1 stretching), network, NMS of each class.
 
@@ -295,9 +306,16 @@ class Darknet:
         pixels = np.ascontiguousarray(image.transpose(2, 0, 1) / 255, np.float32)
         found = np.zeros((limit, 6), np.float32)
         count = self.binding.detect(
-            str(self.path / 'net.cfg').encode(), weights.encode(), pixels.ctypes.data_as(ctypes.c_void_p), height, width,
-            ctypes.c_float(score_threshold), ctypes.c_float(iou_threshold), found.ctypes.data_as(ctypes.c_void_p), limit,
-        )  # fmt: skip
+            str(self.path / 'net.cfg').encode(),
+            weights.encode(),
+            pixels.ctypes.data_as(ctypes.c_void_p),
+            height,
+            width,
+            ctypes.c_float(score_threshold),
+            ctypes.c_float(iou_threshold),
+            found.ctypes.data_as(ctypes.c_void_p),
+            limit,
+        )
         if count > limit:
             raise ValueError(f'{count} detections, and room for {limit}: raise score_threshold')
         found = found[:count][np.argsort(-found[:count, 4], kind='stable')]

@@ -450,7 +450,9 @@ def draw_peer(model: Any) -> dict[str, np.ndarray]:
     return entries
 
 
-def run_peer(name: str, model: Any, image: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray]:
+def run_peer(
+    name: str, model: Any, image: np.ndarray
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray]:
     """Runs torchvision's model on one image and keeps the tensors on the way. Needs torch.
 
     Args:
@@ -487,7 +489,9 @@ def _outputs_of(model: Any, parts: Sequence[str]) -> Iterator[dict[str, Any]]:
     outputs = {}
 
     def keep(part: str) -> Any:
-        return model.get_submodule(part).register_forward_hook(lambda module, args, output: outputs.update({part: output}))
+        return model.get_submodule(part).register_forward_hook(
+            lambda module, args, output: outputs.update({part: output})
+        )
 
     hooks = [keep(part) for part in parts]
     yield outputs
@@ -616,7 +620,12 @@ def peer_losses(name: str, model: Any, images: Sequence[np.ndarray], gt: GroundT
 
 
 def detector_losses(
-    name: str, detector: Detector, params: Params, model_state: ModelState, images: Sequence[np.ndarray], gt: GroundTruth
+    name: str,
+    detector: Detector,
+    params: Params,
+    model_state: ModelState,
+    images: Sequence[np.ndarray],
+    gt: GroundTruth,
 ) -> dict[str, float]:
     """Computes the losses of our detector on the peer's canvas.
 

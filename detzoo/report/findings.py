@@ -221,7 +221,9 @@ def _compare(
     permutations = min(PERMUTATIONS, max(resamples, round(2 * len(names) / SIGNIFICANT)))
     over_images = [1 in (len(matches[name]), len(matches[other])) for other, name in names]
     tests = []
-    for (other, name), single in zip(tqdm(names, desc='comparing', unit='pair', leave=False, disable=None), over_images):
+    for (other, name), single in zip(
+        tqdm(names, desc='comparing', unit='pair', leave=False, disable=None), over_images
+    ):
         a, b = matches[name], matches[other]
         if single:
             tests.append(statistics.paired_test(a, b, resamples, permutations, thresholds=thresholds))

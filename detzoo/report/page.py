@@ -220,7 +220,9 @@ def _ranking(findings: Findings, truth: str) -> list[Paragraph]:
     sentences = [f'Highest {metric}{where}: {best.name}, {size}.']
     names = {group.name for group in groups}
     for over_images, start, trained in ((False, '', ''), (True, 'Over images only, ', 'the trained ')):
-        pairs = [pair for pair in findings.pairs if pair.over_images == over_images and {pair.group, pair.other} <= names]
+        pairs = [
+            pair for pair in findings.pairs if pair.over_images == over_images and {pair.group, pair.other} <= names
+        ]
         mine = [pair for pair in pairs if best.name in (pair.group, pair.other)]
         if mine:
             sentences.append(f'{start}{trained}{best.name} is {_verdicts(best.name, mine)}.')
@@ -414,13 +416,19 @@ def _pair_table(findings: Findings, metric: str) -> Table:
                 OVER[pair.over_images],
                 p_value(test.p_value),
                 p_value(pair.adjusted),
-                Cell(NOT, faint=True) if not pair.differ else 'these networks differ' if pair.over_images else 'different',
+                Cell(NOT, faint=True)
+                if not pair.differ
+                else 'these networks differ'
+                if pair.over_images
+                else 'different',
             ]
         )
     columns = ['pair', f'difference in {metric}', '95 % interval', 'over', 'p', 'p, adjusted', 'verdict']
     caption = f'Differences in {metric}, percentage points.'
     if any(pair.over_images for pair in findings.pairs):
-        caption += ' Over images only, interval, p-values and verdict are of the trained networks, not of their methods.'
+        caption += (
+            ' Over images only, interval, p-values and verdict are of the trained networks, not of their methods.'
+        )
     return Table(caption, columns, rows, words=['over', 'verdict'])
 
 

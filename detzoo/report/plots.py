@@ -364,9 +364,16 @@ def _pr_curve(axes: Axes, curve: Mapping[str, np.ndarray], at: int, look: Style,
     precision = 100 * curve[f'precision@{at}']
     reached = min(len(precision), np.count_nonzero(precision) + 1)
     axes.plot(
-        100 * curve['recall'][:reached], precision[:reached], color=look.color, linestyle=look.line, marker=look.marker,
-        markevery=(5, 10), markersize=3.5, linewidth=1.2, label=label,
-    )  # fmt: skip
+        100 * curve['recall'][:reached],
+        precision[:reached],
+        color=look.color,
+        linestyle=look.line,
+        marker=look.marker,
+        markevery=(5, 10),
+        markersize=3.5,
+        linewidth=1.2,
+        label=label,
+    )
 
 
 def _plain(axis: Any, values: Sequence[float] = ()) -> None:

@@ -64,7 +64,9 @@ class Checkpoints:
     def _manager(self) -> ocp.CheckpointManager:
         """Makes what writes; folders that a kill left unfinished are removed."""
         # Orbax's other threads wait five minutes for folders that could not be made where a thread makes them.
-        how = ocp.options.AsyncOptions(create_directories_asynchronously=False, post_finalization_callback=self._write_sums)
+        how = ocp.options.AsyncOptions(
+            create_directories_asynchronously=False, post_finalization_callback=self._write_sums
+        )
         options = ocp.CheckpointManagerOptions(
             max_to_keep=self._keep, async_options=how, cleanup_tmp_directories=True, lightweight_initialize=True
         )
@@ -99,7 +101,10 @@ class Checkpoints:
                 return
             names = (self.folder / f'{step}.damaged{number}' for number in ('', *range(2, 1000)))
             aside = (self.folder / str(step)).rename(next(path for path in names if not path.exists()))
-            tqdm.write(f'WARNING: the checkpoint of step {step} is damaged and set aside as {aside}: {problem}', file=sys.stderr)
+            tqdm.write(
+                f'WARNING: the checkpoint of step {step} is damaged and set aside as {aside}: {problem}',
+                file=sys.stderr,
+            )
         if steps:
             raise DataError(
                 f'every checkpoint in {self.folder} is damaged, and called STEP.damaged now: started again, this training begins '
@@ -139,7 +144,9 @@ class Checkpoints:
             self._manager.wait_until_finished()
         self._saving = step
         with self._writing():
-            self._manager.save(step, args=ocp.args.Composite(**{name: ocp.args.StandardSave(items[name]) for name in items}))
+            self._manager.save(
+                step, args=ocp.args.Composite(**{name: ocp.args.StandardSave(items[name]) for name in items})
+            )
 
     def restore(self, template: TrainState) -> TrainState:
         """Reads the newest state, as numpy arrays of the template's structure, shapes and dtypes.

@@ -37,7 +37,11 @@ def parallel(
         leaves, _ = jax.tree_util.tree_flatten_with_path(args)
         shapes = {jax.tree_util.keystr(path): f'{x.dtype}{list(x.shape)}' for path, x in leaves}
         if len(seen) == traces:
-            changes = [f'{key} was {seen[-1].get(key)}, is {shape}' for key, shape in shapes.items() if shape != seen[-1].get(key)]
+            changes = [
+                f'{key} was {seen[-1].get(key)}, is {shape}'
+                for key, shape in shapes.items()
+                if shape != seen[-1].get(key)
+            ]
             raise RecompilationError(
                 f'{name} would be compiled a {traces + 1}. time, though {traces} canvas(es) were announced: '
                 + ('; '.join(changes) or 'no shape changed, but a type, a placement or the structure did')

@@ -125,7 +125,9 @@ def environment() -> dict[str, Any]:
         devices=jax.device_count(),
         processes=jax.process_count(),
         command=sys.argv,
-        versions={name: importlib.metadata.version(name) for name in ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'grain')}
+        versions={
+            name: importlib.metadata.version(name) for name in ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'grain')
+        }
         | {'detzoo': detzoo.__version__},
     )
 

@@ -1,6 +1,6 @@
 """What a detector learns an image from: its anchors, cells or RoIs as `Detector.assign` matches them.
 
-    Predictor, Dataset -> one image on its canvas, as in evaluation -> Detector.assign -> a picture of each stage
+Predictor, Dataset -> one image on its canvas, as in evaluation -> Detector.assign -> a picture of each stage
 """
 
 import jax

@@ -70,7 +70,9 @@ def plan(experiment: str, arguments: Sequence[str] = ()) -> dict[str, Any]:
     runs = []
     for run, config in zip(sweep.runs, configs):
         if config.training.num_replicas > 1:
-            raise ConfigError(f'run {run.name!r}: a run is one training, not {config.training.num_replicas} replicas: list seeds')
+            raise ConfigError(
+                f'run {run.name!r}: a run is one training, not {config.training.num_replicas} replicas: list seeds'
+            )
         group = run.group or run.name
         runs.append(
             Result(
@@ -165,7 +167,9 @@ def _check(store: Store, planned: dict[str, Any]) -> dict[str, Result]:
     with contextlib.suppress(FileNotFoundError):
         before = read_file(store.folder / 'sweep.json', lambda: store.sweep()['experiment'])
         if before != planned['experiment']:
-            raise ConfigError(f'{store.folder} holds the sweep of {before}: take another folder for {planned["experiment"]}')
+            raise ConfigError(
+                f'{store.folder} holds the sweep of {before}: take another folder for {planned["experiment"]}'
+            )
     done = {}
     for row in planned['runs']:
         result = _left_by(store, row['run']) or next((r for r in store.results() if r.run == row['run']), None)
@@ -202,7 +206,15 @@ class _Board:
         """Makes a row for each run."""
         rows = []
         for run in self.runs:
-            row = dict(run=run.run, status=WAITING, step=0, steps=run.config['training']['steps'], left=None, AP=None, reason='')
+            row = dict(
+                run=run.run,
+                status=WAITING,
+                step=0,
+                steps=run.config['training']['steps'],
+                left=None,
+                AP=None,
+                reason='',
+            )
             if run.run in running:
                 row |= dict(status='running', step=self._step(run.run))
             elif run.run in done:
@@ -496,7 +508,9 @@ def code_version() -> str:
     git = ['git', '-C', str(ROOT)]
     try:
         commit = subprocess.run([*git, 'rev-parse', 'HEAD'], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, 'status', '--porcelain', '-uno'], capture_output=True, text=True, check=True).stdout
+        changed = subprocess.run(
+            [*git, 'status', '--porcelain', '-uno'], capture_output=True, text=True, check=True
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         return 'unknown'
     return commit[:12] + ('+' if changed.strip() else '')

@@ -130,15 +130,21 @@ def check_fit(learnt: Mapping[str, np.ndarray], anew: tuple[str, ...], template:
     missing = [path for path in drawn if path not in learnt and path not in anew]
     misshapen = [
         f'{path} {learnt[path].shape}, here {drawn[path].shape}'
-        for path in drawn if path in learnt and learnt[path].shape != drawn[path].shape
-    ]  # fmt: skip
+        for path in drawn
+        if path in learnt and learnt[path].shape != drawn[path].shape
+    ]
     unused = [path for path in learnt if path not in drawn]
     problems = {'missing there': missing, 'of another shape': misshapen, 'without a place here': unused}
     if any(problems.values()):
-        listed = '; '.join(f'{kind}: {", ".join(paths[:_LISTED])}{", ..." * (len(paths) > _LISTED)}'
-                           for kind, paths in problems.items() if paths)
-        raise ConfigError(f'initialize_from is {source}, whose detector is another one: {listed}. Take its model section over '
-                          'unchanged, as configs/finetune_histology.py does')
+        listed = '; '.join(
+            f'{kind}: {", ".join(paths[:_LISTED])}{", ..." * (len(paths) > _LISTED)}'
+            for kind, paths in problems.items()
+            if paths
+        )
+        raise ConfigError(
+            f'initialize_from is {source}, whose detector is another one: {listed}. Take its model section over '
+            'unchanged, as configs/finetune_histology.py does'
+        )
 
 
 def replace(params: Params, model_state: ModelState, learnt: Mapping[str, np.ndarray]) -> tuple[Params, ModelState]:

@@ -88,7 +88,9 @@ def train_and_evaluate(
         start = parallel.from_first_process(lambda: take_over(config, replicas, data, validation, cleanup))
         states, logs = [], []
         for replica in replicas:
-            states.append(replica.checkpoints.restore(state) if start else initial_state(replica.config, detector, learnt.arrays))
+            states.append(
+                replica.checkpoints.restore(state) if start else initial_state(replica.config, detector, learnt.arrays)
+            )
             logs.append(MetricsLog(replica.workdir, step=start, active=jax.process_index() == 0))
             cleanup.callback(logs[-1].close)
             cleanup.callback(replica.checkpoints.close)
@@ -122,7 +124,9 @@ def train_and_evaluate(
             return evaluations
 
         evaluations = []
-        if evaluation_due(config, start) and parallel.from_first_process(lambda: any(log.evaluated != start for log in logs)):
+        if evaluation_due(config, start) and parallel.from_first_process(
+            lambda: any(log.evaluated != start for log in logs)
+        ):
             evaluations = evaluate_at(start)  # the run was cut after this checkpoint
         streams = [make_batches(replica.config, data, start, proposals) for replica in replicas]
         for stream in streams:
@@ -169,7 +173,9 @@ class Replica(NamedTuple):
     checkpoints: Checkpoints
 
 
-def split(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[tuple[ml_collections.ConfigDict, pathlib.Path]]:
+def split(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path
+) -> list[tuple[ml_collections.ConfigDict, pathlib.Path]]:
     """Makes the config and the workdir of each replica: those of a training of its own, with the next seed.
 
     Raises:
@@ -239,7 +245,9 @@ def unstack(tree: Any, count: int) -> list[Any]:
     return [tree] if count == 1 else [jax.tree.map(operator.itemgetter(index), tree) for index in range(count)]
 
 
-def evaluate_each(evaluate: Callable[[TrainState], dict[str, Any]], state: TrainState, count: int) -> list[dict[str, Any]]:
+def evaluate_each(
+    evaluate: Callable[[TrainState], dict[str, Any]], state: TrainState, count: int
+) -> list[dict[str, Any]]:
     """Evaluates the replicas of a state on devices, one after the other."""
     if count == 1:
         return [evaluate(state)]
@@ -343,9 +351,15 @@ def make_evaluation(
         params = state.params if state.ema_params is None else state.ema_params
         losses = []
         results = predict_dataset(
-            predict_step, params, state.model_state, dataset, truth, config, proposals=proposals,
+            predict_step,
+            params,
+            state.model_state,
+            dataset,
+            truth,
+            config,
+            proposals=proposals,
             on_batch=lambda batch: losses.append(loss_step(params, state.model_state, batch)),
-        )  # fmt: skip
+        )
         losses = np.array([parallel.first_replica(pair) for pair in losses], np.float64)  # [batches, (loss, whole)]
         whole = losses[:, 1] > 0
         return dict(
@@ -357,7 +371,9 @@ def make_evaluation(
     return evaluate
 
 
-def draw_pictures(dataset: Dataset, results: list[dict[str, Any]], score_threshold: float = 0.3) -> dict[str, np.ndarray]:
+def draw_pictures(
+    dataset: Dataset, results: list[dict[str, Any]], score_threshold: float = 0.3
+) -> dict[str, np.ndarray]:
     """Draws detections, or the annotations of a ground truth, on the first images of a split: {image id: picture}."""
     pictures = {}
     for index in range(min(PICTURES, len(dataset.records))):
@@ -422,8 +438,8 @@ def check(
     if ('mask' in config.model) != (config.data.mask_size > 0):
         raise ConfigError(
             f'data.mask_size is 0, and {config.model.name} learns masks: set it to the side of a mask, to 112 for example'
-            if 'mask' in config.model else
-            f'data.mask_size is {config.data.mask_size}, and {config.model.name} finds no masks: set it to 0'
+            if 'mask' in config.model
+            else f'data.mask_size is {config.data.mask_size}, and {config.model.name} finds no masks: set it to 0'
         )
     for key in ('train_proposals', 'validation_proposals'):
         check_proposals(config, config.data[key] is not None, f'data.{key}')
@@ -436,7 +452,9 @@ def check(
     except (ValueError, TypeError, OSError) as error:
         raise ConfigError(str(error)) from error
     if config.training.num_replicas > 1 and len(config.data.canvases) > 1:
-        raise ConfigError('training.num_replicas needs a single canvas in data.canvases: each seed draws its own at a step')
+        raise ConfigError(
+            'training.num_replicas needs a single canvas in data.canvases: each seed draws its own at a step'
+        )
     devices = jax.device_count()
     for key, size, parts in (
         ('training.batch_size', config.training.batch_size, devices * config.training.accumulate),
@@ -460,7 +478,9 @@ def check_canvases(config: ml_collections.ConfigDict, detector: Detector) -> Non
         except (ValueError, TypeError) as error:
             raise ConfigError(f'this {config.model.name} does not fit a canvas of {side}: {error}') from error
         except ZeroDivisionError as error:  # of an initialiser, whose variance is 1 / channels
-            raise ConfigError(f'a layer of this {config.model.name} has no channels: raise model.width or its features') from error
+            raise ConfigError(
+                f'a layer of this {config.model.name} has no channels: raise model.width or its features'
+            ) from error
         shapes[canvas] = jax.tree.map(lambda x: x.shape, variables)
         if shapes[canvas] != shapes[first]:
             raise ConfigError(
@@ -493,8 +513,8 @@ def diverged(step: int, metrics: dict[str, float], indices: np.ndarray, data: Da
     last, folder = replica.checkpoints.latest_step(), replica.checkpoints.folder
     standing = (
         'There is no checkpoint yet, so that the same workdir takes another config'
-        if last is None else
-        f'The last good checkpoint is that of step {last} in {folder}; another config takes a new workdir'
+        if last is None
+        else f'The last good checkpoint is that of step {last} in {folder}; another config takes a new workdir'
     )
     return (
         f'step {step}: the loss is {metrics["loss"]}, the norm of its gradient {metrics["grad_norm"]}. '

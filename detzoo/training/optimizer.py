@@ -34,7 +34,9 @@ def make_schedule(config: ml_collections.ConfigDict, steps: int) -> optax.Schedu
         decay = optax.constant_schedule(config.learning_rate)
     else:
         raise ValueError(f"optimizer.schedule is {config.schedule!r}: use 'cosine', 'steps' or 'constant'")
-    warmup = optax.linear_schedule(config.learning_rate / max(1, config.warmup_steps), config.learning_rate, config.warmup_steps)
+    warmup = optax.linear_schedule(
+        config.learning_rate / max(1, config.warmup_steps), config.learning_rate, config.warmup_steps
+    )
     return optax.join_schedules([warmup, decay], [config.warmup_steps])
 
 

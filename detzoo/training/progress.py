@@ -20,7 +20,9 @@ class Progress:
         self._batch_size = config.training.batch_size
         quiet = jax.process_index() > 0
         interval = 0.5 if sys.stderr.isatty() else 10
-        self._bar = tqdm(total=config.training.steps, initial=start, desc='train', unit='step', disable=quiet, mininterval=interval)
+        self._bar = tqdm(
+            total=config.training.steps, initial=start, desc='train', unit='step', disable=quiet, mininterval=interval
+        )
         self._since, self._step, self._waited, self._idle = time.perf_counter(), start, 0.0, 0.0
 
     def __enter__(self) -> 'Progress':

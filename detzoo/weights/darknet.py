@@ -40,9 +40,14 @@ _COLLECTIONS = ('params', 'batch_stats', 'frozen')
 _SEEN = 'counters/images_seen'  # the variable that lies in a file's header
 # What darknet computes with whatever a .cfg file says.
 _FIXED = {'mean': (0.0, 0.0, 0.0), 'std': (255.0, 255.0, 255.0), 'norm_epsilon': 1e-6}
-PREDICTION = {'pad_value': 0.5, 'clip_before_nms': False}  # its letterbox is gray, its NMS sees boxes that leave the image
-_REMEDY = ('Give the model the arguments of that file (PUBLISHED has those of known ones, `model_of_cfg` reads them from a .cfg '
-           'file), or fetch the file again')  # fmt: skip
+PREDICTION = {
+    'pad_value': 0.5,
+    'clip_before_nms': False,
+}  # its letterbox is gray, its NMS sees boxes that leave the image
+_REMEDY = (
+    'Give the model the arguments of that file (PUBLISHED has those of known ones, `model_of_cfg` reads them from a .cfg '
+    'file), or fetch the file again'
+)
 _NAMES = {'bias': 'biases', 'scale': 'scales', 'mean': 'means', 'var': 'variances', 'kernel': 'weights'}
 _CLASSES = 1000  # of ImageNet
 
@@ -209,7 +214,9 @@ def read_weights(path: str | os.PathLike[str], model: Mapping[str, Any], templat
         ValueError: if the file is shorter or longer than the model's weights; or as `layers`.
     """
     values = {row.ours: value for row, value in _read(path, model, template) if row.ours}
-    variables = flax.traverse_util.unflatten_dict({variable: values[variable] for variable in flatten(template)}, sep='/')
+    variables = flax.traverse_util.unflatten_dict(
+        {variable: values[variable] for variable in flatten(template)}, sep='/'
+    )
     return variables.pop('params'), variables
 
 
@@ -218,7 +225,9 @@ def report(path: str | os.PathLike[str], model: Mapping[str, Any], template: Tem
     return [row for row, _ in _read(path, model, template)]
 
 
-def write_weights(path: str | os.PathLike[str], model: Mapping[str, Any], params: Params, model_state: ModelState) -> None:
+def write_weights(
+    path: str | os.PathLike[str], model: Mapping[str, Any], params: Params, model_state: ModelState
+) -> None:
     """Writes the variables of a YOLO to a .weights file: what `read_weights` reads.
 
     Args:
@@ -276,7 +285,9 @@ def backbone_variables(path: str | os.PathLike[str], params: Params, model_state
     shapes, variables = _shapes((params, model_state)), flatten((params, model_state))
     arguments = _backbone_of(params.get('backbone', {}))
     if arguments is None:
-        raise ValueError(f"{path}: the backbone of this model is none of darknet's: give a file of another kind, or a yolo")
+        raise ValueError(
+            f"{path}: the backbone of this model is none of darknet's: give a file of another kind, or a yolo"
+        )
     described, _ = _backbone(shapes, arguments)
     weighted = [(index, layer) for index, layer in enumerate(described) if layer.entries]
 
@@ -285,10 +296,12 @@ def backbone_variables(path: str | os.PathLike[str], params: Params, model_state
     there, needed = len(content) - header, 4 * _size(described)
     whole = needed + 4 * _CLASSES * (1 + weighted[-1][1].options['filters'])
     if there not in (needed, whole):
-        raise ValueError(f'{path}: not the weights of this backbone: {there:,} bytes follow its header; the {len(weighted)} '
-                         f'convolutions of this {arguments["backbone"]} have {needed:,}, with a classifier of {_CLASSES} classes '
-                         f"{whole:,}. Set the model's backbone, width and stages to those of the file, cut the file behind the "
-                         'backbone by `darknet partial`, or fetch it again')  # fmt: skip
+        raise ValueError(
+            f'{path}: not the weights of this backbone: {there:,} bytes follow its header; the {len(weighted)} '
+            f'convolutions of this {arguments["backbone"]} have {needed:,}, with a classifier of {_CLASSES} classes '
+            f"{whole:,}. Set the model's backbone, width and stages to those of the file, cut the file behind the "
+            'backbone by `darknet partial`, or fetch it again'
+        )
     if there == whole:
         left = f"{path}: its last convolution, which tells ImageNet's {_CLASSES} classes apart, is left"
         tqdm.write(left, file=sys.stderr)
@@ -312,7 +325,9 @@ def _backbone_of(modules: Collection[str]) -> dict[str, Any] | None:
     return {'backbone': backbone, 'stages': stages[-1]}
 
 
-def _read(path: str | os.PathLike[str], model: Mapping[str, Any], template: Template) -> Iterator[tuple[Row, np.ndarray]]:
+def _read(
+    path: str | os.PathLike[str], model: Mapping[str, Any], template: Template
+) -> Iterator[tuple[Row, np.ndarray]]:
     """Finds for each run of numbers in a .weights file its line of the report, and the value of our variable."""
     content = pathlib.Path(path).read_bytes()
     header, seen, transposed = _read_header(content, path)
@@ -322,12 +337,16 @@ def _read(path: str | os.PathLike[str], model: Mapping[str, Any], template: Temp
     if there < 4 * total:
         ends = itertools.accumulate(_size([layer]) for _, layer in weighted)
         index, layer = next(place for place, end in zip(weighted, ends) if 4 * end > there)
-        raise ValueError(f'{path}: not the weights of this model: it ends after {there // 4:,} of {total:,} numbers, in layer '
-                         f'{index}, {layer.kind} ({layer.module}). {_REMEDY}')
+        raise ValueError(
+            f'{path}: not the weights of this model: it ends after {there // 4:,} of {total:,} numbers, in layer '
+            f'{index}, {layer.kind} ({layer.module}). {_REMEDY}'
+        )
     if there > 4 * total:
         index, layer = weighted[-1]
-        raise ValueError(f'{path}: not the weights of this model: {there - 4 * total:,} bytes follow the {total:,} numbers up '
-                         f'to the last layer, {index}, {layer.kind} ({layer.module}). {_REMEDY}')
+        raise ValueError(
+            f'{path}: not the weights of this model: {there - 4 * total:,} bytes follow the {total:,} numbers up '
+            f'to the last layer, {index}, {layer.kind} ({layer.module}). {_REMEDY}'
+        )
     counter = np.asarray(seen, targets[_SEEN].dtype if _SEEN in targets else np.int64)
     if _SEEN in targets:
         yield Row('header: images seen', _SEEN, (), 'as it is', checksum(counter)), counter
@@ -376,10 +395,14 @@ def _read_header(content: bytes, path: str | os.PathLike[str]) -> tuple[int, int
     counter = '<I' if old or 10 * major + minor < 2 else '<Q'
     length = 12 + struct.calcsize(counter)
     if len(content) < length:
-        raise ValueError(f'{path}: no .weights file: it has {len(content)} bytes, a header alone {length}. Fetch it again')
+        raise ValueError(
+            f'{path}: no .weights file: it has {len(content)} bytes, a header alone {length}. Fetch it again'
+        )
     (seen,) = struct.unpack_from(counter, content, 12)
     if seen >= 2**63:
-        raise ValueError(f'{path}: damaged: its header says that the network was trained with {seen:,} images. Fetch it again')
+        raise ValueError(
+            f'{path}: damaged: its header says that the network was trained with {seen:,} images. Fetch it again'
+        )
     return length, seen, old
 
 
@@ -433,7 +456,9 @@ def _backbone(shapes: Shapes, arguments: Mapping[str, Any]) -> tuple[list[Layer]
             strided = arguments['backbone'] == 'extraction' and stage == 2
             if stage > 1 and not strided:
                 described.append(_max_pool())
-            described += [_convolution(shapes, conv, stride=2 if strided else 1) for conv in _numbered(shapes, f'{name}_conv')]
+            described += [
+                _convolution(shapes, conv, stride=2 if strided else 1) for conv in _numbered(shapes, f'{name}_conv')
+            ]
         ends.append(len(described) - 1)
     return described, ends
 
@@ -452,7 +477,10 @@ def _yolo_v1(arguments: Mapping[str, Any], shapes: Shapes) -> list[Layer]:
         channels = weights.shape[3]
         options = {'filters': channels, 'size': 3, 'stride': 1, 'pad': 1, 'activation': 'leaky'}
         entries = (_entry(shapes, 'head/local/bias', 'yxO', 'Oyx'), weights)
-        described += [Layer('local', options, 'head/local', entries), Layer('dropout', {'probability': arguments['dropout']})]
+        described += [
+            Layer('local', options, 'head/local', entries),
+            Layer('dropout', {'probability': arguments['dropout']}),
+        ]
 
     boxes, classes = arguments['boxes_per_cell'], arguments['num_classes']
     inputs, outputs = shapes['params/head/connected/kernel']
@@ -477,13 +505,26 @@ def _yolo_v2(arguments: Mapping[str, Any], shapes: Shapes) -> list[Layer]:
     described += [_convolution(shapes, conv) for conv in convs]
     if passthrough:
         coarse = len(described) - 1
-        described += [Layer('route', {'layers': ends[-2]}), _convolution(shapes, 'head/passthrough'),
-                      Layer('reorg', {'stride': 2}), Layer('route', {'layers': f'-1,{coarse}'})]
+        described += [
+            Layer('route', {'layers': ends[-2]}),
+            _convolution(shapes, 'head/passthrough'),
+            Layer('reorg', {'stride': 2}),
+            Layer('route', {'layers': f'-1,{coarse}'}),
+        ]
     described += [_convolution(shapes, last), _convolution(shapes, 'head/output')]
     sizes, stride = arguments['anchor_sizes'], 2 ** (arguments['stages'] - 1)
-    options = {'anchors': _listed(side / stride for size in sizes for side in size), 'bias_match': 1,
-               'classes': arguments['num_classes'], 'coords': 4, 'num': len(sizes), 'softmax': 1,
-               'rescore': int(arguments['rescore']), **_scales(arguments), 'absolute': 1, 'thresh': arguments['ignore_iou']}
+    options = {
+        'anchors': _listed(side / stride for size in sizes for side in size),
+        'bias_match': 1,
+        'classes': arguments['num_classes'],
+        'coords': 4,
+        'num': len(sizes),
+        'softmax': 1,
+        'rescore': int(arguments['rescore']),
+        **_scales(arguments),
+        'absolute': 1,
+        'thresh': arguments['ignore_iou'],
+    }
     described.append(Layer('region', options))
     return described
 
@@ -498,17 +539,25 @@ def _yolo_v3(arguments: Mapping[str, Any], shapes: Shapes) -> list[Layer]:
     trunk = None  # the number of the layer from which the next finer level goes on
     for number in range(len(levels), 0, -1):
         if trunk is not None:
-            described += [Layer('route', {'layers': trunk}), _convolution(shapes, f'head/level{number}_lateral'),
-                          Layer('upsample', {'stride': 2}),
-                          Layer('route', {'layers': f'-1,{ends[number - len(levels) - 1]}'})]
+            described += [
+                Layer('route', {'layers': trunk}),
+                _convolution(shapes, f'head/level{number}_lateral'),
+                Layer('upsample', {'stride': 2}),
+                Layer('route', {'layers': f'-1,{ends[number - len(levels) - 1]}'}),
+            ]
         described += [_convolution(shapes, conv) for conv in _numbered(shapes, f'head/level{number}_trunk')]
         trunk = len(described) - 1
         described += [_convolution(shapes, f'head/level{number}_{name}') for name in ('conv', 'output')]
         count = len(levels[number - 1])
         mask = range((number - 1) * count, number * count)
-        options = {'mask': _listed(mask), 'anchors': _listed(side for size in sizes for side in size),
-                   'classes': arguments['num_classes'], 'num': len(sizes), 'ignore_thresh': arguments['ignore_iou'],
-                   'truth_thresh': 1}
+        options = {
+            'mask': _listed(mask),
+            'anchors': _listed(side for size in sizes for side in size),
+            'classes': arguments['num_classes'],
+            'num': len(sizes),
+            'ignore_thresh': arguments['ignore_iou'],
+            'truth_thresh': 1,
+        }
         described.append(Layer('yolo', options))
     return described
 
@@ -541,7 +590,8 @@ PUBLISHED = {
     'yolov2': Published({**PREDICTION, 'name': 'yolo_v2', 'num_classes': 80, 'anchor_sizes': _COCO_V2}, (608, 608)),
     'yolov2-voc': Published({**PREDICTION, 'name': 'yolo_v2', 'num_classes': 20, 'anchor_sizes': _VOC_V2}, (416, 416)),
     'yolov2-tiny': Published(
-        {**_V2_TINY, 'num_classes': 80, 'anchor_sizes': _COCO_V2, 'head_features': (1024, 512), 'rescore': False}, (416, 416)
+        {**_V2_TINY, 'num_classes': 80, 'anchor_sizes': _COCO_V2, 'head_features': (1024, 512), 'rescore': False},
+        (416, 416),
     ),
     'yolov2-tiny-voc': Published(
         {**_V2_TINY, 'num_classes': 20, 'anchor_sizes': _VOC_V2_TINY, 'head_features': (1024, 1024)}, (416, 416)

@@ -18,10 +18,16 @@ import numpy as np
 from detzoo.backbones.darknet import DARKNET53_BLOCKS, PLAIN
 
 # Of the weights of losses, darknet's names: ours.
-SCALES = {'object_scale': 'object_scale', 'noobject_scale': 'no_object_scale', 'class_scale': 'class_scale',
-          'coord_scale': 'box_scale'}  # fmt: skip
-KNOWN = ("Known are darknet's YOLO v1, v2 and v3, and v1-tiny, v2-tiny and v3-tiny: with any canvas, classes and anchors, with "
-         'other filters in the head, with fewer stages, and with all filters times a factor')  # fmt: skip
+SCALES = {
+    'object_scale': 'object_scale',
+    'noobject_scale': 'no_object_scale',
+    'class_scale': 'class_scale',
+    'coord_scale': 'box_scale',
+}
+KNOWN = (
+    "Known are darknet's YOLO v1, v2 and v3, and v1-tiny, v2-tiny and v3-tiny: with any canvas, classes and anchors, with "
+    'other filters in the head, with fewer stages, and with all filters times a factor'
+)
 
 _ALIASES = {'network': 'net', 'conv': 'convolutional', 'max': 'maxpool', 'conn': 'connected'}
 # Of each kind of layer the options on which depends what it computes, or how our losses train it: what darknet takes where
@@ -51,11 +57,20 @@ _NET = ('height', 'width', 'channels', 'letter_box')
 _WORDS, _LISTS = ('activation',), ('anchors', 'layers', 'mask')
 _COUNTS = ('channels', 'classes', 'filters', 'height', 'num', 'output', 'side', 'size', 'stride', 'width')
 # By how it ends a detector, its larger backbone, and the kind of layer that only the network with that one has.
-_ENDS = {'detection': ('yolo_v1', 'extraction', 'local'), 'region': ('yolo_v2', 'darknet19', 'reorg'),
-         'yolo': ('yolo_v3', 'darknet53', 'shortcut')}  # fmt: skip
+_ENDS = {
+    'detection': ('yolo_v1', 'extraction', 'local'),
+    'region': ('yolo_v2', 'darknet19', 'reorg'),
+    'yolo': ('yolo_v3', 'darknet53', 'shortcut'),
+}
 # Convolutions behind the backbone, at least: of (detector, whether it is the larger one).
-_HEADS = {('yolo_v1', True): 1, ('yolo_v1', False): 1, ('yolo_v2', True): 4, ('yolo_v2', False): 2, ('yolo_v3', True): 1,
-          ('yolo_v3', False): 2}  # fmt: skip
+_HEADS = {
+    ('yolo_v1', True): 1,
+    ('yolo_v1', False): 1,
+    ('yolo_v2', True): 4,
+    ('yolo_v2', False): 2,
+    ('yolo_v3', True): 1,
+    ('yolo_v3', False): 2,
+}
 
 
 class Section(NamedTuple):
@@ -147,13 +162,17 @@ def likely_model(layers: Sequence[CfgLayer], name: str) -> dict[str, Any]:
     halvings = sum(layer['stride'] == 2 for layer in of['convolutional'] + of['maxpool'])
     stages = halvings + (detector != 'yolo_v1')  # whose head halves once more
     if not 2 <= stages <= 6:
-        raise ValueError(f'{name}: {halvings} of its layers have stride 2, {halvings + 2 - stages} to {halvings + 6 - stages} of '
-                         f'a {detector}. {KNOWN}')  # fmt: skip
+        raise ValueError(
+            f'{name}: {halvings} of its layers have stride 2, {halvings + 2 - stages} to {halvings + 6 - stages} of '
+            f'a {detector}. {KNOWN}'
+        )
     filters, features = [layer['filters'] for layer in of['convolutional']], _backbone_features(backbone, stages)
     head = filters[len(features) :]
     if len(head) < _HEADS[detector, large]:
-        raise ValueError(f'{name}: has {len(filters)} convolutions, a {detector} with the {backbone} backbone and {stages} '
-                         f'stages at least {len(features) + _HEADS[detector, large]}. {KNOWN}')  # fmt: skip
+        raise ValueError(
+            f'{name}: has {len(filters)} convolutions, a {detector} with the {backbone} backbone and {stages} '
+            f'stages at least {len(features) + _HEADS[detector, large]}. {KNOWN}'
+        )
     width = filters[len(features) - 1] / features[-1]
 
     def unscaled(count: int) -> float:
@@ -165,18 +184,27 @@ def likely_model(layers: Sequence[CfgLayer], name: str) -> dict[str, Any]:
     if detector != 'yolo_v3':
         model |= {ours: float(last[theirs]) for theirs, ours in SCALES.items()} | {'rescore': bool(last['rescore'])}
     if detector == 'yolo_v1':
-        model |= {'head_features': tuple(map(unscaled, head)), 'boxes_per_cell': last['num'],
-                  'local_features': unscaled(of['local'][0]['filters']) if large else None}  # fmt: skip
+        model |= {
+            'head_features': tuple(map(unscaled, head)),
+            'boxes_per_cell': last['num'],
+            'local_features': unscaled(of['local'][0]['filters']) if large else None,
+        }
         if of['dropout']:
             model |= {'dropout': float(of['dropout'][0]['probability'])}
     if detector == 'yolo_v2':
         stride = 2 ** (stages - 1)
-        model |= {'head_features': tuple(map(unscaled, [*head[:-3], head[-2]] if large else head[:-1])),
-                  'passthrough_features': unscaled(head[-3]) if large else None, 'ignore_iou': float(last['thresh']),
-                  'anchor_sizes': tuple((stride * x, stride * y) for x, y in last['anchors'])}  # fmt: skip
+        model |= {
+            'head_features': tuple(map(unscaled, [*head[:-3], head[-2]] if large else head[:-1])),
+            'passthrough_features': unscaled(head[-3]) if large else None,
+            'ignore_iou': float(last['thresh']),
+            'anchor_sizes': tuple((stride * x, stride * y) for x, y in last['anchors']),
+        }
     if detector == 'yolo_v3':
-        model |= {'head_features': unscaled(head[0 if large else 1]), 'ignore_iou': float(last['ignore_thresh']),
-                  'anchor_sizes': tuple(tuple(layer['anchors']) for layer in reversed(of['yolo']))}  # fmt: skip
+        model |= {
+            'head_features': unscaled(head[0 if large else 1]),
+            'ignore_iou': float(last['ignore_thresh']),
+            'anchor_sizes': tuple(tuple(layer['anchors']) for layer in reversed(of['yolo'])),
+        }
     return model
 
 
@@ -199,8 +227,10 @@ def check_same(layers: Sequence[CfgLayer], ours: Sequence[CfgLayer], *, network:
             raise ValueError(f'{layer.section.place}: {what}: {network} {instead} here. {KNOWN}')
         for key, value in layer.computed.items():
             if not _alike(value, our.computed[key]):
-                raise ValueError(f'{layer.section.place_of(key)}: {what}: its {key} is {value}, that of {network} '
-                                 f'{our.computed[key]}. {KNOWN}')  # fmt: skip
+                raise ValueError(
+                    f'{layer.section.place_of(key)}: {what}: its {key} is {value}, that of {network} '
+                    f'{our.computed[key]}. {KNOWN}'
+                )
 
 
 def _read_sections(text: str, name: str) -> list[Section]:
@@ -214,14 +244,18 @@ def _read_sections(text: str, name: str) -> list[Section]:
         if line[0] == '[' and line[-1] == ']':
             sections.append(Section(place, _ALIASES.get(line[1:-1], line[1:-1]), {}))
             if sections[0].kind != 'net':
-                raise ValueError(f"{place}: {line} is the first section: no .cfg file of darknet's, that would be [net]")
+                raise ValueError(
+                    f"{place}: {line} is the first section: no .cfg file of darknet's, that would be [net]"
+                )
         elif not equals or not key or not sections:
             raise ValueError(f'{place}: {line[:40]!r} is no [section], no comment, and no key=value in a section')
         else:
             kind, options = sections[-1][1:]
             first, where = options.setdefault(key, (value, place))
             if first != value and (key in _NET if kind == 'net' else key not in _IGNORED):
-                raise ValueError(f'{place}: {key} is {value}, but {first} in {where}, of the same section: remove one of them')
+                raise ValueError(
+                    f'{place}: {key} is {value}, but {first} in {where}, of the same section: remove one of them'
+                )
     if not sections:
         raise ValueError(f"{name}: no .cfg file of darknet's: it has no section")
     return sections
@@ -234,8 +268,10 @@ def _computed(section: Section, index: int) -> dict[str, Any]:
         raise ValueError(f'{place}: layer {index} is [{kind}], but we run only [{"], [".join(_DEFAULTS)}]. {KNOWN}')
     for key, (value, where) in section.options.items():
         if key not in defaults and key not in _IGNORED:
-            raise ValueError(f'{where}: layer {index}, [{kind}], has {key}={value}, which we do not know. Remove the line if '
-                             'darknet does not need it to predict')  # fmt: skip
+            raise ValueError(
+                f'{where}: layer {index}, [{kind}], has {key}={value}, which we do not know. Remove the line if '
+                'darknet does not need it to predict'
+            )
     layer = {key: _value(section, key, default) for key, default in defaults.items()}
     if kind == 'convolutional':
         layer['padding'] = layer['size'] // 2 if layer.pop('pad') else layer['padding']
@@ -248,7 +284,9 @@ def _computed(section: Section, index: int) -> dict[str, Any]:
     if 'anchors' in layer:
         sides, count = layer['anchors'], layer['num']
         if len(sides) != 2 * count:
-            raise ValueError(f'{place}: layer {index}, [{kind}], has num={count} anchors, but {len(sides)} numbers in their list')
+            raise ValueError(
+                f'{place}: layer {index}, [{kind}], has num={count} anchors, but {len(sides)} numbers in their list'
+            )
         mask = layer.pop('mask', None) or range(count)
         if not all(number in range(count) for number in mask):
             raise ValueError(f'{place}: layer {index}, [{kind}], has anchors 0 to {count - 1}, but the mask {mask}')

@@ -107,11 +107,15 @@ def _name(path: str, *, names: _Names) -> str:
     for pattern, name in names.items():
         if found := re.fullmatch(pattern, path):
             return name(*map(int, found.groups()))
-    raise ValueError(f"detectron2's zoo has no such detector: {path} is not in its R-50 baselines. Set the arguments of the "
-                     'model to those of weights.detectron2.PEERS')
+    raise ValueError(
+        f"detectron2's zoo has no such detector: {path} is not in its R-50 baselines. Set the arguments of the "
+        'model to those of weights.detectron2.PEERS'
+    )
 
 
-def _aspect_ratios_first(array: np.ndarray, name: str, entries: Entries, *, sizes: int, aspect_ratios: int) -> np.ndarray:
+def _aspect_ratios_first(
+    array: np.ndarray, name: str, entries: Entries, *, sizes: int, aspect_ratios: int
+) -> np.ndarray:
     """Brings outputs [sizes, aspect ratios, ...] of a cell's anchors into our order [aspect ratios, sizes, ...]."""
     if len(array) % (sizes * aspect_ratios):  # another head, which is an error of its own
         return array
@@ -131,8 +135,10 @@ def _same_conventions(entries: Entries, *, model: dict[str, Any]) -> Entries:
         if values is None:
             continue
         if array.size != np.size(values) or not np.allclose(array.ravel(), np.ravel(values), rtol=0, atol=TOLERANCE):
-            raise ValueError(f'{name} is {array.ravel().tolist()} where the model has {np.ravel(values).tolist()}: not the '
-                             'weights of this model, though its arrays may have the same shapes. Give a file of the same config')
+            raise ValueError(
+                f'{name} is {array.ravel().tolist()} where the model has {np.ravel(values).tolist()}: not the '
+                'weights of this model, though its arrays may have the same shapes. Give a file of the same config'
+            )
     return entries
 
 

@@ -34,9 +34,13 @@ from detzoo.weights.mapping import Mapping, Row, Template, check_values, fill, f
 from detzoo.weights.zoo import COCO, MODELS, VOC, Model
 
 _COCOS_NAMES = {  # of what darknet's coco.names calls otherwise
-    'aeroplane': 'airplane', 'diningtable': 'dining table', 'motorbike': 'motorcycle', 'pottedplant': 'potted plant',
-    'sofa': 'couch', 'tvmonitor': 'tv',
-}  # fmt: skip
+    'aeroplane': 'airplane',
+    'diningtable': 'dining table',
+    'motorbike': 'motorcycle',
+    'pottedplant': 'potted plant',
+    'sofa': 'couch',
+    'tvmonitor': 'tv',
+}
 MASK_SIDE = 112  # of ground-truth masks, should the detector be trained further
 _OURS = Mapping(name_of=lambda path: path, left=(), transpose=False)
 _FILES = ('weights.safetensors', 'config.json', 'classes.json')
@@ -121,7 +125,9 @@ def model_by_checksum(path: pathlib.Path, digest: str) -> str | None:
             if digest.startswith(file.removesuffix('.pth').rpartition('-')[2]):
                 return name
             if path.name == file:
-                raise ValueError(f'{path}: damaged: the name says how its SHA-256 begins, which is {digest[:8]}: fetch it again')
+                raise ValueError(
+                    f'{path}: damaged: the name says how its SHA-256 begins, which is {digest[:8]}: fetch it again'
+                )
     return None
 
 
@@ -131,7 +137,9 @@ def read_published(path: pathlib.Path, model: Model) -> Imported:
     config = config_of(model)
     template = shapes_of(config, len(model.classes.class_names))
     params, model_state = fill(model.mapping, entries, template, source=str(path))
-    return Imported(config, model.classes, params, model_state, report(model.mapping, entries, template, source=str(path)))
+    return Imported(
+        config, model.classes, params, model_state, report(model.mapping, entries, template, source=str(path))
+    )
 
 
 def read_darknet(path: pathlib.Path, config: ml_collections.ConfigDict, classes: Classes) -> Imported:
@@ -146,8 +154,10 @@ def read_exported(folder: pathlib.Path) -> Imported:
     """Reads what `export_weights` wrote."""
     missing = [name for name in _FILES if not (folder / name).is_file()]
     if missing:
-        raise ValueError(f'{folder} is not a folder of export_weights: it has no {", ".join(missing)}. Give that folder, or '
-                         f'with a file of other weights its model: {", ".join(MODELS)}')
+        raise ValueError(
+            f'{folder} is not a folder of export_weights: it has no {", ".join(missing)}. Give that folder, or '
+            f'with a file of other weights its model: {", ".join(MODELS)}'
+        )
     weights, config, classes = (folder / name for name in _FILES)
     classes, config = read_classes(classes), read_config(config)
     entries, template = read_entries(weights), shapes_of(config, len(classes.class_names))
@@ -245,9 +255,16 @@ def export_darknet(
 def format_report(rows: Sequence[Row]) -> str:
     """Writes a report as a table in Markdown: the variables, those that start anew, what is left of the file."""
     lines = ['| in the file | here | shape | transform | CRC-32 |', '|---|---|---|---|---|']
-    return '\n'.join(lines + [
-        f'| {row.foreign} | {row.ours} | {" x ".join(map(str, row.shape))} | {row.transform} | {row.checksum} |' for row in rows
-    ]) + '\n'  # fmt: skip
+    return (
+        '\n'.join(
+            lines
+            + [
+                f'| {row.foreign} | {row.ours} | {" x ".join(map(str, row.shape))} | {row.transform} | {row.checksum} |'
+                for row in rows
+            ]
+        )
+        + '\n'
+    )
 
 
 def _described(cfg: str | os.PathLike, names: str | os.PathLike) -> tuple[ml_collections.ConfigDict, Classes]:
@@ -261,12 +278,17 @@ def _described(cfg: str | os.PathLike, names: str | os.PathLike) -> tuple[ml_col
     if twice := sorted({name for name in class_names if class_names.count(name) > 1}):
         raise ValueError(f'{names} names twice: {", ".join(twice)}')
     if len(class_names) != network.model['num_classes']:
-        raise ValueError(f'{names} names {len(class_names)} classes, {cfg} describes a network of '
-                         f'{network.model["num_classes"]}: give the two files of one network')
+        raise ValueError(
+            f'{names} names {len(class_names)} classes, {cfg} describes a network of '
+            f'{network.model["num_classes"]}: give the two files of one network'
+        )
     detector = network.model['name']
     if network.letter_box is None and detector != 'yolo_v1':
-        logging.warning("%s: [net] has no letter_box: images are letterboxed, as darknet's authors do. If the weights are of "
-                        "AlexeyAB's darknet, which stretches images, write letter_box=0 there, and import again", cfg)  # fmt: skip
+        logging.warning(
+            "%s: [net] has no letter_box: images are letterboxed, as darknet's authors do. If the weights are of "
+            "AlexeyAB's darknet, which stretches images, write letter_box=0 there, and import again",
+            cfg,
+        )
     recipe = darknet.resizing(detector, network.letter_box)
     config = config_of(MODELS['yolov3']._replace(model=network.model, recipe=recipe, canvases=(network.canvas,)))
     for name, known in (('coco', COCO), ('voc', VOC)):

@@ -94,9 +94,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     return _named(path, metadata)
 
 
-def write_entries(
-    path: str | os.PathLike[str], entries: Mapping[str, np.ndarray], metadata: Mapping[str, str]
-) -> None:
+def write_entries(path: str | os.PathLike[str], entries: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
     """Writes arrays to a safetensors file, complete or not at all; the same arrays and metadata give the same bytes.
 
     The library's own writer puts the metadata in an order that changes from run to run.
@@ -110,7 +108,9 @@ def write_entries(
         ValueError: if safetensors has no such name, dtype or metadata.
     """
     arrays = {name: np.asarray(array) for name, array in entries.items()}
-    kinds = {name: [kind for kind, dtype in _SAFETENSORS.items() if dtype == array.dtype] for name, array in arrays.items()}
+    kinds = {
+        name: [kind for kind, dtype in _SAFETENSORS.items() if dtype == array.dtype] for name, array in arrays.items()
+    }
     for name, array in arrays.items():
         if not isinstance(name, str) or name == '__metadata__' or not kinds[name]:
             raise ValueError(f'{path}: cannot have {name!r} of dtype {array.dtype}: rename or convert it')
@@ -152,8 +152,11 @@ def _reader_of(data: bytes) -> Callable[[bytes], dict[str, np.ndarray]]:
         return _read_safetensors
     if data.startswith((b'\x80', b'(d', b'}q', b'ccollections\n')):  # a protocol, or a dict of protocols 0 and 1
         return _read_pickle
-    raise _Refusal(what_instead(data) or f'no weights that are known (it begins with {data[:8].hex(" ")}): give a .safetensors '
-                   "file, what torch.save wrote (.pth, .pt), or a pickle of numpy's arrays (.pkl)")
+    raise _Refusal(
+        what_instead(data)
+        or f'no weights that are known (it begins with {data[:8].hex(" ")}): give a .safetensors '
+        "file, what torch.save wrote (.pth, .pt), or a pickle of numpy's arrays (.pkl)"
+    )
 
 
 def what_instead(data: bytes) -> str:
@@ -212,7 +215,9 @@ def _read_zip(data: bytes) -> dict[str, np.ndarray]:
         records = {record.filename: record for record in archive.infolist()}
         folder = next((name.removesuffix('data.pkl') for name in records if name.endswith('/data.pkl')), None)
         if folder is None:
-            raise _Refusal("a zip file, but none of torch's, which have a data.pkl in a folder: unpack it, or convert it")
+            raise _Refusal(
+                "a zip file, but none of torch's, which have a data.pkl in a folder: unpack it, or convert it"
+            )
         if any(record.compress_type != zipfile.ZIP_STORED for record in records.values()):
             raise _Refusal('compressed, as torch writes none: unpack it, and zip the folder again by `zip -r -0`')
         if sum(record.file_size for record in records.values()) > len(data):
@@ -310,8 +315,10 @@ def _view(array: _Array, data: bytes | memoryview) -> np.ndarray:
         return np.zeros(array.shape, array.dtype)
     last = _checked(array.offset) + sum((length - 1) * stride for length, stride in axes)
     if last >= there:
-        raise _Refusal(f'{list(array.shape)} at strides of {list(array.strides)} from {array.offset} takes number {last} '
-                       f'of {there} (from 0): {_AGAIN}')
+        raise _Refusal(
+            f'{list(array.shape)} at strides of {list(array.strides)} from {array.offset} takes number {last} '
+            f'of {there} (from 0): {_AGAIN}'
+        )
     if size > there:  # by strides of 0 there could be any number
         raise _Refusal(f'{list(array.shape)} repeats {there} numbers: save tensor.contiguous()')
     return np.ndarray(array.shape, array.dtype, data, array.offset * item, [stride * item for stride in array.strides])
@@ -381,8 +388,10 @@ def _tensor(
     metadata: dict[str, bool] | None = None,
 ) -> _Array:
     if metadata:
-        raise _Refusal(f'a tensor of which torch has put off an operation ({_listed(list(map(_plain, metadata)))}): '
-                       'save tensor.resolve_neg() or resolve_conj()')
+        raise _Refusal(
+            f'a tensor of which torch has put off an operation ({_listed(list(map(_plain, metadata)))}): '
+            'save tensor.resolve_neg() or resolve_conj()'
+        )
     return _Array(storage, storage.dtype, offset, shape, strides)
 
 
@@ -426,7 +435,9 @@ def _build(target: Any, state: Any) -> None:
     elif isinstance(target, _Array) and target.storage is None:
         target.shape, target.dtype, fortran, target.storage = state[-4:]
         target.strides = _strides(target.shape, fortran=fortran)
-    elif not isinstance(target, dict | _Array):  # whose `_metadata`, and what training needs of a parameter, we do without
+    elif not isinstance(
+        target, dict | _Array
+    ):  # whose `_metadata`, and what training needs of a parameter, we do without
         raise TypeError(f'more of a {type(target).__name__}')
 
 
@@ -475,8 +486,9 @@ _OBJECTS = {
 def _object(name: str) -> Any:
     """Gives the stand-in for an object."""
     if name not in _OBJECTS:
-        raise _Refusal(f'it asks for {name!r:.200}, which no array needs, and nothing that a file names is run here: '
-                       f'{_SAVE_ALONE}')
+        raise _Refusal(
+            f'it asks for {name!r:.200}, which no array needs, and nothing that a file names is run here: {_SAVE_ALONE}'
+        )
     return _OBJECTS[name]
 
 
@@ -489,7 +501,10 @@ _LITERALS = {
 }  # fmt: skip
 _STEPS = {step.code.encode('latin-1'): (step.name, step.arg and step.arg.reader) for step in pickletools.opcodes}
 # Bytes, too, in files of Python 2, where pickletools reads ASCII.
-_STEPS[b'S'] = ('STRING', lambda stream: codecs.escape_decode(pickletools.read_stringnl(stream, False))[0].decode('latin-1'))
+_STEPS[b'S'] = (
+    'STRING',
+    lambda stream: codecs.escape_decode(pickletools.read_stringnl(stream, False))[0].decode('latin-1'),
+)
 
 
 def _unpickle(stream: io.BytesIO, stored: Callable[..., _Storage] | None = None) -> Any:
@@ -562,7 +577,9 @@ def _unpickle(stream: io.BytesIO, stored: Callable[..., _Storage] | None = None)
             case 'REDUCE':
                 arguments, function = stack.pop(), stack.pop()
                 if len(arguments) > _MOST_ARGUMENTS:
-                    raise _Refusal(f'it calls something with {len(arguments)} arguments, as no weights do: {_SAVE_ALONE}')
+                    raise _Refusal(
+                        f'it calls something with {len(arguments)} arguments, as no weights do: {_SAVE_ALONE}'
+                    )
                 stack.append(function(*arguments))
             case 'BUILD':
                 state = stack.pop()

@@ -205,7 +205,9 @@ def _assign(mapping: Mapping, entries: Entries, template: Template, source: str)
                 done = [*done, f'{value.dtype} -> {leaf.dtype}']
             found.append((path, np.asarray(value, leaf.dtype, order='C'), name, '; '.join(done) or 'as it is'))
         elif mapping.anew and re.search(mapping.anew, path_in_collection):
-            found.append((path, leaf, '', 'starts anew: ' + ('no entry' if value is None else f'{name} is {list(shape)}')))
+            found.append(
+                (path, leaf, '', 'starts anew: ' + ('no entry' if value is None else f'{name} is {list(shape)}'))
+            )
         elif value is None:
             missing.append(name)
         else:
@@ -214,8 +216,10 @@ def _assign(mapping: Mapping, entries: Entries, template: Template, source: str)
     problems = {'missing': missing, 'of another shape': misshapen, 'quantised': quantised, 'unused': unused}
     if any(problems.values()):
         listed = '; '.join(f'{kind}: {_listed(names)}' for kind, names in problems.items() if names)
-        raise ValueError(f'{source}: not the weights of this model: {listed}. Give a file of this model, or set its depth, width, '
-                         f'norm and num_classes to those of the file{_common_prefix(list(entries))}')
+        raise ValueError(
+            f'{source}: not the weights of this model: {listed}. Give a file of this model, or set its depth, width, '
+            f'norm and num_classes to those of the file{_common_prefix(list(entries))}'
+        )
     yield from found
 
 
@@ -227,8 +231,10 @@ def _changed(mapping: Mapping, name: str, entries: Entries, source: str) -> tupl
             try:
                 array, done = rule.change(array, name, entries), [*done, rule.says]
             except (ValueError, LookupError, TypeError) as error:
-                raise ValueError(f'{source}: not the weights of this model: {name} {entries[name].shape}, of which "{rule.says}" '
-                                 f'cannot be made ({error}). Give a file of this model') from error
+                raise ValueError(
+                    f'{source}: not the weights of this model: {name} {entries[name].shape}, of which "{rule.says}" '
+                    f'cannot be made ({error}). Give a file of this model'
+                ) from error
     return array, done
 
 

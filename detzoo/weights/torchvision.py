@@ -69,7 +69,9 @@ _VGG_CLASSIFIER = {'classifier.0.weight': 2, 'classifier.0.bias': 1, 'classifier
 # Classifiers, into the backbones of their names.
 _CLASSIFIER = 'the classifier behind the backbone'
 RESNET = Mapping(torch_names(torchvision_names.resnet), left=(LEFT_COUNTERS, (r'^fc\.', _CLASSIFIER)))
-MOBILENET_V2 = Mapping(torch_names(torchvision_names.mobilenet_v2), left=(LEFT_COUNTERS, (r'^classifier\.', _CLASSIFIER)))
+MOBILENET_V2 = Mapping(
+    torch_names(torchvision_names.mobilenet_v2), left=(LEFT_COUNTERS, (r'^classifier\.', _CLASSIFIER))
+)
 MOBILENET_V3_LARGE = Mapping(
     torch_names(torchvision_names.mobilenet_v3_large),
     left=(LEFT_COUNTERS, (r'^classifier\.', _CLASSIFIER)),
@@ -233,7 +235,10 @@ _MASKS = {
         'targets': 'average',
     },
 }
-_MOBILENET = {'backbone': 'mobilenet_v3_large', 'norm_epsilon': 1e-5}  # of torchvision's frozen batch norm; its classifier has 1e-3
+_MOBILENET = {
+    'backbone': 'mobilenet_v3_large',
+    'norm_epsilon': 1e-5,
+}  # of torchvision's frozen batch norm; its classifier has 1e-3
 _MOBILENET_RPN = {'anchor_sizes': ((32.0, 64.0, 128.0, 256.0, 512.0),) * 3, 'score_threshold': 0.05}
 _RETINANET = {
     'name': 'retinanet',

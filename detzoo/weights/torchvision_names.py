@@ -40,8 +40,10 @@ def vgg(path: str) -> str:
     """Names a part of a VGG-16: 'conv2_1/conv' -> 'features.5', 'fc6/conv' -> 'fc6', which torchvision does not have."""
     layer, kind = path.split('/', 1)
     if kind != 'conv':
-        raise ValueError("torchvision's VGG-16 of these names has no norms: set the model's norm to None to start from its "
-                         'weights, or start from none')
+        raise ValueError(
+            "torchvision's VGG-16 of these names has no norms: set the model's norm to None to start from its "
+            'weights, or start from none'
+        )
     if layer in _SSD_FC:
         return layer
     stage, index = re.fullmatch(r'conv(\d)_(\d)', layer).groups()
@@ -100,8 +102,10 @@ def rcnn(path: str) -> str:
         return f'rpn.head.conv.{int(layer[1] or 1) - 1}.0'
     if layer := re.fullmatch(r'(trunk|mask_head)/(conv|norm)(\d)', path):
         return f'roi_heads.{_CONVOLUTIONS[layer[1]]}.{int(layer[3]) - 1}.{_place(layer[2])}'
-    raise ValueError(f"torchvision has no such R-CNN: {path} is not in its models. Set the model's fpn_features and the head of "
-                     'its mask branch to those of the file')
+    raise ValueError(
+        f"torchvision has no such R-CNN: {path} is not in its models. Set the model's fpn_features and the head of "
+        'its mask branch to those of the file'
+    )
 
 
 def rcnn_v2(path: str) -> str:
@@ -138,7 +142,9 @@ def ssdlite(path: str) -> str:
         block, cut = int(block), mobilenet.TAIL + 1  # torchvision cuts this block in two, behind its expansion
         if block == cut:
             inner = inner.removeprefix('block.')
-            return f'backbone.features.0.{cut}.{inner[2:]}' if inner.startswith('0.') else f'backbone.features.1.0.{inner}'
+            return (
+                f'backbone.features.0.{cut}.{inner[2:]}' if inner.startswith('0.') else f'backbone.features.1.0.{inner}'
+            )
         return f'backbone.features.0.{block}.{inner}' if block < cut else f'backbone.features.1.{block - cut}.{inner}'
     _refuse_group_norm(path)
     number, layer, kind = _level(rest)
@@ -171,5 +177,7 @@ def _place(kind: str) -> int:
 
 def _refuse_group_norm(path: str) -> None:
     if re.search(r'norm\d?/norm$', path):
-        raise ValueError("torchvision has no such network with group norm: set the model's norm to 'frozen_batch_norm' or "
-                         "'batch_norm' to start from its weights, or start from none")
+        raise ValueError(
+            "torchvision has no such network with group norm: set the model's norm to 'frozen_batch_norm' or "
+            "'batch_norm' to start from its weights, or start from none"
+        )

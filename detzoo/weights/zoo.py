@@ -96,7 +96,9 @@ _TORCHVISION = {
         'ssdlite320_mobilenet_v3_large_coco-a79551df.pth', 3_440_060, 0.583, AP=21.3
     ),
     'fasterrcnn_resnet50_fpn': Published('fasterrcnn_resnet50_fpn_coco-258fb6c6.pth', 41_755_286, 134.38, AP=37.0),
-    'fasterrcnn_resnet50_fpn_v2': Published('fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth', 43_712_278, 280.371, AP=46.7),
+    'fasterrcnn_resnet50_fpn_v2': Published(
+        'fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth', 43_712_278, 280.371, AP=46.7
+    ),
     'fasterrcnn_mobilenet_v3_large_fpn': Published(
         'fasterrcnn_mobilenet_v3_large_fpn-fb6a3cc7.pth', 19_386_354, 4.494, AP=32.8
     ),
@@ -124,9 +126,11 @@ _DARKNET = {
     'yolov2-tiny-voc': Published('yolov2-tiny-voc.weights', gflops=6.97, AP50=57.1),
     'yolov3': Published('yolov3.weights', gflops=140.69, AP50=57.9),
     'yolov3-tiny': Published(
-        'yolov3-tiny.weights', gflops=5.56, AP50=33.1,
+        'yolov3-tiny.weights',
+        gflops=5.56,
+        AP50=33.1,
         sha256='dccea06f59b781ec1234ddf8d1e94b9519a97f4245748a7d4db75d5b7080a42c',
-    ),  # fmt: skip
+    ),
 }
 _DETECTRON2 = {
     'faster_rcnn_R_50_C4_1x': Published('137257644/model_final_721ade.pkl', AP=35.7),
@@ -161,7 +165,9 @@ def _darknet(name: str, network: darknet.Published) -> Model:
 
 def _detectron2(name: str, peer: detectron2.Peer) -> Model:
     size = _limited(800, 1333, 'pil')
-    return Model('detectron2', peer.model, peer.mapping, COCO, **size, divisor=peer.divisor, published=_DETECTRON2[name])
+    return Model(
+        'detectron2', peer.model, peer.mapping, COCO, **size, divisor=peer.divisor, published=_DETECTRON2[name]
+    )
 
 
 MODELS = (

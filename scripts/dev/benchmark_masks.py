@@ -21,7 +21,9 @@ from tqdm.auto import tqdm
 
 from detzoo.cli.paths import define_path
 
-TARGETS = flags.DEFINE_string('targets', None, "A data set with masks whose targets are compared: 'shapes', 'histology', a name.")
+TARGETS = flags.DEFINE_string(
+    'targets', None, "A data set with masks whose targets are compared: 'shapes', 'histology', a name."
+)
 SPLIT = flags.DEFINE_string('split', 'validation', 'Of it.')
 DATA_DIR = define_path('data_dir', None, 'Where data sets lie; default: ~/tensorflow_datasets.')
 PICTURES = flags.DEFINE_integer('pictures', 20, 'How many are timed.', lower_bound=1)

@@ -34,15 +34,19 @@ def main(argv: list[str]) -> None:
         for mode, exact in (('each image on its own canvas', True), ('on shared canvases', False)):
             metrics, _, results = evaluate_workdir(WORKDIR.value, data_dir=DATA_DIR.value, exact=exact)
             found_aps = {kind: metrics[kind]['AP'] for kind in ('boxes', 'masks') if kind in metrics}
-            aps = ', '.join(f'{kind} AP {"none" if ap is None else f"{100 * ap:.2f}"}' for kind, ap in found_aps.items())
+            aps = ', '.join(
+                f'{kind} AP {"none" if ap is None else f"{100 * ap:.2f}"}' for kind, ap in found_aps.items()
+            )
             print(f'{mode + ":":30}{aps}, {len(results)} detections', flush=True)
             found.append(results)
     except (ConfigError, DataError, OSError) as error:
         sys.exit(f'error: {error}')
     for score in SCORES:
         matched, count, iou = count_partners(*found, score=score)
-        print(f'{matched} of {count} with a score over {score:g} have a partner, {matched / max(count, 1):.3f}; '
-              f'mean IoU {iou:.3f}')
+        print(
+            f'{matched} of {count} with a score over {score:g} have a partner, {matched / max(count, 1):.3f}; '
+            f'mean IoU {iou:.3f}'
+        )
 
 
 if __name__ == '__main__':

@@ -72,8 +72,10 @@ def is_published(path: str, name: str) -> bool:
     """Tells by the checksum whether this is the published file of a network; ValueError if only the name says so."""
     published, digest = MODELS[name].published, hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
     if pathlib.Path(path).name == published.file and published.sha256 not in (None, digest):
-        raise ValueError(f'{path}: not the published file of that name: its SHA-256 begins with {digest[:16]}, that one with '
-                         f'{published.sha256[:16]}. Fetch it again, or give weights of your own another name')  # fmt: skip
+        raise ValueError(
+            f'{path}: not the published file of that name: its SHA-256 begins with {digest[:16]}, that one with '
+            f'{published.sha256[:16]}. Fetch it again, or give weights of your own another name'
+        )
     return digest == published.sha256
 
 
@@ -84,8 +86,10 @@ def read_file(path: str, name: str, template: Template) -> tuple[Template, bool]
     with tempfile.NamedTemporaryFile() as again:
         write_weights(again.name, model, *variables)
         same = pathlib.Path(path).read_bytes().endswith(pathlib.Path(again.name).read_bytes()[_HEADER:])
-    print(f'  {pathlib.Path(path).name}    {size:,} bytes{", as published" if published else ""}, written again '
-          f'{"the same" if same else "otherwise"}')
+    print(
+        f'  {pathlib.Path(path).name}    {size:,} bytes{", as published" if published else ""}, written again '
+        f'{"the same" if same else "otherwise"}'
+    )
     return variables, same
 
 
@@ -122,13 +126,19 @@ def check_photo(
     if np.float32(height - 1) * (last / np.float32(height - 1)) < last:
         image[where.offset[1] + height - 1] = 0  # what darknet loses where rounding puts its last row above the photo's
     # Darknet has no limits: ours are so wide that no detection among the best 300 misses one.
-    limits = {'score_threshold': 0.0, 'max_detections': 300} | ({} if model['name'] == 'yolo_v1' else {'pre_nms_topk': 10_000})
+    limits = {'score_threshold': 0.0, 'max_detections': 300} | (
+        {} if model['name'] == 'yolo_v1' else {'pre_nms_topk': 10_000}
+    )
     predict = jax.jit(make_detector(**{**model, **limits}).predict)
 
     def detect(image: np.ndarray, window: np.ndarray) -> dict[str, np.ndarray]:
-        found = jax.tree.map(lambda x: np.asarray(x)[0], predict(*variables, Inputs(image[None], np.float32(window)[None])))
+        found = jax.tree.map(
+            lambda x: np.asarray(x)[0], predict(*variables, Inputs(image[None], np.float32(window)[None]))
+        )
         boxes = where.to_image(found.boxes).clip(0, np.tile(photo.shape[1::-1], 2)).astype(np.float32)
-        seen = found.valid & (boxes[:, :2] < boxes[:, 2:]).all(axis=1)  # `match_detections` leaves out what darknet sees outside
+        seen = found.valid & (boxes[:, :2] < boxes[:, 2:]).all(
+            axis=1
+        )  # `match_detections` leaves out what darknet sees outside
         return {'boxes': boxes[seen], 'labels': found.labels[seen], 'scores': found.scores[seen]}
 
     ours = detect(image, where.window)
@@ -139,9 +149,12 @@ def check_photo(
     threshold = float(scores[gap : gap + 2].mean())
     ours = {key: x[ours['scores'] > threshold] for key, x in ours.items()}
     theirs = Darknet(_DARKNET.value).detect(
-        cfg_text(model, variables, canvas), weights, photo,
-        score_threshold=threshold, iou_threshold=arguments_of(model)['iou_threshold'],
-    )  # fmt: skip
+        cfg_text(model, variables, canvas),
+        weights,
+        photo,
+        score_threshold=threshold,
+        iou_threshold=arguments_of(model)['iou_threshold'],
+    )
     # Darknet puts the image at whole pixels, and where margins are odd takes half a pixel too much out again.
     margins = (np.array(canvas[::-1]) - where.size) / 2
     boxes = theirs['boxes'] + np.tile((margins - where.offset) / where.scale, 2)
@@ -154,8 +167,10 @@ def compare(
 ) -> bool:
     """Prints how far two lists of detections are the same one, and tells whether they are, scores within a tolerance."""
     same = match_detections(ours, theirs, limit=sys.maxsize)
-    print(f'  {name:18}  {same.matched}/{same.theirs} matched (ours: {same.ours}), IoU >= {same.min_iou:.6f}, '
-          f'scores to {same.max_score_difference:.1e}')
+    print(
+        f'  {name:18}  {same.matched}/{same.theirs} matched (ours: {same.ours}), IoU >= {same.min_iou:.6f}, '
+        f'scores to {same.max_score_difference:.1e}'
+    )
     return same.holds(score=score)
 
 

@@ -41,9 +41,13 @@ from detzoo.weights.exchange import import_weights
 from detzoo.weights.mapping import fill
 from detzoo.weights.torchvision import PEERS
 
-_MODEL = flags.DEFINE_enum('model', 'retinanet_resnet50_fpn', [*PEERS, *parity.CLASSIFIERS], "A model, by torchvision's name.")
+_MODEL = flags.DEFINE_enum(
+    'model', 'retinanet_resnet50_fpn', [*PEERS, *parity.CLASSIFIERS], "A model, by torchvision's name."
+)
 _SOURCE = define_path('source', None, 'A published file of a classifier, in place of drawn weights.')
-_IMAGES = flags.DEFINE_list('images', [], 'Image files, folders or globs; by default five drawn pictures of different sizes.')
+_IMAGES = flags.DEFINE_list(
+    'images', [], 'Image files, folders or globs; by default five drawn pictures of different sizes.'
+)
 
 TOLERANCE = 1e-4
 LOSS_TOLERANCE = 1e-3
@@ -128,9 +132,14 @@ def detections_agree(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray],
     """Prints how far detections are the same ones, and tells whether they are."""
     same = match_detections(ours, theirs, limit=limit)
     tied = f', {same.tied} tied for the last places' if same.tied else ''
-    masks = f', masks >= {same.min_mask_iou:.4f} but for {same.cut} in frames cut elsewhere' if 'masks' in theirs else ''
-    print(f'  detections  {same.matched}/{same.theirs} matched{tied} (ours: {same.ours}; {same.empty} of theirs empty), '
-          f'IoU >= {same.min_iou:.6f}, scores to {same.max_score_difference:.1e}{masks}', flush=True)
+    masks = (
+        f', masks >= {same.min_mask_iou:.4f} but for {same.cut} in frames cut elsewhere' if 'masks' in theirs else ''
+    )
+    print(
+        f'  detections  {same.matched}/{same.theirs} matched{tied} (ours: {same.ours}; {same.empty} of theirs empty), '
+        f'IoU >= {same.min_iou:.6f}, scores to {same.max_score_difference:.1e}{masks}',
+        flush=True,
+    )
     return same.holds()
 
 
@@ -170,8 +179,10 @@ def imports_agree(name: str, model: Any, images: Sequence[np.ndarray]) -> bool:
             agree &= detections_agree(detections_of(exact, image), theirs, PEERS[name].max_detections)
             alike = match_detections(detections_of(static, image), theirs, limit=PEERS[name].max_detections)
             found.update(matched=alike.matched, theirs=alike.theirs, ours=alike.ours)
-    print(f"on canvases that images share, {found['matched']} of torchvision's {found['theirs']} detections have a partner "
-          f"(IoU > 0.5, same label) among ours, {found['ours']}")
+    print(
+        f"on canvases that images share, {found['matched']} of torchvision's {found['theirs']} detections have a partner "
+        f'(IoU > 0.5, same label) among ours, {found["ours"]}'
+    )
     return agree
 
 

@@ -56,8 +56,10 @@ OBJECTS = (
 def layer_text(canvas: tuple[int, int, int], kind: str, options: Mapping[str, Any]) -> str:
     """Writes the .cfg file of a network of one layer, whose input is as large as a canvas (h, w, channels)."""
     net = dict(zip(('height', 'width', 'channels'), canvas), batch=1)
-    return '\n'.join(f'[{name}]\n' + ''.join(f'{key}={value}\n' for key, value in section.items())
-                     for name, section in (('net', net), (kind, options)))  # fmt: skip
+    return '\n'.join(
+        f'[{name}]\n' + ''.join(f'{key}={value}\n' for key, value in section.items())
+        for name, section in (('net', net), (kind, options))
+    )
 
 
 def padded_truths(canvas: Sequence[int]) -> np.ndarray:
@@ -119,7 +121,9 @@ def level_run(
         truth = np.zeros((90, 5), np.float32)  # [yolo] reads up to 90, [region] up to 30
         truth[: len(objects)] = objects
         flat = darknet.run(text, image.transpose(2, 3, 0, 1), image.size, truth=truth, seen=seen)
-        results.append([x.reshape(num, entries, height, width).transpose(2, 3, 0, 1).reshape(-1, entries) for x in flat])
+        results.append(
+            [x.reshape(num, entries, height, width).transpose(2, 3, 0, 1).reshape(-1, entries) for x in flat]
+        )
     output, delta = map(np.stack, zip(*results))
     return output, delta
 
@@ -130,7 +134,11 @@ def listed_anchors(anchors: Sequence[Sequence[float]], stride: int) -> str:
 
 
 def drawn_level(
-    random: np.random.RandomState, canvas: Sequence[int], stride: int, anchors: Sequence[Sequence[float]], truths: np.ndarray
+    random: np.random.RandomState,
+    canvas: Sequence[int],
+    stride: int,
+    anchors: Sequence[Sequence[float]],
+    truths: np.ndarray,
 ) -> np.ndarray:
     """Draws raw outputs of a level; those in the cells of objects roughly predict the objects, so that some are ignored.
 
@@ -150,8 +158,13 @@ def drawn_level(
         for x, y, w, h, _ in objects[objects[:, 2] > 0]:
             column, row = int(x * width), int(y * height)
             offset = np.clip([x * width - column, y * height - row], 0.05, 0.95)
-            exact = np.concatenate([np.tile(np.log(offset / (1 - offset)), (len(anchors), 1)),
-                                    np.log(np.array([w * canvas[1], h * canvas[0]]) / anchors)], axis=1)  # fmt: skip
+            exact = np.concatenate(
+                [
+                    np.tile(np.log(offset / (1 - offset)), (len(anchors), 1)),
+                    np.log(np.array([w * canvas[1], h * canvas[0]]) / anchors),
+                ],
+                axis=1,
+            )
             image[row, column, :, :4] = exact + random.normal(0, 0.15, exact.shape)
     return raw.astype(np.float32)
 
@@ -180,17 +193,28 @@ def v2_deltas(darknet: Darknet) -> dict[str, Any]:
 
 def v3_deltas(darknet: Darknet) -> dict[str, Any]:
     """Of YOLO v3's [yolo] layers, of two levels."""
-    settings = dict(canvas=(96, 128), strides=(16, 32), classes=CLASSES, ignore_thresh=0.7, truth_thresh=1,
-                    anchors=(((10, 13), (20, 24), (33, 23)), ((40, 36), (28, 56), (70, 60))))  # fmt: skip
+    settings = dict(
+        canvas=(96, 128),
+        strides=(16, 32),
+        classes=CLASSES,
+        ignore_thresh=0.7,
+        truth_thresh=1,
+        anchors=(((10, 13), (20, 24), (33, 23)), ((40, 36), (28, 56), (70, 60))),
+    )
     truths = padded_truths(settings['canvas'])
     everything = [anchor for level in settings['anchors'] for anchor in level]
     random = np.random.RandomState(3)
     levels = []
     for level, (stride, anchors) in enumerate(zip(settings['strides'], settings['anchors'])):
         first = level * len(anchors)
-        options = dict(anchors=listed_anchors(everything, stride), num=len(everything), classes=CLASSES,
-                       mask=','.join(str(first + i) for i in range(len(anchors))),
-                       ignore_thresh=settings['ignore_thresh'], truth_thresh=settings['truth_thresh'])  # fmt: skip
+        options = dict(
+            anchors=listed_anchors(everything, stride),
+            num=len(everything),
+            classes=CLASSES,
+            mask=','.join(str(first + i) for i in range(len(anchors))),
+            ignore_thresh=settings['ignore_thresh'],
+            truth_thresh=settings['truth_thresh'],
+        )
         raw = drawn_level(random, settings['canvas'], stride, anchors, truths)
         levels.append((raw.reshape(len(raw), -1, 5 + CLASSES), *level_run(darknet, 'yolo', options, raw, truths)))
     raw, output, delta = (np.concatenate(parts, axis=1) for parts in zip(*levels))
@@ -203,7 +227,9 @@ def v1_outputs(darknet: Darknet) -> dict[str, Any]:
     result = {}
     for name in ('yolov1', 'yolov1-tiny'):
         model = {**PUBLISHED[name].model, 'num_classes': CLASSES, 'width': 0.125, 'stages': 5}
-        template = jax.eval_shape(lambda rng, model=model: make_detector(**model).init(rng, image.shape[:2]), jax.random.key(0))
+        template = jax.eval_shape(
+            lambda rng, model=model: make_detector(**model).init(rng, image.shape[:2]), jax.random.key(0)
+        )
         text = cfg_text(model, template, image.shape[:2])
         outputs = template[0]['head']['connected']['bias'].size
         with tempfile.NamedTemporaryFile() as file:
@@ -220,7 +246,10 @@ def main(argv: list[str]) -> None:
     darknet = Darknet(_DARKNET.value)
     deltas = dict(v1=v1_deltas(darknet), v2=v2_deltas(darknet), v3=v3_deltas(darknet))
     for name, arrays in (
-        ('darknet_deltas', {f'{version}.{key}': value for version, values in deltas.items() for key, value in values.items()}),
+        (
+            'darknet_deltas',
+            {f'{version}.{key}': value for version, values in deltas.items() for key, value in values.items()},
+        ),
         ('darknet_yolov1', v1_outputs(darknet)),
     ):
         path = FIXTURES / f'{name}.npz'

@@ -97,7 +97,9 @@ def mask_arrays() -> dict[str, np.ndarray]:
     boxes[:, 2:] = np.maximum(boxes[:, 2:], 1)  # torchvision has none that is outside
     boxes = boxes.astype(np.float32)
     pasted = paste_masks_in_image(torch.tensor(masks)[:, None], torch.tensor(boxes), size)[:, 0].numpy()
-    return dict(masks=masks, boxes=boxes, image_size=np.array(size), pasted=np.packbits(pasted > 0.5), **target_arrays())
+    return dict(
+        masks=masks, boxes=boxes, image_size=np.array(size), pasted=np.packbits(pasted > 0.5), **target_arrays()
+    )
 
 
 def target_arrays() -> dict[str, np.ndarray]:

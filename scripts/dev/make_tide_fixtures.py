@@ -69,10 +69,16 @@ def drawn_case(
             crowd = random.rand() < 0.15
             box = np.round(box_of(60, 140) if crowd else box_of(20, 80), 1)
             category = CATEGORIES[random.choice([0, 1, 2, 3], p=[0.4, 0.3, 0.2, 0.1])]
-            annotations.append(dict(
-                id=len(annotations) + 1, image_id=image_id, category_id=category, bbox=[float(v) for v in box],
-                area=float(box[2] * box[3]), iscrowd=int(crowd),
-            ))  # fmt: skip
+            annotations.append(
+                dict(
+                    id=len(annotations) + 1,
+                    image_id=image_id,
+                    category_id=category,
+                    bbox=[float(v) for v in box],
+                    area=float(box[2] * box[3]),
+                    iscrowd=int(crowd),
+                )
+            )
             for _ in range(0 if index == 1 else random.randint(repeats + 1)):
                 other = CATEGORIES[random.choice([0, 1, 2, 4])]
                 moved = box + random.randn(4) * random.choice([0.03, 0.1, 0.3]) * np.tile(box[2:], 2)
@@ -107,16 +113,23 @@ def edge_case() -> tuple[dict[str, Any], list[dict[str, Any]]]:
     annotations, detections = [], []
     for image_id, (objects, found) in enumerate(scenes, start=1):
         for category, box, crowd in objects:
-            annotations.append(dict(
-                id=len(annotations) + 1, image_id=image_id, category_id=category, bbox=list(box), area=box[2] * box[3],
-                iscrowd=crowd,
-            ))  # fmt: skip
+            annotations.append(
+                dict(
+                    id=len(annotations) + 1,
+                    image_id=image_id,
+                    category_id=category,
+                    bbox=list(box),
+                    area=box[2] * box[3],
+                    iscrowd=crowd,
+                )
+            )
         for rank, (category, box) in enumerate(found):
             score = 0.95 - 0.2 * rank - 0.01 * image_id
             detections.append(dict(image_id=image_id, category_id=category, bbox=list(box), score=round(score, 4)))
     images = [dict(id=i, width=SIDE, height=SIDE, file_name=f'{i}.jpg') for i in range(1, len(scenes) + 1)]
-    return dict(images=images, categories=[dict(id=i, name=f'class {i}') for i in CATEGORIES],
-                annotations=annotations), detections  # fmt: skip
+    return dict(
+        images=images, categories=[dict(id=i, name=f'class {i}') for i in CATEGORIES], annotations=annotations
+    ), detections
 
 
 def add_masks(ground_truth: dict[str, Any], detections: list[dict[str, Any]]) -> None:
@@ -156,8 +169,14 @@ def run_tidecv(
     run = tide.evaluate(*data, name='run')
     errors = tide.get_main_errors()['run'] | tide.get_special_errors()['run']
     counts = {error.short_name: count for error, count in run.count_errors().items()}
-    return dict(kind=kind, foreground_iou=thresholds[0], background_iou=thresholds[1], AP=float(run.ap),
-                errors={name: float(value) for name, value in errors.items()}, counts=counts)  # fmt: skip
+    return dict(
+        kind=kind,
+        foreground_iou=thresholds[0],
+        background_iou=thresholds[1],
+        AP=float(run.ap),
+        errors={name: float(value) for name, value in errors.items()},
+        counts=counts,
+    )
 
 
 def in_order(ground_truth: dict[str, Any], detections: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -66,23 +66,46 @@ TESTS = {
     'detzoo/detectors/network.py': ['detectors/test_detectors.py -k "yolo_v2 or retinanet"'],
     'detzoo/detectors/retinanet.py': ['detectors/test_detectors.py -k retinanet'],
     'detzoo/detectors/ssd.py': ['detectors/test_ssd.py', 'detectors/test_detectors.py -k ssd'],
-    'detzoo/detectors/yolo_v1.py': ['detectors/test_yolo.py -k "v1 or weights"', 'detectors/test_detectors.py -k yolo_v1'],
-    'detzoo/detectors/yolo_v2.py': ['detectors/test_yolo.py -k "v2 or weights"', 'detectors/test_detectors.py -k yolo_v2'],
-    'detzoo/detectors/yolo_v3.py': ['detectors/test_yolo.py -k "v3 or weights"', 'detectors/test_detectors.py -k yolo_v3'],
+    'detzoo/detectors/yolo_v1.py': [
+        'detectors/test_yolo.py -k "v1 or weights"',
+        'detectors/test_detectors.py -k yolo_v1',
+    ],
+    'detzoo/detectors/yolo_v2.py': [
+        'detectors/test_yolo.py -k "v2 or weights"',
+        'detectors/test_detectors.py -k yolo_v2',
+    ],
+    'detzoo/detectors/yolo_v3.py': [
+        'detectors/test_yolo.py -k "v3 or weights"',
+        'detectors/test_detectors.py -k yolo_v3',
+    ],
     'detzoo/evaluation/coco.py': ['evaluation/test_evaluation.py'],
     'detzoo/evaluation/voc.py': ['evaluation/test_evaluation_voc.py'],
     'detzoo/training/loop.py': [TRAINING, 'training/test_finetune.py'],
     'detzoo/training/optimizer.py': ['training/test_training.py -k make_', TRAINING],
     'detzoo/run/parallel.py': [TRAINING, 'training/test_training.py -k of_two_processes'],
 }
-MESSAGES = {'announce', 'diverged', 'format_table', 'format_voc_table', 'class_table', 'show'}  # functions that make text
+MESSAGES = {
+    'announce',
+    'diverged',
+    'format_table',
+    'format_voc_table',
+    'class_table',
+    'show',
+}  # functions that make text
 
 OPERATORS = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
     ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.And: ast.Or, ast.Or: ast.And,
 }  # fmt: skip
-PAIRS = [('minimum', 'maximum'), ('min', 'max'), ('argmin', 'argmax'), ('floor', 'ceil'), ('any', 'all'), ('sum', 'mean')]
+PAIRS = [
+    ('minimum', 'maximum'),
+    ('min', 'max'),
+    ('argmin', 'argmax'),
+    ('floor', 'ceil'),
+    ('any', 'all'),
+    ('sum', 'mean'),
+]
 OPPOSITES = dict(PAIRS) | {second: first for first, second in PAIRS}
 KEPT_ARGUMENT = {  # of a call that is dropped: its argument stands in its place
     'stop_gradient': 0, 'psum': 0, 'pmean': 0, 'pmin': 0, 'clip': 0, 'maximum': 0, 'minimum': 0, 'where': 1, 'rint': 0,
@@ -192,7 +215,13 @@ class Mutations(ast.NodeVisitor):
         if ast.unparse(node.func).startswith('chex.'):
             return
         arguments = [*node.args]
-        if isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) not in ('np', 'jnp', 'jax.lax', 'math', 'optax'):
+        if isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) not in (
+            'np',
+            'jnp',
+            'jax.lax',
+            'math',
+            'optax',
+        ):
             arguments.insert(0, node.func.value)  # a method
         if name in OPPOSITES:
             func = copy.deepcopy(node.func)
@@ -204,7 +233,10 @@ class Mutations(ast.NodeVisitor):
             if keyword.arg == 'axis' and isinstance(keyword.value, ast.Constant) and keyword.value.value in (0, 1):
                 self.add('axis', keyword.value, ast.Constant(1 - keyword.value.value), parentheses=False)
         self.visit(node.func)
-        for value in (*node.args, *(keyword.value for keyword in node.keywords if keyword.arg not in ('axis', 'strict'))):
+        for value in (
+            *node.args,
+            *(keyword.value for keyword in node.keywords if keyword.arg not in ('axis', 'strict')),
+        ):
             self.visit(value)
 
     def visit_Subscript(self, node: ast.Subscript) -> None:
@@ -266,7 +298,10 @@ def import_all(copy_root: pathlib.Path) -> None:
     import detzoo
 
     for module in pkgutil.walk_packages(detzoo.__path__, 'detzoo.'):
-        if module.name not in ('detzoo.data.made.shapes', 'detzoo.data.made.histology'):  # TFDS knows a builder of one name once
+        if module.name not in (
+            'detzoo.data.made.shapes',
+            'detzoo.data.made.histology',
+        ):  # TFDS knows a builder of one name once
             importlib.import_module(module.name)
     for name in [name for name in sys.modules if name.split('.')[0] in ('detzoo', 'conftest')]:
         del sys.modules[name]
@@ -344,7 +379,9 @@ def report(mutations: list[Mutation], results: dict[str, dict[str, Any]]) -> str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--results', type=pathlib.Path, default=pathlib.Path('mutations.jsonl'), help='a line for each fault')
+    parser.add_argument(
+        '--results', type=pathlib.Path, default=pathlib.Path('mutations.jsonl'), help='a line for each fault'
+    )
     parser.add_argument('--count', type=int, default=160, help='how many faults')
     parser.add_argument('--seed', type=int, default=0, help='of the sample')
     parser.add_argument('--files', default='', help='only those of files whose path contains this')

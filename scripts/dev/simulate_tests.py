@@ -93,7 +93,10 @@ def main() -> None:
     for count, noise in tqdm(rows, unit='row', leave=False, disable=None):
         setting = dict(images=arguments.images, trainings=(count, count), noise=noise)
         shares = [called_different(arguments.sets, arguments.resamples, **setting, **case) for case in CASES.values()]
-        print(f'{count} + {count}      {noise[0]}, {noise[1]}  ' + ''.join(f'{share:10.1f}' for share in shares), flush=True)
+        print(
+            f'{count} + {count}      {noise[0]}, {noise[1]}  ' + ''.join(f'{share:10.1f}' for share in shares),
+            flush=True,
+        )
 
 
 if __name__ == '__main__':

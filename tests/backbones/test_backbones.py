@@ -48,7 +48,11 @@ def test_resnet_shapes_on_a_canvas_that_is_no_multiple_of_32(depth, channels):
 
 
 def test_last_stage_goes_on_where_three_stages_end():
-    whole, three, last = ResNet(depth=18, width=0.125), ResNet(depth=18, width=0.125, stages=3), LastStage(depth=18, width=0.125)
+    whole, three, last = (
+        ResNet(depth=18, width=0.125),
+        ResNet(depth=18, width=0.125, stages=3),
+        LastStage(depth=18, width=0.125),
+    )
     x = random_features(2, 64, 48, 3)
     variables = jax.jit(functools.partial(whole.init, train=False))(jax.random.key(0), x)
 
@@ -198,12 +202,18 @@ def test_padded_batch_norm_is_the_batch_norm_of_the_rows_that_count(valid):
 
 def test_padded_batch_norm_of_padding_alone_keeps_its_statistics():
     x = random_features(3, 2, 2, 4)
-    norm = norms.make_norm('batch_norm', train=True, axis_name=None, dtype=jnp.float32, valid=np.zeros(3, bool))(name='norm')
-    variables = {'params': {'scale': np.float32([1, 2, 3, 4]), 'bias': np.ones(4, np.float32)},
-                 'batch_stats': {'mean': np.float32([1, 2, 3, 4]), 'var': np.float32([4, 4, 4, 4])}}  # fmt: skip
+    norm = norms.make_norm('batch_norm', train=True, axis_name=None, dtype=jnp.float32, valid=np.zeros(3, bool))(
+        name='norm'
+    )
+    variables = {
+        'params': {'scale': np.float32([1, 2, 3, 4]), 'bias': np.ones(4, np.float32)},
+        'batch_stats': {'mean': np.float32([1, 2, 3, 4]), 'var': np.float32([4, 4, 4, 4])},
+    }
     y, updated = norm.apply(variables, x, mutable=['batch_stats'])
     np.testing.assert_allclose(y, (x - [1, 2, 3, 4]) / 2 * [1, 2, 3, 4] + 1, rtol=1e-4, atol=1e-4)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), updated['batch_stats'], variables['batch_stats'])
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-6), updated['batch_stats'], variables['batch_stats']
+    )
 
 
 def test_padded_batch_norm_over_devices_weighs_rows_not_devices():
@@ -212,7 +222,9 @@ def test_padded_batch_norm_over_devices_weighs_rows_not_devices():
     valid = np.tile(np.arange(8), DEVICES) < np.repeat(np.arange(DEVICES), 8)
 
     def run(x, valid, axis_name=None):
-        norm = norms.make_norm('batch_norm', train=True, axis_name=axis_name, dtype=jnp.float32, valid=valid)(name='norm')
+        norm = norms.make_norm('batch_norm', train=True, axis_name=axis_name, dtype=jnp.float32, valid=valid)(
+            name='norm'
+        )
         params, statistics = {'scale': jnp.ones(3), 'bias': jnp.zeros(3)}, {'mean': jnp.zeros(3), 'var': jnp.ones(3)}
         variables = {'params': params, 'batch_stats': statistics}
         return norm.apply(variables, x, mutable=['batch_stats'])
@@ -221,7 +233,9 @@ def test_padded_batch_norm_over_devices_weighs_rows_not_devices():
     split = [a.reshape(DEVICES, 8, *a.shape[1:]) for a in (x, valid)]
     found, ours = jax.pmap(functools.partial(run, axis_name='batch'), axis_name='batch')(*split)
     np.testing.assert_allclose(np.reshape(found, x.shape), expected, rtol=1e-4, atol=1e-4)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, np.broadcast_to(b, (DEVICES, *b.shape)), rtol=1e-4), ours, statistics)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, np.broadcast_to(b, (DEVICES, *b.shape)), rtol=1e-4), ours, statistics
+    )
 
 
 @pytest.mark.parametrize('epsilon', [0.0, 1e-2])
@@ -367,7 +381,10 @@ def test_fpn_normalises_all_but_its_extra_levels():
     levels, variables = jax.jit(functools.partial(module.init_with_output, train=True))(jax.random.key(0), stages)
     named = {f'{layer}{i}' for layer in ('inner', 'layer') for i in (1, 2)}
     assert set(variables['params']) == named | {f'{name}_norm' for name in named} | {'extra1', 'extra2'}
-    assert {name for name, layer in variables['params'].items() if 'kernel' in layer and 'bias' in layer} == {'extra1', 'extra2'}
+    assert {name for name, layer in variables['params'].items() if 'kernel' in layer and 'bias' in layer} == {
+        'extra1',
+        'extra2',
+    }
     for level in levels[:2]:  # after the last norm of each, which was not trained
         np.testing.assert_allclose(np.mean(level, axis=(0, 1, 2)), 0, atol=1e-4)
         np.testing.assert_allclose(np.std(level, axis=(0, 1, 2)), 1, rtol=1e-2)
@@ -414,36 +431,51 @@ def test_mobilenet_puts_out_the_layers_that_it_is_asked_for():
 
 
 # torchvision 0.29.1: mobilenet_v2(weights=None, ...).features.
-@pytest.mark.parametrize('width, parameters, statistics', [
-    (1.0, 2_223_872, 34_112),
-    (0.35, 396_128, 14_080),
-    (1.4, 4_315_776, 47_936),
-])
+@pytest.mark.parametrize(
+    'width, parameters, statistics',
+    [
+        (1.0, 2_223_872, 34_112),
+        (0.35, 396_128, 14_080),
+        (1.4, 4_315_776, 47_936),
+    ],
+)
 def test_mobilenet_v2_parameter_counts_equal_torchvision(width, parameters, statistics):
     _, variables = shapes_of(mobilenet_v2(width=width), (1, 64, 64, 3), train=False)
     assert (count(variables['params']), count(variables['batch_stats'])) == (parameters, statistics)
 
 
 # torchvision 0.29.1: mobilenet_v3_large(weights=None, ...).features.
-@pytest.mark.parametrize('arguments, parameters, statistics', [
-    (dict(reduced_tail=False), 2_971_952, 24_400),
-    (dict(reduced_tail=True), 1_620_512, 19_120),
-    (dict(reduced_tail=True, width=0.35), 223_088, None),
-])
+@pytest.mark.parametrize(
+    'arguments, parameters, statistics',
+    [
+        (dict(reduced_tail=False), 2_971_952, 24_400),
+        (dict(reduced_tail=True), 1_620_512, 19_120),
+        (dict(reduced_tail=True, width=0.35), 223_088, None),
+    ],
+)
 def test_mobilenet_parameter_counts_equal_torchvision(arguments, parameters, statistics):
     _, variables = shapes_of(mobilenet_v3_large(**arguments), (1, 64, 64, 3), train=False)
     assert count(variables['params']) == parameters
     assert statistics in (None, count(variables['batch_stats']))
 
 
-@pytest.mark.parametrize('channels, expected', [(3, 8), (12, 16), (36, 40), (11.9, 16), (19.6, 24), (84, 88), (83.9, 80)])
+@pytest.mark.parametrize(
+    'channels, expected', [(3, 8), (12, 16), (36, 40), (11.9, 16), (19.6, 24), (84, 88), (83.9, 80)]
+)
 def test_divisible_by_hand(channels, expected):
     # To the nearest multiple of 8, halves up; up as well where the nearest is less than 9/10: 8 of 11.9, 16 of 19.6.
     assert mobilenet.divisible(channels) == expected
 
 
-@pytest.mark.parametrize('network', [VGG16(width=1 / 16), VGG16(width=1 / 16, norm='group_norm'), mobilenet_v2(width=0.25),
-                                     mobilenet_v3_large(width=0.25)])  # fmt: skip
+@pytest.mark.parametrize(
+    'network',
+    [
+        VGG16(width=1 / 16),
+        VGG16(width=1 / 16, norm='group_norm'),
+        mobilenet_v2(width=0.25),
+        mobilenet_v3_large(width=0.25),
+    ],
+)
 def test_networks_of_conv_norm_compute_in_bfloat16_with_float32_parameters(network):
     levels, variables = shapes_of(network.clone(dtype=jnp.bfloat16), (1, 64, 64, 3), train=True)
     assert {level.dtype for level in levels} == {jnp.dtype(jnp.bfloat16)}
@@ -454,8 +486,10 @@ def test_squeeze_excitation_by_hand():
     # The means of the channels are 2 and 3; reduced with 1, 1 to 5 and expanded by .2 and -1 to 1 and -5, behind which
     # hard sigmoid, (x + 3) / 6 between 0 and 1, says 2 / 3 and 0.
     x = np.float32([[[[1, 3], [3, 3]]]])
-    params = {'reduce': {'conv': {'kernel': np.ones((1, 1, 2, 1)), 'bias': np.zeros(1)}},
-              'expand': {'conv': {'kernel': np.array([0.2, -1]).reshape(1, 1, 1, 2), 'bias': np.zeros(2)}}}
+    params = {
+        'reduce': {'conv': {'kernel': np.ones((1, 1, 2, 1)), 'bias': np.zeros(1)}},
+        'expand': {'conv': {'kernel': np.array([0.2, -1]).reshape(1, 1, 1, 2), 'bias': np.zeros(2)}},
+    }
     weights = mobilenet.SqueezeExcitation(1, jnp.float32).apply({'params': params}, x)
     np.testing.assert_allclose(weights, [[[[2 / 3, 0]]]], rtol=1e-6)
 
@@ -463,7 +497,12 @@ def test_squeeze_excitation_by_hand():
 def test_conv_norm_by_hand():
     # A depthwise 3 x 3 of ones over ones counts the cells it sees: 4 in corners. Dilated by 2 it keeps the grid too.
     x = np.ones((1, 5, 5, 2), np.float32)
-    for arguments, expected in ((dict(), [4, 9]), (dict(dilation=2), [4, 9]), (dict(stride=2), [4, 9]), (dict(padding=0), [9, 9])):
+    for arguments, expected in (
+        (dict(), [4, 9]),
+        (dict(dilation=2), [4, 9]),
+        (dict(stride=2), [4, 9]),
+        (dict(padding=0), [9, 9]),
+    ):
         module = ConvNorm(2, 3, depthwise=True, **arguments)
         _, variables = shapes_of(module, x.shape)
         assert variables['params']['conv']['kernel'].shape == (3, 3, 1, 2)
@@ -473,13 +512,19 @@ def test_conv_norm_by_hand():
         np.testing.assert_array_equal([y[0, 0, 0], y[0, middle, middle]], [[expected[0]] * 2, [expected[1]] * 2])
 
 
-@pytest.mark.parametrize(('size', 'kernel', 'stride', 'dilation', 'padding'), [
-    ((7, 9), 3, 1, 1, 1), ((8, 9), 5, 2, 1, 2), ((12, 12), 3, 2, 2, 0), ((9, 10), 3, 1, 3, 3)])  # fmt: skip
+@pytest.mark.parametrize(
+    ('size', 'kernel', 'stride', 'dilation', 'padding'),
+    [((7, 9), 3, 1, 1, 1), ((8, 9), 5, 2, 1, 2), ((12, 12), 3, 2, 2, 0), ((9, 10), 3, 1, 3, 3)],
+)
 def test_depthwise_convolution_on_cpu_is_that_of_other_platforms(size, kernel, stride, dilation, padding):
     x, weights = random_features(2, *size, 4), random_features(kernel, kernel, 1, 4, seed=1)
     strides = (stride, stride)
-    options = dict(padding=((padding, padding),) * 2, rhs_dilation=(dilation, dilation), feature_group_count=4,
-                   dimension_numbers=('NHWC', 'HWIO', 'NHWC'))  # fmt: skip
+    options = dict(
+        padding=((padding, padding),) * 2,
+        rhs_dilation=(dilation, dilation),
+        feature_group_count=4,
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
 
     def ours(x, weights):
         return depthwise_convolution(x, weights, strides, **options)
@@ -508,7 +553,9 @@ def test_conv_norm_activates_what_its_norm_gives():
     assert set(variables['params']['conv']) == {'kernel'} and set(variables['frozen']) == {'norm'}
     variables = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), variables)
     y = module.apply(variables, x)
-    np.testing.assert_allclose(y, np.repeat(x.sum(-1, keepdims=True), 6, -1), rtol=1e-4, atol=1e-4)  # less mean, and offset
+    np.testing.assert_allclose(
+        y, np.repeat(x.sum(-1, keepdims=True), 6, -1), rtol=1e-4, atol=1e-4
+    )  # less mean, and offset
     np.testing.assert_array_equal(module.clone(activation=jax.nn.relu6).apply(variables, x), np.clip(y, 0, 6))
 
 

@@ -59,22 +59,25 @@ def test_train_names_an_unknown_key(run_script, tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
-@pytest.mark.parametrize('argument, words', [
-    ('--config.optimizer.schedule=linear', ['optimizer.schedule']),
-    ('--config.optimizer.frozen=stem_cell', ['optimizer.frozen']),
-    ('--config.model.norm=batchnorm', ['batchnorm', 'batch_norm']),
-    ('--config.training.batch_size=12', ['training.batch_size is 12']),
-    ('--config.training.checkpoint_every=0', ['training.checkpoint_every is 0']),
-    ('--config.model.name=yolo9000', ['model.name', 'retinanet']),
-    ('--config.data.recipe.resize=warp', ['data.recipe.resize', 'stretch']),
-    ('--config.data.canvases=()', ['data.canvases is ()', '(height, width)']),
-    ('--config.data.mask_size=28', ['data.mask_size is 28', 'retinanet finds no masks']),
-    ('--config.training.accumulate=0', ['training.accumulate is 0', 'at least 1']),
-    ('--config.training.steps=-5', ['training.steps is -5', 'at least 1']),
-    ('--config.optimizer.frozen=(', ['optimizer.frozen', 'a regular expression']),
-    ('--config.optimizer.learning_rate=nan', ['optimizer.learning_rate is nan', 'a finite number']),
-    ('--config.model.width=0', ['model.width is 0.0', 'above 0']),
-])
+@pytest.mark.parametrize(
+    'argument, words',
+    [
+        ('--config.optimizer.schedule=linear', ['optimizer.schedule']),
+        ('--config.optimizer.frozen=stem_cell', ['optimizer.frozen']),
+        ('--config.model.norm=batchnorm', ['batchnorm', 'batch_norm']),
+        ('--config.training.batch_size=12', ['training.batch_size is 12']),
+        ('--config.training.checkpoint_every=0', ['training.checkpoint_every is 0']),
+        ('--config.model.name=yolo9000', ['model.name', 'retinanet']),
+        ('--config.data.recipe.resize=warp', ['data.recipe.resize', 'stretch']),
+        ('--config.data.canvases=()', ['data.canvases is ()', '(height, width)']),
+        ('--config.data.mask_size=28', ['data.mask_size is 28', 'retinanet finds no masks']),
+        ('--config.training.accumulate=0', ['training.accumulate is 0', 'at least 1']),
+        ('--config.training.steps=-5', ['training.steps is -5', 'at least 1']),
+        ('--config.optimizer.frozen=(', ['optimizer.frozen', 'a regular expression']),
+        ('--config.optimizer.learning_rate=nan', ['optimizer.learning_rate is nan', 'a finite number']),
+        ('--config.model.width=0', ['model.width is 0.0', 'above 0']),
+    ],
+)
 def test_train_names_a_value_it_cannot_use(run_script, data_dir, tmp_path, argument, words):
     data = ['--config.data.name=toy', f'--config.data.data_dir={data_dir}']
     finished = run_script('train', SHAPES, *data, f'--workdir={tmp_path}/run', argument)
@@ -82,8 +85,9 @@ def test_train_names_a_value_it_cannot_use(run_script, data_dir, tmp_path, argum
     assert not (tmp_path / 'run').exists()
 
 
-@pytest.mark.parametrize('name', ['train', 'evaluate', 'predict', 'export_images', 'prepare_data', 'make_anchors',
-                                  'dev/check_canvases'])  # fmt: skip
+@pytest.mark.parametrize(
+    'name', ['train', 'evaluate', 'predict', 'export_images', 'prepare_data', 'make_anchors', 'dev/check_canvases']
+)
 def test_scripts_explain_themselves(run_script, name):
     finished = run_script(name, '--help')
     assert f'python scripts/{name}.py' in finished.stdout and finished.code in (0, 1)
@@ -192,14 +196,17 @@ def test_predict_names_a_bad_image_and_writes_nothing(run_script, tiny_run, pict
     assert is_one_error(run_script(*arguments[:2], f'--images={tmp_path}/none/*.png', arguments[3]), 'no image matches')
 
 
-@pytest.mark.parametrize('values, patterns', [
-    (['a.png,d.png'], ['a.png', 'd.png']),
-    (['b,c.png'], ['b,c.png']),
-    (['b,*.png'], ['b,*.png']),
-    (['*.png,e,*.png'], ['*.png', 'e', '*.png']),
-    (['d.png', 'b,c.png'], ['d.png', 'b,c.png']),
-    (['~/b,c.png'], ['HOME/b,c.png']),
-])
+@pytest.mark.parametrize(
+    'values, patterns',
+    [
+        (['a.png,d.png'], ['a.png', 'd.png']),
+        (['b,c.png'], ['b,c.png']),
+        (['b,*.png'], ['b,*.png']),
+        (['*.png,e,*.png'], ['*.png', 'e', '*.png']),
+        (['d.png', 'b,c.png'], ['d.png', 'b,c.png']),
+        (['~/b,c.png'], ['HOME/b,c.png']),
+    ],
+)
 def test_predict_takes_names_with_commas(run_script, picture, monkeypatch, values, patterns):
 
     monkeypatch.chdir(picture.parent)
@@ -207,7 +214,9 @@ def test_predict_takes_names_with_commas(run_script, picture, monkeypatch, value
     for name in ('b,c.png', 'd.png'):
         shutil.copy(picture, name)
     monkeypatch.setattr('detzoo.inference.predictor.load', lambda *args, **kwargs: None)
-    monkeypatch.setattr('detzoo.inference.photos.predict_files', lambda predictor, patterns, *args, **kwargs: (patterns, []))
+    monkeypatch.setattr(
+        'detzoo.inference.photos.predict_files', lambda predictor, patterns, *args, **kwargs: (patterns, [])
+    )
     finished = run_script('predict', '--workdir=w', '--output=o', *(f'--images={value}' for value in values))
     assert finished.stdout.replace(str(picture.parent), 'HOME') == f'{patterns} images -> o\n', finished.stderr
 

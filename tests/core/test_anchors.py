@@ -178,13 +178,16 @@ def test_kmeans_anchors_of_equal_boxes():
     assert average == 1
 
 
-@pytest.mark.parametrize('sizes, k, words', [
-    (np.zeros((0, 2)), 1, '1 clusters of 0 boxes'),
-    (np.ones((4, 2)), 5, '5 clusters of 4 boxes'),
-    (np.ones((4, 2)), 0, '0 clusters of 4 boxes'),
-    (np.array([[1.0, 0.0]]), 1, 'must be positive'),
-    (np.array([[1.0, np.inf]]), 1, 'must be positive and finite'),
-])
+@pytest.mark.parametrize(
+    'sizes, k, words',
+    [
+        (np.zeros((0, 2)), 1, '1 clusters of 0 boxes'),
+        (np.ones((4, 2)), 5, '5 clusters of 4 boxes'),
+        (np.ones((4, 2)), 0, '0 clusters of 4 boxes'),
+        (np.array([[1.0, 0.0]]), 1, 'must be positive'),
+        (np.array([[1.0, np.inf]]), 1, 'must be positive and finite'),
+    ],
+)
 def test_kmeans_anchors_refuse(sizes, k, words):
     with pytest.raises(ValueError, match=words):
         anchors.kmeans_anchors(sizes, k)

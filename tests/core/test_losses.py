@@ -183,7 +183,9 @@ iou_loss = jax.jit(losses.iou_loss, static_argnames='kind')
 SHIFTED = np.float32([[0, 0, 4, 2]]), np.float32([[2, 0, 6, 2]])
 
 
-@pytest.mark.parametrize('kind, expected', [('giou', 1 - 1 / 3), ('diou', 1 - 1 / 3 + 4 / 40), ('ciou', 1 - 1 / 3 + 4 / 40)])
+@pytest.mark.parametrize(
+    'kind, expected', [('giou', 1 - 1 / 3), ('diou', 1 - 1 / 3 + 4 / 40), ('ciou', 1 - 1 / 3 + 4 / 40)]
+)
 def test_iou_loss_by_hand(kind, expected):
     assert iou_loss(*SHIFTED, kind=kind)[0] == pytest.approx(expected, rel=1e-6)
 

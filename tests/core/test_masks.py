@@ -181,7 +181,10 @@ def test_paste_masks_against_loops(threshold):
     boxes = np.concatenate([corners, corners + rng.uniform(0.3, 40, (12, 2))], axis=1)
     boxes[0] = 3, 4, 25, 30  # whole pixels
     masks = rng.uniform(size=(12, 7, 7)).astype(np.float32)
-    result, expected = paste_masks(masks, boxes, (40, 45), threshold=threshold), paste_by_loops(masks, boxes, (40, 45), threshold)
+    result, expected = (
+        paste_masks(masks, boxes, (40, 45), threshold=threshold),
+        paste_by_loops(masks, boxes, (40, 45), threshold),
+    )
     assert result.dtype == bool and 0.2 < expected[0, 4:30, 3:25].mean() < 0.95
     np.testing.assert_array_equal(result, expected)
 

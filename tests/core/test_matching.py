@@ -410,7 +410,10 @@ def test_match_bipartite_gives_each_box_an_anchor_of_its_own(make_ground_truth):
     large, small = [0, 0, 10, 10], [0, 2, 10, 6]
     assert match_pairs(anchors, make_ground_truth([large, small])).tolist() == [0, 1]
     assert match_pairs(anchors, make_ground_truth([small, large])).tolist() == [1, 0]
-    assert match_reassign(anchors, make_ground_truth([large, small])).tolist() == [1, 0]  # the last takes it, by default
+    assert match_reassign(anchors, make_ground_truth([large, small])).tolist() == [
+        1,
+        0,
+    ]  # the last takes it, by default
 
 
 def test_match_bipartite_takes_the_first_of_equal_pairs(make_ground_truth):
@@ -461,16 +464,19 @@ MIXED = np.array([NEGATIVE] * 40 + [IGNORE] * 10 + [0, 1, 2, 0, 1, 2, 0, 1, 2, 3
 sample = jax.jit(matching.sample_balanced, static_argnames=('count', 'positive_share'))
 
 
-@pytest.mark.parametrize('matched, count, share, positives, negatives', [
-    (MIXED, 16, 0.5, 8, 8),
-    (MIXED, 16, 0.25, 4, 12),
-    (MIXED, 15, 0.25, 3, 12),  # 3.75 positives at most
-    (MIXED, 60, 0.5, 10, 50),  # there are no more positives: negatives fill up
-    (MIXED, 100, 0.5, 10, 80),
-    (MIXED, 16, 0.0, 0, 16),
-    (np.where(MIXED == NEGATIVE, IGNORE, MIXED), 16, 0.5, 8, 0),  # positives do not
-    (np.full(7, IGNORE, np.int32), 4, 0.5, 0, 0),
-])
+@pytest.mark.parametrize(
+    'matched, count, share, positives, negatives',
+    [
+        (MIXED, 16, 0.5, 8, 8),
+        (MIXED, 16, 0.25, 4, 12),
+        (MIXED, 15, 0.25, 3, 12),  # 3.75 positives at most
+        (MIXED, 60, 0.5, 10, 50),  # there are no more positives: negatives fill up
+        (MIXED, 100, 0.5, 10, 80),
+        (MIXED, 16, 0.0, 0, 16),
+        (np.where(MIXED == NEGATIVE, IGNORE, MIXED), 16, 0.5, 8, 0),  # positives do not
+        (np.full(7, IGNORE, np.int32), 4, 0.5, 0, 0),
+    ],
+)
 def test_sample_balanced_counts(matched, count, share, positives, negatives):
     for seed in range(5):
         drawn = np.asarray(sample(matched, jax.random.key(seed), count=count, positive_share=share))

@@ -211,7 +211,9 @@ def test_postprocess_takes_each_classes_own_box():
 
 
 def test_postprocess_drops_boxes_below_the_smallest_size():
-    boxes = np.float32([[2, 2, 5, 9], [2, 2, 4.9, 9], [8, 2, 12, 4], [20, 4, 30, 9]])  # the last is 4 wide once it is clipped
+    boxes = np.float32(
+        [[2, 2, 5, 9], [2, 2, 4.9, 9], [8, 2, 12, 4], [20, 4, 30, 9]]
+    )  # the last is 4 wide once it is clipped
     found = run(np.float32([[0.9], [0.8], [0.7], [0.6]]), boxes, WINDOW, level_sizes=(4,), pre_nms_topk=4, iou_threshold=0.9,
                 score_threshold=0.0, max_detections=4, min_size=3.0)  # fmt: skip
     assert found.scores[found.valid].tolist() == pytest.approx([0.9, 0.6])

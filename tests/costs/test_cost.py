@@ -207,22 +207,29 @@ def test_interleaved_latency_takes_turns_and_runs_at_least_three_rounds():
     assert cost.interleaved_latency(steps, repeats=5, budget=60.0)['b'].shape == (5,)
 
 
-@pytest.mark.parametrize('scopes, stage', [
-    ('jit(f)/transpose(jvp(backbone))/add', 'backbone'),
-    ('vmap(post)', 'post'),
-    ('RetinaNet/heads/while/body', 'heads'),
-    ('RetinaNet/heads_up/conv', None),
-    ('neck.conv', None),
-    ('', None),
-])
+@pytest.mark.parametrize(
+    'scopes, stage',
+    [
+        ('jit(f)/transpose(jvp(backbone))/add', 'backbone'),
+        ('vmap(post)', 'post'),
+        ('RetinaNet/heads/while/body', 'heads'),
+        ('RetinaNet/heads_up/conv', None),
+        ('neck.conv', None),
+        ('', None),
+    ],
+)
 def test_stage_in_finds_whole_scopes(scopes, stage):
     assert cost.stage_in(scopes) == stage
 
 
 def test_multiply_adds_by_hand():
     def function(x, kernel, deep, up, matrix):
-        y = jax.lax.conv_general_dilated(x, kernel, (2, 2), 'SAME', dimension_numbers=NHWC)  # 2 x 4 x 5 x 7 outputs of 9 x 3
-        y = jax.lax.conv_general_dilated(y, deep, (1, 1), 'SAME', dimension_numbers=NHWC, feature_group_count=7)  # of 9 x 1
+        y = jax.lax.conv_general_dilated(
+            x, kernel, (2, 2), 'SAME', dimension_numbers=NHWC
+        )  # 2 x 4 x 5 x 7 outputs of 9 x 3
+        y = jax.lax.conv_general_dilated(
+            y, deep, (1, 1), 'SAME', dimension_numbers=NHWC, feature_group_count=7
+        )  # of 9 x 1
         y = jax.lax.conv_transpose(y, up, (2, 2), 'SAME', dimension_numbers=NHWC)  # 2 x 4 x 5 inputs to 2 x 2 x 6 each
         y, _ = jax.lax.scan(lambda y, _: (y @ matrix, None), y, length=3)  # 2 x 8 x 10 times 6 x 6, thrice
         return jax.jit(lambda y: jnp.sin(y) + y)(y)

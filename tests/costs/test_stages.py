@@ -31,9 +31,15 @@ from detzoo.types import Inputs
 
 CANVAS = 64, 64
 TINY = dict(
-    retinanet=TINY_RETINANET, ssd=TINY_SSD, yolo_v1=TINY_YOLO_V1, yolo_v2=TINY_YOLO_V2, yolo_v3=TINY_YOLO_V3,
-    faster_rcnn=TINY_FASTER_RCNN, faster_rcnn_c4=TINY_FASTER_RCNN_C4, mask_rcnn=TINY_MASK_RCNN,
-)  # fmt: skip
+    retinanet=TINY_RETINANET,
+    ssd=TINY_SSD,
+    yolo_v1=TINY_YOLO_V1,
+    yolo_v2=TINY_YOLO_V2,
+    yolo_v3=TINY_YOLO_V3,
+    faster_rcnn=TINY_FASTER_RCNN,
+    faster_rcnn_c4=TINY_FASTER_RCNN_C4,
+    mask_rcnn=TINY_MASK_RCNN,
+)
 
 
 def config_of(model):
@@ -226,14 +232,27 @@ def test_measure_adds_up(prepared):
     rows = stages.measure(prepared, repeats=4, budget=60)
     assert [(row['name'], row['batch']) for row in rows] == [('yolo_v1', 1), ('yolo_v1', 2), ('mask_rcnn', 2)]
     for row in rows:
-        assert row['runs'] == 4 and row['canvas'] == [64, 64] and row['dtype'] == 'float32' and row['device'].startswith('cpu')
+        assert (
+            row['runs'] == 4
+            and row['canvas'] == [64, 64]
+            and row['dtype'] == 'float32'
+            and row['device'].startswith('cpu')
+        )
         assert row['flops'] == pytest.approx(sum(stage['flops'] for stage in row['stages']))
         assert row['parameters'] == sum(stage['parameters'] for stage in row['stages'])
         assert row['argument_bytes'] > 4 * row['parameters'] and json.loads(json.dumps(row)) == row
         assert row['peak_bytes'] <= max(stage['peak_bytes'] for stage in row['stages'])
         assert 0 < row['p50_seconds'] <= row['p90_seconds']
     assert [stage['stage'] for stage in rows[0]['stages']] == ['input', 'backbone', 'heads', 'post']
-    assert [stage['stage'] for stage in rows[2]['stages']] == ['input', 'backbone', 'neck', 'rpn', 'roi', 'heads', 'post']
+    assert [stage['stage'] for stage in rows[2]['stages']] == [
+        'input',
+        'backbone',
+        'neck',
+        'rpn',
+        'roi',
+        'heads',
+        'post',
+    ]
     small, large = ({stage['stage']: stage['flops'] for stage in row['stages']} for row in rows[:2])
     assert large['backbone'] == pytest.approx(2 * small['backbone'], rel=0.05)  # of two images
 
@@ -247,7 +266,13 @@ def test_row_subtracts_prefixes_round_by_round(prepared):
     seconds = np.cumsum(own, axis=0) + np.float64([0, 100, 0])  # the second round is slow from its start
     row = stages._row('m', one, 2, range(len(names)), seconds)
     assert {stage['stage']: stage['p50_seconds'] for stage in row['stages']} == {
-        'input': 1, 'backbone': 5, 'neck': 2, 'rpn': 3, 'roi': 4 + 2, 'heads': 6 + 3, 'post': 7
-    }  # fmt: skip
+        'input': 1,
+        'backbone': 5,
+        'neck': 2,
+        'rpn': 3,
+        'roi': 4 + 2,
+        'heads': 6 + 3,
+        'post': 7,
+    }
     assert (row['p50_seconds'], row['post_p50_seconds'], row['network_p50_seconds']) == (33, 7, 26)
     assert row['p90_seconds'] == pytest.approx(33 + 0.8 * 100) and row['post_p90_seconds'] == 7

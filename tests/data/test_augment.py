@@ -91,7 +91,9 @@ def test_augment_says_where_pixels_come_from(name):
             mask = mask_in_frame(image[..., channel] > 0, box, result.to_record, 64)
             x1, y1, x2, y2 = np.rint(box).astype(int)
             if min(x2 - x1, y2 - y1) >= 8:
-                expected = cv2.resize(result.image[y1:y2, x1:x2, channel], (64, 64), interpolation=cv2.INTER_LINEAR) > 127
+                expected = (
+                    cv2.resize(result.image[y1:y2, x1:x2, channel], (64, 64), interpolation=cv2.INTER_LINEAR) > 127
+                )
                 assert (mask & expected).sum() > 0.8 * (mask | expected).sum()
                 compared += 1
     assert compared > 10
@@ -306,7 +308,9 @@ def test_move_sides_with_stretch_is_the_crop_of_darknet():
             return np.array([-0.1, 0.2, 0.1, 0.0]) if size == 4 else super().uniform(low, high, size)
 
     image, boxes = painted(50, 100, (20, 20, 40, 40))
-    result = aug.augment(image, boxes, np.zeros(1, bool), (120, 240), RECIPE | dict(jitter=0.2, resize='stretch'), Fixed(0))
+    result = aug.augment(
+        image, boxes, np.zeros(1, bool), (120, 240), RECIPE | dict(jitter=0.2, resize='stretch'), Fixed(0)
+    )
     # x: (20 + 10) / 120 * 240; y: the upper 10 of 50 rows are cut, so (20 - 10) / 40 * 120.
     np.testing.assert_allclose(result.boxes, [[60, 30, 100, 90]], atol=1e-9)
     np.testing.assert_allclose(result.window, [20, 0, 220, 120])
@@ -391,14 +395,17 @@ def test_iou_crop_keeps_what_has_its_centre_inside_and_crowds(monkeypatch):
     # The crop shows columns 40 to 100 and rows 0 to 50 of 100 x 100.
     monkeypatch.setattr(aug, 'sample_crop', lambda *args: np.array([40, 0, 100, 50]))
     image = np.zeros((100, 100, 3), np.uint8)
-    boxes = np.array([
-        [0, 0, 81, 101],  # centre (40.5, 50.5): below the crop
-        [0, 0, 81, 99],  # centre (40.5, 49.5): inside; 41 x 50 of 81 x 99 are seen
-        [0, 10, 79, 20],  # centre (39.5, 15): left of it, though half of it is seen
-        [10, 10, 65, 20],  # a crowd, centre outside, 25 x 10 seen
-        [0, 60, 30, 90],  # a crowd of which nothing is seen
-        [-98, -19, 180, 119],  # centre (41, 50): on the edge; 60 x 50 of 278 x 138, so 8 % are seen
-    ], float)  # fmt: skip
+    boxes = np.array(
+        [
+            [0, 0, 81, 101],  # centre (40.5, 50.5): below the crop
+            [0, 0, 81, 99],  # centre (40.5, 49.5): inside; 41 x 50 of 81 x 99 are seen
+            [0, 10, 79, 20],  # centre (39.5, 15): left of it, though half of it is seen
+            [10, 10, 65, 20],  # a crowd, centre outside, 25 x 10 seen
+            [0, 60, 30, 90],  # a crowd of which nothing is seen
+            [-98, -19, 180, 119],  # centre (41, 50): on the edge; 60 x 50 of 278 x 138, so 8 % are seen
+        ],
+        float,
+    )
     result = run(image, boxes, (50, 60), crowd=[False, False, False, True, True, False], iou_crop=True)
     assert result.kept.tolist() == [1, 3, 5]
     assert result.crowd.tolist() == [False, True, False]  # the last is hardly seen, and stays an object
@@ -548,24 +555,27 @@ def test_augment_distorts_colors():
     assert not np.array_equal(inside[0], expected[0, 0])  # its draws come after those of the geometry
 
 
-@pytest.mark.parametrize('changes, words', [
-    (dict(resize='warp'), "recipe.resize is 'warp': it must be one of 'fit', 'letterbox', 'stretch'"),
-    (dict(resize='stretch', longer_side=300), 'recipe.longer_side is 300'),
-    (dict(shorter_side=0), 'recipe.shorter_side is 0'),
-    (dict(flip=1.5), 'recipe.flip is 1.5'),
-    (dict(zoom_out=0.5), 'recipe.zoom_out is 0.5'),
-    (dict(jitter=0.5), 'recipe.jitter is 0.5'),
-    (dict(aspect_jitter=1.0), 'recipe.aspect_jitter is 1.0'),
-    (dict(resize='stretch', aspect_jitter=0.3), "0 with resize 'stretch'"),
-    (dict(scale_range=(1.2, 0.8)), r'recipe.scale_range is \(1.2, 0.8\)'),
-    (dict(scale_range=(0.0, 1.0)), 'recipe.scale_range'),
-    (dict(brightness=-1.0), 'recipe.brightness is -1.0'),
-    (dict(brightness=256.0), 'recipe.brightness is 256.0'),
-    (dict(hue=0.51), 'recipe.hue is 0.51'),  # of a turn: both ways that is more than the whole circle
-    (dict(saturation=(1.5,)), 'recipe.saturation'),
-    (dict(exposure=(1.1, 1.5)), 'recipe.exposure'),
-    (dict(color_probability=2.0), 'recipe.color_probability'),
-])
+@pytest.mark.parametrize(
+    'changes, words',
+    [
+        (dict(resize='warp'), "recipe.resize is 'warp': it must be one of 'fit', 'letterbox', 'stretch'"),
+        (dict(resize='stretch', longer_side=300), 'recipe.longer_side is 300'),
+        (dict(shorter_side=0), 'recipe.shorter_side is 0'),
+        (dict(flip=1.5), 'recipe.flip is 1.5'),
+        (dict(zoom_out=0.5), 'recipe.zoom_out is 0.5'),
+        (dict(jitter=0.5), 'recipe.jitter is 0.5'),
+        (dict(aspect_jitter=1.0), 'recipe.aspect_jitter is 1.0'),
+        (dict(resize='stretch', aspect_jitter=0.3), "0 with resize 'stretch'"),
+        (dict(scale_range=(1.2, 0.8)), r'recipe.scale_range is \(1.2, 0.8\)'),
+        (dict(scale_range=(0.0, 1.0)), 'recipe.scale_range'),
+        (dict(brightness=-1.0), 'recipe.brightness is -1.0'),
+        (dict(brightness=256.0), 'recipe.brightness is 256.0'),
+        (dict(hue=0.51), 'recipe.hue is 0.51'),  # of a turn: both ways that is more than the whole circle
+        (dict(saturation=(1.5,)), 'recipe.saturation'),
+        (dict(exposure=(1.1, 1.5)), 'recipe.exposure'),
+        (dict(color_probability=2.0), 'recipe.color_probability'),
+    ],
+)
 def test_check_recipe_names_the_key(changes, words):
     with pytest.raises(ValueError, match=words):
         aug.check_recipe(RECIPE | changes)

@@ -218,7 +218,10 @@ BAD_ANNOTATIONS = {
     'RLE negative': (counts([-1, 1201]), 'runs which fill'),
     'RLE text': (counts('zzz~'), 'runs which fill'),
     'RLE text short': (counts('02'), 'runs which fill'),
-    'RLE text of a number in 8 letters': (counts('PPPPPPP' + encode(np.ones((HEIGHT, WIDTH), bool))['counts']), 'runs which fill'),
+    'RLE text of a number in 8 letters': (
+        counts('PPPPPPP' + encode(np.ones((HEIGHT, WIDTH), bool))['counts']),
+        'runs which fill',
+    ),
     'RLE text cut': (counts(encode(np.ones((HEIGHT, WIDTH), bool))['counts'] + 'P'), 'runs which fill'),
 }
 
@@ -393,9 +396,14 @@ def test_prepare_data_script_lists_the_first_of_many_bad_records(tree, run_scrip
     train = document()
     train['annotations'] += [ANNOTATIONS[0] | {'id': 1000 + i, 'bbox': [1, 2, 3, 0]} for i in range(25)]
     write(tree, train)
-    splits = [f'--{split}_{kind}={tree / split}{end}' for split in ('train', 'validation')
-              for kind, end in (('annotations', '.json'), ('images', ''))]  # fmt: skip
-    finished = run_script('prepare_data', '--name=birds', f'--data_dir={tree / "data"}', '--on_bad_record=skip', *splits)
+    splits = [
+        f'--{split}_{kind}={tree / split}{end}'
+        for split in ('train', 'validation')
+        for kind, end in (('annotations', '.json'), ('images', ''))
+    ]
+    finished = run_script(
+        'prepare_data', '--name=birds', f'--data_dir={tree / "data"}', '--on_bad_record=skip', *splits
+    )
     assert finished.code == 0 and finished.stdout.count('  skipped: ') == 20
     path = tree / 'data' / 'birds' / '1.0.0' / 'skipped.json'
     assert f'skipped 25 records; all are listed in {path}\n' in finished.stdout

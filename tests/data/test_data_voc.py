@@ -72,7 +72,11 @@ def test_prepare_voc_keeps_lists_and_files(root):
     dataset = opened(root)
     assert dataset.class_names == voc.CLASS_NAMES and dataset.category_ids == tuple(range(1, 21))
     names = [record['file_name'] for record in dataset.records]
-    assert names == ['VOC2007/JPEGImages/000005.jpg', 'VOC2007/JPEGImages/000007.jpg', 'VOC2012/JPEGImages/2008_000008.jpg']
+    assert names == [
+        'VOC2007/JPEGImages/000005.jpg',
+        'VOC2007/JPEGImages/000007.jpg',
+        'VOC2012/JPEGImages/2008_000008.jpg',
+    ]
     assert [record['image_id'] for record in dataset.records] == [1, 2, 3]
     assert [len(record['boxes']) for record in dataset.records] == [3, 0, 3]
     assert dataset.records[0]['image'] == (root / names[0]).read_bytes()
@@ -122,7 +126,10 @@ def write_jpeg(data):
 
 
 BAD_IMAGES = {
-    'no XML': (lambda folder: (folder / 'Annotations/000005.xml').unlink(), 'cannot read the annotations: No such file'),
+    'no XML': (
+        lambda folder: (folder / 'Annotations/000005.xml').unlink(),
+        'cannot read the annotations: No such file',
+    ),
     'cut short': (rewrite(annotation()[:-9]), 'not XML, or cut short'),
     'unknown encoding': (rewrite('<?xml version="1.0" encoding="klingon"?><annotation/>'), 'not XML'),
     'other root': (rewrite('<html/>'), "its root is 'html'"),

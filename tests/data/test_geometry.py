@@ -14,18 +14,21 @@ def test_resize_rule_takes_its_keys_from_a_recipe():
     assert geometry.resize_rule(recipe) == ResizeRule('letterbox', None, 90, 'pil')
 
 
-@pytest.mark.parametrize('size, canvas, limits, scale', [
-    # The rule of 800/1333: the shorter side becomes 800 unless the longer one would exceed 1333.
-    ((480, 640), (1344, 1344), (800, 1333), 800 / 480),  # 1067 x 800
-    ((640, 480), (1344, 1344), (800, 1333), 800 / 480),
-    ((400, 1200), (1344, 1344), (800, 1333), 1333 / 1200),  # 800 / 400 = 2 would make 2400
-    ((1600, 1600), (1344, 1344), (800, 1333), 0.5),
-    ((480, 640), (512, 512), (800, 1333), 0.8),  # the canvas is the limit
-    ((480, 640), (300, 640), (800, 1333), 0.625),  # its height
-    ((480, 640), (960, 960), (None, None), 1.5),
-    ((480, 640), (960, 960), (240, None), 0.5),
-    ((480, 640), (960, 960), (None, 320), 0.5),
-])
+@pytest.mark.parametrize(
+    'size, canvas, limits, scale',
+    [
+        # The rule of 800/1333: the shorter side becomes 800 unless the longer one would exceed 1333.
+        ((480, 640), (1344, 1344), (800, 1333), 800 / 480),  # 1067 x 800
+        ((640, 480), (1344, 1344), (800, 1333), 800 / 480),
+        ((400, 1200), (1344, 1344), (800, 1333), 1333 / 1200),  # 800 / 400 = 2 would make 2400
+        ((1600, 1600), (1344, 1344), (800, 1333), 0.5),
+        ((480, 640), (512, 512), (800, 1333), 0.8),  # the canvas is the limit
+        ((480, 640), (300, 640), (800, 1333), 0.625),  # its height
+        ((480, 640), (960, 960), (None, None), 1.5),
+        ((480, 640), (960, 960), (240, None), 0.5),
+        ((480, 640), (960, 960), (None, 320), 0.5),
+    ],
+)
 def test_resize_scale_by_hand(size, canvas, limits, scale):
     for resize in ('fit', 'letterbox'):
         rule = ResizeRule(resize, *limits)
@@ -45,13 +48,16 @@ def test_choose_canvas_takes_the_one_on_which_the_image_is_largest():
     assert geometry.choose_canvas((60, 30), [(128, 128), (96, 160), (96, 96)], limited) == (96, 96)
 
 
-@pytest.mark.parametrize('rule, expected', [
-    # 500 x 333 on a canvas 128 wide and 112 high: 0.256, so 128 x 85.248, rounded to 85 rows; y is scaled by 85 / 333.
-    (FIT, Placement((128 / 500, 85 / 333), (128, 85), (0, 0))),
-    (LETTERBOX, Placement((128 / 500, 85 / 333), (128, 85), (0, 13))),  # 27 rows are free, 13 of them above
-    (STRETCH, Placement((128 / 500, 112 / 333), (128, 112), (0, 0))),
-    (ResizeRule('letterbox', longer_side=100), Placement((0.2, 67 / 333), (100, 67), (14, 22))),  # 66.6 rows
-])
+@pytest.mark.parametrize(
+    'rule, expected',
+    [
+        # 500 x 333 on a canvas 128 wide and 112 high: 0.256, so 128 x 85.248, rounded to 85 rows; y is scaled by 85 / 333.
+        (FIT, Placement((128 / 500, 85 / 333), (128, 85), (0, 0))),
+        (LETTERBOX, Placement((128 / 500, 85 / 333), (128, 85), (0, 13))),  # 27 rows are free, 13 of them above
+        (STRETCH, Placement((128 / 500, 112 / 333), (128, 112), (0, 0))),
+        (ResizeRule('letterbox', longer_side=100), Placement((0.2, 67 / 333), (100, 67), (14, 22))),  # 66.6 rows
+    ],
+)
 def test_placement_by_hand(rule, expected):
     where = geometry.placement((333, 500), (112, 128), rule)
     assert where == expected
@@ -87,7 +93,9 @@ def test_place_fills_the_window_and_nothing_else(size, resize):
     image, where = geometry.place(np.full((*size, 3), 200, np.uint8), (64, 48), ResizeRule(resize))
     assert image.shape == (64, 48, 3) and image.dtype == np.uint8
     left, top, right, bottom = where.window.astype(int)
-    assert (right - left == 48 or bottom - top == 64) if resize != 'stretch' else (right - left, bottom - top) == (48, 64)
+    assert (
+        (right - left == 48 or bottom - top == 64) if resize != 'stretch' else (right - left, bottom - top) == (48, 64)
+    )
     if resize == 'letterbox':
         assert abs(left - (48 - right)) <= 1 and abs(top - (64 - bottom)) <= 1
     else:
@@ -127,7 +135,9 @@ def test_resize_averages_rows_unless_it_loses_but_one():
     assert np.ptp(shares(19)) > 0.01
 
 
-@pytest.mark.parametrize('interpolation, size', [('area', (1068, 801)), ('bilinear', (1067, 800)), ('pil', (1068, 801))])
+@pytest.mark.parametrize(
+    'interpolation, size', [('area', (1068, 801)), ('bilinear', (1067, 800)), ('pil', (1068, 801))]
+)
 def test_each_interpolation_rounds_sides_as_its_users(interpolation, size):
     # 3 : 4 with a shorter side of 800.7 at most: 800.7 x 1067.6.
     rule = ResizeRule('fit', shorter_side=800.7, interpolation=interpolation)
@@ -178,10 +188,14 @@ def test_resize_against_slow_oracle(interpolation, size):
         expected = np.apply_along_axis(resampled, axis, expected, length)
     exact = geometry.resize(image, size, interpolation, rounded=False)
     assert exact.dtype == np.float32
-    np.testing.assert_allclose(exact, expected, atol=1 if interpolation == 'pil' else 1e-3)  # PIL has fixed-point weights
+    np.testing.assert_allclose(
+        exact, expected, atol=1 if interpolation == 'pil' else 1e-3
+    )  # PIL has fixed-point weights
     rounded = geometry.resize(image, size, interpolation)
     assert rounded.dtype == np.uint8
-    np.testing.assert_allclose(rounded, exact, atol=0.8 if interpolation == 'bilinear' else 0.51)  # OpenCV's weights are coarse
+    np.testing.assert_allclose(
+        rounded, exact, atol=0.8 if interpolation == 'bilinear' else 0.51
+    )  # OpenCV's weights are coarse
 
 
 def test_mask_in_frame_by_hand():
@@ -215,5 +229,13 @@ def test_resize_not_rounded_is_torchs():
     # torch.nn.functional.interpolate(mode='bilinear') of torch 2.14.1; OpenCV's values are up to 0.007 away from these.
     column = ((np.arange(600) * 37) % 256).astype(np.uint8)
     resized = geometry.resize(np.broadcast_to(column[:, None, None], (600, 4, 3)), (4, 937), 'bilinear', rounded=False)
-    expected = {0: 0.0, 1: 17.03895378, 249: 192.91835022, 303: 44.23880005, 821: 106.61114502, 861: 168.70672607, 936: 147.0}
+    expected = {
+        0: 0.0,
+        1: 17.03895378,
+        249: 192.91835022,
+        303: 44.23880005,
+        821: 106.61114502,
+        861: 168.70672607,
+        936: 147.0,
+    }
     np.testing.assert_allclose(resized[list(expected), 2, 1], list(expected.values()), rtol=1e-6, atol=1e-6)

@@ -140,12 +140,15 @@ def test_train_batches_keep_the_canvas_wherever_they_start(toy, processes):
             assert_same(batch, again)
 
 
-@pytest.mark.parametrize('changes', [
-    dict(),
-    dict(resize='stretch', zoom_out=2.0, iou_crop=True, hue=0.05),
-    dict(resize='letterbox', aspect_jitter=0.3, exposure=(0.8, 1.2)),
-    dict(resize='stretch', jitter=0.2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'changes',
+    [
+        dict(),
+        dict(resize='stretch', zoom_out=2.0, iou_crop=True, hue=0.05),
+        dict(resize='letterbox', aspect_jitter=0.3, exposure=(0.8, 1.2)),
+        dict(resize='stretch', jitter=0.2),
+    ],
+)
 def test_train_batches_put_boxes_around_their_objects(toy, changes):
     # Decoding, augmentation and padding together: in the middle of a box is the colour of its label.
     checked = 0
@@ -186,8 +189,12 @@ def test_load_augmented_of_a_single_pixel_and_of_an_empty_image(toy):
 
     dataset = toy()
     pixel = dataset.records[1] | dict(
-        image=cv2.imencode('.png', np.full((1, 1, 3), 9, np.uint8))[1].tobytes(), height=1, width=1,
-        boxes=np.array([[0.0, 0, 1, 1]]), labels=np.array([2]), is_crowd=np.array([False]),
+        image=cv2.imencode('.png', np.full((1, 1, 3), 9, np.uint8))[1].tobytes(),
+        height=1,
+        width=1,
+        boxes=np.array([[0.0, 0, 1, 1]]),
+        labels=np.array([2]),
+        is_crowd=np.array([False]),
     )
     dataset = dataset._replace(records=[dataset.records[0], pixel])
     recipe, rng = RECIPE | dict(scale_range=(1, 1)), np.random.RandomState(0)
@@ -218,7 +225,10 @@ def test_batches_bring_masks_in_the_frames_of_boxes(toy):
     corner = np.ones((16, 16), bool)
     corner[8:, 8:] = False
     plain = RECIPE | dict(flip=0.0, rotate90=False, scale_range=(1.0, 1.0))
-    for batches in (train(with_masks(toy()), 3, mask_size=16, recipe=plain), evaluation(with_masks(toy()), mask_size=16)):
+    for batches in (
+        train(with_masks(toy()), 3, mask_size=16, recipe=plain),
+        evaluation(with_masks(toy()), mask_size=16),
+    ):
         for batch in batches:
             objects = batch.gt.valid & ~batch.gt.crowd
             assert batch.gt.masks.shape == (*objects.shape, 16, 16) and batch.gt.masks.dtype == bool
@@ -352,7 +362,9 @@ def test_evaluation_batches_resize_as_the_recipe_says(toy, resize):
             where = placement((record['height'], record['width']), canvas, ResizeRule(resize))
             np.testing.assert_array_equal(batch.inputs.window[row], where.window)
             gt = jax.tree.map(lambda x, row=row: x[row], batch.gt)
-            np.testing.assert_allclose(gt.boxes[gt.valid], where.to_canvas(pipeline.xywh_to_xyxy(record['boxes'])), rtol=1e-5)
+            np.testing.assert_allclose(
+                gt.boxes[gt.valid], where.to_canvas(pipeline.xywh_to_xyxy(record['boxes'])), rtol=1e-5
+            )
             for box, label in zip(gt.boxes[gt.valid], gt.labels[gt.valid]):
                 x, y = ((box[:2] + box[2:]) / 2).astype(int)
                 assert np.abs(batch.inputs.images[row, y, x].astype(int) - COLORS[label]).max() < 40

@@ -47,20 +47,30 @@ def written(path, content):
 
 
 def test_read_proposals_by_hand(tmp_path):
-    found = read_proposals(written(tmp_path / 'p.json', [
-        dict(image_id=7, bbox=[1, 2, 3, 4], score=0.25),
-        dict(image_id=9, bbox=[0, 0, 10.5, 2], score=-3, category_id=1, segmentation='x'),
-        dict(image_id=7, bbox=[5, 6, 7, 8], score=1),
-        dict(image_id=7, bbox=[9, 9, 9, 9], score=0.25),
-    ]))  # fmt: skip
+    found = read_proposals(
+        written(
+            tmp_path / 'p.json',
+            [
+                dict(image_id=7, bbox=[1, 2, 3, 4], score=0.25),
+                dict(image_id=9, bbox=[0, 0, 10.5, 2], score=-3, category_id=1, segmentation='x'),
+                dict(image_id=7, bbox=[5, 6, 7, 8], score=1),
+                dict(image_id=7, bbox=[9, 9, 9, 9], score=0.25),
+            ],
+        )
+    )
     assert set(found) == {7, 9}
-    np.testing.assert_array_equal(found[7], [[5, 6, 7, 8], [1, 2, 3, 4], [9, 9, 9, 9]])  # of equal scores the earlier one
+    np.testing.assert_array_equal(
+        found[7], [[5, 6, 7, 8], [1, 2, 3, 4], [9, 9, 9, 9]]
+    )  # of equal scores the earlier one
     np.testing.assert_array_equal(found[9], [[0, 0, 10.5, 2]])
 
 
 def test_read_proposals_reads_what_evaluation_writes(toy, tmp_path):
     write_detections(tmp_path / 'detections.json.gz', entries(toy()))
-    found, expected = read_proposals(tmp_path / 'detections.json.gz'), read_proposals(written(tmp_path / 'p', entries(toy())))
+    found, expected = (
+        read_proposals(tmp_path / 'detections.json.gz'),
+        read_proposals(written(tmp_path / 'p', entries(toy()))),
+    )
     assert set(found) == set(expected) == {record['image_id'] for record in toy().records if len(record['boxes'])}
     for record in toy().records[1:]:
         np.testing.assert_array_equal(found[record['image_id']], record['boxes'])
@@ -70,36 +80,44 @@ def test_read_proposals_reads_what_evaluation_writes(toy, tmp_path):
 GOOD = dict(image_id=7, bbox=[1, 2, 3, 4], score=0.5)
 
 
-@pytest.mark.parametrize('entry, words', [
-    ('box', 'there is no image_id and no bbox and no score'),
-    ({key: GOOD[key] for key in ('image_id', 'bbox')}, 'there is no score'),
-    (GOOD | dict(image_id='7'), "image_id '7' is no integer of 64 bits"),
-    (GOOD | dict(image_id=True), 'image_id True is no integer of 64 bits'),
-    (GOOD | dict(image_id=2**63), 'is no integer of 64 bits'),
-    (GOOD | dict(score=None), 'score None is no finite number'),
-    (GOOD | dict(score=float('nan')), 'score nan is no finite number'),
-    (GOOD | dict(bbox=[1, 2, 3]), r'bbox \[1, 2, 3\] is not four finite numbers'),
-    (GOOD | dict(bbox=[1, 2, 3, float('inf')]), 'is not four finite numbers'),
-    (GOOD | dict(bbox=[1, 2, 3, 10**400]), 'is not four finite numbers'),
-    (GOOD | dict(bbox='1234'), 'is not four finite numbers'),
-    (GOOD | dict(bbox=[1, 2, 3, 0]), r'bbox \[1, 2, 3, 0\] has no area'),
-    (GOOD | dict(bbox=[1, 2, -3, 4]), 'has no area'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'entry, words',
+    [
+        ('box', 'there is no image_id and no bbox and no score'),
+        ({key: GOOD[key] for key in ('image_id', 'bbox')}, 'there is no score'),
+        (GOOD | dict(image_id='7'), "image_id '7' is no integer of 64 bits"),
+        (GOOD | dict(image_id=True), 'image_id True is no integer of 64 bits'),
+        (GOOD | dict(image_id=2**63), 'is no integer of 64 bits'),
+        (GOOD | dict(score=None), 'score None is no finite number'),
+        (GOOD | dict(score=float('nan')), 'score nan is no finite number'),
+        (GOOD | dict(bbox=[1, 2, 3]), r'bbox \[1, 2, 3\] is not four finite numbers'),
+        (GOOD | dict(bbox=[1, 2, 3, float('inf')]), 'is not four finite numbers'),
+        (GOOD | dict(bbox=[1, 2, 3, 10**400]), 'is not four finite numbers'),
+        (GOOD | dict(bbox='1234'), 'is not four finite numbers'),
+        (GOOD | dict(bbox=[1, 2, 3, 0]), r'bbox \[1, 2, 3, 0\] has no area'),
+        (GOOD | dict(bbox=[1, 2, -3, 4]), 'has no area'),
+    ],
+)
 def test_read_proposals_names_a_bad_entry(tmp_path, entry, words):
     path = written(tmp_path / 'p.json', [GOOD, entry])
-    with pytest.raises(DataError, match=rf'p\.json: entry 1 \(counted from 0\): .*{words}; a proposal is .* Mend it or remove it'):
+    with pytest.raises(
+        DataError, match=rf'p\.json: entry 1 \(counted from 0\): .*{words}; a proposal is .* Mend it or remove it'
+    ):
         read_proposals(path)
 
 
-@pytest.mark.parametrize('content, words', [
-    (b'[{"image_id": 7,', 'p is not JSON, or was cut short'),
-    (b'\xff[]', 'p is not JSON, or was cut short'),
-    (b'[' * 100_000, 'p is not JSON, or was cut short'),
-    (gzip.compress(json.dumps([GOOD] * 99).encode())[:-20], 'p is not JSON, or was cut short'),
-    (b'\x1f\x8bnothing of gzip', 'p is not JSON, or was cut short'),
-    (b'{"annotations": []}', 'p is no list of proposals: export them in the format of COCO results'),
-    (None, "cannot read the proposals .*p: No such file.*; give a file's path, or 'ground_truth'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'content, words',
+    [
+        (b'[{"image_id": 7,', 'p is not JSON, or was cut short'),
+        (b'\xff[]', 'p is not JSON, or was cut short'),
+        (b'[' * 100_000, 'p is not JSON, or was cut short'),
+        (gzip.compress(json.dumps([GOOD] * 99).encode())[:-20], 'p is not JSON, or was cut short'),
+        (b'\x1f\x8bnothing of gzip', 'p is not JSON, or was cut short'),
+        (b'{"annotations": []}', 'p is no list of proposals: export them in the format of COCO results'),
+        (None, "cannot read the proposals .*p: No such file.*; give a file's path, or 'ground_truth'"),
+    ],
+)
 def test_read_proposals_names_a_bad_file(tmp_path, content, words):
     if content is not None:
         (tmp_path / 'p').write_bytes(content)
@@ -119,8 +137,12 @@ def test_load_proposals_keeps_the_best_and_says_what_it_keeps(toy, tmp_path, cap
     assert proposals.rows == 4 and [len(boxes) for boxes in proposals.boxes] == [0, 4, 0, 4]
     for index in (1, 3):
         np.testing.assert_array_equal(proposals.boxes[index], [[left, 0, left + 5, 5] for left in (5, 4, 3, 2)])
-    assert capsys.readouterr().err.strip().endswith(
-        f"{path}: 12 proposals for 2 of the 4 images of split 'train' of 'toy'; 4 over data.max_proposals=4 are left out"
+    assert (
+        capsys.readouterr()
+        .err.strip()
+        .endswith(
+            f"{path}: 12 proposals for 2 of the 4 images of split 'train' of 'toy'; 4 over data.max_proposals=4 are left out"
+        )
     )
     assert '; 0 over' in (load_proposals(path, dataset, 6), capsys.readouterr().err)[1]
 
@@ -166,8 +188,12 @@ def test_proposals_follow_the_objects_that_augmentation_moves(toy, tmp_path, nam
     for index, seed in itertools.product(range(10), range(6)):
         record = dataset.records[index]
         arguments = dict(canvas=CANVASES[seed % 2], recipe=recipe, rng=np.random.RandomState([seed, index]))
-        result = augment(decode_image(record['image'], name=''), pipeline.xywh_to_xyxy(record['boxes']), record['is_crowd'],
-                         **arguments)  # fmt: skip
+        result = augment(
+            decode_image(record['image'], name=''),
+            pipeline.xywh_to_xyxy(record['boxes']),
+            record['is_crowd'],
+            **arguments,
+        )
         boxes, valid = proposals.on_canvas(index, result.to_record, result.window)
         if recipe['iou_crop']:  # by the paper's rule some objects are dropped of which a part is seen
             assert all(np.abs(boxes[valid] - box).max(axis=1).min() < 1e-4 for box in result.boxes)
@@ -191,11 +217,21 @@ def test_train_and_evaluate_gives_each_split_its_own_proposals(data_dir, tiny_co
     for module in ('detzoo.training.loop', 'detzoo.inference.predictor'):
         monkeypatch.setattr(f'{module}.detector_of', lambda *args: detector)
     train, validation = (open_dataset('toy', split, data_dir) for split in ('train', 'validation'))
-    path = written(tmp_path / 'p.json', [
-        dict(image_id=record['image_id'], bbox=[0, 0, 500, 500], score=score) for record in train.records for score in (1, 2, 3)
-    ])  # fmt: skip
-    config = tiny_config(training__steps=2, data__max_proposals=6, data__recipe__scale_range=(1.0, 1.0),
-                         data__train_proposals=path, data__validation_proposals='ground_truth')  # fmt: skip
+    path = written(
+        tmp_path / 'p.json',
+        [
+            dict(image_id=record['image_id'], bbox=[0, 0, 500, 500], score=score)
+            for record in train.records
+            for score in (1, 2, 3)
+        ],
+    )
+    config = tiny_config(
+        training__steps=2,
+        data__max_proposals=6,
+        data__recipe__scale_range=(1.0, 1.0),
+        data__train_proposals=path,
+        data__validation_proposals='ground_truth',
+    )
     with config.unlocked():
         config.model.rpn = None
     monkeypatch.setattr(loop, 'complete', lambda config: config)

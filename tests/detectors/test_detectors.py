@@ -135,17 +135,29 @@ SWITCHES = [
         )
     ),
     TINY_FASTER_RCNN | dict(class_agnostic=True, norm='frozen_batch_norm', dtype='bfloat16'),
-    TINY_FASTER_RCNN | dict(
-        depth=50, norm='group_norm', head=TINY_FASTER_RCNN['head'] | dict(add_ground_truth=False, min_size=1.0),
-        rpn=TINY_FASTER_RCNN['rpn'] | dict(anchor_strides='canvas_over_grid', round_anchors=True, match_best_anchors=False),
-    ),  # fmt: skip
+    TINY_FASTER_RCNN
+    | dict(
+        depth=50,
+        norm='group_norm',
+        head=TINY_FASTER_RCNN['head'] | dict(add_ground_truth=False, min_size=1.0),
+        rpn=TINY_FASTER_RCNN['rpn']
+        | dict(anchor_strides='canvas_over_grid', round_anchors=True, match_best_anchors=False),
+    ),
     TINY_FASTER_RCNN_V2,
-    TINY_FASTER_RCNN | dict(fpn_norm='group_norm', trunk_conv_layers=2, trunk_fc_layers=2, trunk_norm='group_norm',
-                            dtype='bfloat16', rpn=TINY_FASTER_RCNN['rpn'] | dict(layers=3, score_threshold=0.05)),
+    TINY_FASTER_RCNN
+    | dict(
+        fpn_norm='group_norm',
+        trunk_conv_layers=2,
+        trunk_fc_layers=2,
+        trunk_norm='group_norm',
+        dtype='bfloat16',
+        rpn=TINY_FASTER_RCNN['rpn'] | dict(layers=3, score_threshold=0.05),
+    ),
     TINY_FASTER_RCNN | dict(fpn_norm='frozen_batch_norm', trunk_conv_layers=1, trunk_norm='frozen_batch_norm'),
     TINY_FASTER_RCNN | dict(trunk_conv_layers=1, trunk_fc_layers=0),
     TINY_FASTER_RCNN_MOBILENET | dict(norm='frozen_batch_norm', dtype='bfloat16'),
-    TINY_FASTER_RCNN_C4 | dict(depth=50, norm='frozen_batch_norm', dtype='bfloat16', roi=dict(operator='pool', output_size=14)),
+    TINY_FASTER_RCNN_C4
+    | dict(depth=50, norm='frozen_batch_norm', dtype='bfloat16', roi=dict(operator='pool', output_size=14)),
     TINY_MASK_RCNN | dict(mask=dict(head='mlp', layers=1, features=16, class_agnostic=True)),
     TINY_MASK_RCNN | dict(mask=dict(layers=1, features=16, activation='softmax'), dtype='bfloat16'),
     TINY_MASK_RCNN_V2,
@@ -160,8 +172,14 @@ SWITCHES = [
     TINY_SSD | dict(norm='group_norm', lite=True, dtype='bfloat16', bipartite=True),
     TINY_SSD | dict(norm=None),
     TINY_SSD | dict(backbone='resnet18', l2_norm_scale=None, extra_layers=()),
-    TINY_SSD | dict(backbone='resnet50', norm='frozen_batch_norm', anchor_sizes=(8, *TINY_SSD['anchor_sizes']),
-                    aspect_ratios=((1 / 2, 2),) * 4, anchor_strides=(8, 16, 32, 64)),
+    TINY_SSD
+    | dict(
+        backbone='resnet50',
+        norm='frozen_batch_norm',
+        anchor_sizes=(8, *TINY_SSD['anchor_sizes']),
+        aspect_ratios=((1 / 2, 2),) * 4,
+        anchor_strides=(8, 16, 32, 64),
+    ),
     TINY_SSDLITE | dict(norm='group_norm', reduced_tail=False),
     TINY_SSDLITE | dict(backbone='mobilenet_v2', dtype='bfloat16'),
     TINY_YOLO_V1 | dict(backbone='extraction', head_features=(256, 256), local_features=64, boxes_per_cell=3),
@@ -205,7 +223,9 @@ BLOCKS = make_batch()
 NOTHING = BLOCKS._replace(gt=BLOCKS.gt._replace(valid=np.zeros_like(BLOCKS.gt.valid)))
 
 
-@pytest.fixture(scope='module', params=[*VARIANTS, *(pytest.param(name, marks=pytest.mark.full) for name in MORE_VARIANTS)])
+@pytest.fixture(
+    scope='module', params=[*VARIANTS, *(pytest.param(name, marks=pytest.mark.full) for name in MORE_VARIANTS)]
+)
 def tiny(request):
     """A variant's detector, its parameters, and its functions compiled; `traces` counts their traces."""
     variant = (VARIANTS | MORE_VARIANTS)[request.param]
@@ -240,6 +260,7 @@ def assert_same(first, second):
 
 def assert_close(first, second, tolerance=1e-5):
     """Compares trees leaf by leaf, each to a tolerance relative to its largest value."""
+
     def check(path, a, b):
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
         scale = np.abs(b).max(initial=1e-2)  # what a norm takes away is 0 but for rounding
@@ -251,7 +272,9 @@ def assert_close(first, second, tolerance=1e-5):
 def garble(batch, rows=True, pixels=True):
     """Garbage in the padding rows of the ground truth, and outside of the windows."""
     rng = np.random.RandomState(3)
-    images, boxes, labels, masks = (x.copy() for x in (batch.inputs.images, batch.gt.boxes, batch.gt.labels, batch.gt.masks))
+    images, boxes, labels, masks = (
+        x.copy() for x in (batch.inputs.images, batch.gt.boxes, batch.gt.labels, batch.gt.masks)
+    )
     crowd = batch.gt.crowd | ~batch.gt.valid
     if pixels:
         for image, (_, _, width, height) in zip(images, batch.inputs.window.astype(int)):
@@ -333,23 +356,33 @@ def check_initial_values(name, params, prior=0.5):
             np.testing.assert_allclose(values, constant_of(path, values.shape, prior), rtol=1e-5, err_msg=path)
             continue
         rule = next(rule for pattern, rule in SPREADS if re.search(pattern, path))
-        expected = SPREAD_RULES[rule](values.shape[2:] if '/local/' in path else values.shape)  # local: a kernel for each cell
+        expected = SPREAD_RULES[rule](
+            values.shape[2:] if '/local/' in path else values.shape
+        )  # local: a kernel for each cell
         if '/connected/' in path:  # all cells share one map, and see nothing but themselves
             values = np.unique(values[values != 0])
-        assert abs(values.std() / expected - 1) < 5 / (2 * values.size) ** 0.5, f'{path}: {values.std()}, not {expected}'
+        assert abs(values.std() / expected - 1) < 5 / (2 * values.size) ** 0.5, (
+            f'{path}: {values.std()}, not {expected}'
+        )
         assert abs(values.mean() / expected) < 5 / values.size**0.5, f'{path}: {values.mean()}, not 0'
 
 
 def test_parameters_start_with_the_spread_of_their_rule(tiny):
     name = tiny.variant.arguments['name']
-    check_initial_values(name, tiny.params, tiny.variant.arguments.get('prior_probability', 0.01 if name == 'retinanet' else 0.5))
+    check_initial_values(
+        name, tiny.params, tiny.variant.arguments.get('prior_probability', 0.01 if name == 'retinanet' else 0.5)
+    )
 
 
-@pytest.mark.parametrize('name, module, channels, arguments', [
-    ('retinanet/head_without_norm', retinanet_module.Head(4, 3, 1, None, 0.0, np.float32), 32, dict(train=False)),
-    ('ssd/extra_layers_without_norm', ssd.ExtraLayers(((16, 32, 3, 2, 1),), False, None, np.float32), None, {}),
-    ('mask_rcnn/mask_head', mask_rcnn.MLPHead(3, 1, 64, np.float32), None, dict(valid=None, train=False)),
-], ids=lambda value: value if isinstance(value, str) else '')
+@pytest.mark.parametrize(
+    'name, module, channels, arguments',
+    [
+        ('retinanet/head_without_norm', retinanet_module.Head(4, 3, 1, None, 0.0, np.float32), 32, dict(train=False)),
+        ('ssd/extra_layers_without_norm', ssd.ExtraLayers(((16, 32, 3, 2, 1),), False, None, np.float32), None, {}),
+        ('mask_rcnn/mask_head', mask_rcnn.MLPHead(3, 1, 64, np.float32), None, dict(valid=None, train=False)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else '',
+)
 def test_parameters_of_other_heads_start_with_the_spread_of_their_rule(name, module, channels, arguments):
     x = np.zeros((1, 4, 4, channels or 32), np.float32)
     params = module.init(jax.random.key(0), [x] if channels else x, **arguments)['params']
@@ -365,7 +398,9 @@ def test_loss_gives_scalars_and_the_same_state(tiny):
     assert shapes(grads) == shapes(tiny.params)
     leaves = jax.tree_util.tree_leaves_with_path(grads)
     assert not [jax.tree_util.keystr(path) for path, leaf in leaves if not leaf.any()]  # every parameter is trained
-    running = [jax.tree_util.tree_leaves_with_path(state.get('batch_stats', {})) for state in (model_state, tiny.model_state)]
+    running = [
+        jax.tree_util.tree_leaves_with_path(state.get('batch_stats', {})) for state in (model_state, tiny.model_state)
+    ]
     still = [jax.tree_util.keystr(path) for (path, new), (_, old) in zip(*running, strict=True) if (new == old).all()]
     assert not still  # statistics are those of the batch
 
@@ -527,7 +562,12 @@ def test_detector_learns_a_batch_by_heart(tiny):
     results = []
     for i in range(BATCH):
         rows = found.valid[i]
-        fields = found.boxes[i][rows], found.scores[i][rows], found.labels[i][rows], np.take(CATEGORY_IDS, found.labels[i][rows])
+        fields = (
+            found.boxes[i][rows],
+            found.scores[i][rows],
+            found.labels[i][rows],
+            np.take(CATEGORY_IDS, found.labels[i][rows]),
+        )
         results += to_coco(ImageDetections(*fields, ()), i)
     assert coco_metrics(truth_of(BLOCKS), results)['boxes']['AP'] > tiny.variant.AP
 
@@ -582,9 +622,15 @@ def test_every_argument_does_more_than_being_checked(name):
     makers = [node for node in module.body if isinstance(node, ast.FunctionDef) and node.name.startswith('make')]
     assert makers
     for make in makers:
-        checks = [node for node in ast.walk(make) if isinstance(node, ast.If) and any(isinstance(x, ast.Raise) for x in node.body)]
+        checks = [
+            node
+            for node in ast.walk(make)
+            if isinstance(node, ast.If) and any(isinstance(x, ast.Raise) for x in node.body)
+        ]
         checked = {node for check in checks for node in ast.walk(check)}
-        used = {x.id for x in ast.walk(make) if isinstance(x, ast.Name) and isinstance(x.ctx, ast.Load) and x not in checked}
+        used = {
+            x.id for x in ast.walk(make) if isinstance(x, ast.Name) and isinstance(x.ctx, ast.Load) and x not in checked
+        }
         assert not {argument.arg for argument in make.args.kwonlyargs} - used
 
 
@@ -595,10 +641,13 @@ def shapes_of(detector, canvas=CANVAS):
     return jax.eval_shape(lambda key: detector.init(key, canvas), jax.random.key(0))
 
 
-@pytest.mark.parametrize('name, parameters', [
-    ('retinanet_resnet50_fpn', 34_014_999),
-    ('retinanet_resnet50_fpn_v2', 38_198_935),  # P6 reads C5's 2048 channels, and batch norm is trained
-])
+@pytest.mark.parametrize(
+    'name, parameters',
+    [
+        ('retinanet_resnet50_fpn', 34_014_999),
+        ('retinanet_resnet50_fpn_v2', 38_198_935),  # P6 reads C5's 2048 channels, and batch norm is trained
+    ],
+)
 def test_retinanet_has_as_many_parameters_as_torchvision(name, parameters):
     # Torchvision's files of these models, for 91 classes.
     params, _ = shapes_of(make_detector(**PEERS[name].model))

@@ -30,12 +30,15 @@ def count(arguments, num_classes):
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-@pytest.mark.parametrize('name, parameters', [
-    ('fasterrcnn_resnet50_fpn', 41_755_286),
-    ('fasterrcnn_resnet50_fpn_v2', 43_712_278),
-    ('fasterrcnn_mobilenet_v3_large_fpn', 19_386_354),
-    ('fasterrcnn_mobilenet_v3_large_320_fpn', 19_386_354),
-])
+@pytest.mark.parametrize(
+    'name, parameters',
+    [
+        ('fasterrcnn_resnet50_fpn', 41_755_286),
+        ('fasterrcnn_resnet50_fpn_v2', 43_712_278),
+        ('fasterrcnn_mobilenet_v3_large_fpn', 19_386_354),
+        ('fasterrcnn_mobilenet_v3_large_320_fpn', 19_386_354),
+    ],
+)
 def test_faster_rcnn_has_as_many_parameters_as_torchvision(name, parameters):
     # Torchvision's files of these models, for 91 outputs; four box deltas of the background are among them (1024 weights and a
     # bias each), which nothing reads.
@@ -44,15 +47,23 @@ def test_faster_rcnn_has_as_many_parameters_as_torchvision(name, parameters):
 
 def test_faster_rcnn_on_c4_has_the_parameters_of_its_parts():
     # ResNet-50 without its classifier; the RPN's 3x3 convolution and its outputs for 15 anchors; the head's on 2048 features.
-    arguments = dict(name='faster_rcnn', fpn_features=None, rpn=dict(anchor_sizes=((32, 64, 128, 256, 512),)), norm='batch_norm')
+    arguments = dict(
+        name='faster_rcnn', fpn_features=None, rpn=dict(anchor_sizes=((32, 64, 128, 256, 512),)), norm='batch_norm'
+    )
     rpn = 9 * 1024 * 1024 + 1024 + 1025 * 15 * 5
     assert count(arguments, 80) == 23_508_032 + rpn + 2049 * (81 + 320)
     assert count(arguments | dict(class_agnostic=True), 80) == 23_508_032 + rpn + 2049 * (81 + 4)
 
 
 def make_rpn(**changes):
-    arguments = dict(anchor_sizes=((8.0,), (16.0,)), aspect_ratios=(1.0,), train_pre_nms_topk=3, pre_nms_topk=2,
-                     train_post_nms_topk=6, post_nms_topk=4)  # fmt: skip
+    arguments = dict(
+        anchor_sizes=((8.0,), (16.0,)),
+        aspect_ratios=(1.0,),
+        train_pre_nms_topk=3,
+        pre_nms_topk=2,
+        train_post_nms_topk=6,
+        post_nms_topk=4,
+    )
     return faster_rcnn.make_rpn((8, 16), jnp.float32, **arguments | changes)
 
 
@@ -180,8 +191,10 @@ def test_roi_loss_by_hand(make_ground_truth):
     # The object lies 2 of 20 pixels to the left: dx = -0.1 * 10 = -1, and smooth L1 of 1 is 0.5.
     assert sums['box_loss'] == pytest.approx(0.5, rel=1e-5)
     assert (sums['positives'], sums['negatives']) == (1, 1)
-    gradient = jax.grad(lambda *outputs: sum(head.loss(*outputs, rois, matched, gt)[k] for k in ('cls_loss', 'box_loss')),
-                        argnums=(0, 1))(jnp.asarray(logits), jnp.asarray(deltas))  # fmt: skip
+    gradient = jax.grad(
+        lambda *outputs: sum(head.loss(*outputs, rois, matched, gt)[k] for k in ('cls_loss', 'box_loss')),
+        argnums=(0, 1),
+    )(jnp.asarray(logits), jnp.asarray(deltas))
     np.testing.assert_allclose(gradient[0], [[-0.75, 0.25, 0.25, 0.25], [0.25, 0.25, 0.25, -0.75], [0] * 4], atol=1e-6)
     expected = np.zeros((3, 3, 4))
     expected[0, 0, 0] = 1  # of the object's class alone
@@ -301,7 +314,9 @@ def test_rois_that_ask_for_more_samples_are_counted():
     assert faster_rcnn.make_roi_reader(4, 4).metrics(rois, matched) == {}
     # The limit is what RoIAlign takes: the features with 3 samples differ from those with 4.
     level = np.random.RandomState(0).normal(size=(1, 16, 16, 2)).astype(np.float32)
-    read = [faster_rcnn.make_roi_reader(4, 1, **arguments, max_samples_per_bin=n).read([level], rois) for n in (3, 4, 5)]
+    read = [
+        faster_rcnn.make_roi_reader(4, 1, **arguments, max_samples_per_bin=n).read([level], rois) for n in (3, 4, 5)
+    ]
     assert abs(read[0] - read[1]).max() > 1e-3
     np.testing.assert_allclose(read[1], read[2], atol=1e-6)
 
@@ -316,17 +331,20 @@ def test_large_rois_are_read_from_the_first_of_two_levels_of_one_stride():
     np.testing.assert_allclose(np.ravel(reader.read(levels[:roi_levels], rois)), 1, rtol=1e-6)
 
 
-@pytest.mark.parametrize('changes, words', [
-    (dict(rpn=dict(anchor_strides='canvas')), "rpn.anchor_strides is 'canvas'"),
-    (dict(rpn=dict(anchor_sizes=((8,), (8, 9)))), 'rpn.anchor_sizes must have equally many'),
-    (dict(roi=dict(operator='crop')), "roi.operator is 'crop': use one of align, pool, warp"),
-    (dict(backbone='vgg16'), "backbone is 'vgg16': use 'resnet' or 'mobilenet_v3_large'"),
-    (dict(backbone='mobilenet_v3_large', fpn_features=None), 'fpn_features is None: mobilenet_v3_large has no C4'),
-    (dict(trunk_norm='batch_norm'), "trunk_norm is 'batch_norm': .* trunk_conv_layers is 0"),
-    (dict(fpn_features=None), 'rpn.anchor_sizes has 5 levels, the pyramid 1'),
-    (TINY_FASTER_RCNN_C4 | dict(fpn_norm='batch_norm'), 'fpn_features is None: C4 has neither a pyramid'),
-    (TINY_FASTER_RCNN_C4 | dict(trunk_conv_layers=1), 'fpn_features is None: C4 has neither a pyramid'),
-])
+@pytest.mark.parametrize(
+    'changes, words',
+    [
+        (dict(rpn=dict(anchor_strides='canvas')), "rpn.anchor_strides is 'canvas'"),
+        (dict(rpn=dict(anchor_sizes=((8,), (8, 9)))), 'rpn.anchor_sizes must have equally many'),
+        (dict(roi=dict(operator='crop')), "roi.operator is 'crop': use one of align, pool, warp"),
+        (dict(backbone='vgg16'), "backbone is 'vgg16': use 'resnet' or 'mobilenet_v3_large'"),
+        (dict(backbone='mobilenet_v3_large', fpn_features=None), 'fpn_features is None: mobilenet_v3_large has no C4'),
+        (dict(trunk_norm='batch_norm'), "trunk_norm is 'batch_norm': .* trunk_conv_layers is 0"),
+        (dict(fpn_features=None), 'rpn.anchor_sizes has 5 levels, the pyramid 1'),
+        (TINY_FASTER_RCNN_C4 | dict(fpn_norm='batch_norm'), 'fpn_features is None: C4 has neither a pyramid'),
+        (TINY_FASTER_RCNN_C4 | dict(trunk_conv_layers=1), 'fpn_features is None: C4 has neither a pyramid'),
+    ],
+)
 def test_faster_rcnn_refuses(changes, words):
     with pytest.raises(ValueError, match=words):
         make_detector(num_classes=3, **TINY_FASTER_RCNN | changes)

@@ -23,10 +23,13 @@ def count(arguments, num_classes):
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-@pytest.mark.parametrize('name, parameters', [
-    ('maskrcnn_resnet50_fpn', 44_401_393),
-    ('maskrcnn_resnet50_fpn_v2', 46_359_409),
-])
+@pytest.mark.parametrize(
+    'name, parameters',
+    [
+        ('maskrcnn_resnet50_fpn', 44_401_393),
+        ('maskrcnn_resnet50_fpn_v2', 46_359_409),
+    ],
+)
 def test_mask_rcnn_has_as_many_parameters_as_torchvision(name, parameters):
     # Torchvision's files of these models, for 91 outputs; of them background has four box deltas (1024 weights and a bias each)
     # and a mask (256 weights and a bias), which nothing reads.
@@ -107,7 +110,9 @@ def test_targets_may_be_averages(make_ground_truth):
 
 
 def test_positive_rois_alone_make_the_statistics_and_the_loss_of_the_mask_head():
-    arguments = dict(rpn=None, norm='frozen_batch_norm', mask_loss_weight=0.5, mask=dict(layers=1, features=8, norm='batch_norm'))
+    arguments = dict(
+        rpn=None, norm='frozen_batch_norm', mask_loss_weight=0.5, mask=dict(layers=1, features=8, norm='batch_norm')
+    )
     detector = make_detector(num_classes=3, **TINY_MASK_RCNN | arguments)
     variables = jax.jit(detector.init, static_argnums=1)(KEY, (64, 64))
     images = np.random.RandomState(0).randint(0, 256, (1, 64, 64, 3)).astype(np.uint8)
@@ -123,11 +128,17 @@ def test_positive_rois_alone_make_the_statistics_and_the_loss_of_the_mask_head()
         _, (state, metrics) = detector.loss(*variables, Batch(inputs, gt, np.int32([0]), np.ones(1, bool)), KEY)
         return state['batch_stats']['mask_head']['norm1'], metrics
 
-    (expected, metrics), (found, _) = (step(np.float32([corners] * 3)) for corners in ([40, 2, 60, 20], [30, 36, 64, 64]))
+    (expected, metrics), (found, _) = (
+        step(np.float32([corners] * 3)) for corners in ([40, 2, 60, 20], [30, 36, 64, 64])
+    )
     assert (metrics['positives'], metrics['negatives']) == (2, 3)  # of the 16 rows that the mask head reads
-    assert metrics['mask_loss'] == pytest.approx(0.5 * LN2, rel=0.05)  # its mean over the two: at first all cells are at a half
+    assert metrics['mask_loss'] == pytest.approx(
+        0.5 * LN2, rel=0.05
+    )  # its mean over the two: at first all cells are at a half
     jax.tree.map(np.testing.assert_array_equal, found, expected)
-    assert np.abs(expected['mean']).max() > 0 and not jnp.allclose(expected['var'], 0.9)  # they were taken from something
+    assert np.abs(expected['mean']).max() > 0 and not jnp.allclose(
+        expected['var'], 0.9
+    )  # they were taken from something
 
 
 def test_probabilities_are_those_of_the_class():
@@ -153,12 +164,15 @@ def test_mask_rcnn_asks_for_masks(make_ground_truth):
         stage().loss(np.zeros((1, 4, 4, 3), np.float32), ROIS[:1], MATCHED[:1], gt)
 
 
-@pytest.mark.parametrize('changes, words', [
-    (dict(head='conv'), "mask.head is 'conv': use one of fcn, mlp"),
-    (dict(activation='tanh'), "mask.activation is 'tanh'"),
-    (dict(targets='mean'), "mask.targets is 'mean': use one of point, average"),
-    (dict(head='mlp', layers=1, norm='batch_norm'), "mask.norm is 'batch_norm': mlp has none"),
-])
+@pytest.mark.parametrize(
+    'changes, words',
+    [
+        (dict(head='conv'), "mask.head is 'conv': use one of fcn, mlp"),
+        (dict(activation='tanh'), "mask.activation is 'tanh'"),
+        (dict(targets='mean'), "mask.targets is 'mean': use one of point, average"),
+        (dict(head='mlp', layers=1, norm='batch_norm'), "mask.norm is 'batch_norm': mlp has none"),
+    ],
+)
 def test_mask_rcnn_refuses(changes, words):
     with pytest.raises(ValueError, match=words):
         make_detector(num_classes=3, **TINY_MASK_RCNN | dict(mask=changes))

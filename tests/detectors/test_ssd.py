@@ -15,12 +15,22 @@ IMAGES, CANVAS, ROWS, CLASSES = 6, (64, 96), 7, 3
 ANCHORS = (8 * 12 + 4 * 6 + 2 * 3) * 4
 
 SSDLITE = dict(
-    name='ssd', backbone='mobilenet_v3_large', norm='batch_norm', norm_epsilon=1e-3, l2_norm_scale=None, lite=True,
-    extra_layers=ssd.SSDLITE_LAYERS, anchor_sizes=(64, 112, 160, 208, 256, 304, 320), anchor_strides=(), clip_anchors=True,
+    name='ssd',
+    backbone='mobilenet_v3_large',
+    norm='batch_norm',
+    norm_epsilon=1e-3,
+    l2_norm_scale=None,
+    lite=True,
+    extra_layers=ssd.SSDLITE_LAYERS,
+    anchor_sizes=(64, 112, 160, 208, 256, 304, 320),
+    anchor_strides=(),
+    clip_anchors=True,
     aspect_ratios=((1 / 2, 2, 1 / 3, 3),) * 6,
 )
 SSD512 = dict(
-    name='ssd', extra_layers=ssd.SSD512_LAYERS, anchor_sizes=(36, 77, 154, 230, 307, 384, 461, 538),
+    name='ssd',
+    extra_layers=ssd.SSD512_LAYERS,
+    anchor_sizes=(36, 77, 154, 230, 307, 384, 461, 538),
     anchor_strides=(8, 16, 32, 64, 128, 256, 512),
     aspect_ratios=((1 / 2, 2), *((1 / 2, 2, 1 / 3, 3),) * 4, *((1 / 2, 2),) * 2),
 )
@@ -56,6 +66,7 @@ def shapes_of(detector, canvas=CANVAS):
 
 def with_outputs(function, cls_logits, box_deltas):
     """Calls a function with the outputs of the heads replaced."""
+
     def replace(next_function, args, kwargs, context):
         outputs = next_function(*args, **kwargs)
         name = context.module.name if context.method_name == '__call__' else None
@@ -132,7 +143,9 @@ def matched_by_the_paper(gt, image, cls_losses):
         best = max(objects, key=lambda m: iou[m, a], default=None)  # noqa: B023
         if best is not None and iou[best, a] >= 0.5:
             matched[a] = best
-        elif any(shared_area(boxes[m], anchor) >= area(anchor) / 2 for m in np.flatnonzero(gt.valid[image] & gt.crowd[image])):
+        elif any(
+            shared_area(boxes[m], anchor) >= area(anchor) / 2 for m in np.flatnonzero(gt.valid[image] & gt.crowd[image])
+        ):
             matched[a] = IGNORE
     for m in objects:
         matched[max(range(len(anchors)), key=lambda a: iou[m, a])] = m  # noqa: B023
@@ -156,7 +169,12 @@ def loss_of_the_paper(gt, cls_logits, box_deltas):
             if m >= 0:
                 positives += 1
                 x1, y1, x2, y2 = gt.boxes[i, m].astype(np.float64)
-                targets = ((x1 + x2) / 2 - x) / width, ((y1 + y2) / 2 - y) / height, (x2 - x1) / width, (y2 - y1) / height
+                targets = (
+                    ((x1 + x2) / 2 - x) / width,
+                    ((y1 + y2) / 2 - y) / height,
+                    (x2 - x1) / width,
+                    (y2 - y1) / height,
+                )
                 targets = *targets[:2], np.log(targets[2]), np.log(targets[3])
                 for delta, target, variance in zip(box_deltas[i, a], targets, (0.1, 0.1, 0.2, 0.2)):
                     error = abs(delta - target / variance)
@@ -168,7 +186,9 @@ def loss_of_the_paper(gt, cls_logits, box_deltas):
 def test_ssd_loss_equals_loops(run, seed):
     cls_logits, box_deltas = random_outputs(seed)
     value, metrics, _, (boxes, matched) = run(cls_logits, box_deltas)
-    cls_loss, box_loss, expected = loss_of_the_paper(BATCH.gt, *(x.astype(np.float64) for x in (cls_logits, box_deltas)))
+    cls_loss, box_loss, expected = loss_of_the_paper(
+        BATCH.gt, *(x.astype(np.float64) for x in (cls_logits, box_deltas))
+    )
     np.testing.assert_allclose(boxes, [[corners(box) for box in anchors_of_the_paper()]] * IMAGES, rtol=1e-5)
     np.testing.assert_array_equal(matched, expected)
     assert metrics['cls_loss'] == pytest.approx(cls_loss, rel=1e-4)
@@ -220,7 +240,9 @@ def test_ssd_predicts_what_heads_say():
     row = (3 * 12 + 5) * 4 + 2  # 17 x 8.5 around (44, 28)
     cls_logits[1, row], box_deltas[1, row] = (0, 3, 0, 0), (3, 0, 0, 5 * np.log(2))
     inputs = BATCH.inputs
-    predict = jax.jit(lambda: with_outputs(lambda: detector.predict(params, model_state, inputs), cls_logits, box_deltas))
+    predict = jax.jit(
+        lambda: with_outputs(lambda: detector.predict(params, model_state, inputs), cls_logits, box_deltas)
+    )
     found = jax.tree.map(np.asarray, predict())
     assert not found.valid[[0, 2, 3, 4, 5]].any()
     assert found.labels[1][found.valid[1]].tolist() == [1, 0, 2]  # above the score threshold, too: e^0 / (3 + e^3)
@@ -255,7 +277,9 @@ def test_ssdlite_on_mobilenet_v2_has_about_as_many_parameters_as_published():
     # 1801.04381, table 6: 4.3 million on COCO, of the authors' code, which has three anchors a cell on the finest level.
     arguments = SSDLITE | dict(backbone='mobilenet_v2', aspect_ratios=((1 / 2,), *((1 / 2, 2, 1 / 3, 3),) * 5))
     params, _ = shapes_of(make_detector(num_classes=80, **arguments))
-    backbone, extra = (sum(leaf.size for leaf in jax.tree.leaves(params[part])) for part in ('backbone', 'extra_layers'))
+    backbone, extra = (
+        sum(leaf.size for leaf in jax.tree.leaves(params[part])) for part in ('backbone', 'extra_layers')
+    )
     levels = zip((576, 1280, 512, 256, 256, 128), (3, *(6,) * 5))
     # Each head: a depthwise 3x3 with its norm, and a 1x1 with its bias.
     heads = sum(2 * (9 + 2) * channels + (channels + 1) * count * (81 + 4) for channels, count in levels)
@@ -264,15 +288,18 @@ def test_ssdlite_on_mobilenet_v2_has_about_as_many_parameters_as_published():
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == backbone + extra + heads
 
 
-@pytest.mark.parametrize('arguments, canvas, anchors', [
-    # Section 3: 8732 of SSD300, 24564 of SSD512. SSDLite: 6 a cell of 20^2 + 10^2 + 5^2 + 3^2 + 2^2 + 1^2.
-    (dict(name='ssd'), (300, 300), 8732),
-    (SSD512, (512, 512), 24564),
-    (SSDLITE, (320, 320), 3234),
-    (SSDLITE, (320, 224), 2274),
-    (TINY_SSD, (72, 100), (9 * 13 + 4 * 6 + 2 * 3) * 4),
-    (RESNET, (72, 100), (9 * 13 + 5 * 7 + 3 * 4) * 4),
-])
+@pytest.mark.parametrize(
+    'arguments, canvas, anchors',
+    [
+        # Section 3: 8732 of SSD300, 24564 of SSD512. SSDLite: 6 a cell of 20^2 + 10^2 + 5^2 + 3^2 + 2^2 + 1^2.
+        (dict(name='ssd'), (300, 300), 8732),
+        (SSD512, (512, 512), 24564),
+        (SSDLITE, (320, 320), 3234),
+        (SSDLITE, (320, 224), 2274),
+        (TINY_SSD, (72, 100), (9 * 13 + 4 * 6 + 2 * 3) * 4),
+        (RESNET, (72, 100), (9 * 13 + 5 * 7 + 3 * 4) * 4),
+    ],
+)
 def test_ssd_has_the_anchors_of_the_paper(arguments, canvas, anchors):
     detector = make_detector(num_classes=CLASSES, **arguments)
     batch = BATCH._replace(inputs=BATCH.inputs._replace(images=jax.ShapeDtypeStruct((IMAGES, *canvas, 3), np.uint8)))
@@ -291,15 +318,18 @@ def test_ssd_without_strides_spreads_anchors_over_the_canvas(run):
         np.testing.assert_allclose(centers[last], [100 - 50 / grid[1], 72 - 36 / grid[0]], rtol=1e-5)
 
 
-@pytest.mark.parametrize('changes, words', [
-    (dict(backbone='resnet19'), "backbone is 'resnet19': use one of vgg16"),
-    (dict(backbone='resnet18', norm=None), 'norm is None: resnet18 needs one'),
-    (dict(anchor_sizes=(12, 20, 28)), 'anchor_sizes has 3 entries: 3 levels, .* need 4'),
-    (dict(aspect_ratios=((2,),)), 'aspect_ratios has 1 entries'),
-    (dict(anchor_strides=(8, 16)), 'anchor_strides has 2 entries'),
-    (dict(extra_layers=()), 'anchor_sizes has 4 entries: 2 levels'),
-    (dict(backbone='resnet18'), 'anchor_sizes has 4 entries: 4 levels, 3 and the extra layers, need 5'),
-])
+@pytest.mark.parametrize(
+    'changes, words',
+    [
+        (dict(backbone='resnet19'), "backbone is 'resnet19': use one of vgg16"),
+        (dict(backbone='resnet18', norm=None), 'norm is None: resnet18 needs one'),
+        (dict(anchor_sizes=(12, 20, 28)), 'anchor_sizes has 3 entries: 3 levels, .* need 4'),
+        (dict(aspect_ratios=((2,),)), 'aspect_ratios has 1 entries'),
+        (dict(anchor_strides=(8, 16)), 'anchor_strides has 2 entries'),
+        (dict(extra_layers=()), 'anchor_sizes has 4 entries: 2 levels'),
+        (dict(backbone='resnet18'), 'anchor_sizes has 4 entries: 4 levels, 3 and the extra layers, need 5'),
+    ],
+)
 def test_ssd_refuses(changes, words):
     with pytest.raises(ValueError, match=words):
         make_detector(num_classes=CLASSES, **TINY_SSD | changes)
@@ -314,6 +344,8 @@ def test_l2_norm_by_hand(dtype):
     assert variables['params']['scale'].tolist() == [20, 20]
     y = norm.apply(variables, x)
     assert y.dtype == dtype
-    np.testing.assert_allclose(np.float32(y[0, 0]), [[12, 16], [0, 0], [0, 20]], rtol=1e-2 if dtype == jnp.bfloat16 else 1e-6)
+    np.testing.assert_allclose(
+        np.float32(y[0, 0]), [[12, 16], [0, 0], [0, 20]], rtol=1e-2 if dtype == jnp.bfloat16 else 1e-6
+    )
     gradient = jax.grad(lambda x: norm.apply(variables, x).astype(jnp.float32).sum())(x)
     assert np.isfinite(np.float32(gradient)).all()

@@ -130,7 +130,12 @@ def deltas_v2(raw, gt, cells, rescore=True, warm_up=False, scales=V2_SCALES):
         for _, x, y, width, height, label in objects:
             a = chosen_anchor(cells, x, y, width, height)
             i, j, stride_x, stride_y, anchor_width, anchor_height = cells[a]
-            target = [x / stride_x - j, y / stride_y - i, math.log(width / anchor_width), math.log(height / anchor_height)]
+            target = [
+                x / stride_x - j,
+                y / stride_y - i,
+                math.log(width / anchor_width),
+                math.log(height / anchor_height),
+            ]
             reached = [sigmoid(outputs[a, 0]), sigmoid(outputs[a, 1]), *outputs[a, 2:4]]
             weight = scales['box_scale'] * (2 - width * height / (CANVAS[0] * CANVAS[1]))
             delta[image, a, :4] = weight * (np.array(target) - reached)
@@ -158,7 +163,12 @@ def deltas_v3(raw, gt, cells, box_loss_weight=1):
         for _, x, y, width, height, label in objects:
             a = chosen_anchor(cells, x, y, width, height)
             i, j, stride_x, stride_y, anchor_width, anchor_height = cells[a]
-            target = [x / stride_x - j, y / stride_y - i, math.log(width / anchor_width), math.log(height / anchor_height)]
+            target = [
+                x / stride_x - j,
+                y / stride_y - i,
+                math.log(width / anchor_width),
+                math.log(height / anchor_height),
+            ]
             reached = [sigmoid(outputs[a, 0]), sigmoid(outputs[a, 1]), *outputs[a, 2:4]]
             weight = box_loss_weight * (2 - width * height / (CANVAS[0] * CANVAS[1]))
             delta[image, a, :4] = weight * (np.array(target) - reached)
@@ -178,9 +188,16 @@ def deltas_v1(cls_scores, confidences, outputs, gt, grid, rescore=True, scales=V
         for i in range(rows):
             for j in range(columns):
                 cell = i * columns + j
-                rectangle = ((j + 0.5) * CANVAS[1] / columns, (i + 0.5) * CANVAS[0] / rows, CANVAS[1] / columns, CANVAS[0] / rows)
+                rectangle = (
+                    (j + 0.5) * CANVAS[1] / columns,
+                    (i + 0.5) * CANVAS[0] / rows,
+                    CANVAS[1] / columns,
+                    CANVAS[0] / rows,
+                )
                 if not in_crowd(gt, image, rectangle):
-                    deltas[1][image, cell] = scales['no_object_scale'] * (0 - confidences[image, cell].astype(np.float64))
+                    deltas[1][image, cell] = scales['no_object_scale'] * (
+                        0 - confidences[image, cell].astype(np.float64)
+                    )
                 held = [
                     (x / CANVAS[1], y / CANVAS[0], width / CANVAS[1], height / CANVAS[0], label)
                     for _, x, y, width, height, label in objects_of(gt, image)
@@ -245,9 +262,16 @@ def draw_some_to_objects(raw, gt, cells):
     return raw
 
 
-@pytest.mark.parametrize('images_seen, rescore, scales', [
-    (0, True, {}), (16, True, {}), (0, False, {}), (16, False, ODD_SCALES),
-], ids=str)
+@pytest.mark.parametrize(
+    'images_seen, rescore, scales',
+    [
+        (0, True, {}),
+        (16, True, {}),
+        (0, False, {}),
+        (16, False, ODD_SCALES),
+    ],
+    ids=str,
+)
 def test_yolo_v2_gradient_is_darknets_delta(images_seen, rescore, scales):
     batch = random_batch()
     cells = list(cells_of([(8, 12)], [ANCHORS_V2]))
@@ -307,7 +331,9 @@ def test_connected_layer_starts_as_one_map_for_all_cells():
 
 def test_local_layer_starts_from_the_inputs_of_a_cell():
     arguments = TINY_YOLO_V1 | dict(backbone='extraction', head_features=(64, 64), local_features=64)
-    params, _ = jax.jit(make_detector(num_classes=CLASSES, **arguments).init, static_argnums=1)(jax.random.key(0), CANVAS)
+    params, _ = jax.jit(make_detector(num_classes=CLASSES, **arguments).init, static_argnums=1)(
+        jax.random.key(0), CANVAS
+    )
     kernel = params['head']['local']['kernel']
     inputs = kernel.shape[2]  # of each cell, 3 x 3 of them with all channels
     assert kernel.std() == pytest.approx((2 / inputs) ** 0.5, rel=0.02)  # He's; darknet's from another distribution
@@ -335,7 +361,11 @@ def test_yolo_v3_box_loss_of_overlaps_is_zero_on_the_objects(kind):
         for _, x, y, width, height, _ in objects_of(gt, image):
             a = chosen_anchor(cells, x, y, width, height)
             place = np.array([x / cells[a][2] - cells[a][1], y / cells[a][3] - cells[a][0]]).clip(1e-4, 1 - 1e-4)
-            raw[image, a, :4] = [*np.log(place / (1 - place)), math.log(width / cells[a][4]), math.log(height / cells[a][5])]
+            raw[image, a, :4] = [
+                *np.log(place / (1 - place)),
+                math.log(width / cells[a][4]),
+                math.log(height / cells[a][5]),
+            ]
     detector = make_detector(num_classes=CLASSES, **TINY_YOLO_V3 | dict(box_loss=kind))
     _, metrics = gradient_of(detector, 'YOLOv3', (raw,), batch)
     assert metrics['box_loss'] == pytest.approx(0, abs=1e-3)
@@ -361,14 +391,24 @@ def test_reorg_equals_darknets_loop():
 
 
 # What darknet's published files hold: 4 bytes a number, and a header (16 bytes of older files, 20 of newer ones).
-@pytest.mark.parametrize('size, arguments', [
-    (789_312_988 - 16, dict(name='yolo_v1', num_classes=20, boxes_per_cell=3)),
-    (203_934_260 - 16, dict(name='yolo_v2', num_classes=80)),
-    (248_007_048 - 20, dict(name='yolo_v3', num_classes=80)),
-    (35_434_956 - 20, dict(
-        name='yolo_v3', num_classes=80, backbone='tiny', head_features=256, anchor_sizes=(((1.0, 1.0),) * 3,) * 2,
-    )),
-])
+@pytest.mark.parametrize(
+    'size, arguments',
+    [
+        (789_312_988 - 16, dict(name='yolo_v1', num_classes=20, boxes_per_cell=3)),
+        (203_934_260 - 16, dict(name='yolo_v2', num_classes=80)),
+        (248_007_048 - 20, dict(name='yolo_v3', num_classes=80)),
+        (
+            35_434_956 - 20,
+            dict(
+                name='yolo_v3',
+                num_classes=80,
+                backbone='tiny',
+                head_features=256,
+                anchor_sizes=(((1.0, 1.0),) * 3,) * 2,
+            ),
+        ),
+    ],
+)
 def test_yolo_has_as_many_weights_as_darknets_files(size, arguments):
     detector = make_detector(**arguments)
     params, state = jax.eval_shape(lambda: detector.init(jax.random.key(0), (448, 448)))
@@ -377,7 +417,9 @@ def test_yolo_has_as_many_weights_as_darknets_files(size, arguments):
 
 
 def test_yolo_v1_dropout_depends_on_the_image_not_on_its_place():
-    arguments = TINY_YOLO_V1 | dict(backbone='extraction', head_features=(32, 32), local_features=16, norm='frozen_batch_norm')
+    arguments = TINY_YOLO_V1 | dict(
+        backbone='extraction', head_features=(32, 32), local_features=16, norm='frozen_batch_norm'
+    )
     detector, batch = make_detector(num_classes=CLASSES, **arguments), random_batch()
     images = np.random.RandomState(0).randint(0, 256, (IMAGES, *CANVAS, 3)).astype(np.uint8)
     batch = batch._replace(inputs=batch.inputs._replace(images=images))
@@ -402,12 +444,15 @@ def test_yolo_v1_dropout_keeps_the_mean():
     assert slope == pytest.approx(1, abs=0.02)
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (TINY_YOLO_V3 | dict(anchor_sizes=(((8, 8),), ((8, 8), (9, 9)))), 'equally many sizes'),
-    (TINY_YOLO_V3 | dict(stages=1), '2 levels, the backbone 1 stages'),
-    (TINY_YOLO_V3 | dict(box_loss='iou'), "box_loss is 'iou'"),
-    (TINY_YOLO_V2 | dict(stages=1), 'the head needs two'),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (TINY_YOLO_V3 | dict(anchor_sizes=(((8, 8),), ((8, 8), (9, 9)))), 'equally many sizes'),
+        (TINY_YOLO_V3 | dict(stages=1), '2 levels, the backbone 1 stages'),
+        (TINY_YOLO_V3 | dict(box_loss='iou'), "box_loss is 'iou'"),
+        (TINY_YOLO_V2 | dict(stages=1), 'the head needs two'),
+    ],
+)
 def test_yolo_refuses_what_cannot_be(arguments, message):
     with pytest.raises(ValueError, match=message):
         make_detector(num_classes=CLASSES, **arguments)

@@ -126,11 +126,14 @@ def test_voc_metrics_leave_out_annotations_of_other_images():
     assert boxes_of(ground_truth, results((1, 1, A, 0.9)))['AP_2010'] == 1
 
 
-@pytest.mark.parametrize('bad, words', [
-    (results((3, 1, A, 0.9)), 'image_id 3'),
-    (results((1, 2, A, 0.9)), 'category_id 2'),
-    (results((1, 1, A, float('nan'))), 'must be finite'),
-])
+@pytest.mark.parametrize(
+    'bad, words',
+    [
+        (results((3, 1, A, 0.9)), 'image_id 3'),
+        (results((1, 2, A, 0.9)), 'category_id 2'),
+        (results((1, 1, A, float('nan'))), 'must be finite'),
+    ],
+)
 def test_voc_metrics_refuse(bad, words):
     with pytest.raises(ValueError, match=words):
         voc_metrics(truth((1, 1, A, False)), bad)
@@ -210,5 +213,7 @@ def test_format_voc_table_prints_the_means_and_the_classes():
         ' mAP of 2010 on (area)     = 0.500',
     ]
     assert [line.split() for line in lines[5:]] == [
-        ['class', '2', '1.000', '1.000'], ['class', '1', '0.000', '0.000'], ['class', '3', '-', '-'],
-    ]  # fmt: skip
+        ['class', '2', '1.000', '1.000'],
+        ['class', '1', '0.000', '0.000'],
+        ['class', '3', '-', '-'],
+    ]

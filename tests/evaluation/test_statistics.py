@@ -475,7 +475,9 @@ def test_paired_test_refuses():
 
 def finders(*quarters):
     """Trainings of which each finds so many of the four objects of each of 30 images: AP does not depend on the images."""
-    return [make_matches([[4] * 30], [(image, True) for image in range(30) for _ in range(count)]) for count in quarters]
+    return [
+        make_matches([[4] * 30], [(image, True) for image in range(30) for _ in range(count)]) for count in quarters
+    ]
 
 
 def ap_of(*quarters):

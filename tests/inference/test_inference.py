@@ -67,7 +67,9 @@ def test_to_image_maps_boxes_and_labels_back():
 def test_to_image_maps_back_what_was_placed(resize):
     boxes = np.array([[0, 0, 100, 30], [7, 3, 21, 29], [64, 11, 90, 12.5]])
     where = placement((30, 100), (64, 48), ResizeRule(resize))
-    found = Detections(where.to_canvas(boxes).astype(np.float32), np.float32([0.9, 0.8, 0.7]), np.zeros(3, int), np.ones(3, bool))
+    found = Detections(
+        where.to_canvas(boxes).astype(np.float32), np.float32([0.9, 0.8, 0.7]), np.zeros(3, int), np.ones(3, bool)
+    )
     np.testing.assert_allclose(to_image(found, where, CLASSES).boxes, boxes, atol=1e-4)
 
 
@@ -82,9 +84,12 @@ def test_to_image_pastes_masks_and_to_coco_encodes_them():
     masks = np.zeros((3, 14, 14), np.float32)
     masks[:, :, :7] = 1
     detections = Detections(
-        boxes=np.float32([[2, 3, 12, 13], [5, 5, 9, 9], [0, 0, 0, 0]]), scores=np.float32([0.9, 0.8, 0]),
-        labels=np.int32([1, 0, 0]), valid=np.array([True, True, False]), masks=masks,
-    )  # fmt: skip
+        boxes=np.float32([[2, 3, 12, 13], [5, 5, 9, 9], [0, 0, 0, 0]]),
+        scores=np.float32([0.9, 0.8, 0]),
+        labels=np.int32([1, 0, 0]),
+        valid=np.array([True, True, False]),
+        masks=masks,
+    )
     found = to_image(detections, Placement((0.5, 0.5), (20, 15)), Classes(('a', 'b'), (7, 9)))
     assert found.masks.shape == (2, 30, 40) and found.masks.dtype == bool
     ys, xs = np.nonzero(found.masks[0])
@@ -139,15 +144,18 @@ def test_predictor_uses_the_averaged_parameters(predictor, tiny_run):
     assert load(tiny_run, 10).step == 10
 
 
-@pytest.mark.parametrize('image', [
-    [[0]],
-    np.zeros((8, 8), np.uint8),
-    np.zeros((8, 8, 4), np.uint8),
-    np.zeros((1, 8, 8, 3), np.uint8),
-    np.zeros((8, 8, 3), np.float32),
-    np.zeros((0, 64, 3), np.uint8),
-    np.zeros((64, 0, 3), np.uint8),
-])
+@pytest.mark.parametrize(
+    'image',
+    [
+        [[0]],
+        np.zeros((8, 8), np.uint8),
+        np.zeros((8, 8, 4), np.uint8),
+        np.zeros((1, 8, 8, 3), np.uint8),
+        np.zeros((8, 8, 3), np.float32),
+        np.zeros((0, 64, 3), np.uint8),
+        np.zeros((64, 0, 3), np.uint8),
+    ],
+)
 def test_predictor_refuses_what_is_no_image(predictor, image):
     with pytest.raises(ValueError, match=r'an image is \[h, w, 3\] uint8 RGB of at least one pixel, not '):
         predictor(image)
@@ -194,7 +202,9 @@ def test_evaluate_workdir_writes_into_another_folder_and_then_says_what(two_stag
 def test_evaluate_workdir_refuses_a_folder_that_cannot_be_written_before_it_computes(tiny_run, tmp_path, monkeypatch):
     (tmp_path / 'file').write_text('')
     monkeypatch.setattr('detzoo.inference.dataset.predict_dataset', None)
-    with pytest.raises(OSError, match=r'cannot write into .*/file \(File exists\): give another folder for the files as output'):
+    with pytest.raises(
+        OSError, match=r'cannot write into .*/file \(File exists\): give another folder for the files as output'
+    ):
         evaluate_workdir(tiny_run, output=tmp_path / 'file')
 
 
@@ -213,13 +223,17 @@ def test_evaluate_workdir_tells_the_results_that_cannot_be_written(tiny_run, tmp
 def test_evaluate_workdir_refuses_objects_without_masks_before_it_computes(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setattr('detzoo.inference.dataset.make_predict_step', None)
     monkeypatch.setattr('detzoo.inference.dataset.evaluated_kinds', lambda config: ('bbox', 'segm'))
-    with pytest.raises(DataError, match=r"the split 'validation' of 'toy' cannot be evaluated: annotation \d+ of image .*png: "):
+    with pytest.raises(
+        DataError, match=r"the split 'validation' of 'toy' cannot be evaluated: annotation \d+ of image .*png: "
+    ):
         evaluate_workdir(tiny_run, output=tmp_path)
 
 
 def test_evaluate_workdir_refuses_data_of_other_classes(tiny_run, monkeypatch):
     real = open_dataset
-    monkeypatch.setattr('detzoo.inference.dataset.open_dataset', lambda *args: real(*args)._replace(class_names=('a', 'b', 'c')))
+    monkeypatch.setattr(
+        'detzoo.inference.dataset.open_dataset', lambda *args: real(*args)._replace(class_names=('a', 'b', 'c'))
+    )
     with pytest.raises(DataError, match=r"'toy' has the classes \('a', 'b', 'c'\) now"):
         evaluate_workdir(tiny_run)
 
@@ -252,14 +266,21 @@ def test_predict_dataset_puts_images_on_the_canvases_of_evaluation(data_dir, tin
 LIMITED = dict(data__recipe__shorter_side=40, data__recipe__longer_side=70, data__recipe__interpolation='bilinear')
 
 
-@pytest.mark.parametrize('changes, size, expected', [
-    ({}, (100, 150), (48, 64)),  # 40 x 60, on multiples of 16
-    ({}, (50, 500), (16, 80)),  # 7 x 70
-    (dict(evaluation__divisor=1), (50, 500), (7, 70)),
-    (dict(evaluation__exact=False), (100, 150), (64, 128)),
-    (dict(data__recipe__shorter_side=None, data__recipe__longer_side=None), (100, 150), (64, 128)),  # nothing limits it
-    (dict(data__recipe__resize='letterbox'), (100, 150), (64, 128)),
-])
+@pytest.mark.parametrize(
+    'changes, size, expected',
+    [
+        ({}, (100, 150), (48, 64)),  # 40 x 60, on multiples of 16
+        ({}, (50, 500), (16, 80)),  # 7 x 70
+        (dict(evaluation__divisor=1), (50, 500), (7, 70)),
+        (dict(evaluation__exact=False), (100, 150), (64, 128)),
+        (
+            dict(data__recipe__shorter_side=None, data__recipe__longer_side=None),
+            (100, 150),
+            (64, 128),
+        ),  # nothing limits it
+        (dict(data__recipe__resize='letterbox'), (100, 150), (64, 128)),
+    ],
+)
 def test_canvas_for_by_hand(tiny_config, changes, size, expected):
     changes = LIMITED | dict(evaluation__exact=True, evaluation__divisor=16) | changes
     config = tiny_config(evaluation__canvases=((64, 128), (128, 64)), **changes)
@@ -334,7 +355,9 @@ def find_proposals(params, model_state, inputs):
 @pytest.fixture
 def two_stages(monkeypatch, tiny_config):
     """A function: changes of a config -> a Predictor that finds its proposals; its config is of a detector of two stages."""
-    monkeypatch.setattr('detzoo.inference.predictor.detector_of', lambda *args: Detector(None, None, find_proposals, None))
+    monkeypatch.setattr(
+        'detzoo.inference.predictor.detector_of', lambda *args: Detector(None, None, find_proposals, None)
+    )
 
     def make(rpn, **changes):
         config = tiny_config(data__max_proposals=5, **changes)
@@ -389,8 +412,9 @@ def test_evaluate_workdir_takes_proposals(two_stages, workdir_of):
     assert metrics['proposals'] == 'ground_truth' and metrics['step'] == 16
     # The usual results of the run stay what they are.
     assert {path.name for path in workdir.iterdir()} == {
-        'evaluation_given_proposals.json', 'detections_given_proposals.json.gz'
-    }  # fmt: skip
+        'evaluation_given_proposals.json',
+        'detections_given_proposals.json.gz',
+    }
     assert json.loads((workdir / 'evaluation_given_proposals.json').read_text()) == metrics
     # What one detector found are another's proposals.
     path = workdir / 'detections_given_proposals.json.gz'
@@ -463,8 +487,10 @@ def test_predict_files_lists_detections_that_pycocotools_reads(pictures, tmp_pat
     named = dict(image='a.png', category='green')
     assert results[1] == dict(image_id=1, category_id=8, bbox=[0, 0, 20, 10], score=0.9) | named
 
-    images = [(row['file_name'], row['width'], row['height'], row['picture'])
-              for row in json.loads((output / 'images.json').read_text())['images']]
+    images = [
+        (row['file_name'], row['width'], row['height'], row['picture'])
+        for row in json.loads((output / 'images.json').read_text())['images']
+    ]
     assert images == [('a.jpg', 30, 50, 'a.png'), ('a.png', 40, 20, 'a.png.png'), ('sub/b.png', 8, 6, 'sub/b.png')]
     read = COCO(str(output / 'images.json')).loadRes(str(output / 'detections.json'))
     assert [read.anns[i]['area'] for i in sorted(read.anns)] == [15 * 25, 20 * 10, 4 * 3]
@@ -478,7 +504,10 @@ def test_predict_files_draws_each_image(pictures, tmp_path):
         with PIL.Image.open(path) as image:
             aspect_ratios[str(path.relative_to(tmp_path / 'output'))] = image.height / image.width
             assert (np.asarray(image) != 90).any()  # something is drawn
-    with PIL.Image.open(tmp_path / 'output/overview.png') as overview, PIL.Image.open(tmp_path / 'output/a.png') as first:
+    with (
+        PIL.Image.open(tmp_path / 'output/overview.png') as overview,
+        PIL.Image.open(tmp_path / 'output/a.png') as first,
+    ):
         assert overview.width > first.width and overview.height >= first.height
     assert aspect_ratios == {'a.png': 50 / 30, 'a.png.png': 20 / 40, 'sub/b.png': 6 / 8}
 
@@ -563,7 +592,9 @@ def test_predict_files_that_was_killed_while_it_moved_files_can_be_done_again(pi
     assert files_in(output) == ['b.png', 'detections.json', 'images.json']
 
 
-@pytest.mark.parametrize('name', ['a.png', 'a.png.png', 'overview.png', 'detections.json', 'images.json', 'sub', 'sub/b.png'])
+@pytest.mark.parametrize(
+    'name', ['a.png', 'a.png.png', 'overview.png', 'detections.json', 'images.json', 'sub', 'sub/b.png']
+)
 def test_predict_files_keeps_what_no_prediction_wrote(pictures, tmp_path, name):
     output = tmp_path / 'output'
     (output / name).parent.mkdir(parents=True)
@@ -585,8 +616,11 @@ class Seen:
 def test_predict_files_refuses_an_output_that_cannot_be_before_it_predicts(pictures, tmp_path):
     (tmp_path / 'file').write_text('mine')
     (tmp_path / 'link').symlink_to('nowhere')
-    for name, match in (('file', 'file is no folder'), ('link', 'link is no folder'),
-                        ('file/x', 'cannot write into .*/file .*: choose another folder')):  # fmt: skip
+    for name, match in (
+        ('file', 'file is no folder'),
+        ('link', 'link is no folder'),
+        ('file/x', 'cannot write into .*/file .*: choose another folder'),
+    ):
         with pytest.raises((DataError, OSError), match=match):
             predict_files(Seen(), [str(pictures)], tmp_path / name)
     assert files_in(tmp_path) == sorted(['file', *(f'pictures/{name}' for name in files_in(pictures))])
@@ -640,8 +674,9 @@ def test_predict_files_skips_files_that_cannot_be_read(pictures, tmp_path, monke
         predict_files(Corners(), [str(pictures)], tmp_path / 'output')
     written, skipped = predict_files(Corners(), [str(pictures)], tmp_path / 'output', on_bad_record='skip')
     assert written == 1 and files_in(tmp_path / 'output') == ['a.png', 'detections.json', 'images.json']
-    for message, words in zip(skipped, (error.strerror, 'nowhere.png: cannot read the file: No such', 'socket.png: not a file'),
-                              strict=True):  # fmt: skip
+    for message, words in zip(
+        skipped, (error.strerror, 'nowhere.png: cannot read the file: No such', 'socket.png: not a file'), strict=True
+    ):
         assert words in message
 
 
@@ -659,9 +694,16 @@ def test_picture_names_are_all_different():
     names = ['a.png.bmp', 'a.jpg', 'a.png', 'A.gif', 'sub/a.jpg', 'b.jpg', 'b.png/c.jpg', 'overview.jpg']
     pictures = picture_names([pathlib.PurePath(name) for name in ['overview.png', *names]])
     assert list(map(str, pictures)) == [
-        'overview.png', 'a.png.png', 'a.png', 'a.png.png.png', 'A.gif.png', 'sub/a.png', 'b.jpg.png', 'b.png/c.png',
+        'overview.png',
+        'a.png.png',
+        'a.png',
+        'a.png.png.png',
+        'A.gif.png',
+        'sub/a.png',
+        'b.jpg.png',
+        'b.png/c.png',
         'overview.jpg.png',
-    ]  # fmt: skip
+    ]
 
 
 def test_find_images_takes_files_folders_and_globs(pictures):
@@ -691,7 +733,13 @@ def test_find_images_gives_links_the_names_that_the_user_sees(pictures, monkeypa
     (pictures / 'lost.png').symlink_to('none.png')
     monkeypatch.chdir(pictures)
     found = find_images(['.', 'other', 'sub/../a.png', './linked.png'])
-    assert [str(path.relative_to(pictures)) for path in found] == ['a.jpg', 'a.png', 'linked.png', 'lost.png', 'other/b.png']
+    assert [str(path.relative_to(pictures)) for path in found] == [
+        'a.jpg',
+        'a.png',
+        'linked.png',
+        'lost.png',
+        'other/b.png',
+    ]
     assert find_images(['other/../a.png']) == [pictures / 'a.png']  # the folder that holds sub, not the link
     assert find_images(['*st.png']) == [pictures / 'lost.png']
     monkeypatch.setenv('HOME', str(pictures))

@@ -32,7 +32,18 @@ from detzoo.weights.mapping import fill, flatten, report
 from detzoo.weights.torchvision import PEERS, load_backbone
 
 FIXTURES = pathlib.Path(__file__).parents[1] / 'fixtures'
-RETINANET, SSD, SSDLITE, FASTER_RCNN, MASK_RCNN, RETINANET_V2, FASTER_RCNN_V2, MASK_RCNN_V2, MOBILENET, MOBILENET_320 = PEERS
+(
+    RETINANET,
+    SSD,
+    SSDLITE,
+    FASTER_RCNN,
+    MASK_RCNN,
+    RETINANET_V2,
+    FASTER_RCNN_V2,
+    MASK_RCNN_V2,
+    MOBILENET,
+    MOBILENET_320,
+) = PEERS
 
 
 @functools.cache
@@ -84,9 +95,7 @@ def entries():
     return entries_of(RETINANET)
 
 
-@pytest.mark.parametrize('name, stage', [
-    (name, stage) for name in PEERS for stage in VIEWS[name].tensors
-])
+@pytest.mark.parametrize('name, stage', [(name, stage) for name in PEERS for stage in VIEWS[name].tensors])
 def test_tensors_are_torchvisions(name, stage):
     golden, tensor = golden_of(name), outputs_of(name)[0][stage].ravel()
     values, limit = golden[f'{stage}.values'], (1e-6 if stage == 'anchors' else 1e-4) * golden[f'{stage}.max']
@@ -109,7 +118,9 @@ def test_backbones_compute_what_torchvisions_classifiers_compute(name):
     assert [f'{part}.step' in golden for part in outputs] == [True] * len(outputs) and len(outputs) >= 2
     for part, output in outputs.items():
         values = output.ravel()[:: golden[f'{part}.step']]
-        np.testing.assert_allclose(values, golden[f'{part}.values'], rtol=0, atol=1e-4 * golden[f'{part}.max'], err_msg=part)
+        np.testing.assert_allclose(
+            values, golden[f'{part}.values'], rtol=0, atol=1e-4 * golden[f'{part}.max'], err_msg=part
+        )
         assert abs(output).max() == pytest.approx(golden[f'{part}.max'], rel=1e-4)
 
 
@@ -126,7 +137,9 @@ def test_detections_of_mask_rcnn_have_masks_that_vary(name):
 @pytest.mark.parametrize('name', [name for name in PEERS if VIEWS[name].losses])
 def test_losses_are_torchvisions(name):
     golden = golden_of(name)
-    losses = detector_losses(name, *reduced_of(name), *drawn_training(golden['enlarged'], PEERS[name].model['num_classes']))
+    losses = detector_losses(
+        name, *reduced_of(name), *drawn_training(golden['enlarged'], PEERS[name].model['num_classes'])
+    )
     assert losses.keys() == {key.removeprefix('loss.') for key in golden if key.startswith('loss.')}
     assert losses == {key: pytest.approx(golden[f'loss.{key}'].item(), rel=1e-3) for key in losses}
 
@@ -139,11 +152,14 @@ def detections_of(scores, shift=0):
     return dict(boxes=boxes, labels=np.zeros(len(scores), np.int32), scores=np.float32(scores))
 
 
-@pytest.mark.parametrize('theirs, limit, tied', [
-    ([0.9, 0.5, 0.5001], 3, 1),  # the limit cuts a list in which 0.5 and 0.5001 may stand in either order
-    ([0.9, 0.5, 0.51], 3, 0),  # this one should be there
-    ([0.9, 0.5, 0.5001], 4, 0),  # nothing was cut
-])
+@pytest.mark.parametrize(
+    'theirs, limit, tied',
+    [
+        ([0.9, 0.5, 0.5001], 3, 1),  # the limit cuts a list in which 0.5 and 0.5001 may stand in either order
+        ([0.9, 0.5, 0.51], 3, 0),  # this one should be there
+        ([0.9, 0.5, 0.5001], 4, 0),  # nothing was cut
+    ],
+)
 def test_detections_that_tie_for_the_last_place_may_be_others(theirs, limit, tied):
     agreement = match_detections(detections_of([0.9, 0.5, 0.5], shift=1), detections_of(theirs), limit=limit)
     assert (agreement.matched, agreement.tied) == (2, tied) and agreement.holds() == bool(tied)
@@ -160,10 +176,14 @@ def test_boxes_are_the_same_by_their_iou_or_to_a_hundredth_of_a_pixel(height, sh
 @pytest.mark.parametrize('shift, cut', [(0.001, 0), (-0.001, 1)])
 def test_masks_are_compared_where_they_are_pasted_into_the_same_pixels(shift, cut):
     # With its border of a pixel of 28 the box reaches from 55 to 85; from 54.999, it is cut to 54 and 84.
-    found = dict(boxes=np.float32([[56, 56, 84, 84]]), labels=np.zeros(1, int), scores=np.ones(1), masks=np.ones((1, 9, 9), bool))
+    found = dict(
+        boxes=np.float32([[56, 56, 84, 84]]), labels=np.zeros(1, int), scores=np.ones(1), masks=np.ones((1, 9, 9), bool)
+    )
     other = found | dict(boxes=found['boxes'] + np.float32(shift), masks=~found['masks'])
     agreement = match_detections(other, found, limit=9)
-    assert (agreement.matched, agreement.cut, agreement.min_mask_iou) == (1, cut, cut) and agreement.holds() == bool(cut)
+    assert (agreement.matched, agreement.cut, agreement.min_mask_iou) == (1, cut, cut) and agreement.holds() == bool(
+        cut
+    )
 
 
 def test_detections_that_are_fewer_are_no_agreement():
@@ -191,7 +211,9 @@ def test_retinanet_variables_of_old_names_are_those_of_new_names(entries):
     assert len(old) == len(entries)
     filled = fill(PEERS[RETINANET].mapping, old, template_of())
     jax.tree.map(np.testing.assert_array_equal, filled, fill(PEERS[RETINANET].mapping, entries, template_of()))
-    assert {row.foreign for row in report(PEERS[RETINANET].mapping, old, template_of())} == old.keys()  # as the file names them
+    assert {
+        row.foreign for row in report(PEERS[RETINANET].mapping, old, template_of())
+    } == old.keys()  # as the file names them
 
 
 def test_retinanet_variables_names_missing_entry(entries):
@@ -221,7 +243,9 @@ def test_ssd_variables_name_what_their_anchors_are_counted_by(change):
     whole = entries.pop(name)
     if change:
         entries[name] = np.asarray(change(whole))
-    with pytest.raises(ValueError, match=r'a\.pth: not the weights of this model: .*\.module_list\.0\.1\.(weight|bias)'):
+    with pytest.raises(
+        ValueError, match=r'a\.pth: not the weights of this model: .*\.module_list\.0\.1\.(weight|bias)'
+    ):
         fill(PEERS[SSDLITE].mapping, entries, template_of(SSDLITE), source='a.pth')
 
 
@@ -233,7 +257,9 @@ def test_retinanet_variables_names_unused_entry(entries):
 def test_retinanet_variables_names_entry_of_both_names(entries):
     name = 'backbone.fpn.layer_blocks.2.weight'
     with pytest.raises(ValueError, match=r'unused: backbone\.fpn\.layer_blocks\.2\.weight\. '):
-        fill(PEERS[RETINANET].mapping, {**entries, name: entries['backbone.fpn.layer_blocks.2.0.weight']}, template_of())
+        fill(
+            PEERS[RETINANET].mapping, {**entries, name: entries['backbone.fpn.layer_blocks.2.0.weight']}, template_of()
+        )
 
 
 def test_retinanet_variables_names_entry_of_another_shape(entries):
@@ -260,7 +286,9 @@ def test_rcnns_have_the_published_counts_of_parameters_without_boxes_and_masks_o
 def test_mask_rcnn_variables_of_old_names_are_those_of_new_names():
     entries = entries_of(MASK_RCNN)
     old = {old_name(name): value for name, value in entries.items()}
-    assert {'backbone.fpn.inner_blocks.0.weight', 'rpn.head.conv.bias', 'roi_heads.mask_head.mask_fcn4.weight'} < set(old)
+    assert {'backbone.fpn.inner_blocks.0.weight', 'rpn.head.conv.bias', 'roi_heads.mask_head.mask_fcn4.weight'} < set(
+        old
+    )
     assert len(old) == len(entries)
     filled = fill(PEERS[MASK_RCNN].mapping, old, template_of(MASK_RCNN))
     jax.tree.map(np.testing.assert_array_equal, filled, fill(PEERS[MASK_RCNN].mapping, entries, template_of(MASK_RCNN)))
@@ -286,17 +314,20 @@ def test_faster_rcnn_variables_read_roi_features_channels_last(name, layer):
     np.testing.assert_array_equal(ours[2, 5, 9], theirs[:, 9, 2, 5])
 
 
-@pytest.mark.parametrize('name, missing', [
-    (FASTER_RCNN, 'rpn.head.bbox_pred.weight'),
-    (FASTER_RCNN, 'roi_heads.box_predictor.cls_score.bias'),
-    (MASK_RCNN, 'roi_heads.mask_predictor.conv5_mask.weight'),
-    (MASK_RCNN, 'backbone.fpn.layer_blocks.0.0.weight'),
-    (FASTER_RCNN_V2, 'rpn.head.conv.1.0.weight'),
-    (MASK_RCNN_V2, 'backbone.fpn.inner_blocks.3.1.running_mean'),
-    (MASK_RCNN_V2, 'roi_heads.box_head.2.1.weight'),
-    (MASK_RCNN_V2, 'roi_heads.mask_head.3.0.weight'),
-    (MOBILENET, 'backbone.body.13.block.2.fc1.bias'),
-])
+@pytest.mark.parametrize(
+    'name, missing',
+    [
+        (FASTER_RCNN, 'rpn.head.bbox_pred.weight'),
+        (FASTER_RCNN, 'roi_heads.box_predictor.cls_score.bias'),
+        (MASK_RCNN, 'roi_heads.mask_predictor.conv5_mask.weight'),
+        (MASK_RCNN, 'backbone.fpn.layer_blocks.0.0.weight'),
+        (FASTER_RCNN_V2, 'rpn.head.conv.1.0.weight'),
+        (MASK_RCNN_V2, 'backbone.fpn.inner_blocks.3.1.running_mean'),
+        (MASK_RCNN_V2, 'roi_heads.box_head.2.1.weight'),
+        (MASK_RCNN_V2, 'roi_heads.mask_head.3.0.weight'),
+        (MOBILENET, 'backbone.body.13.block.2.fc1.bias'),
+    ],
+)
 def test_rcnn_variables_name_missing_entry(name, missing):
     del (entries := dict(entries_of(name)))[missing]
     with pytest.raises(ValueError, match=rf'a\.pth: .*missing: {missing}.*\. Give a file'):
@@ -315,13 +346,17 @@ def test_faster_rcnn_variables_name_entries_of_another_number_of_classes():
         fill(PEERS[FASTER_RCNN].mapping, entries_of(FASTER_RCNN), template_of(FASTER_RCNN, num_classes=3))
 
 
-@pytest.mark.parametrize('changes', [
-    dict(fpn_features=None, rpn=dict(anchor_sizes=((32.0,),))),
-    dict(norm='group_norm'),
-    dict(mask=dict(head='mlp', layers=1)),
-    dict(fpn_norm='group_norm'),
-    dict(trunk_conv_layers=1, trunk_norm='group_norm'),
-], ids=['C4', 'group_norm', 'mlp', 'fpn_norm', 'trunk_norm'])  # fmt: skip
+@pytest.mark.parametrize(
+    'changes',
+    [
+        dict(fpn_features=None, rpn=dict(anchor_sizes=((32.0,),))),
+        dict(norm='group_norm'),
+        dict(mask=dict(head='mlp', layers=1)),
+        dict(fpn_norm='group_norm'),
+        dict(trunk_conv_layers=1, trunk_norm='group_norm'),
+    ],
+    ids=['C4', 'group_norm', 'mlp', 'fpn_norm', 'trunk_norm'],
+)
 def test_mask_rcnn_variables_refuse_what_torchvision_has_not(changes):
     detector = make_detector(**{**PEERS[MASK_RCNN].model, **changes})
     template = jax.eval_shape(lambda rng: detector.init(rng, (64, 64)), jax.random.key(0))
@@ -341,11 +376,14 @@ def test_ssd_variables_move_background_to_the_end(name):
     np.testing.assert_array_equal(kernel[3, 90], entries[f'{place}.weight'][3 * 91, 5, 0, 0])
 
 
-@pytest.mark.parametrize('name, missing', [
-    (SSD, 'backbone.scale_weight'),
-    (SSD, 'backbone.extra.0.7.3.bias'),
-    (SSDLITE, 'backbone.features.1.0.2.fc1.bias'),
-])
+@pytest.mark.parametrize(
+    'name, missing',
+    [
+        (SSD, 'backbone.scale_weight'),
+        (SSD, 'backbone.extra.0.7.3.bias'),
+        (SSDLITE, 'backbone.features.1.0.2.fc1.bias'),
+    ],
+)
 def test_ssd_variables_names_missing_entry(name, missing):
     del (entries := dict(entries_of(name)))[missing]
     with pytest.raises(ValueError, match=f'missing: {missing}. Give a file'):
@@ -425,7 +463,9 @@ def test_a_backbone_whose_end_was_not_written_is_refused(tmp_path):
     numbers = sum(leaf.size for name, leaf in flatten(template).items() if name.split('/')[1] == 'backbone')
     path.write_bytes(bytes(16) + np.append(np.full(numbers - 100, 0.1), np.full(100, np.nan)).astype('<f4').tobytes())
     config = ml_collections.ConfigDict(dict(initialize_from='', initialize_backbone=str(path)))
-    with pytest.raises(ValueError, match=r'darknet53\.conv\.74: what becomes params/backbone/\S+ has numbers that are not finite'):
+    with pytest.raises(
+        ValueError, match=r'darknet53\.conv\.74: what becomes params/backbone/\S+ has numbers that are not finite'
+    ):
         read_learnt(config, (), template)
 
 
@@ -486,11 +526,15 @@ def test_vgg_variables_take_every_fourth_feature_of_the_classifier():
     # fc6: feature 5 is the classifier's 20th; its kernel's row 1 and column 2 are row 3 and column 6 of 7 x 7.
     first = entries['classifier.0.weight'].reshape(256, 32, 7, 7)
     np.testing.assert_allclose(params['fc6']['conv']['kernel'][1, 2, 11, 5], first[20, 11, 3, 6], rtol=1e-6)
-    np.testing.assert_allclose(params['fc7']['conv']['kernel'][0, 0, 3, 7], entries['classifier.3.weight'][28, 12], rtol=1e-6)
+    np.testing.assert_allclose(
+        params['fc7']['conv']['kernel'][0, 0, 3, 7], entries['classifier.3.weight'][28, 12], rtol=1e-6
+    )
     np.testing.assert_allclose(params['fc7']['conv']['bias'], entries['classifier.3.bias'][::4], rtol=1e-6)
 
 
-@pytest.mark.parametrize('change', [lambda name, x: None, lambda name, x: np.full_like(x, np.nan)], ids=['absent', 'nan'])
+@pytest.mark.parametrize(
+    'change', [lambda name, x: None, lambda name, x: np.full_like(x, np.nan)], ids=['absent', 'nan']
+)
 def test_vgg_variables_without_a_classifier_leave_fc6_and_fc7(change):
     entries, template = vgg_classifier()
     entries = {name: change(name, x) if name.startswith('classifier') else x for name, x in entries.items()}
@@ -526,20 +570,34 @@ def test_mobilenet_variables_are_those_of_the_detector():
         return f'features.{int(index) + (13 if part == "1" else 0)}.{rest}'
 
     body = {name_of(name): value for name, value in entries_of(SSDLITE).items() if name.startswith('backbone.features')}
-    assert {'features.0.0.weight', 'features.13.block.2.fc1.bias', 'features.15.block.3.0.weight', 'features.16.1.bias'} < set(body)
+    assert {
+        'features.0.0.weight',
+        'features.13.block.2.fc1.bias',
+        'features.15.block.3.0.weight',
+        'features.16.1.bias',
+    } < set(body)
     network = mobilenet_v3_large()
     variables = jax.eval_shape(lambda rng: network.init(rng, np.zeros((1, 64, 64, 3)), train=False), jax.random.key(0))
     body['classifier.0.weight'] = np.zeros((1280, 480))
     params, statistics = fill(torchvision.MOBILENET_V3_LARGE, body, (variables.pop('params'), variables))
     expected, expected_statistics = fill(PEERS[SSDLITE].mapping, entries_of(SSDLITE), template_of(SSDLITE))
     jax.tree.map(np.testing.assert_array_equal, params, expected['backbone'])
-    jax.tree.map(np.testing.assert_array_equal, statistics['batch_stats'], expected_statistics['batch_stats']['backbone'])
+    jax.tree.map(
+        np.testing.assert_array_equal, statistics['batch_stats'], expected_statistics['batch_stats']['backbone']
+    )
 
 
 def mobilenet_file(tmp_path):
     """A file like that of torchvision's mobilenet_v3_large, and its entries."""
-    entries = {name.replace('backbone.body', 'features'): value for name, value in entries_of(MOBILENET).items() if 'body' in name}
-    entries |= {'classifier.0.weight': np.zeros((1280, 960), np.float32), 'features.0.1.num_batches_tracked': np.int64([7])}
+    entries = {
+        name.replace('backbone.body', 'features'): value
+        for name, value in entries_of(MOBILENET).items()
+        if 'body' in name
+    }
+    entries |= {
+        'classifier.0.weight': np.zeros((1280, 960), np.float32),
+        'features.0.1.num_batches_tracked': np.int64([7]),
+    }
     path = tmp_path / 'mobilenet_v3_large.safetensors'
     safetensors.numpy.save_file(entries, path)
     return str(path), entries
@@ -580,15 +638,20 @@ def test_load_backbone_tells_mobilenets_apart(tmp_path):
     filled, _ = load_backbone(path, params, model_state)
     weight = entries_of('mobilenet_v2')['features.3.conv.2.weight']
     np.testing.assert_array_equal(filled['backbone']['block3']['project']['conv']['kernel'][0, 0], weight[:, :, 0, 0].T)
-    with pytest.raises(ValueError, match='mobilenet_v2.safetensors: not the weights of this model: missing: features.1.block'):
+    with pytest.raises(
+        ValueError, match='mobilenet_v2.safetensors: not the weights of this model: missing: features.1.block'
+    ):
         load_backbone(path, *template_of(SSDLITE))
 
 
-@pytest.mark.parametrize('model, message', [
-    (dict(PEERS[SSD].model, norm='batch_norm'), "has no norms: set the model's norm to None"),
-    (dict(PEERS[SSDLITE].model, norm='group_norm'), "no such network with group norm: set the model's norm to"),
-    (dict(name='yolo_v3', num_classes=3), 'no classifier like the backbone of this model'),
-])
+@pytest.mark.parametrize(
+    'model, message',
+    [
+        (dict(PEERS[SSD].model, norm='batch_norm'), "has no norms: set the model's norm to None"),
+        (dict(PEERS[SSDLITE].model, norm='group_norm'), "no such network with group norm: set the model's norm to"),
+        (dict(name='yolo_v3', num_classes=3), 'no classifier like the backbone of this model'),
+    ],
+)
 def test_load_backbone_refuses_what_torchvision_has_not(tmp_path, model, message):
     safetensors.numpy.save_file({'x': np.zeros(1)}, tmp_path / 'x.safetensors')
     detector = make_detector(**model)

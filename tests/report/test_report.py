@@ -37,9 +37,15 @@ def draw_truth():
                 float(height),
             ]
             annotations.append(
-                dict(id=len(annotations) + 1, image_id=image, category_id=int(rng.choice(list(CLASSES))), bbox=box,
-                     area=box[2] * box[3], iscrowd=0)
-            )  # fmt: skip
+                dict(
+                    id=len(annotations) + 1,
+                    image_id=image,
+                    category_id=int(rng.choice(list(CLASSES))),
+                    bbox=box,
+                    area=box[2] * box[3],
+                    iscrowd=0,
+                )
+            )
     annotations[0]['iscrowd'] = 1
     images = [dict(id=image, width=320, height=320, file_name=f'{image}.png') for image in IMAGES]
     return dict(
@@ -179,11 +185,17 @@ def make_store(folder):
         draw_panel(folder / 'assignment' / 'anchors.jpg', [row['bbox'] for row in truth['annotations'][:5]], 'anchors')
         store.write_result(
             run._replace(
-                status=FINISHED, versions={'python': '3.11', 'jax': '0.10.2', 'commit': 'abc'}, device={'kind': 'cpu', 'count': 1},
-                steps=1000, seconds=300.0 + 60 * index, parameters=1_500_000, metrics=metrics['boxes'],
-                per_class=metrics['per_class'], truth=TRUTH,
+                status=FINISHED,
+                versions={'python': '3.11', 'jax': '0.10.2', 'commit': 'abc'},
+                device={'kind': 'cpu', 'count': 1},
+                steps=1000,
+                seconds=300.0 + 60 * index,
+                parameters=1_500_000,
+                metrics=metrics['boxes'],
+                per_class=metrics['per_class'],
+                truth=TRUTH,
             )
-        )  # fmt: skip
+        )
     (store.folder / 'costs.json').write_text(json.dumps([cost_of(group, batch) for group in NOISE for batch in (1, 8)]))
     for image in IMAGES[:2]:
         boxes = [row['bbox'] for row in truth['annotations'] if row['image_id'] == image]
@@ -484,13 +496,21 @@ def test_report_of_costs_tells_and_draws_them(markdown, page):
 
 def test_report_of_estimates_calls_them_so(copy):
     row = dict(topology='v5e:2x4', images=16, chips=8, total_seconds=0.00125, flops=3e9, peak_bytes=2**21)
-    rows = [{'name': name, **row, 'seconds': {'backbone': 0.001, 'post': 0.00025}} for name in ('middle', 'good', 'gone')]
+    rows = [
+        {'name': name, **row, 'seconds': {'backbone': 0.001, 'post': 0.00025}} for name in ('middle', 'good', 'gone')
+    ]
     (copy.folder / 'estimates.json').write_text(json.dumps(rows))
     table = table_after(rendered(copy), 'Cost of prediction', 2)
     assert list(table) == ['good', 'middle']  # in the order of groups
     assert list(table['good'].values()) == [
-        'good', '8 x v5e:2x4', '2', '1.250', '3.00', '2.0', 'backbone 1.000, post 0.250',
-    ]  # fmt: skip
+        'good',
+        '8 x v5e:2x4',
+        '2',
+        '1.250',
+        '3.00',
+        '2.0',
+        'backbone 1.000, post 0.250',
+    ]
     assert 'as their compiler estimates it; nothing was measured' in rendered(copy)
     (copy.folder / 'costs.json').unlink()  # estimates alone
     assert list(table_after(rendered(copy), 'Cost of prediction')) == ['good', 'middle']

@@ -64,7 +64,11 @@ def test_prepare_workdirs_keeps_which_data_they_are(prepared):
     assert json.loads((workdir / 'data.json').read_text()) == dict(
         images=20, validation_images=10, checksum=data.checksum
     )
-    assert data.checksum == validation.checksum == checksum({data.split: data.records, validation.split: validation.records})
+    assert (
+        data.checksum
+        == validation.checksum
+        == checksum({data.split: data.records, validation.split: validation.records})
+    )
 
 
 def changed(dataset, **changes):
@@ -87,7 +91,10 @@ def test_prepare_workdirs_refuses_other_data_and_touches_nothing(prepared, chang
         others = changed(data, **change), changed(validation, **change_of_validation)
         prepare_workdirs([(config, new), (config, workdir)], *others)
     message = str(raised.value)
-    assert message.startswith(f"{workdir} is of a run on other data: data set 'toy' has changed since (") and words in message
+    assert (
+        message.startswith(f"{workdir} is of a run on other data: data set 'toy' has changed since (")
+        and words in message
+    )
     assert message.endswith('Take a new workdir, or bring back the data that the run began with')
     assert files(workdir) == before and not new.exists()
     prepare_workdirs([(config, workdir)], data, validation)  # the former data, and the run goes on
@@ -126,7 +133,10 @@ def test_prepare_workdirs_keeps_a_checksum_that_other_data_lack(prepared):
 
 def test_held_names_a_place_that_cannot_be_a_workdir(tmp_path):
     (tmp_path / 'file').touch()
-    with pytest.raises(StorageError, match=f'cannot make the workdir {tmp_path}/file: File exists'), held(tmp_path / 'file'):
+    with (
+        pytest.raises(StorageError, match=f'cannot make the workdir {tmp_path}/file: File exists'),
+        held(tmp_path / 'file'),
+    ):
         pass
 
 
@@ -152,8 +162,15 @@ def test_checksum_is_that_of_the_records(toy):
     assert first == of(1, 2) and len(first) == 64
     boxes = toy().records[1]['boxes'].copy()
     boxes[0, 2] += 1e-9
-    others = [of(2, 1), of(1), of(1, 2, image=b''), of(1, boxes=boxes), of(1, file_name='b.png'), of(1, is_crowd=[False] * 3),
-              checksum({'validation': [dict(toy().records[index]) for index in (1, 2)]})]  # fmt: skip
+    others = [
+        of(2, 1),
+        of(1),
+        of(1, 2, image=b''),
+        of(1, boxes=boxes),
+        of(1, file_name='b.png'),
+        of(1, is_crowd=[False] * 3),
+        checksum({'validation': [dict(toy().records[index]) for index in (1, 2)]}),
+    ]
     assert len({first, *others}) == 8
 
 
@@ -169,14 +186,20 @@ def test_metrics_name_a_damaged_line(tmp_path, line):
         with pytest.raises(ValueError, match=f'line 2 of {path} is damaged .*: remove that line'):
             read()
     assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ['metrics.jsonl']
-    path.write_text('{"step": 1, "loss": 0.5}\n\0\0\0')  # how a machine that stops leaves the end: cut short, as any last line
+    path.write_text(
+        '{"step": 1, "loss": 0.5}\n\0\0\0'
+    )  # how a machine that stops leaves the end: cut short, as any last line
     assert read_metrics(tmp_path) == [{'step': 1, 'loss': 0.5}]
 
 
 def test_paths_of_flags_begin_at_home(run_script, monkeypatch, tmp_path):
     monkeypatch.setenv('HOME', str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    others_of = {'predict': ('--images=a.png', '--output=~/output'), 'evaluate': (), 'export_weights': ('--output=~/output',)}
+    others_of = {
+        'predict': ('--images=a.png', '--output=~/output'),
+        'evaluate': (),
+        'export_weights': ('--output=~/output',),
+    }
     for name, others in others_of.items():
         finished = run_script(name, '--workdir=~/nothing', *others)
         assert finished.code == 1 and f'error: {tmp_path}/nothing is not the workdir of a run' in finished.stderr

@@ -63,7 +63,9 @@ class Fake:
                 fake.alive -= 1
                 if fake.ends[run] == FINISHED:
                     planned = next(Result(**row) for row in fake.store.sweep()['runs'] if row['run'] == run)
-                    result = planned._replace(status=FINISHED, steps=planned.config['training']['steps'], metrics={'AP': 0.5})
+                    result = planned._replace(
+                        status=FINISHED, steps=planned.config['training']['steps'], metrics={'AP': 0.5}
+                    )
                     fake.store.results_of(run).mkdir(parents=True, exist_ok=True)
                     write_text(fake.store.results_of(run) / 'result.json', json.dumps(result._asdict()))
                 return 'killed by SIGKILL'
@@ -88,7 +90,9 @@ def test_plan_writes_configs_and_differences_to_the_first_run(experiment):
     assert [run.run for run in runs] == ['a_seed0', 'a_seed1', 'a_seed2', 'a_seed3']
     assert {(run.group, run.series, run.status) for run in runs} == {('a', 's', runner.WAITING)}
     assert [run.config['seed'] for run in runs] == [run.seed for run in runs] == [0, 1, 2, 3]
-    assert {run.config['training']['steps'] for run in runs} == {5} and {run.config['model']['width'] for run in runs} == {0.25}
+    assert {run.config['training']['steps'] for run in runs} == {5} and {
+        run.config['model']['width'] for run in runs
+    } == {0.25}
     assert [run.changes for run in runs] == [{}, {'seed': [0, 1]}, {'seed': [0, 2]}, {'seed': [0, 3]}]
     assert json.loads(json.dumps(planned)) == json.loads(json.dumps(planned))  # it can be stored
 
@@ -124,8 +128,9 @@ def test_run_sweep_keeps_to_the_number_of_jobs_and_to_the_order(experiment, tmp_
     assert [(result.run, result.status) for result in results] == [(name, FINISHED) for name in fake.started]
     assert Store(tmp_path / 'sweep').results() == results
     assert [[row['status'] for row in rows] for rows in (shown[0], shown[-1])] == [
-        ['running', 'running', 'waiting', 'waiting'], [FINISHED] * 4
-    ]  # fmt: skip
+        ['running', 'running', 'waiting', 'waiting'],
+        [FINISHED] * 4,
+    ]
     assert [row['AP'] for row in shown[-1]] == [0.5] * 4
 
 
@@ -139,7 +144,9 @@ def test_run_sweep_records_what_fails_and_tries_it_again(experiment, tmp_path):
     fake = Fake(folder, dict.fromkeys(['a_seed1'], FINISHED))
     second = runner.run_sweep(folder, runner.plan(path), fake)
     assert fake.started == ['a_seed1'] and [result.status for result in second] == [FINISHED] * 4
-    assert sorted(result.run for result in Store(folder).results()) == [f'a_seed{seed}' for seed in range(4)]  # a row each
+    assert sorted(result.run for result in Store(folder).results()) == [
+        f'a_seed{seed}' for seed in range(4)
+    ]  # a row each
 
     fake = Fake(folder, {})
     assert runner.run_sweep(folder, runner.plan(path), fake) == second and not fake.started
@@ -166,7 +173,9 @@ def test_run_sweep_goes_on_with_more_steps(experiment, tmp_path):
 def test_run_sweep_refuses_a_folder_of_something_else(experiment, tmp_path):
     path, folder = experiment("[Run('a', CONFIG)]"), tmp_path / 'sweep'
     runner.run_sweep(folder, runner.plan(path), Fake(folder, {'a': FINISHED}))
-    with pytest.raises(ConfigError, match="'a' was finished with another config .seed was 0, is 5.: take another folder"):
+    with pytest.raises(
+        ConfigError, match="'a' was finished with another config .seed was 0, is 5.: take another folder"
+    ):
         runner.run_sweep(folder, runner.plan(path, ['--config.seed=5']), Fake(folder, {}))
     other = pathlib.Path(path).with_name('other.py')
     other.write_text(pathlib.Path(path).read_text())
@@ -223,8 +232,11 @@ def test_estimates_are_made_once_for_each_group_and_topology(experiment, tmp_pat
     expected = [(*run, topology, 'predict') for topology in ('v5e:2x4', 'v6e:2x4') for run in (first, second)]
     assert calls == expected
     assert [(row['name'], row['topology']) for row in Store(folder).estimates()] == [
-        ('a', 'v5e:2x4'), ('b', 'v5e:2x4'), ('a', 'v6e:2x4'), ('b', 'v6e:2x4')
-    ]  # fmt: skip
+        ('a', 'v5e:2x4'),
+        ('b', 'v5e:2x4'),
+        ('a', 'v6e:2x4'),
+        ('b', 'v6e:2x4'),
+    ]
 
 
 def test_estimates_that_fail_are_an_error(tmp_path):
@@ -240,8 +252,11 @@ def test_attempt_keeps_runs_apart_whose_names_have_dots(experiment, tmp_path, mo
     monkeypatch.setattr(runner, '_train', lambda store, planned: planned._replace(status=FINISHED))
     assert runner.attempt(str(folder), 'a_0.25') and runner.attempt(str(folder), 'a_0.5')
     assert sorted(path.name for path in (folder / 'runs').iterdir()) == [
-        'a_0.25.lock', 'a_0.25.seconds', 'a_0.5.lock', 'a_0.5.seconds'
-    ]  # fmt: skip
+        'a_0.25.lock',
+        'a_0.25.seconds',
+        'a_0.5.lock',
+        'a_0.5.seconds',
+    ]
 
 
 def test_attempt_records_what_was_raised(experiment, tmp_path, monkeypatch):
@@ -287,7 +302,9 @@ def test_curves_average_the_training_loss():
     rows.append({'step': 900, 'validation/loss': 1.0, 'validation/AP': 0.25})
     curves = runner.curves(rows)
     assert curves['validation'] == {'step': [450, 900], 'loss': [2.0, 1.0], 'AP': [None, 0.25]}
-    assert curves['training']['step'] == list(range(3, 901, 3)) and curves['training']['loss'] == list(np.arange(2.0, 900, 3))
+    assert curves['training']['step'] == list(range(3, 901, 3)) and curves['training']['loss'] == list(
+        np.arange(2.0, 900, 3)
+    )
     assert runner.curves(rows[:2]) == {'training': {'step': [1, 2], 'loss': [1.0, 2.0]}, 'validation': {'step': []}}
 
 
@@ -352,8 +369,15 @@ def test_sweep_killed_at_will_ends_with_the_same_results(experiment, tiny_run, d
     metrics = coco_metrics(store.ground_truth(a.truth), detections)
     assert metrics['boxes'] == a.metrics and metrics['per_class'] == a.per_class
     fewer = read_detections(store.results_of('strict') / 'detections.json.gz')
-    assert fewer == [row for row in detections if row['score'] > 0.08] and 0 < len(fewer) < len(detections)  # one training
-    assert a.seconds > 0 and a.parameters > 1000 and a.device['count'] == 8 and set(a.versions) >= {'jax', 'python', 'commit'}
+    assert fewer == [row for row in detections if row['score'] > 0.08] and 0 < len(fewer) < len(
+        detections
+    )  # one training
+    assert (
+        a.seconds > 0
+        and a.parameters > 1000
+        and a.device['count'] == 8
+        and set(a.versions) >= {'jax', 'python', 'commit'}
+    )
     assert json.loads((store.results_of('a') / 'curves.json').read_text())['validation']['AP'] == [a.metrics['AP']]
     names = sorted(str(path.relative_to(store.folder)) for path in store.folder.glob('*/*/*/*.jpg'))
     panels = [f'panels/{index}.jpg' for index in range(130, 134)]

@@ -29,19 +29,24 @@ def different_runs():
         for run in load_sweep(path)[0].runs:
             config = config_of(run)
             marks = [pytest.mark.full] if path.endswith(':coco') else []
-            about = [config.model.to_dict(), config.data.canvases, config.evaluation.to_dict(), config.training.batch_size]
+            about = [
+                config.model.to_dict(),
+                config.data.canvases,
+                config.evaluation.to_dict(),
+                config.training.batch_size,
+            ]
             runs.setdefault(json.dumps(about), pytest.param(run, id=run.name, marks=marks))
     return runs.values()
 
 
-EXPERIMENT = '''
+EXPERIMENT = """
 from detzoo.sweeps.sweep import Run, Sweep
 
 def get_sweep(arg=None):
     config = 'configs/retinanet_shapes.py'
     runs = [Run('focal', config, {}, {'AP': 31.0}), Run('cross_entropy', config, {KEY: 0.0}, {'AP': 30.5})]
     return Sweep(runs, ('AP',))
-'''
+"""
 
 
 @pytest.fixture
@@ -67,7 +72,9 @@ def with_weights(tmp_path_factory, write_classifier):
             config.initialize_backbone, config.model.width = str(path), 1 / 16
             if not path.exists():
                 init = detector_of(config, CLASSES).init
-                write_classifier(path, jax.eval_shape(lambda rng: init(rng, config.data.canvases[0]), jax.random.key(0)))
+                write_classifier(
+                    path, jax.eval_shape(lambda rng: init(rng, config.data.canvases[0]), jax.random.key(0))
+                )
         return config
 
     return give
@@ -112,8 +119,12 @@ def test_every_run_of_speed_accuracy_on_coco_passes_the_checks(with_weights, che
         if first is config:
             check(with_weights(config.copy_and_resolve_references()))
         assert set(differences(first, config)) <= {
-            'model.rpn.post_nms_topk', 'data.canvases', 'evaluation.canvases', 'data.recipe.shorter_side', 'data.recipe.longer_side'
-        }  # fmt: skip
+            'model.rpn.post_nms_topk',
+            'data.canvases',
+            'evaluation.canvases',
+            'data.recipe.shorter_side',
+            'data.recipe.longer_side',
+        }
         sides = [side for key in ('data', 'evaluation') for canvas in config[key].canvases for side in canvas]
         assert not any(side % 32 for side in sides) or config.model.name == 'ssd'
     assert len(checked) == 10
@@ -149,7 +160,10 @@ def test_speed_accuracy_on_coco_trains_each_model_once():
     shared = {run.name: run.trained for run in sweep.runs if run.trained}
     assert (len(configs), len(shared)) == (50, 28) and not shared.keys() & set(shared.values())
     for name, trained in shared.items():
-        assert set(differences(configs[trained], configs[name])) in ({'model.rpn.post_nms_topk'}, {'evaluation.canvases'})
+        assert set(differences(configs[trained], configs[name])) in (
+            {'model.rpn.post_nms_topk'},
+            {'evaluation.canvases'},
+        )
     recipe = config_of(Run('recipe', 'configs/mask_rcnn_r50_fpn_coco.py'))
     changed = differences(recipe, configs['mask_rcnn_r50_800_1000'])
     assert changed == {'initialize_backbone': (None, 'weights/resnet50-0676ba61.pth')}
@@ -168,21 +182,34 @@ def test_speed_accuracy_refuses_variants_that_it_does_not_have():
 def test_with_seeds_repeats_runs_under_their_names():
     runs = with_seeds([Run('a', '', {'x': 1}), Run('b', '', group='c')], (0, 7))
     assert [(run.name, run.group, run.changes) for run in runs] == [
-        ('a_seed0', 'a', {'x': 1, 'seed': 0}), ('a_seed7', 'a', {'x': 1, 'seed': 7}),
-        ('b_seed0', 'c', {'seed': 0}), ('b_seed7', 'c', {'seed': 7}),
-    ]  # fmt: skip
+        ('a_seed0', 'a', {'x': 1, 'seed': 0}),
+        ('a_seed7', 'a', {'x': 1, 'seed': 7}),
+        ('b_seed0', 'c', {'seed': 0}),
+        ('b_seed7', 'c', {'seed': 7}),
+    ]
 
 
-@pytest.mark.parametrize('argument, key, value', [
-    ('training.steps=7', 'steps', 7), ('training.checkpoint_every=0x10', 'checkpoint_every', 16),
-])
+@pytest.mark.parametrize(
+    'argument, key, value',
+    [
+        ('training.steps=7', 'steps', 7),
+        ('training.checkpoint_every=0x10', 'checkpoint_every', 16),
+    ],
+)
 def test_config_of_takes_flags(argument, key, value):
     assert config_of(Run('', 'configs/retinanet_shapes.py'), [f'--config.{argument}']).training[key] == value
 
 
 def test_config_of_takes_flags_of_every_type():
-    flags = ['model.head_norm=group_norm', 'data.data_dir=/a b', 'optimizer.clip_norm=1', 'data.recipe.rotate90=true',
-             'data.canvases=((64, 64), (96, 96))', 'model.focal_alpha=None', 'optimizer.frozen=1']  # fmt: skip
+    flags = [
+        'model.head_norm=group_norm',
+        'data.data_dir=/a b',
+        'optimizer.clip_norm=1',
+        'data.recipe.rotate90=true',
+        'data.canvases=((64, 64), (96, 96))',
+        'model.focal_alpha=None',
+        'optimizer.frozen=1',
+    ]
     config = config_of(Run('', 'configs/retinanet_shapes.py'), [f'--config.{flag}' for flag in flags])
     assert config.model.head_norm == 'group_norm' and config.data.data_dir == '/a b' and config.optimizer.frozen == '1'
     assert config.optimizer.clip_norm == 1.0 and isinstance(config.optimizer.clip_norm, float)
@@ -198,8 +225,16 @@ def test_speed_accuracy_scales_what_is_as_large_as_objects():
     assert small.model.rpn.anchor_sizes == ((12.0,), (18.0,), (27.0,), (40.5,), (60.0,))
     assert (small.model.roi.canonical_size, small.model.mask_roi.canonical_size) == (42.0, 42.0)
     changed = set(differences(large, small))
-    assert changed == {'data.canvases', 'model.rpn.anchor_sizes', 'model.roi.canonical_size', 'model.mask_roi.canonical_size'}
-    assert len({(run.training.steps, run.training.batch_size, run.seed, str(run.data.recipe)) for run in runs.values()}) == 1
+    assert changed == {
+        'data.canvases',
+        'model.rpn.anchor_sizes',
+        'model.roi.canonical_size',
+        'model.mask_roi.canonical_size',
+    }
+    assert (
+        len({(run.training.steps, run.training.batch_size, run.seed, str(run.data.recipe)) for run in runs.values()})
+        == 1
+    )
 
 
 def test_experiments_say_their_command():

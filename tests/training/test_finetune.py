@@ -54,7 +54,11 @@ def test_norms_of_batches_become_frozen_ones_and_back(tiny_run, tiny_config, lea
     config = tiny_config(model__norm='frozen_batch_norm')
     learnt = finetune.read_run(tiny_run, config, CLASSES, shapes_of(config, 3))
     assert not learnt.anew and list(learnt.changes) == ['model.norm'] and learnt.arrays.keys() != learnt_from.keys()
-    for path in ('frozen/backbone/stem_norm/var', 'frozen/backbone/stem_norm/scale', 'params/backbone/stem_conv/kernel'):
+    for path in (
+        'frozen/backbone/stem_norm/var',
+        'frozen/backbone/stem_norm/scale',
+        'params/backbone/stem_conv/kernel',
+    ):
         batch = {'var': 'batch_stats', 'scale': 'params'}.get(path.rpartition('/')[2], 'params')
         np.testing.assert_array_equal(learnt.arrays[path], learnt_from[f'{batch}/{path.partition("/")[2]}'])
 
@@ -68,11 +72,14 @@ def test_replace_keeps_drawn_variables_where_nothing_was_learnt(tiny_run, tiny_c
         np.testing.assert_array_equal(array, 7 if path in HEADS else learnt.arrays[path])
 
 
-@pytest.mark.parametrize('changes, message', [
-    ({'model__width': 0.25}, r'of another shape: params/backbone/\S+ \(.*\), here \('),
-    ({'model__head_depth': 2}, r'missing there: params/\w+_head/conv2'),
-    ({'model__head_norm': None}, r'without a place here: params/\w+_head/norm1'),
-])
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        ({'model__width': 0.25}, r'of another shape: params/backbone/\S+ \(.*\), here \('),
+        ({'model__head_depth': 2}, r'missing there: params/\w+_head/conv2'),
+        ({'model__head_norm': None}, r'without a place here: params/\w+_head/norm1'),
+    ],
+)
 def test_another_detector_is_refused(tiny_run, tiny_config, changes, message):
     config = tiny_config(initialize_from=str(tiny_run), **changes)
     with pytest.raises(ConfigError, match=message) as error:
@@ -100,9 +107,13 @@ def test_a_run_starts_from_another_and_freezes_stages(tmp_path, tiny_run, tiny_c
     frozen = 'backbone/(stem|stage1)'
     source = shutil.copytree(tiny_run, tmp_path / 'source')
     config = tiny_config(
-        initialize_from=str(source), optimizer__frozen=frozen, optimizer__ema_decay=0.0, training__steps=2, seed=3,
+        initialize_from=str(source),
+        optimizer__frozen=frozen,
+        optimizer__ema_decay=0.0,
+        training__steps=2,
+        seed=3,
         model__focal_gamma=1.0,
-    )  # fmt: skip
+    )
     metrics = loop.train_and_evaluate(config, tmp_path / 'run')
     error = capfd.readouterr().err
     assert f'starts from {source}; model.focal_gamma was 2.0 there, is 1.0' in error and 'anew' not in error

@@ -64,6 +64,7 @@ def train(config, detector, batches, devices):
 
 def assert_close(first, second, tolerance):
     """Compares trees leaf by leaf, each to a tolerance relative to its largest value."""
+
     def check(path, a, b):
         scale = np.abs(b).max(initial=1e-6)
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * scale, err_msg=jax.tree_util.keystr(path))
@@ -116,8 +117,13 @@ def test_train_step_averages_parameters_as_it_says(on_devices):
 def test_train_step_accumulates_the_mean_of_micro_batches(tiny_config, devices):
     # Without momentum and decay a step is -learning_rate * gradient. On d devices, the micro-batches are every device's
     # first and second half.
-    config = tiny_config(training__accumulate=2, optimizer__warmup_steps=0, optimizer__momentum=0.0,
-                         optimizer__schedule='constant', optimizer__weight_decay=0.0)
+    config = tiny_config(
+        training__accumulate=2,
+        optimizer__warmup_steps=0,
+        optimizer__momentum=0.0,
+        optimizer__schedule='constant',
+        optimizer__weight_decay=0.0,
+    )
     batch = first_batches(config, 1)[0]
     states, metrics = train(config, linear_detector(parallel.AXIS), [batch], devices)
 
@@ -169,7 +175,9 @@ def test_train_step_reports_the_schedule_and_what_was_left_out(tiny_config):
 
 def test_evaluation_takes_averaged_parameters_and_batches_without_filler(tiny_config, toy, monkeypatch):
     config, dataset = tiny_config(evaluation__batch_size=16), toy(31)
-    score = lambda params, model_state, inputs: jnp.full((len(inputs.images), 2), jax.nn.sigmoid(params['head']['bias'][0]))
+    score = lambda params, model_state, inputs: jnp.full(
+        (len(inputs.images), 2), jax.nn.sigmoid(params['head']['bias'][0])
+    )
     plain = linear_detector(parallel.AXIS)
     detector = plain._replace(predict=lambda *args: plain.predict(*args)._replace(scores=score(*args)))
     monkeypatch.setattr(loop, 'coco_metrics', lambda truth, results, kinds: {row['score'] for row in results})
@@ -227,9 +235,11 @@ def test_make_schedule_refuses_an_unknown_name():
         make_schedule(optimizer_config(schedule='linear'), steps=100)
 
 
-TOY_PARAMS = {'conv': {'kernel': np.full((2, 3), 2.0, np.float32), 'bias': np.full(3, 2.0, np.float32)},
-              'local': {'bias': np.full((2, 2, 3), 2.0, np.float32)},  # of a layer that has weights for each cell
-              'norm': {'scale': np.full(3, 2.0, np.float32)}}
+TOY_PARAMS = {
+    'conv': {'kernel': np.full((2, 3), 2.0, np.float32), 'bias': np.full(3, 2.0, np.float32)},
+    'local': {'bias': np.full((2, 2, 3), 2.0, np.float32)},  # of a layer that has weights for each cell
+    'norm': {'scale': np.full(3, 2.0, np.float32)},
+}
 
 
 def updated(config, *gradients):
@@ -370,7 +380,9 @@ def test_draw_pictures_shows_of_each_of_the_first_images_what_was_found_there(to
     shown = []
 
     def draw(image, boxes, labels, scores, class_names, masks, crowd):
-        shown.append((boxes.tolist(), labels.tolist(), None if scores is None else scores.tolist(), masks, crowd.tolist()))
+        shown.append(
+            (boxes.tolist(), labels.tolist(), None if scores is None else scores.tolist(), masks, crowd.tolist())
+        )
         return image
 
     monkeypatch.setattr(loop.visualize, 'draw_boxes', draw)
@@ -430,7 +442,9 @@ def test_train_and_evaluate_goes_on_where_it_was(tmp_path, tiny_config, linear):
     assert [line['step'] for line in lines if 'validation/AP' in line] == [4, 8, 12, 16]
     assert all(np.isfinite(line['validation/loss']) for line in lines if 'validation/AP' in line)
 
-    with pytest.MonkeyPatch.context() as patch:  # the evaluation at step 8 fails: its checkpoint is there, and made up for
+    with (
+        pytest.MonkeyPatch.context() as patch
+    ):  # the evaluation at step 8 fails: its checkpoint is there, and made up for
         coco_metrics, calls = loop.coco_metrics, itertools.count(1)
         patch.setattr(loop, 'coco_metrics', lambda *args: 1 / 0 if next(calls) == 2 else coco_metrics(*args))
         with pytest.raises(ZeroDivisionError):
@@ -473,12 +487,20 @@ def test_train_and_evaluate_refuses_batches_that_devices_cannot_share(tmp_path, 
     assert not (tmp_path / 'run').exists()
 
 
-@pytest.mark.parametrize('tiny, canvases, message', [
-    (TINY_YOLO_V1, dict(data__canvases=((64, 64), (96, 64))), r'serve one alone: .* begins with 64 x 64; take away 96 x 64'),
-    (TINY_YOLO_V1, dict(evaluation__canvases=((64, 96),)), 'take away 64 x 96, from evaluation.canvases too'),
-    (TINY_YOLO_V2, dict(data__canvases=((64, 64), (64, 68))), 'does not fit a canvas of 64 x 68: '),
-    (TINY_YOLO_V2, dict(data__canvases=((68, 64),)), 'does not fit a canvas of 68 x 64: '),
-], ids=str)
+@pytest.mark.parametrize(
+    'tiny, canvases, message',
+    [
+        (
+            TINY_YOLO_V1,
+            dict(data__canvases=((64, 64), (96, 64))),
+            r'serve one alone: .* begins with 64 x 64; take away 96 x 64',
+        ),
+        (TINY_YOLO_V1, dict(evaluation__canvases=((64, 96),)), 'take away 64 x 96, from evaluation.canvases too'),
+        (TINY_YOLO_V2, dict(data__canvases=((64, 64), (64, 68))), 'does not fit a canvas of 64 x 68: '),
+        (TINY_YOLO_V2, dict(data__canvases=((68, 64),)), 'does not fit a canvas of 68 x 64: '),
+    ],
+    ids=str,
+)
 def test_check_refuses_canvases_that_the_network_does_not_fit(tiny_config, tiny, canvases, message):
     config = tiny_config(**canvases)
     config.model = complete(ml_collections.ConfigDict(dict(model=tiny))).model
@@ -504,7 +526,9 @@ def test_train_and_evaluate_stops_where_the_loss_is_not_finite(tmp_path, tiny_co
 
 
 def test_train_and_evaluate_starts_anew_where_no_checkpoint_was_saved(tmp_path, tiny_config, linear):
-    with pytest.raises(FloatingPointError, match='no checkpoint yet, so that the same workdir takes another config. A lower'):
+    with pytest.raises(
+        FloatingPointError, match='no checkpoint yet, so that the same workdir takes another config. A lower'
+    ):
         loop.train_and_evaluate(tiny_config(optimizer__learning_rate=1e30, optimizer__warmup_steps=0), tmp_path)
     loop.train_and_evaluate(tiny_config(training__steps=2), tmp_path)
     assert [row['step'] for row in read_metrics(tmp_path)] == [1, 2, 2]
@@ -514,11 +538,15 @@ def test_train_and_evaluate_starts_anew_where_no_checkpoint_was_saved(tmp_path, 
 def test_train_and_evaluate_leaves_out_images_without_objects(tmp_path, tiny_config, linear, capfd, monkeypatch):
     trained = []
     make_batches = loop.make_batches
-    monkeypatch.setattr(loop, 'make_batches', lambda config, data, *rest: trained.append(data) or make_batches(config, data, *rest))
+    monkeypatch.setattr(
+        loop, 'make_batches', lambda config, data, *rest: trained.append(data) or make_batches(config, data, *rest)
+    )
     for name, empty_images, count in (('with', True, 20), ('without', False, 19)):
         config = tiny_config(data__empty_images=empty_images, training__steps=1)
         loop.train_and_evaluate(config, tmp_path / name)
-        announced = "trains on 19 of 20 images of split 'train' of 'toy': the others have no objects" in capfd.readouterr().err
+        announced = (
+            "trains on 19 of 20 images of split 'train' of 'toy': the others have no objects" in capfd.readouterr().err
+        )
         assert announced == (not empty_images) and len(trained[-1].records) == count
     assert trained[0].records[0]['image_id'] == 100 and trained[1].records[0]['image_id'] == 101
 
@@ -531,7 +559,9 @@ def test_train_and_evaluate_counts_objects_without_a_row(tmp_path, tiny_config, 
     assert min(expected) > 0
 
 
-@pytest.mark.parametrize('changes', [{}, {'training__accumulate': 1, 'optimizer__ema_decay': 0.0}], ids=['ema', 'no_ema'])
+@pytest.mark.parametrize(
+    'changes', [{}, {'training__accumulate': 1, 'optimizer__ema_decay': 0.0}], ids=['ema', 'no_ema']
+)
 def test_replicas_equal_their_single_runs(tmp_path, tiny_config, linear, changes):
     config = tiny_config(seed=3, training__steps=8, training__evaluate_every=4, **changes)
     config.training.num_replicas = 3
@@ -564,7 +594,9 @@ def test_replicas_of_a_detector_equal_single_runs(tmp_path, tiny_config):
 def test_replicas_go_on_where_all_of_them_were(tmp_path, tiny_config, linear):
     config = tiny_config(training__num_replicas=2)
     loop.train_and_evaluate(config, tmp_path / 'whole')
-    with pytest.MonkeyPatch.context() as patch:  # killed between the second checkpoint of the first and that of the second
+    with (
+        pytest.MonkeyPatch.context() as patch
+    ):  # killed between the second checkpoint of the first and that of the second
         calls, save = itertools.count(1), Checkpoints.save
         patch.setattr(Checkpoints, 'save', lambda *args: 1 / 0 if next(calls) == 4 else save(*args))
         with pytest.raises(ZeroDivisionError):
@@ -585,17 +617,22 @@ def test_replicas_lose_nothing_where_one_more_is_asked_for(tmp_path, tiny_config
     with pytest.raises(ConfigError, match='has replicas that were trained without seed 2: take a new workdir'):
         loop.train_and_evaluate(tiny_config(training__num_replicas=3, training__steps=steps), tmp_path)
     assert not (tmp_path / 'seed_2').exists()
-    loop.train_and_evaluate(tiny_config(seed=1, training__steps=steps + 6), tmp_path / 'seed_1')  # one alone goes further
+    loop.train_and_evaluate(
+        tiny_config(seed=1, training__steps=steps + 6), tmp_path / 'seed_1'
+    )  # one alone goes further
     with pytest.raises(ConfigError, match=f'not trained together .seed_0 at step {steps}, seed_1 at step {steps + 6}.'):
         loop.train_and_evaluate(tiny_config(training__num_replicas=2, training__steps=steps + 6), tmp_path)
     assert_same(before[0], saved(tmp_path / 'seed_0'))
     assert saved(tmp_path / 'seed_1')[0] == steps + 6
 
 
-@pytest.mark.parametrize('changes, message', [
-    ({'training__num_replicas': 0}, 'training.num_replicas is 0'),
-    ({'training__num_replicas': 2, 'data__canvases': ((64, 48), (48, 64))}, 'needs a single canvas'),
-])
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        ({'training__num_replicas': 0}, 'training.num_replicas is 0'),
+        ({'training__num_replicas': 2, 'data__canvases': ((64, 48), (48, 64))}, 'needs a single canvas'),
+    ],
+)
 def test_replicas_that_cannot_be(tmp_path, tiny_config, linear, changes, message):
     with pytest.raises(ConfigError, match=message):
         loop.train_and_evaluate(tiny_config(**changes), tmp_path / 'run')
@@ -610,7 +647,8 @@ def test_train_and_evaluate_takes_several_canvases(tmp_path, tiny_config, linear
 
 def test_train_and_evaluate_writes_what_the_run_is(tiny_run, tiny_config):
     assert json.loads((tiny_run / 'classes.json').read_text()) == {
-        'class_names': ['red', 'green', 'blue'], 'category_ids': [3, 8, 9],
+        'class_names': ['red', 'green', 'blue'],
+        'category_ids': [3, 8, 9],
     }
     environment = json.loads((tiny_run / 'environment.json').read_text())
     assert environment['devices'] == DEVICES and environment['versions']['jax'] == jax.__version__
@@ -691,10 +729,15 @@ def test_train_and_evaluate_of_two_processes_equals_that_of_one(tmp_path, tiny_c
     environment = {key: value for key, value in os.environ.items() if key != 'XLA_FLAGS'} | {'PYTHONPATH': str(ROOT)}
     arguments = [str(port), str(ROOT / 'tests'), str(tmp_path / 'two'), str(tmp_path / 'config.json')]
     processes = [
-        subprocess.Popen([sys.executable, '-c', PROCESS, str(rank), *arguments], env=environment, text=True,
-                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        subprocess.Popen(
+            [sys.executable, '-c', PROCESS, str(rank), *arguments],
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         for rank in range(2)
-    ]  # fmt: skip
+    ]
     try:
         with held(tmp_path / 'two_in_use'):
             outputs = [process.communicate(timeout=200) for process in processes]

@@ -113,7 +113,9 @@ def test_cfg_text_of_published_yolov3_routes_to_the_stages():
     assert routes == {83: 79, 86: '-1,61', 95: 91, 98: '-1,36'}
     assert [index for index, layer in enumerate(described) if layer.kind == 'yolo'] == [82, 94, 106]
     text = cfg_text(model, template_of(model, CANVAS), canvas)
-    assert text.startswith('[net]\nbatch=1\nheight=608\nwidth=608\nchannels=3\n\n[convolutional]\nbatch_normalize=1\nfilters=32\n')
+    assert text.startswith(
+        '[net]\nbatch=1\nheight=608\nwidth=608\nchannels=3\n\n[convolutional]\nbatch_normalize=1\nfilters=32\n'
+    )
     assert '\nmask=6,7,8\nanchors=10,13,16,30,33,23,30,61,62,45,59,119,116,90,156,198,373,326\n' in text
 
 
@@ -184,12 +186,17 @@ def test_check_darknet_parity_refuses_a_file_that_is_another(run_script, small):
         return finished.stderr
 
     assert 'say which by --model' in error_of(small, 'all')
-    assert re.fullmatch(r'error: .*yolov3-tiny\.weights: not the published file of that name: its SHA-256 begins with '
-                        r'[0-9a-f]{16}, that one with dccea06f59b781ec\. Fetch it again, .*\n', error_of(small))  # fmt: skip
+    assert re.fullmatch(
+        r'error: .*yolov3-tiny\.weights: not the published file of that name: its SHA-256 begins with '
+        r'[0-9a-f]{16}, that one with dccea06f59b781ec\. Fetch it again, .*\n',
+        error_of(small),
+    )
     short = small.with_name('own.weights')
     short.write_bytes(small.read_bytes()[:-4])
     assert re.fullmatch(r'error: .*own\.weights: not the weights of this model: it ends after .*\n', error_of(short))
-    assert re.fullmatch(r"error: .*No such file or directory: '.*missing\.weights'\n", error_of(small.with_name('missing.weights')))
+    assert re.fullmatch(
+        r"error: .*No such file or directory: '.*missing\.weights'\n", error_of(small.with_name('missing.weights'))
+    )
 
 
 @pytest.fixture(scope='module')
@@ -231,7 +238,9 @@ def deltas():
         golden['settings'] = json.loads(str(golden['settings']))
         height, width = golden['settings']['canvas']
         center, size, label = np.split(golden['truths'], [2, 4], axis=-1)
-        boxes = np.concatenate([center - size / 2, center + size / 2], axis=-1) * np.float32([width, height, width, height])
+        boxes = np.concatenate([center - size / 2, center + size / 2], axis=-1) * np.float32(
+            [width, height, width, height]
+        )
         valid = size[..., 0] > 0
         images = len(boxes)
         none = np.zeros(images, np.int32)
@@ -246,14 +255,18 @@ def deltas():
 def gradient_of_loss(model, raw, batch, images_seen=0):
     """The gradient of each image's loss with respect to a network's outputs, which raw replaces."""
     detector = make_detector(**model)
-    params, model_state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template_of(model, batch.inputs.images.shape[1:3]))
+    params, model_state = jax.tree.map(
+        lambda x: np.zeros(x.shape, x.dtype), template_of(model, batch.inputs.images.shape[1:3])
+    )
     if 'counters' in model_state:
         model_state = {**model_state, 'counters': {'images_seen': np.float32(images_seen)}}
 
     def loss(raw):
         def replace(method, args, kwargs, context):
             outputs = method(*args, **kwargs)
-            if context.module.name is not None or context.method_name != '__call__':  # only the whole network has no name
+            if (
+                context.module.name is not None or context.method_name != '__call__'
+            ):  # only the whole network has no name
                 return outputs
             assert jax.tree.map(jnp.shape, outputs[: len(raw)]) == jax.tree.map(jnp.shape, raw)
             return *raw, *outputs[len(raw) :]
@@ -286,7 +299,12 @@ def test_yolo_v1_trains_as_darknet_does(deltas):
 def test_yolo_v2_trains_as_darknet_does(deltas, rescore):
     golden, batch = deltas('v2')
     settings, output = golden['settings'], golden['output']
-    model = {**model_of('yolov2-tiny'), 'num_classes': settings['classes'], 'anchor_sizes': settings['anchors'], 'rescore': rescore}
+    model = {
+        **model_of('yolov2-tiny'),
+        'num_classes': settings['classes'],
+        'anchor_sizes': settings['anchors'],
+        'rescore': rescore,
+    }
     slope = np.ones_like(output)
     slope[..., [0, 1, 4]] = (output * (1 - output))[..., [0, 1, 4]]  # what darknet applies behind the layer
     for images_seen, name in ((0, 'delta_warm_up'), (12800, 'delta')):
@@ -326,8 +344,16 @@ def test_read_weights_finds_entries_in_darknets_order(tmp_path):
     (tmp_path / 'a.weights').write_bytes(numbered(TINY, struct.pack('<3iQ', 0, 2, 0, 0)))
     params, model_state = read_weights(tmp_path / 'a.weights', TINY, template_of(TINY, (64, 64)))
     # The first convolution has 16 / 16 = 1 filter: a bias, a scale, a mean, a variance, then 3 planes of 3 x 3.
-    first, statistics = params['backbone']['stage1_conv1'], model_state['batch_stats']['backbone']['stage1_conv1']['norm']
-    assert [first['norm']['bias'], first['norm']['scale'], statistics['mean'], statistics['var']] == [[0], [1], [2], [3]]
+    first, statistics = (
+        params['backbone']['stage1_conv1'],
+        model_state['batch_stats']['backbone']['stage1_conv1']['norm'],
+    )
+    assert [first['norm']['bias'], first['norm']['scale'], statistics['mean'], statistics['var']] == [
+        [0],
+        [1],
+        [2],
+        [3],
+    ]
     np.testing.assert_array_equal(first['conv']['kernel'][:, :, :, 0].transpose(2, 0, 1).ravel(), np.arange(4, 31))
     # The second one has 2: their four vectors are 31..38, the second filter's centre is 39 + 9 + 4.
     second = params['backbone']['stage2_conv1']
@@ -380,15 +406,21 @@ def test_read_weights_of_a_short_file_names_file_layer_and_remedy(drawn):
     template, path = drawn(TINY)
     content = pathlib.Path(path).read_bytes()
     pathlib.Path(path).write_bytes(content[:-1])
-    message = (r'drawn\.weights: not the weights of this model: it ends after [\d,]+ of [\d,]+ numbers, in layer 22, '
-               r'convolutional \(head/level1_output\)\. Give the model the arguments of that file')  # fmt: skip
+    message = (
+        r'drawn\.weights: not the weights of this model: it ends after [\d,]+ of [\d,]+ numbers, in layer 22, '
+        r'convolutional \(head/level1_output\)\. Give the model the arguments of that file'
+    )
     with pytest.raises(ValueError, match=message):
         read_weights(path, TINY, template)
     pathlib.Path(path).write_bytes(content[:100])
-    with pytest.raises(ValueError, match=r'it ends after 20 of .*, in layer 0, convolutional \(backbone/stage1_conv1\)'):
+    with pytest.raises(
+        ValueError, match=r'it ends after 20 of .*, in layer 0, convolutional \(backbone/stage1_conv1\)'
+    ):
         read_weights(path, TINY, template)
     pathlib.Path(path).write_bytes(content[: 20 + 4 * 31])  # all of layer 0, nothing of layer 2
-    with pytest.raises(ValueError, match=r'it ends after 31 of .*, in layer 2, convolutional \(backbone/stage2_conv1\)'):
+    with pytest.raises(
+        ValueError, match=r'it ends after 31 of .*, in layer 2, convolutional \(backbone/stage2_conv1\)'
+    ):
         read_weights(path, TINY, template)
 
 
@@ -396,8 +428,10 @@ def test_read_weights_of_a_long_file_names_file_layer_and_remedy(drawn):
     template, path = drawn(TINY)
     with open(path, 'ab') as file:
         file.write(b'1')
-    message = (r'drawn\.weights: not the weights of this model: 1 bytes follow the [\d,]+ numbers up to the last layer, 22, '
-               r'convolutional \(head/level1_output\)\. Give the model')  # fmt: skip
+    message = (
+        r'drawn\.weights: not the weights of this model: 1 bytes follow the [\d,]+ numbers up to the last layer, 22, '
+        r'convolutional \(head/level1_output\)\. Give the model'
+    )
     with pytest.raises(ValueError, match=message):
         read_weights(path, TINY, template)
 
@@ -469,13 +503,22 @@ def test_report_says_what_was_done_to_each_run_of_numbers(drawn):
 
 def test_report_names_orders_of_axes_and_what_is_left(tmp_path):
     model = MODELS['v1']
-    for name, header, order in (('new', struct.pack('<4i', 0, 1, 0, 77), 'OIC'), ('old', struct.pack('<3fi', 1, 1, 1, 7), 'ICO')):
+    for name, header, order in (
+        ('new', struct.pack('<4i', 0, 1, 0, 77), 'OIC'),
+        ('old', struct.pack('<3fi', 1, 1, 1, 7), 'ICO'),
+    ):
         (tmp_path / name).write_bytes(numbered(model, header))
         rows = report(tmp_path / name, model, template_of(model, (64, 64)))
         transforms = {row.foreign.partition(' ')[2].partition(' ')[2]: row.transform for row in rows}
         assert transforms['local: biases'] == 'Oyx -> yxO' and transforms['local: weights'] == 'yxOI -> yxIO'
         assert transforms['connected: biases'] == 'as it is' and transforms['connected: weights'] == f'{order} -> CIO'
-        assert rows[0] == ('header: images seen', '', (), f'left: only YOLO v2 counts images; {77 if name == "new" else 7}', '')
+        assert rows[0] == (
+            'header: images seen',
+            '',
+            (),
+            f'left: only YOLO v2 counts images; {77 if name == "new" else 7}',
+            '',
+        )
 
 
 # Classifiers on pjreddie.com, cut behind the backbone of a YOLO: sizes of the files, and lengths of their headers. Of
@@ -513,7 +556,9 @@ def test_backbone_variables_fills_the_backbone_alone(drawn, tmp_path, capsys, na
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
     filled = backbone_variables(file, *zeros)
     said = capsys.readouterr().err
-    assert ("net.conv.23: its last convolution, which tells ImageNet's 1000 classes apart, is left" in said) == (classes > 0)
+    assert ("net.conv.23: its last convolution, which tells ImageNet's 1000 classes apart, is left" in said) == (
+        classes > 0
+    )
     whole = flatten(read_weights(path, model, template))
     assert jax.tree.structure(filled) == jax.tree.structure(template)
     for variable, value in flatten(filled).items():
@@ -530,13 +575,17 @@ def test_backbone_variables_refuses_another_length(drawn, tmp_path):
     assert len(content) - 20 == 4 * (4 * 63 + 9 * 685)
     for name, wrong in (('short', content[:-1]), ('long', content + b'1'), ('whole', pathlib.Path(path).read_bytes())):
         (tmp_path / name).write_bytes(wrong)
-        message = (rf'{name}: not the weights of this backbone: {len(wrong) - 20:,} bytes follow its header; the 6 convolutions of '
-                   rf"this tiny have 25,668, with a classifier of 1000 classes 157,668\. Set the model's backbone, width")
+        message = (
+            rf'{name}: not the weights of this backbone: {len(wrong) - 20:,} bytes follow its header; the 6 convolutions of '
+            rf"this tiny have 25,668, with a classifier of 1000 classes 157,668\. Set the model's backbone, width"
+        )
         with pytest.raises(ValueError, match=message):
             backbone_variables(tmp_path / name, *template)
 
 
-@pytest.mark.parametrize(('name', 'network'), [('v1', '6 .* extraction'), ('v2', '8 .* darknet19'), ('v3', '26 .* darknet53')])
+@pytest.mark.parametrize(
+    ('name', 'network'), [('v1', '6 .* extraction'), ('v2', '8 .* darknet19'), ('v3', '26 .* darknet53')]
+)
 def test_backbone_variables_of_another_length_names_the_network(drawn, name, network):
     template, path = drawn(MODELS[name], (64, 64))
     with pytest.raises(ValueError, match=rf'the {network} have'):
@@ -560,7 +609,11 @@ def test_model_of_cfg_of_published_network_is_published(tmp_path, name):
 
 @pytest.mark.parametrize('name', MODELS)
 def test_model_of_cfg_finds_narrow_and_shallow_networks(tmp_path, name):
-    changes = {'yolo_v1': {'dropout': 0.25, 'box_scale': 3.0}, 'yolo_v2': {'ignore_iou': 0.5}, 'yolo_v3': {'ignore_iou': 0.6}}
+    changes = {
+        'yolo_v1': {'dropout': 0.25, 'box_scale': 3.0},
+        'yolo_v2': {'ignore_iou': 0.5},
+        'yolo_v3': {'ignore_iou': 0.6},
+    }
     model = {**MODELS[name], **changes[MODELS[name]['name']]}
     if name == 'v1-tiny':
         model |= {'head_features': (1024, 80, 48), 'rescore': False}
@@ -599,7 +652,10 @@ def test_model_of_cfg_reads_as_darknet_does(tmp_path):
     assert model_of_cfg(tmp_path / 'own.cfg') == Described(expected, (320, 416), letter_box=None)
     (tmp_path / 'own.cfg').write_text(own_cfg().replace('mask=0,1,2', 'mask=1,2,3'))
     model = model_of_cfg(tmp_path / 'own.cfg').model
-    assert model == {**PUBLISHED['yolov3-tiny'].model, 'num_classes': 3}  # as it was when the published weights were trained
+    assert model == {
+        **PUBLISHED['yolov3-tiny'].model,
+        'num_classes': 3,
+    }  # as it was when the published weights were trained
 
 
 @pytest.mark.parametrize(('line', 'expected'), [('letter_box = 1', True), ('letter_box=0', False)])
@@ -611,7 +667,11 @@ def test_model_of_cfg_follows_letter_box(tmp_path, line, expected):
 
 
 def test_resizing_of_a_cfg_that_does_not_say_is_the_authors():
-    assert [resizing(name)['resize'] for name in ('yolo_v1', 'yolo_v2', 'yolo_v3')] == ['stretch', 'letterbox', 'letterbox']
+    assert [resizing(name)['resize'] for name in ('yolo_v1', 'yolo_v2', 'yolo_v3')] == [
+        'stretch',
+        'letterbox',
+        'letterbox',
+    ]
 
 
 @pytest.mark.parametrize(
@@ -663,10 +723,19 @@ def test_model_of_cfg_refuses_what_is_no_detector(tmp_path):
         ('', 'it has no section'),
         (empty, r'ends with \[net\], and not as a detector, with \[detection\], \[region\], \[yolo\]'),
         (text[:last], r'ends with \[convolutional\], and not as a detector'),
-        (text + text[text.index('[yolo]') : text.index('[route]')], r'layer 24, \[yolo\]: our yolo_v3 with .* has \[route\] here'),
-        (of_v2 + of_v2[of_v2.index('[region]') :], r'layer 16, \[region\]: our yolo_v2 with the tiny backbone has ended here'),
+        (
+            text + text[text.index('[yolo]') : text.index('[route]')],
+            r'layer 24, \[yolo\]: our yolo_v3 with .* has \[route\] here',
+        ),
+        (
+            of_v2 + of_v2[of_v2.index('[region]') :],
+            r'layer 16, \[region\]: our yolo_v2 with the tiny backbone has ended here',
+        ),
         (empty + '[yolo]\nanchors=1,2\n', '0 of its layers have stride 2, 1 to 5 of a yolo_v3'),
-        (empty + '[maxpool]\nstride=2\n[yolo]\nanchors=1,2\n', 'has 0 convolutions, a yolo_v3 with the tiny backbone and 2 stages'),
+        (
+            empty + '[maxpool]\nstride=2\n[yolo]\nanchors=1,2\n',
+            'has 0 convolutions, a yolo_v3 with the tiny backbone and 2 stages',
+        ),
     ):
         (tmp_path / 'own.cfg').write_text(content)
         with pytest.raises(ValueError, match=r'own\.cfg') as raised:
@@ -678,5 +747,7 @@ def test_weights_of_another_cfg_are_refused_with_the_file(drawn, tmp_path):
     _, path = drawn(TINY)
     (tmp_path / 'own.cfg').write_text(own_cfg())
     model, canvas, _ = model_of_cfg(tmp_path / 'own.cfg')
-    with pytest.raises(ValueError, match=r'drawn\.weights: not the weights of this model: .* `model_of_cfg` reads them'):
+    with pytest.raises(
+        ValueError, match=r'drawn\.weights: not the weights of this model: .* `model_of_cfg` reads them'
+    ):
         read_weights(path, model, template_of(model, canvas))

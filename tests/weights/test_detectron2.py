@@ -75,7 +75,9 @@ def shapes_of(name, *, width=64, pyramid=256, hidden=1024, classes=80):
         shapes = conv_norm('backbone.bottom_up.stem.conv1', width, 3, 7, 7) | stages('backbone.bottom_up', 2, 5, width)
         shapes |= pyramid_of((3, 4, 5) if 'retinanet' in name else (2, 3, 4, 5), width, pyramid)
     if 'retinanet' in name:
-        shapes |= layer('backbone.top_block.p6', pyramid, last, 3, 3) | layer('backbone.top_block.p7', pyramid, pyramid, 3, 3)
+        shapes |= layer('backbone.top_block.p6', pyramid, last, 3, 3) | layer(
+            'backbone.top_block.p7', pyramid, pyramid, 3, 3
+        )
         for place in (0, 2, 4, 6):
             shapes |= layer(f'head.cls_subnet.{place}', pyramid, pyramid, 3, 3)
             shapes |= layer(f'head.bbox_subnet.{place}', pyramid, pyramid, 3, 3)
@@ -85,7 +87,9 @@ def shapes_of(name, *, width=64, pyramid=256, hidden=1024, classes=80):
     shapes |= layer('proposal_generator.rpn_head.objectness_logits', anchors, features, 1, 1)
     shapes |= layer('proposal_generator.rpn_head.anchor_deltas', 4 * anchors, features, 1, 1)
     if 'FPN' in name:
-        shapes |= layer('roi_heads.box_head.fc1', hidden, pyramid * 7 * 7) | layer('roi_heads.box_head.fc2', hidden, hidden)
+        shapes |= layer('roi_heads.box_head.fc1', hidden, pyramid * 7 * 7) | layer(
+            'roi_heads.box_head.fc2', hidden, hidden
+        )
     read = last if 'C4' in name else hidden
     shapes |= layer('roi_heads.box_predictor.cls_score', classes + 1, read)
     shapes |= layer('roi_heads.box_predictor.bbox_pred', 4 * classes, read)
@@ -93,7 +97,12 @@ def shapes_of(name, *, width=64, pyramid=256, hidden=1024, classes=80):
         if 'FPN' in name:
             for number in (1, 2, 3, 4):
                 shapes |= layer(f'roi_heads.mask_head.mask_fcn{number}', pyramid, pyramid, 3, 3)
-        shapes['roi_heads.mask_head.deconv.weight'] = (last if 'C4' in name else pyramid, pyramid, 2, 2)  # torch's order: IOHW
+        shapes['roi_heads.mask_head.deconv.weight'] = (
+            last if 'C4' in name else pyramid,
+            pyramid,
+            2,
+            2,
+        )  # torch's order: IOHW
         shapes['roi_heads.mask_head.deconv.bias'] = (pyramid,)
         shapes |= layer('roi_heads.mask_head.predictor', classes, pyramid, 1, 1)
     return shapes
@@ -132,7 +141,9 @@ def detector_of(name, whole=False):
 def drawn(name):
     """Entries of the small model that differ from one another."""
     random = np.random.RandomState(0)
-    return {entry: random.standard_normal(shape).astype(np.float32) for entry, shape in shapes_of(name, **SMALL).items()}
+    return {
+        entry: random.standard_normal(shape).astype(np.float32) for entry, shape in shapes_of(name, **SMALL).items()
+    }
 
 
 def silent(name):
@@ -153,8 +164,10 @@ def found_in(name, entries, height, width, proposals=None):
     detector, template = detector_of(name)
     inputs = Inputs(image, np.float32([[0, 0, width, height]]), *given)
     found = jax.jit(detector.predict, compiler_options=OPTIMIZED)(*fill(PEERS[name].mapping, entries, template), inputs)
-    boxes, labels, masks = (x if x is None else np.asarray(x[0])[np.asarray(found.valid[0])] for x in
-                            (found.boxes, found.labels, found.masks))  # fmt: skip
+    boxes, labels, masks = (
+        x if x is None else np.asarray(x[0])[np.asarray(found.valid[0])]
+        for x in (found.boxes, found.labels, found.masks)
+    )
     return boxes, labels, masks
 
 
@@ -162,7 +175,9 @@ def test_the_zoo_has_ten_models_of_five_kinds():
     assert len(PEERS) == 10
     for name, peer in PEERS.items():
         assert peer is PEERS[name.replace('3x', '1x')]
-        assert peer.divisor == (1 if 'C4' in name else 32)  # size_divisibility: of FPN its last stride, of a ResNet none
+        assert peer.divisor == (
+            1 if 'C4' in name else 32
+        )  # size_divisibility: of FPN its last stride, of a ResNet none
 
 
 @pytest.mark.parametrize('name', [FASTER_C4, FASTER_FPN, RETINANET, MASK_C4, MASK_FPN])
@@ -213,19 +228,25 @@ def test_fully_connected_layer_reads_channels_last():
     features = np.random.RandomState(2).standard_normal((7, 7, 8)).astype(np.float32)
     entries = drawn(FASTER_FPN)
     expected = entries['roi_heads.box_head.fc1.weight'] @ features.transpose(2, 0, 1).ravel()
-    np.testing.assert_allclose(features.ravel() @ filled(FASTER_FPN, entries)['params/trunk/fc1/kernel'], expected, atol=1e-4)
+    np.testing.assert_allclose(
+        features.ravel() @ filled(FASTER_FPN, entries)['params/trunk/fc1/kernel'], expected, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize('name', [MASK_C4, MASK_FPN])
 def test_deconvolution_spreads_its_inputs_over_its_kernel(name):
     entries = drawn(name)
-    variables = {path.removeprefix('params/mask_head/'): x for path, x in filled(name, entries).items() if 'mask_head' in path}
+    variables = {
+        path.removeprefix('params/mask_head/'): x for path, x in filled(name, entries).items() if 'mask_head' in path
+    }
     weight, bias = (entries[f'roi_heads.mask_head.deconv.{leaf}'] for leaf in ('weight', 'bias'))
     x = np.random.RandomState(3).standard_normal((1, 2, 3, len(weight))).astype(np.float32)
     spread = np.einsum('yxc,coij->yixjo', x[0], weight).reshape(4, 6, -1) + bias  # row 2 y + i, column 2 x + j
     logits = np.maximum(spread, 0) @ variables['logits/kernel'][0, 0] + variables['logits/bias']
     head = FCNHead(SMALL['classes'], 0, SMALL['pyramid'], None, None, jnp.float32)
-    params = {layer: {leaf: variables[f'{layer}/{leaf}'] for leaf in ('kernel', 'bias')} for layer in ('deconv', 'logits')}
+    params = {
+        layer: {leaf: variables[f'{layer}/{leaf}'] for leaf in ('kernel', 'bias')} for layer in ('deconv', 'logits')
+    }
     np.testing.assert_allclose(head.apply({'params': params}, x, None, train=False)[0], logits, rtol=1e-4, atol=1e-4)
 
 
@@ -286,26 +307,36 @@ def align(level, start, extent, bins):
                     if not (-1 <= y <= height and -1 <= x <= width):
                         continue
                     y, x = np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)
-                    (top, left), (bottom, right) = (int(y), int(x)), (min(int(y) + 1, height - 1), min(int(x) + 1, width - 1))
+                    (top, left), (bottom, right) = (
+                        (int(y), int(x)),
+                        (min(int(y) + 1, height - 1), min(int(x) + 1, width - 1)),
+                    )
                     down, along = y - top, x - left
                     result[row, column] += (1 - down) * ((1 - along) * level[top, left] + along * level[top, right])
                     result[row, column] += down * ((1 - along) * level[bottom, left] + along * level[bottom, right])
     return result / samples.prod()
 
 
-@pytest.mark.parametrize('name, group, strides', [
-    (MASK_FPN, 'roi', (4, 8, 16, 32)), (MASK_FPN, 'mask_roi', (4, 8, 16, 32)), (MASK_C4, 'roi', (16,)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'name, group, strides',
+    [
+        (MASK_FPN, 'roi', (4, 8, 16, 32)),
+        (MASK_FPN, 'mask_roi', (4, 8, 16, 32)),
+        (MASK_C4, 'roi', (16,)),
+    ],
+)
 def test_roi_features_are_averages_of_adaptive_samples_of_centres(name, group, strides):
     arguments = PEERS[name].model[group]
     reader = faster_rcnn.make_roi_reader(strides[0], len(strides), **arguments)
-    rois = np.float32([
-        (3.3, 5.1, 40.7, 21.9),  # small: P2, 2 x 3 samples a bin of 7
-        (10, 10, 133, 133),  # P3
-        (0.5, 2, 190, 60),  # long: P2, 7 samples along x, 3 along y
-        (20, 30, 250, 255),  # P4
-        (1, 1, 5, 3),  # smaller than a cell of most levels
-    ])  # fmt: skip
+    rois = np.float32(
+        [
+            (3.3, 5.1, 40.7, 21.9),  # small: P2, 2 x 3 samples a bin of 7
+            (10, 10, 133, 133),  # P3
+            (0.5, 2, 190, 60),  # long: P2, 7 samples along x, 3 along y
+            (20, 30, 250, 255),  # P4
+            (1, 1, 5, 3),  # smaller than a cell of most levels
+        ]
+    )
     random = np.random.RandomState(4)
     levels = [random.standard_normal((256 // stride, 256 // stride, 2)).astype(np.float32) for stride in strides]
     read = jax.jit(reader.read)([level[None] for level in levels], rois[None])[0]
@@ -326,7 +357,9 @@ def test_samples_are_enough_for_any_roi_on_c4():
 
 
 def test_stride_in_1x1_reads_every_other_cell():
-    strided, plain = (resnet.BottleneckBlock(2, stride, FrozenBatchNorm, jnp.float32, stride_in_1x1=True) for stride in (2, 1))
+    strided, plain = (
+        resnet.BottleneckBlock(2, stride, FrozenBatchNorm, jnp.float32, stride_in_1x1=True) for stride in (2, 1)
+    )
     x = np.random.RandomState(5).standard_normal((1, 5, 8, 4)).astype(np.float32)
     variables = strided.init(jax.random.key(0), x)
     y = strided.apply(variables, x)
@@ -346,13 +379,16 @@ def strided_kernels(jaxpr):
     return kernels
 
 
-@pytest.mark.parametrize('name, expected', [
-    (RETINANET, {7: 1, 1: 6, 3: 2}),  # the stem; conv1 and shortcut of res3, res4 and res5; p6 and p7
-    (FASTER_FPN, {7: 1, 1: 6}),
-    (FASTER_C4, {7: 1, 1: 6}),
-    (MASK_C4, {7: 1, 1: 8}),  # res5 runs on detections again
-    (MASK_FPN, {7: 1, 1: 6}),
-])
+@pytest.mark.parametrize(
+    'name, expected',
+    [
+        (RETINANET, {7: 1, 1: 6, 3: 2}),  # the stem; conv1 and shortcut of res3, res4 and res5; p6 and p7
+        (FASTER_FPN, {7: 1, 1: 6}),
+        (FASTER_C4, {7: 1, 1: 6}),
+        (MASK_C4, {7: 1, 1: 8}),  # res5 runs on detections again
+        (MASK_FPN, {7: 1, 1: 6}),
+    ],
+)
 def test_models_stride_in_1x1(name, expected):
     detector, template = detector_of(name)
     image, window = jax.ShapeDtypeStruct((1, 64, 96, 3), jnp.float32), jax.ShapeDtypeStruct((1, 4), jnp.float32)
@@ -363,7 +399,9 @@ def test_models_stride_in_1x1(name, expected):
 @pytest.mark.parametrize('name', [RETINANET, FASTER_FPN, FASTER_C4])
 def test_networks_of_basic_blocks_have_no_1x1_to_stride_in(name):
     detector = make_detector(**{**small(name), 'depth': 18})
-    with pytest.raises(ValueError, match='depth 18 has no 1x1 convolution that could stride: set stride_in_1x1 to False'):
+    with pytest.raises(
+        ValueError, match='depth 18 has no 1x1 convolution that could stride: set stride_in_1x1 to False'
+    ):
         jax.eval_shape(lambda rng: detector.init(rng, (64, 64)), jax.random.key(0))
 
 

@@ -54,7 +54,9 @@ def image_of(height, width):
 
 
 def test_config_of_pastes_masks_as_the_publisher_does():
-    pastes = {name: exchange.config_of(model).evaluation.mask_paste for name, model in MODELS.items() if 'mask' in model.model}
+    pastes = {
+        name: exchange.config_of(model).evaluation.mask_paste for name, model in MODELS.items() if 'mask' in model.model
+    }
     assert pastes == {name: 'torchvision' if MODELS[name].source == 'torchvision' else 'centers' for name in pastes}
     assert set(pastes.values()) == {'torchvision', 'centers'}
 
@@ -84,7 +86,10 @@ def test_imported_weights_arrive_with_classes_and_preprocessing(tmp_path, publis
     recipe = predictor.config.data.recipe
     assert (recipe.resize, recipe.shorter_side, recipe.longer_side, recipe.interpolation) == ('fit', 64, 96, 'bilinear')
     environment = json.loads((tmp_path / 'run' / 'environment.json').read_text())
-    assert environment['imported_from']['source'] == 'tiny.safetensors' and len(environment['imported_from']['sha256']) == 64
+    assert (
+        environment['imported_from']['source'] == 'tiny.safetensors'
+        and len(environment['imported_from']['sha256']) == 64
+    )
 
     names = {row.foreign for row in imported.rows}
     assert names == published.keys() and {row.ours for row in imported.rows} == found.keys() | {''}
@@ -120,14 +125,18 @@ def test_imported_weights_detect_in_pixels_and_ids_of_the_data(tmp_path, publish
     predictor = Predictor(predictor.config, predictor.classes, 0, predictor.params, predictor.model_state)
     found = predictor(image_of(90, 140))
     assert len(found.boxes) and (found.boxes >= 0).all() and (found.boxes <= [140, 90, 140, 90]).all()
-    np.testing.assert_array_equal(found.category_ids, found.labels)  # torchvision's RetinaNet counts background as class 0
+    np.testing.assert_array_equal(
+        found.category_ids, found.labels
+    )  # torchvision's RetinaNet counts background as class 0
 
 
 def test_export_and_import_are_inverse_to_the_last_bit(tmp_path, tiny_run):
     export_weights(tiny_run, tmp_path / 'exported')
     assert sorted(path.name for path in (tmp_path / 'exported').iterdir()) == [
-        'classes.json', 'config.json', 'weights.safetensors',
-    ]  # fmt: skip
+        'classes.json',
+        'config.json',
+        'weights.safetensors',
+    ]
     imported = import_weights(tmp_path / 'exported', tmp_path / 'back')
     assert {row.transform for row in imported.rows} == {'as it is'}
     before, after = variables_of(tiny_run), variables_of(tmp_path / 'back')
@@ -164,7 +173,9 @@ def test_darknet_network_of_its_own_cfg_comes_in_and_goes_out(tmp_path):
     assert predictor.classes == Classes(('red', 'green', 'blue'), (1, 2, 3))
     assert predictor.config.data.recipe.resize == 'letterbox' and predictor.config.evaluation.canvases == ((64, 96),)
     assert export_darknet(tmp_path / 'run', tmp_path / 'out') == {}
-    assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == [f'yolo_v3.{suffix}' for suffix in sorted(paths)]
+    assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == [
+        f'yolo_v3.{suffix}' for suffix in sorted(paths)
+    ]
     for suffix, path in paths.items():
         assert (tmp_path / 'out' / f'yolo_v3.{suffix}').read_bytes() == path.read_bytes()
     net = cv2.dnn.readNetFromDarknet(str(tmp_path / 'out' / 'yolo_v3.cfg'), str(tmp_path / 'out' / 'yolo_v3.weights'))
@@ -178,12 +189,18 @@ def without(entries, name):
 CLS_BIAS = 'head.classification_head.cls_logits.bias'
 
 
-@pytest.mark.parametrize('change, message', [
-    (lambda entries: without(entries, CLS_BIAS), r'missing: head\.classification_head\.cls_logits\.bias'),
-    (lambda entries: {**entries, 'head.third.weight': np.zeros(3, np.float32)}, r'unused: head\.third\.weight'),
-    (lambda entries: {**entries, CLS_BIAS: np.zeros(9 * 21, np.float32)},
-     r'of another shape: head\.classification_head\.cls_logits\.bias \(189,\) where the model has \(819,\)'),
-], ids=['missing', 'unused', 'classes'])  # fmt: skip
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (lambda entries: without(entries, CLS_BIAS), r'missing: head\.classification_head\.cls_logits\.bias'),
+        (lambda entries: {**entries, 'head.third.weight': np.zeros(3, np.float32)}, r'unused: head\.third\.weight'),
+        (
+            lambda entries: {**entries, CLS_BIAS: np.zeros(9 * 21, np.float32)},
+            r'of another shape: head\.classification_head\.cls_logits\.bias \(189,\) where the model has \(819,\)',
+        ),
+    ],
+    ids=['missing', 'unused', 'classes'],
+)
 def test_a_file_of_another_model_leaves_no_workdir(tmp_path, published, change, message):
     safetensors.numpy.save_file(change(published), tmp_path / 'bad.safetensors')
     with pytest.raises(ValueError, match=rf'bad\.safetensors: .*{message}'):
@@ -197,7 +214,9 @@ def test_what_cannot_be_imported_is_one_error_and_no_workdir(tmp_path, published
     (tmp_path / 'in' / 'twice.names').write_text('red\ngreen\nred\n')
     (tmp_path / 'in' / 'page.weights').write_text('<!DOCTYPE html><html></html>')
     weights = (tmp_path / 'in' / 'a.weights').read_bytes()
-    (tmp_path / 'in' / 'zeros.weights').write_bytes(weights[: len(weights) // 2] + bytes(len(weights) - len(weights) // 2))
+    (tmp_path / 'in' / 'zeros.weights').write_bytes(
+        weights[: len(weights) // 2] + bytes(len(weights) - len(weights) // 2)
+    )
     (tmp_path / 'in' / 'short.weights').write_bytes((tmp_path / 'in' / 'a.weights').read_bytes()[:-4])
     (tmp_path / 'in' / 'torn.safetensors').write_bytes((tmp_path / 'tiny.safetensors').read_bytes()[:-4])
     before = sorted(tmp_path.rglob('*'))
@@ -221,7 +240,9 @@ def test_what_cannot_be_imported_is_one_error_and_no_workdir(tmp_path, published
         ('in/zeros.weights', mine, 'is all zero: fetch the file again'),
     ]
     for source, arguments, message in cases:
-        finished = run_script('import_weights', f'--source={tmp_path / source}', f'--workdir={tmp_path}/run', *arguments)
+        finished = run_script(
+            'import_weights', f'--source={tmp_path / source}', f'--workdir={tmp_path}/run', *arguments
+        )
         assert finished.code == 1 and finished.stderr.startswith('error: ') and message in finished.stderr, finished
         assert sorted(tmp_path.rglob('*')) == before
 
@@ -230,7 +251,9 @@ def test_what_cannot_be_imported_is_one_error_and_no_workdir(tmp_path, published
 def test_numbers_that_no_training_leaves_are_refused(tmp_path, published, value):
     name = 'backbone.body.bn1.running_var'
     safetensors.numpy.save_file({**published, name: np.full_like(published[name], value)}, tmp_path / 'bad.safetensors')
-    with pytest.raises(ValueError, match=r'bad\.safetensors: what becomes frozen/backbone/stem_norm/var .* fetch the file again'):
+    with pytest.raises(
+        ValueError, match=r'bad\.safetensors: what becomes frozen/backbone/stem_norm/var .* fetch the file again'
+    ):
         import_weights(tmp_path / 'bad.safetensors', tmp_path / 'run', model='tiny')
     assert not (tmp_path / 'run').exists()
 
@@ -241,7 +264,9 @@ def test_torchvisions_files_are_known_by_their_checksums(tmp_path, published, mo
         digest = hashlib.file_digest(file, 'sha256').hexdigest()
     other = MODELS['ssd300_vgg16']
     with monkeypatch.context() as patch:
-        patch.setitem(zoo.MODELS, 'other', other._replace(published=other.published._replace(file=f'a-{digest[:8]}.pth')))
+        patch.setitem(
+            zoo.MODELS, 'other', other._replace(published=other.published._replace(file=f'a-{digest[:8]}.pth'))
+        )
         with pytest.raises(ValueError, match="this is torchvision's file of other: give that as the model"):
             import_weights(source, tmp_path / 'run', model='tiny')
     named = source.rename(tmp_path / other.published.file)
@@ -250,13 +275,16 @@ def test_torchvisions_files_are_known_by_their_checksums(tmp_path, published, mo
     assert not (tmp_path / 'run').exists()
 
 
-@pytest.mark.parametrize('text, message', [
-    ('[]', 'cannot read the classes of this run'),
-    ('{"class_names": ["a"]}', 'cannot read the classes of this run'),
-    ('{"class_names": ["a", "b"', 'cannot read the classes of this run'),
-    ('[' * 100_000, 'cannot read the classes of this run'),
-    ('{"class_names": ["a", "b"], "category_ids": [1]}', '2 class_names but 1 category_ids'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'text, message',
+    [
+        ('[]', 'cannot read the classes of this run'),
+        ('{"class_names": ["a"]}', 'cannot read the classes of this run'),
+        ('{"class_names": ["a", "b"', 'cannot read the classes of this run'),
+        ('[' * 100_000, 'cannot read the classes of this run'),
+        ('{"class_names": ["a", "b"], "category_ids": [1]}', '2 class_names but 1 category_ids'),
+    ],
+)
 def test_classes_that_are_none_are_refused(tmp_path, text, message):
     (tmp_path / 'classes.json').write_text(text)
     with pytest.raises(ValueError, match=rf'classes\.json: {message}'):
@@ -268,10 +296,13 @@ def test_classes_are_read_by_their_names(tmp_path):
     assert read_classes(tmp_path / 'classes.json') == Classes(('a', 'b'), (7, 8))
 
 
-@pytest.mark.parametrize('text, message', [
-    ('[]', 'was cut short, or is no config'),
-    ('{"model": {"name": "retinanet", "depth": "deep"}}', "exported/config.json: model.depth is 'deep'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'text, message',
+    [
+        ('[]', 'was cut short, or is no config'),
+        ('{"model": {"name": "retinanet", "depth": "deep"}}', "exported/config.json: model.depth is 'deep'"),
+    ],
+)
 def test_a_config_that_is_none_is_refused(tmp_path, tiny_run, text, message):
     export_weights(tiny_run, tmp_path / 'exported')
     (tmp_path / 'exported' / 'config.json').write_text(text)
@@ -284,7 +315,9 @@ def test_a_yolo_v2_keeps_its_counter(tmp_path):
     model = model._replace(model={**model.model, 'width': 0.125, 'head_features': (16, 16)}, canvases=((64, 64),))
     config = exchange.config_of(model)
     random = np.random.RandomState(3)
-    variables = jax.tree.map(lambda x: (1 + random.uniform(size=x.shape)).astype(x.dtype), exchange.shapes_of(config, 20))
+    variables = jax.tree.map(
+        lambda x: (1 + random.uniform(size=x.shape)).astype(x.dtype), exchange.shapes_of(config, 20)
+    )
     exchange.write_workdir(tmp_path / 'run', exchange.Imported(config, VOC, *variables, []))
     export_weights(tmp_path / 'run', tmp_path / 'exported')
     import_weights(tmp_path / 'exported', tmp_path / 'back')
@@ -296,8 +329,13 @@ def test_a_yolo_v2_keeps_its_counter(tmp_path):
 def test_names_of_coco_have_its_ids(tmp_path):
     names = ['motorbike' if name == 'motorcycle' else name for name in COCO.class_names]
     model = {**YOLO, 'num_classes': 80}
-    (tmp_path / 'a.cfg').write_text(darknet.cfg_text(model, exchange.shapes_of(
-        exchange.config_of(MODELS['yolov3']._replace(model=model, canvases=((64, 96),))), 80), (64, 96)))
+    (tmp_path / 'a.cfg').write_text(
+        darknet.cfg_text(
+            model,
+            exchange.shapes_of(exchange.config_of(MODELS['yolov3']._replace(model=model, canvases=((64, 96),))), 80),
+            (64, 96),
+        )
+    )
     (tmp_path / 'a.names').write_text('\ufeff' + '\n'.join(names), 'utf-8')
     config, classes = exchange._described(tmp_path / 'a.cfg', tmp_path / 'a.names')
     assert classes == COCO and config.data.name == 'coco'
@@ -317,7 +355,10 @@ def test_images_are_resized_as_letter_box_of_the_cfg_says(tmp_path, caplog, monk
         assert resize_of('letter_box=0') == 'stretch' and not caplog.text
         assert resize_of('letter_box=1') == 'letterbox' and not caplog.text
         assert resize_of('') == 'letterbox'
-        assert 'a.cfg: [net] has no letter_box: images are letterboxed' in caplog.text and 'write letter_box=0' in caplog.text
+        assert (
+            'a.cfg: [net] has no letter_box: images are letterboxed' in caplog.text
+            and 'write letter_box=0' in caplog.text
+        )
         of_v1 = darknet.Described({'name': 'yolo_v1', 'num_classes': 3}, (448, 448), letter_box=None)
         monkeypatch.setattr(darknet, 'model_of_cfg', lambda cfg: of_v1)
         assert resize_of('') == 'stretch' and not caplog.text  # as both programs do

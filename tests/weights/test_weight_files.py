@@ -184,11 +184,14 @@ def test_read_entries_of_detectron2(read, protocol, numpy_version):
         np.testing.assert_array_equal(entries[name], array)
 
 
-@pytest.mark.parametrize('text', [
-    lambda x: b"S'" + codecs.escape_encode(x)[0] + b"'\n",  # protocol 0
-    lambda x: b'U' + bytes([len(x)]) + x,
-    lambda x: b'T' + len(x).to_bytes(4, 'little') + x,
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'text',
+    [
+        lambda x: b"S'" + codecs.escape_encode(x)[0] + b"'\n",  # protocol 0
+        lambda x: b'U' + bytes([len(x)]) + x,
+        lambda x: b'T' + len(x).to_bytes(4, 'little') + x,
+    ],
+)
 def test_read_entries_of_python_2(read, text):
     dtype = b'cnumpy\ndtype\n(' + text(b'f4') + b'I0\nI1\ntR(I3\n' + text(b'<') + b'NNNI-1\nI-1\nI0\ntb'
     state = b'(I1\n(I2\nI3\nt' + dtype + b'I00\n' + text((-NUMBERS).tobytes()) + b'tb'  # minus: bytes that are no ASCII
@@ -256,23 +259,31 @@ def test_read_entries_refuses_other_steps(refused, steps, match):
     refused(zipped(steps), match)
 
 
-@pytest.mark.parametrize('value, match', [
-    ({'a': np.ones(2), 'epoch': 3, 'net': {'b': np.ones(2)}}, r"other things: 'epoch', 'net': save the state dict alone"),
-    ({'model': {'a': np.ones(2), 'steps': [1]}}, "other things: 'steps'"),
-    ({0: np.ones(2)}, 'other things: 0'),
-    ([np.ones(2)], r'holds a list and no state dict: .*x\.state_dict\(\)'),
-    (np.ones(2), 'holds a Array and no state dict'),
-    ({'a': np.array(['text'])}, "an array of dtype 'U4': save arrays of numbers only"),
-    ({'a': np.array([None])}, "an array of dtype 'O8'"),
-    ({'a': np.ones(2, '>f4')}, 'written big-endian: .*safetensors'),
-    ({'a': np.ones(2, [('x', 'f4')])}, "an array of dtype 'V4'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'value, match',
+    [
+        (
+            {'a': np.ones(2), 'epoch': 3, 'net': {'b': np.ones(2)}},
+            r"other things: 'epoch', 'net': save the state dict alone",
+        ),
+        ({'model': {'a': np.ones(2), 'steps': [1]}}, "other things: 'steps'"),
+        ({0: np.ones(2)}, 'other things: 0'),
+        ([np.ones(2)], r'holds a list and no state dict: .*x\.state_dict\(\)'),
+        (np.ones(2), 'holds a Array and no state dict'),
+        ({'a': np.array(['text'])}, "an array of dtype 'U4': save arrays of numbers only"),
+        ({'a': np.array([None])}, "an array of dtype 'O8'"),
+        ({'a': np.ones(2, '>f4')}, 'written big-endian: .*safetensors'),
+        ({'a': np.ones(2, [('x', 'f4')])}, "an array of dtype 'V4'"),
+    ],
+)
 def test_read_entries_refuses_other_values(refused, value, match):
     refused(pickle.dumps(value, 2), match)
 
 
 def test_read_entries_refuses_operations_that_torch_put_off(refused):
-    refused(zipped(dict_of(a=tensor(rest=(False, None, {'neg': True})))), r"put off an operation \('neg'\): .*resolve_neg")
+    refused(
+        zipped(dict_of(a=tensor(rest=(False, None, {'neg': True})))), r"put off an operation \('neg'\): .*resolve_neg"
+    )
 
 
 def test_read_entries_refuses_big_endian_storages(refused):
@@ -284,7 +295,10 @@ def test_read_entries_refuses_big_endian_storages(refused):
 
 FAR = 2**62
 WRONG_PLACES = {
-    'too long': (tensor((7,), (1,)), r"'a': \[7\] at strides of \[1\] from 0 takes number 6 of 6 .*: fetch the file again"),
+    'too long': (
+        tensor((7,), (1,)),
+        r"'a': \[7\] at strides of \[1\] from 0 takes number 6 of 6 .*: fetch the file again",
+    ),
     'too far': (tensor((2,), (1,), offset=5), r'takes number 6 of 6'),
     'too wide': (tensor((2, 3), (4, 1)), r'takes number 6 of 6'),
     'far away': (tensor((1,), (1,), offset=FAR), f'takes number {FAR} of 6'),
@@ -302,7 +316,7 @@ WRONG_PLACES = {
     'none declared': (tensor(stored=storage(count=-1)), 'no natural number'),
     'less declared': (tensor(stored=storage(count=5)), r'takes number 5 of 5'),
     'wider numbers': (tensor(stored=storage(kind='torch DoubleStorage')), r'bytes 0 to 48 of 24'),
-    'elsewhere': (tensor(stored=storage(key='1')), r"damaged or cut off .*data/1"),
+    'elsewhere': (tensor(stored=storage(key='1')), r'damaged or cut off .*data/1'),
 }
 
 
@@ -311,11 +325,14 @@ def test_read_entries_refuses_wrong_places(refused, steps, match):
     refused(zipped(dict_of(a=steps)), match)
 
 
-@pytest.mark.parametrize('view, match', [
-    (('1', 4, 3), 'bytes 16 to 28 of 24'),
-    (('1', -1, 3), 'no natural number'),
-    (('1', 3, -1), r'bytes 12 to 8 of 24'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'view, match',
+    [
+        (('1', 4, 3), 'bytes 16 to 28 of 24'),
+        (('1', -1, 3), 'no natural number'),
+        (('1', 3, -1), r'bytes 12 to 8 of 24'),
+    ],
+)
 def test_read_entries_refuses_wrong_views_of_storages(refused, view, match):
     refused(legacy(dict_of(a=tensor(stored=storage(view=(view,))))), match)
 
@@ -340,7 +357,9 @@ def test_read_entries_finds_a_flipped_bit_in_a_zip(refused):
 
 
 def test_read_entries_refuses_compressed_zips(refused):
-    refused(zipped(dict_of(a=tensor()), compression=zipfile.ZIP_DEFLATED), 'compressed, as torch writes none: .*zip -r -0')
+    refused(
+        zipped(dict_of(a=tensor()), compression=zipfile.ZIP_DEFLATED), 'compressed, as torch writes none: .*zip -r -0'
+    )
 
 
 def test_read_entries_refuses_zips_that_declare_more_than_they_have(refused):
@@ -369,14 +388,19 @@ BOMBS = {  # files of some bytes that tell to make many
         dict_of(**{str(i): tensor((1,), (1,), stored=storage(str(i), view=(None,), count=1)) for i in range(200)}),
         {str(i): (1, bytes(4)) for i in range(199)} | {'199': (25_000, bytes(100_000))},
     ),
-    **{f'tuple of tuples {place}': zipped(steps) for place, steps in {
-        'as a name': b'X\x01\0\0\0a' + TUPLES + b'X\x01\0\0\0b\x93',
-        'as a dtype': b'cnumpy\ndtype\n' + TUPLES + b'\x85R',
-        'as an encoding': b'c_codecs\nencode\nX\x01\0\0\0a' + TUPLES + b'\x86R',
-        'as a key': dict_of(a=tensor(stored=storage().replace(pickled('0'), TUPLES))),
-        'as metadata': dict_of(a=tensor().removesuffix(b'tR') + TUPLES + b'tR'),
-    }.items()},
-    'repeated dicts': zipped(b'](ccollections\nOrderedDict\nq\x02' + PAIRS + b'q\x01' + b'h\x02h\x01\x85R' * 1000 + b'e'),
+    **{
+        f'tuple of tuples {place}': zipped(steps)
+        for place, steps in {
+            'as a name': b'X\x01\0\0\0a' + TUPLES + b'X\x01\0\0\0b\x93',
+            'as a dtype': b'cnumpy\ndtype\n' + TUPLES + b'\x85R',
+            'as an encoding': b'c_codecs\nencode\nX\x01\0\0\0a' + TUPLES + b'\x86R',
+            'as a key': dict_of(a=tensor(stored=storage().replace(pickled('0'), TUPLES))),
+            'as metadata': dict_of(a=tensor().removesuffix(b'tR') + TUPLES + b'tR'),
+        }.items()
+    },
+    'repeated dicts': zipped(
+        b'](ccollections\nOrderedDict\nq\x02' + PAIRS + b'q\x01' + b'h\x02h\x01\x85R' * 1000 + b'e'
+    ),
 }
 
 
@@ -393,13 +417,16 @@ def test_read_entries_makes_nothing_larger_than_the_file(read, data):
     assert peak < 2_000_000
 
 
-@pytest.mark.parametrize('steps', [
-    b'}' + pickled(2**61 - 1) + b'Ns',
-    b'}(' + pickled(1 - 2**61) + b'Nu',
-    b'(' + pickled(2**70) + b'Nd',
-    b'ccollections\nOrderedDict\n](](' + pickled(2**64) + b'Nee\x85R',
-    b'}p' + str(2**61 - 1).encode() + b'\n',
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'steps',
+    [
+        b'}' + pickled(2**61 - 1) + b'Ns',
+        b'}(' + pickled(1 - 2**61) + b'Nu',
+        b'(' + pickled(2**70) + b'Nd',
+        b'ccollections\nOrderedDict\n](](' + pickled(2**64) + b'Nee\x85R',
+        b'}p' + str(2**61 - 1).encode() + b'\n',
+    ],
+)
 def test_read_entries_refuses_keys_that_would_share_a_hash(refused, steps):
     # Of n integers that are equal modulo 2**61 - 1 a dict compares each with all before it.
     refused(program(steps), f'a key beyond {2**60}')
@@ -545,14 +572,17 @@ def test_write_entries_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
     assert path.read_text() == 'old' and list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize('entries, metadata, match', [
-    ({'a': np.array(['x'])}, {}, "cannot have 'a' of dtype <U1: rename or convert it"),
-    ({'a': np.ones(2, '>f4')}, {}, "cannot have 'a' of dtype >f4"),
-    ({'a': np.ones(2, 'c8')}, {}, "cannot have 'a' of dtype complex64"),
-    ({'__metadata__': np.ones(2)}, {}, "cannot have '__metadata__'"),
-    ({3: np.ones(2)}, {}, 'cannot have 3 of'),
-    ({}, {'steps': 3}, "its metadata are texts by their names: make texts of 'steps'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'entries, metadata, match',
+    [
+        ({'a': np.array(['x'])}, {}, "cannot have 'a' of dtype <U1: rename or convert it"),
+        ({'a': np.ones(2, '>f4')}, {}, "cannot have 'a' of dtype >f4"),
+        ({'a': np.ones(2, 'c8')}, {}, "cannot have 'a' of dtype complex64"),
+        ({'__metadata__': np.ones(2)}, {}, "cannot have '__metadata__'"),
+        ({3: np.ones(2)}, {}, 'cannot have 3 of'),
+        ({}, {'steps': 3}, "its metadata are texts by their names: make texts of 'steps'"),
+    ],
+)
 def test_write_entries_refuses_what_safetensors_lacks(tmp_path, entries, metadata, match):
     with pytest.raises(ValueError, match=f'{tmp_path}/a: {match}'):
         write_entries(tmp_path / 'a', entries, metadata)

@@ -276,7 +276,9 @@ def _runs(counts: str) -> list[int]:
     value = shift = 0
     for character in counts:
         bits = ord(character) - 48
-        if not 0 <= bits < 64 or shift > 30:  # 7 characters hold any number of 32 bits; arithmetic on longer ones is slow
+        if (
+            not 0 <= bits < 64 or shift > 30
+        ):  # 7 characters hold any number of 32 bits; arithmetic on longer ones is slow
             return [-1]
         value |= (bits & 31) << shift
         shift += 5

@@ -68,9 +68,14 @@ def prepare_voc(
     data_dir, root = catalog.data_root(data_dir), pathlib.Path(root)
     prepare.check_request(name, data_dir, on_bad_record, overwrite)
     image_ids = itertools.count(1)
-    lists = {split: [(part, read_list(root, part)) for part in parts]
-             for split, parts in (('train', train_splits), ('validation', validation_splits))}  # fmt: skip
-    splits = {split: check_split(root, parts, image_ids, on_bad_record == 'skip', max_pixels) for split, parts in lists.items()}
+    lists = {
+        split: [(part, read_list(root, part)) for part in parts]
+        for split, parts in (('train', train_splits), ('validation', validation_splits))
+    }
+    splits = {
+        split: check_split(root, parts, image_ids, on_bad_record == 'skip', max_pixels)
+        for split, parts in lists.items()
+    }
     categories = dict(enumerate(CLASS_NAMES, start=1))
     return prepare.write(name, categories, splits, data_dir, annotations='PASCAL VOC', overwrite=overwrite)
 
@@ -84,7 +89,9 @@ def read_list(root: pathlib.Path, part: str) -> list[str]:
     try:
         lines = path.read_text().splitlines()
     except (OSError, ValueError) as error:  # missing, or not text
-        raise DataError(f'cannot read {path} ({error}); --voc_root is the unpacked VOCdevkit, with VOC{match[1]} in it') from error
+        raise DataError(
+            f'cannot read {path} ({error}); --voc_root is the unpacked VOCdevkit, with VOC{match[1]} in it'
+        ) from error
     names = [line.strip() for line in lines if line.strip()]
     wrong = next((name for name in names if not re.fullmatch(r'[\w.-]+', name)), None)
     if wrong is not None or not names:
@@ -94,7 +101,11 @@ def read_list(root: pathlib.Path, part: str) -> list[str]:
 
 
 def check_split(
-    root: pathlib.Path, parts: Sequence[tuple[str, Sequence[str]]], image_ids: Iterator[int], skip: bool, max_pixels: int
+    root: pathlib.Path,
+    parts: Sequence[tuple[str, Sequence[str]]],
+    image_ids: Iterator[int],
+    skip: bool,
+    max_pixels: int,
 ) -> Split:
     """Checks all records of a split.
 
@@ -151,7 +162,9 @@ def read_example(
     }
     for index, node in enumerate(annotation.findall('object'), start=1):
         try:
-            thing = read_object(node, f'{where}: object {index} ({node.findtext("name")})', example['height'], example['width'])
+            thing = read_object(
+                node, f'{where}: object {index} ({node.findtext("name")})', example['height'], example['width']
+            )
             example['objects'].append({'id': next(object_ids), **thing})
         except DataError as error:
             bad.add(error)
@@ -167,7 +180,9 @@ def read_annotation(path: pathlib.Path) -> xml.etree.ElementTree.Element:
     except (xml.etree.ElementTree.ParseError, LookupError, ValueError) as error:  # broken; an encoding nobody knows
         raise DataError(f'{path}: not XML, or cut short ({error}); unpack or export it again') from error
     if annotation.tag != 'annotation':
-        raise DataError(f"{path}: not VOC's XML: its root is {annotation.tag!r}, not 'annotation'; export as PASCAL VOC")
+        raise DataError(
+            f"{path}: not VOC's XML: its root is {annotation.tag!r}, not 'annotation'; export as PASCAL VOC"
+        )
     return annotation
 
 
