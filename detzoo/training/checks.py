@@ -1,6 +1,6 @@
-"""What is refused before a run computes or writes anything: a config that its detector, data or devices cannot serve.
+"""The checks before a run computes or writes anything: config, detector, data and devices have to fit together.
 
-check            -> the detector, the shapes of its state, and what it starts from
+check            a config -> the detector, the shapes of its state, and the variables that it starts from
 check_canvases   the network on each canvas, by shapes alone
 """
 
@@ -19,9 +19,19 @@ from detzoo.types import Detector
 def check(
     config: ml_collections.ConfigDict, data: Dataset, *, begun: bool = False
 ) -> tuple[Detector, TrainState, Learnt]:
-    """Makes the detector, the shapes of its state and what it starts from, or raises ConfigError or DataError.
+    """Makes the detector of a run, and checks its config. Nothing is computed or written.
 
-    Nothing is computed or written. A run that has begun goes on from its own checkpoint, and needs nothing else.
+    Args:
+        config: config of the program.
+        data: the split to train on.
+        begun: whether all replicas have checkpoints, and so need nothing else to start from.
+
+    Returns:
+        the detector, the shapes of its state, and the learnt variables that it starts from.
+
+    Raises:
+        ConfigError: the detector, the devices or the run to start from do not fit the config.
+        DataError: the detector lacks proposals, or takes none.
     """
     if config.model.get('norm') == 'frozen_batch_norm' and not (config.initialize_backbone or config.initialize_from):
         raise ConfigError(
@@ -62,7 +72,11 @@ def check(
 
 
 def check_canvases(config: ml_collections.ConfigDict, detector: Detector) -> None:
-    """Raises ConfigError where the network does not fit a canvas, or needs other parameters there than on the first."""
+    """Checks that the network fits all canvases with the same parameters.
+
+    Raises:
+        ConfigError: it does not fit a canvas, or its parameters have other shapes there than on the first.
+    """
     shapes, first = {}, tuple(config.data.canvases[0])
     for canvas in dict.fromkeys(map(tuple, (*config.data.canvases, *evaluation_canvases(config)))):
         side = f'{canvas[0]} x {canvas[1]}'
@@ -70,13 +84,13 @@ def check_canvases(config: ml_collections.ConfigDict, detector: Detector) -> Non
             variables = jax.eval_shape(lambda key, canvas=canvas: detector.init(key, canvas), jax.random.key(0))
         except (ValueError, TypeError) as error:
             raise ConfigError(f'this {config.model.name} does not fit a canvas of {side}: {error}') from error
-        except ZeroDivisionError as error:  # of an initialiser, whose variance is 1 / channels
+        except ZeroDivisionError as error:  # an initialiser divides by the number of channels
             raise ConfigError(
                 f'a layer of this {config.model.name} has no channels: raise model.width or its features'
             ) from error
         shapes[canvas] = jax.tree.map(lambda x: x.shape, variables)
         if shapes[canvas] != shapes[first]:
             raise ConfigError(
-                f'the parameters of this {config.model.name} depend on the canvas, and serve one alone: data.canvases begins '
-                f'with {first[0]} x {first[1]}; take away {side}, from evaluation.canvases too'
+                f'the parameters of this {config.model.name} depend on the canvas, and fit one alone: data.canvases begins '
+                f'with {first[0]} x {first[1]}; remove {side}, from evaluation.canvases too'
             )

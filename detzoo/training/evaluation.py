@@ -35,7 +35,7 @@ def make_evaluation(
 ) -> Callable[[TrainState], dict[str, Any]]:
     """Makes a function from a replicated state to the validation 'metrics', 'loss' and 'pictures'.
 
-    The loss is that of training (batch statistics and all) on the batches that need no filler.
+    The loss is computed as in training, with batch statistics, on the batches that need no filler.
 
     Raises:
         DataError: detections on these data could not be evaluated.

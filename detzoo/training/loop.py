@@ -2,7 +2,7 @@
 
     config -> data, detector (`checks.check`) -> workdir taken over (`replicas.take_over`) -> newest checkpoint, or a new state
     each step: batch of the step -> pmap(gradients of detector.loss, averaged; update) -> metrics, logged one step later
-    every so many steps: a checkpoint, then the evaluation of that checkpoint (`evaluation.make_evaluation`)
+    every so many steps: a checkpoint, and the evaluation of that checkpoint (`evaluation.make_evaluation`)
 
 A run that was cut goes on with the same command and ends with the same bits: its state is the checkpoint, its data a
 function of seed and step, its random numbers fold_in(key(seed), step).
@@ -49,7 +49,7 @@ def train_and_evaluate(
     """Trains the detector of a config on all devices, and evaluates it.
 
     Args:
-        config: see `detzoo.config`.
+        config: config of the run, see `detzoo.config`.
         workdir: the folder of the run; a run that is there goes on. With several replicas, a folder of workdirs.
         profile_steps: number of steps to record with JAX's profiler, into the workdir's TensorBoard.
 
@@ -58,10 +58,10 @@ def train_and_evaluate(
 
     Raises:
         ConfigError: an unknown key, or a workdir of another config.
-        DataError: the data, or the workdir's checkpoints or metrics, cannot be used.
-        FloatingPointError: the loss is not finite any more.
+        DataError: the data are not there, or damaged; or the workdir's checkpoints or metrics are.
+        FloatingPointError: the loss or its gradient is not finite.
         InUseError: another process trains in the workdir.
-        RecompilationError: a step was to be compiled once more than there are canvases.
+        RecompilationError: a step would be compiled more often than there are canvases.
         StorageError: the workdir cannot be written.
     """
     config = complete(config)
@@ -116,7 +116,7 @@ def train_and_evaluate(
 
 
 def training_images(config: ml_collections.ConfigDict, data: Dataset) -> Dataset:
-    """Leaves out the images without objects where the config asks for it, and says how many."""
+    """Leaves out the images without objects if `data.empty_images` is False, and prints how many images stay."""
     if config.data.empty_images:
         return data
     kept = with_objects(data)
@@ -129,29 +129,8 @@ def training_images(config: ml_collections.ConfigDict, data: Dataset) -> Dataset
     return kept
 
 
-def make_batches(
-    config: ml_collections.ConfigDict, data: Dataset, start: int, proposals: Proposals | None = None
-) -> Any:
-    """This process's share of the training stream from a step on."""
-    return train_batches(
-        data,
-        canvases=config.data.canvases,
-        max_boxes=config.data.max_boxes,
-        recipe=config.data.recipe.to_dict(),
-        batch_size=config.training.batch_size,
-        seed=config.seed,
-        mask_size=config.data.mask_size,
-        proposals=proposals,
-        canvas_steps=config.data.canvas_steps,
-        start_step=start,
-        process=jax.process_index(),
-        processes=jax.process_count(),
-        threads=config.data.threads,
-    )
-
-
 def announce(config: ml_collections.ConfigDict, state: TrainState, start: int, learnt: Learnt) -> None:
-    """Says what will run, from what, and what will be compiled."""
+    """Prints the detector, the devices, the steps, the canvases, and what the run starts from."""
     if jax.process_index() == 0:
         count = sum(x.size for x in jax.tree.leaves(state.params))
         canvases = ', '.join(f'{height}x{width}' for height, width in config.data.canvases)
@@ -171,13 +150,16 @@ def announce(config: ml_collections.ConfigDict, state: TrainState, start: int, l
 def make_train_step(
     config: ml_collections.ConfigDict, detector: Detector, state: TrainState, devices: Any = None
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-    """Maps one update over devices, and replicas: (replicated state, sharded batch) -> (state, metrics); the state is donated.
+    """Maps one update over devices and replicas.
 
     Args:
-        config: of the run.
-        detector: made with axis_name = parallel.AXIS.
-        state: of one replica, for the names of its parameters.
-        devices: what to map over, all by default.
+        config: config of the program.
+        detector: the detector, made with `axis_name=parallel.AXIS`.
+        state: state of one replica, for the names of its parameters.
+        devices: devices to map over; all by default.
+
+    Returns:
+        a function of a replicated state, which is donated, and a sharded batch to the new state and the metrics.
     """
     optimizer = make_optimizer(config.optimizer, config.training.steps, state.params)
     schedule = make_schedule(config.optimizer, config.training.steps)
@@ -251,6 +233,27 @@ def evaluate_and_log(
     return evaluations
 
 
+def make_batches(
+    config: ml_collections.ConfigDict, data: Dataset, start: int, proposals: Proposals | None = None
+) -> Any:
+    """Makes the iterator over this process's share of the batches, from a step on."""
+    return train_batches(
+        data,
+        canvases=config.data.canvases,
+        max_boxes=config.data.max_boxes,
+        recipe=config.data.recipe.to_dict(),
+        batch_size=config.training.batch_size,
+        seed=config.seed,
+        mask_size=config.data.mask_size,
+        proposals=proposals,
+        canvas_steps=config.data.canvas_steps,
+        start_step=start,
+        process=jax.process_index(),
+        processes=jax.process_count(),
+        threads=config.data.threads,
+    )
+
+
 class Pending(NamedTuple):
     """A step that the devices may still be computing.
 
@@ -280,15 +283,8 @@ def log_step(pending: Pending, replicas: Sequence[Replica], data: Dataset, progr
         replica.log.write_scalars(step, progress.update(step, row))
 
 
-def save(state: TrainState, replicas: Sequence[Replica]) -> None:
-    """Starts writing the checkpoints of the replicas from a state on devices."""
-    for replica, own in zip(replicas, unstack(parallel.first_replica(state), len(replicas))):
-        replica.log.flush()  # before the checkpoint, which may be what the log is cut back to
-        replica.checkpoints.save(own)
-
-
 def diverged(step: int, metrics: dict[str, float], indices: np.ndarray, data: Dataset, replica: Replica) -> str:
-    """The message about a step that is not finite."""
+    """Writes the message about a step whose loss or gradient is not finite."""
     image_ids = [data.records[int(index)]['image_id'] for index in indices]
     last, folder = replica.checkpoints.latest_step(), replica.checkpoints.folder
     standing = (
@@ -301,3 +297,10 @@ def diverged(step: int, metrics: dict[str, float], indices: np.ndarray, data: Da
         f'Images of the batch (on this process): {image_ids}. {standing}. A lower optimizer.learning_rate, a longer warm-up or '
         'optimizer.clip_norm may help'
     )
+
+
+def save(state: TrainState, replicas: Sequence[Replica]) -> None:
+    """Starts writing the checkpoints of the replicas from a state on devices."""
+    for replica, own in zip(replicas, unstack(parallel.first_replica(state), len(replicas))):
+        replica.log.flush()  # before the checkpoint, which may be what the log is cut back to
+        replica.checkpoints.save(own)

@@ -26,10 +26,10 @@ from detzoo.run.workdir import check_workdir, has_checkpoints, write_workdir
 class Replica(NamedTuple):
     """One of the trainings of a program.
 
-    config: that of a training of its own.
+    config: its config, as if it was trained alone.
     workdir: its folder.
-    checkpoints: those of the workdir.
-    log: the metrics of the workdir, open.
+    checkpoints: the checkpoints in the workdir.
+    log: the open log in the workdir.
     """
 
     config: ml_collections.ConfigDict
@@ -41,10 +41,10 @@ class Replica(NamedTuple):
 def split(
     config: ml_collections.ConfigDict, workdir: pathlib.Path
 ) -> list[tuple[ml_collections.ConfigDict, pathlib.Path]]:
-    """Makes the config and the workdir of each replica: those of a training of its own, with the next seed.
+    """Makes the config and the workdir of each replica, as if each was trained alone, with the next seed.
 
     Raises:
-        ConfigError: others were trained there without one of them, and would have to start anew with it.
+        ConfigError: the folder has replicas that were trained without one of these; they would have to start again with it.
     """
     count = config.training.num_replicas
     if count == 1:
@@ -69,7 +69,7 @@ def take_over(
     """Makes the workdirs this training's until `cleanup` is closed, and finds the step from which it goes on.
 
     Args:
-        config: of the program.
+        config: config of the program.
         runs: configs and workdirs of the replicas, from `split`.
         data: the split to train on.
         validation: the split to evaluate on.
@@ -85,7 +85,9 @@ def take_over(
         StorageError: a workdir cannot be written.
     """
     for own, folder in runs:
-        check_workdir(folder, own, data, validation)  # nothing, not even a lock, is left in that of another run
+        check_workdir(
+            folder, own, data, validation
+        )  # before anything, even a lock, is written to another run's workdir
     for _, folder in runs:
         cleanup.enter_context(held(folder))
     for own, folder in runs:
@@ -94,15 +96,15 @@ def take_over(
     folders = [folder for _, folder in runs]
     start = common_start(config, folders)
     for folder in folders:
-        Checkpoints(folder).cut_back(start)  # a kill may have come between the checkpoints of two
+        Checkpoints(folder).cut_back(start)
     return start
 
 
 def common_start(config: ml_collections.ConfigDict, folders: Sequence[pathlib.Path]) -> int:
-    """Finds the step from which all replicas go on; a kill between two checkpoints leaves some at the one before.
+    """Finds the step from which all replicas go on: the lowest, since a kill may leave some a checkpoint behind.
 
     Raises:
-        ConfigError: the replicas are further apart, so were not trained together: cutting them back would lose training.
+        ConfigError: they are further apart, so were not trained together; cutting them back would lose training.
     """
     steps = [Checkpoints(folder).latest_step() or 0 for folder in folders]
     if max(steps) - min(steps) > config.training.checkpoint_every:

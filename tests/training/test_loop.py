@@ -164,7 +164,8 @@ def killed_after(process, workdir, step, signal=signal.SIGKILL, seconds=300):
         done = [json.loads(line)['step'] for line in lines if line.endswith('\n')]
         if done and done[-1] >= step:
             process.send_signal(signal)
-            assert process.wait(30) == -signal
+            process.communicate(timeout=30)
+            assert process.returncode == -signal
             return done[-1]
         time.sleep(0.002)
     process.kill()
