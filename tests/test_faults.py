@@ -73,6 +73,10 @@ def test_metrics_log_raises_where_the_disk_is_full(tmp_path, monkeypatch, write,
     assert read_metrics(tmp_path) == [{'step': 1, 'loss': 1.0}]
 
 
+# Orbax's threads raise what they failed of, and tensorstore calls an event loop that Orbax has closed.
+@pytest.mark.filterwarnings(
+    'ignore::pytest.PytestUnhandledThreadExceptionWarning', 'ignore::pytest.PytestUnraisableExceptionWarning'
+)
 def test_checkpoints_raise_where_the_disk_is_full_and_keep_what_was_there(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(state_of(5))

@@ -1,12 +1,12 @@
 """The evaluation of a run while it trains: validation metrics, loss, and pictures of the first images.
 
-make_evaluation   a replicated state -> COCO metrics, loss, pictures
+make_evaluation   a replicated state -> Evaluation
 log_evaluation    -> metrics.jsonl and TensorBoard
 draw_pictures     detections -> pictures; draw_results: COCO results -> pictures; draw_objects: the annotations
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,10 +30,27 @@ from detzoo.types import Array, Batch, Detector
 PICTURES = 4  # images of the validation split, the first ones, drawn at every evaluation
 
 
+class Evaluation(NamedTuple):
+    """What a state achieves on the validation split.
+
+    metrics: COCO metrics, see `evaluation.coco.coco_metrics`.
+    loss: mean loss.
+    pictures: {image id: [h, w, 3] uint8}, detections on the first images.
+    truth: the split's `records.ground_truth`.
+    results: all detections, as COCO results.
+    """
+
+    metrics: dict[str, Any]
+    loss: float
+    pictures: dict[str, np.ndarray]
+    truth: dict[str, Any]
+    results: list[dict[str, Any]]
+
+
 def make_evaluation(
     config: ml_collections.ConfigDict, detector: Detector, dataset: Dataset, proposals: Proposals | None = None
-) -> Callable[[TrainState], dict[str, Any]]:
-    """Makes a function from a replicated state to the validation 'metrics', 'loss' and 'pictures'.
+) -> Callable[[TrainState], Evaluation]:
+    """Makes a function that evaluates a replicated state on the validation split.
 
     The loss is computed as in training, with batch statistics, on the batches that need no filler.
 
@@ -51,7 +68,7 @@ def make_evaluation(
 
     loss_step = parallel.parallel(loss_step, name='the validation loss', traces=len(canvases))
 
-    def evaluate(state: TrainState) -> dict[str, Any]:
+    def evaluate(state: TrainState) -> Evaluation:
         params = state.params if state.ema_params is None else state.ema_params
         losses, drawn = [], {}
 
@@ -72,18 +89,18 @@ def make_evaluation(
         )
         losses = np.array([parallel.first_replica(pair) for pair in losses], np.float64)  # [batches, (loss, whole)]
         whole = losses[:, 1] > 0
-        return dict(
+        return Evaluation(
             metrics=coco_metrics(truth, results, kinds),
             loss=float(losses[whole if whole.any() else slice(None), 0].mean()),
             pictures=draw_pictures(dataset, drawn),
+            truth=truth,
+            results=results,
         )
 
     return evaluate
 
 
-def evaluate_each(
-    evaluate: Callable[[TrainState], dict[str, Any]], state: TrainState, count: int
-) -> list[dict[str, Any]]:
+def evaluate_each(evaluate: Callable[[TrainState], Evaluation], state: TrainState, count: int) -> list[Evaluation]:
     """Evaluates the replicas of a state on devices, one after the other.
 
     Args:
@@ -96,12 +113,12 @@ def evaluate_each(
     return [evaluate(parallel.replicate(own)) for own in unstack(parallel.first_replica(state), count)]
 
 
-def log_evaluation(log: MetricsLog, step: int, evaluation: dict[str, Any]) -> None:
+def log_evaluation(log: MetricsLog, step: int, evaluation: Evaluation) -> None:
     """Writes the loss, the 12 numbers of COCO, and the pictures."""
-    boxes = {f'validation/{name}': value for name, value in evaluation['metrics']['boxes'].items()}
-    masks = {f'validation/mask_{name}': value for name, value in evaluation['metrics'].get('masks', {}).items()}
-    log.write(step, {'validation/loss': evaluation['loss'], **boxes, **masks})
-    log.write_images(step, {f'validation/{name}': picture for name, picture in evaluation['pictures'].items()})
+    boxes = {f'validation/{name}': value for name, value in evaluation.metrics['boxes'].items()}
+    masks = {f'validation/mask_{name}': value for name, value in evaluation.metrics.get('masks', {}).items()}
+    log.write(step, {'validation/loss': evaluation.loss, **boxes, **masks})
+    log.write_images(step, {f'validation/{name}': picture for name, picture in evaluation.pictures.items()})
 
 
 def draw_pictures(

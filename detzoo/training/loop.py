@@ -35,7 +35,7 @@ from detzoo.run import parallel
 from detzoo.run.checkpoint import Checkpoints, TrainState
 from detzoo.run.workdir import has_checkpoints
 from detzoo.training.checks import check
-from detzoo.training.evaluation import evaluate_each, log_evaluation, make_evaluation
+from detzoo.training.evaluation import Evaluation, evaluate_each, log_evaluation, make_evaluation
 from detzoo.training.finetune import Learnt, initial_state
 from detzoo.training.optimizer import make_optimizer, make_schedule
 from detzoo.training.progress import Profiler, Progress
@@ -44,7 +44,11 @@ from detzoo.types import Array, Batch, Detector
 
 
 def train_and_evaluate(
-    config: ml_collections.ConfigDict, workdir: str | os.PathLike, *, profile_steps: int = 0
+    config: ml_collections.ConfigDict,
+    workdir: str | os.PathLike,
+    *,
+    profile_steps: int = 0,
+    on_results: Callable[[dict[str, Any], dict[str, Any], list[dict[str, Any]]], None] = lambda *results: None,
 ) -> dict[str, Any]:
     """Trains the detector of a config on all devices, and evaluates it.
 
@@ -52,6 +56,8 @@ def train_and_evaluate(
         config: config of the run, see `detzoo.config`.
         workdir: the folder of the run; a run that is there goes on. With several replicas, a folder of workdirs.
         profile_steps: number of steps to record with JAX's profiler, into the workdir's TensorBoard.
+        on_results: called at the end with the last metrics, the ground truth of the validation split, and the detections as
+            COCO results; of several replicas, with the first one's.
 
     Returns:
         the COCO metrics at the end (see `evaluation.coco.coco_metrics`); of several replicas, the first one's.
@@ -112,7 +118,9 @@ def train_and_evaluate(
                 with progress.paused():
                     evaluations = evaluate_and_log(evaluate, state, replicas, step)
         evaluations = evaluations or evaluate_each(evaluate, state, len(replicas))  # of a finished run
-    return evaluations[0]['metrics']
+    last = evaluations[0]
+    on_results(last.metrics, last.truth, last.results)
+    return last.metrics
 
 
 def training_images(config: ml_collections.ConfigDict, data: Dataset) -> Dataset:
@@ -223,8 +231,8 @@ def evaluation_missing(replicas: Sequence[Replica], step: int) -> bool:
 
 
 def evaluate_and_log(
-    evaluate: Callable[[TrainState], dict[str, Any]], state: TrainState, replicas: Sequence[Replica], step: int
-) -> list[dict[str, Any]]:
+    evaluate: Callable[[TrainState], Evaluation], state: TrainState, replicas: Sequence[Replica], step: int
+) -> list[Evaluation]:
     """Evaluates the replicas, and logs the evaluations that their logs lack."""
     evaluations = evaluate_each(evaluate, state, len(replicas))
     for replica, evaluation in zip(replicas, evaluations):

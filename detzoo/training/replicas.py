@@ -84,10 +84,8 @@ def take_over(
         InUseError: another process trains in a workdir.
         StorageError: a workdir cannot be written.
     """
-    for own, folder in runs:
-        check_workdir(
-            folder, own, data, validation
-        )  # before anything, even a lock, is written to another run's workdir
+    for own, folder in runs:  # before anything, even a lock, is written into the workdir of another run
+        check_workdir(folder, own, data, validation)
     for _, folder in runs:
         cleanup.enter_context(held(folder))
     for own, folder in runs:

@@ -79,7 +79,7 @@ def test_replace_keeps_drawn_variables_where_nothing_was_learnt(tiny_run, tiny_c
     [
         ({'model__width': 0.25}, r'of another shape: params/backbone/\S+ \(.*\), here \('),
         ({'model__head_depth': 2}, r'missing there: params/\w+_head/conv2'),
-        ({'model__head_norm': None}, r'without a place here: params/\w+_head/norm1'),
+        ({'model__head_norm': None}, r'unknown here: params/\w+_head/norm1'),
     ],
 )
 def test_another_detector_is_refused(tiny_run, tiny_config, changes, message):

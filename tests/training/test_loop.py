@@ -53,7 +53,10 @@ def test_train_and_evaluate_goes_on_where_it_was(tmp_path, tiny_config, linear):
 
 def test_train_and_evaluate_of_a_finished_run_makes_no_step(tmp_path, tiny_config, linear):
     config = tiny_config(training__steps=3)
-    metrics = loop.train_and_evaluate(config, tmp_path)
+    handed_out = []
+    metrics = loop.train_and_evaluate(config, tmp_path, on_results=lambda *last: handed_out.append(last))
+    ((last, truth, results),) = handed_out
+    assert last == metrics and {row['image_id'] for row in results} == {image['id'] for image in truth['images']}
     before = (tmp_path / 'metrics.jsonl').read_bytes(), saved(tmp_path)
     assert loop.train_and_evaluate(config, tmp_path) == metrics
     assert (tmp_path / 'metrics.jsonl').read_bytes() == before[0]

@@ -33,9 +33,9 @@ def test_evaluation_takes_averaged_parameters_and_batches_without_filler(tiny_co
     batch, rest = evaluation_batches(dataset, [(64, 64)] * 31, max_boxes=4, recipe=config.data.recipe, batch_size=16)
     assert batch.valid.all() and rest.valid.sum() == 15
     loss, _ = linear_detector(None).loss(averaged, state.model_state, batch, jax.random.key(config.seed))
-    assert found['loss'] == pytest.approx(float(loss), rel=1e-5)
-    assert list(found['pictures']) == ['100', '101', '102', '103']
-    assert list(found['metrics']) == pytest.approx([1 / (1 + np.exp(-0.5))], rel=1e-3)
+    assert found.loss == pytest.approx(float(loss), rel=1e-5)
+    assert list(found.pictures) == ['100', '101', '102', '103']
+    assert list(found.metrics) == pytest.approx([1 / (1 + np.exp(-0.5))], rel=1e-3)
 
 
 def old_way(dataset, results, score_threshold=0.3):
