@@ -64,6 +64,8 @@ TESTS = {
     'detzoo/detectors/faster_rcnn.py': ['detectors/test_faster_rcnn.py', 'detectors/test_detectors.py -k faster_rcnn'],
     'detzoo/detectors/mask_rcnn.py': ['detectors/test_mask_rcnn.py', 'detectors/test_detectors.py -k mask_rcnn'],
     'detzoo/detectors/network.py': ['detectors/test_detectors.py -k "yolo_v2 or retinanet"'],
+    'detzoo/detectors/rpn.py': ['detectors/test_faster_rcnn.py', 'detectors/test_detectors.py -k faster_rcnn'],
+    'detzoo/detectors/stages.py': ['detectors/test_faster_rcnn.py', 'detectors/test_detectors.py -k faster_rcnn'],
     'detzoo/detectors/retinanet.py': ['detectors/test_detectors.py -k retinanet'],
     'detzoo/detectors/ssd.py': ['detectors/test_ssd.py', 'detectors/test_detectors.py -k ssd'],
     'detzoo/detectors/yolo_v1.py': [
