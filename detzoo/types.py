@@ -84,6 +84,8 @@ class Detections(NamedTuple):
     labels: [..., D] int32 in 0..K-1.
     valid: [..., D] bool.
     masks: [..., D, m, m] float32 probabilities in the frame of each box, or None.
+    candidates_dropped: [...] int32, how many boxes over the score threshold the NMS never saw because a capacity
+        (pre_nms_topk) was full; or None, where nobody counted.
     """
 
     boxes: Array
@@ -91,6 +93,7 @@ class Detections(NamedTuple):
     labels: Array
     valid: Array
     masks: Array | None = None
+    candidates_dropped: Array | None = None
 
 
 class Assignment(NamedTuple):
