@@ -108,15 +108,21 @@ class Assignment(NamedTuple):
 
 
 class Detector(NamedTuple):
-    """A detector: pure functions that share explicit arguments bound by its `make`.
+    """A detector: pure functions that share explicit arguments bound by its `make`, and what it needs and finds.
 
     init(rng, canvas): (params, model_state) for a key and a canvas (H, W).
     loss(params, model_state, batch, rng): (loss [], (model_state, metrics)), metrics a flat dict of scalars.
     predict(params, model_state, inputs): Detections with leading axis B.
     assign(params, model_state, batch, rng): {stage: Assignment}, exactly what `loss` trains on.
+    takes_proposals: whether it uses the proposals among the inputs.
+    needs_proposals: whether it cannot do without them.
+    finds_masks: whether it detects masks, and is trained on ground truth with masks.
     """
 
     init: Callable[[Array, tuple[int, int]], tuple[Params, ModelState]]
     loss: Callable[[Params, ModelState, Batch, Array], tuple[Array, tuple[ModelState, dict[str, Array]]]]
     predict: Callable[[Params, ModelState, Inputs], Detections]
     assign: Callable[[Params, ModelState, Batch, Array], dict[str, Assignment]]
+    takes_proposals: bool = False
+    needs_proposals: bool = False
+    finds_masks: bool = False

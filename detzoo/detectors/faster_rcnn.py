@@ -392,4 +392,5 @@ def make(**arguments: Any) -> Detector:
         trained, _ = run(params, model_state, batch.inputs, train=True, method=train_on, batch=batch, rng=rng)
         return stages.assignments(*trained)
 
-    return Detector(partial(network_ops.init, parts.network), loss, predict, assign)
+    init = partial(network_ops.init, parts.network)
+    return Detector(init, loss, predict, assign, takes_proposals=True, needs_proposals=rpn is None)

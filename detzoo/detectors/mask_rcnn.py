@@ -294,4 +294,5 @@ def make(
         trained, _ = run(params, model_state, batch.inputs, train=True, method=train_on, batch=batch, rng=rng)
         return stages.assignments(trained.anchors, trained.rois)
 
-    return Detector(partial(network_ops.init, network), loss, predict, assign)
+    init = partial(network_ops.init, network)
+    return Detector(init, loss, predict, assign, takes_proposals=True, needs_proposals=rpn is None, finds_masks=True)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY_FASTER_RCNN, TINY_FASTER_RCNN_C4, TINY_FASTER_RCNN_V2
+from conftest import TINY_FASTER_RCNN, TINY_FASTER_RCNN_C4, TINY_FASTER_RCNN_V2, TINY_MASK_RCNN, TINY_RETINANET
 
 from detzoo.core import box_coding
 from detzoo.core.matching import IGNORE, NEGATIVE
@@ -308,6 +308,22 @@ def test_without_an_rpn_proposals_must_be_given():
     assert jax.eval_shape(detector.predict, *variables, batch.inputs).boxes.shape == (2, 10, 4)
     with pytest.raises(ValueError, match='without an RPN .* proposals must be given'):
         jax.eval_shape(detector.predict, *variables, Inputs(*batch.inputs[:2]))
+
+
+@pytest.mark.parametrize(
+    'arguments, takes, needs, masks',
+    [
+        (TINY_FASTER_RCNN, True, False, False),
+        (TINY_FASTER_RCNN | dict(rpn=None), True, True, False),
+        (TINY_MASK_RCNN, True, False, True),
+        (TINY_MASK_RCNN | dict(rpn=None), True, True, True),
+        (TINY_RETINANET, False, False, False),
+    ],
+    ids=['faster_rcnn', 'fast_rcnn', 'mask_rcnn', 'fast_mask_rcnn', 'retinanet'],
+)
+def test_a_detector_says_what_it_takes_needs_and_finds(arguments, takes, needs, masks):
+    detector = make_detector(num_classes=3, **arguments)
+    assert (detector.takes_proposals, detector.needs_proposals, detector.finds_masks) == (takes, needs, masks)
 
 
 def test_rois_that_ask_for_more_samples_are_counted():
