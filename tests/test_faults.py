@@ -265,7 +265,7 @@ def test_checkpoints_that_are_all_damaged_do_not_begin_anew_without_a_word(two_c
     for path in (tmp_path / 'checkpoints').glob('*/variables/manifest.ocdbt'):
         path.unlink()
     with pytest.raises(
-        DataError, match='every checkpoint in .* is damaged, .* started again, this training begins at step 0'
+        DataError, match='every checkpoint in .* is damaged, .* start the training again, and it begins at step 0'
     ):
         Checkpoints(tmp_path).set_damaged_aside()
     assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['10.damaged', '5.damaged']

@@ -22,11 +22,11 @@ from absl import logging
 from detzoo.config import complete, read_config, to_json
 from detzoo.config import flatten as flatten_config
 from detzoo.detectors import make_detector
-from detzoo.files import write_text
+from detzoo.files import check_new_folder, new_folder, write_text
 from detzoo.inference.predictor import evaluation_canvases, load
 from detzoo.run.checkpoint import Checkpoints
 from detzoo.run.classes import Classes, read_classes
-from detzoo.run.workdir import check_new_folder, environment, new_folder
+from detzoo.run.workdir import environment
 from detzoo.types import ModelState, Params
 from detzoo.weights import darknet
 from detzoo.weights.files import read_entries, read_metadata, write_entries
@@ -190,7 +190,7 @@ def write_workdir(workdir: pathlib.Path, imported: Imported, **details: Any) -> 
         checkpoints = Checkpoints(folder)
         checkpoints.save_variables(imported.params, imported.model_state)
         checkpoints.close()
-        write_text(folder / 'classes.json', json.dumps(imported.classes._asdict(), indent=2) + '\n')
+        write_text(folder / 'classes.json', imported.classes.to_json())
         write_text(folder / 'environment.json', json.dumps(environment() | details, indent=2) + '\n')
         write_text(folder / 'config.json', to_json(imported.config))
 
@@ -215,7 +215,7 @@ def export_weights(workdir: str | os.PathLike, output: str | os.PathLike, *, ste
     with new_folder(output) as folder:
         write_entries(folder / _FILES[0], entries, {'format': 'detzoo', 'step': str(predictor.step)})
         write_text(folder / _FILES[1], to_json(config))
-        write_text(folder / _FILES[2], json.dumps(predictor.classes._asdict(), indent=2) + '\n')
+        write_text(folder / _FILES[2], predictor.classes.to_json())
 
 
 def export_darknet(
