@@ -196,7 +196,7 @@ def evaluate_workdir(
     predictor = load(workdir, step, exact=exact)
     config = predictor.config
     source = proposals or config.data.validation_proposals
-    check_proposals(config, source is not None, 'proposals')
+    check_proposals(predictor.detector, config.model.name, source is not None, 'proposals')
     dataset = open_dataset(config.data.name, config.data.validation_split, data_dir or config.data.data_dir)
     if not {*zip(*predictor.classes)} >= {*zip(dataset.class_names, dataset.category_ids)}:
         raise DataError(
