@@ -18,8 +18,9 @@ CLASSES = Classes(('red', 'green', 'blue'), (3, 8, 9))
 
 
 def find_proposals(params, model_state, inputs):
-    ones = inputs.proposals[..., 0] * 0 + 1
-    return Detections(inputs.proposals, ones, ones.astype('int32'), inputs.proposals_valid)
+    ones, given = inputs.proposals[..., 0] * 0 + 1, inputs.proposals_valid
+    dropped = given.sum(axis=1).astype('int32')  # any number, another for each image
+    return Detections(inputs.proposals, ones, ones.astype('int32'), given, candidates_dropped=dropped)
 
 
 @pytest.fixture
@@ -77,6 +78,7 @@ def test_evaluate_workdir_takes_proposals(two_stages, workdir_of):
     assert [row['image_id'] for row in results] == [thing['image_id'] for thing in things]
     np.testing.assert_allclose([row['bbox'] for row in results], [thing['bbox'] for thing in things], atol=1e-4)
     assert metrics['proposals'] == 'ground_truth' and metrics['step'] == 16
+    assert metrics['candidates_dropped'] == len(things) / len(truth['images'])
     # The usual results of the run stay what they are.
     assert {path.name for path in workdir.iterdir()} == {
         'evaluation_given_proposals.json',
