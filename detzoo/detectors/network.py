@@ -23,6 +23,24 @@ def arguments_of(make: Callable) -> dict[str, Any]:
     return {name: x.default for name, x in inspect.signature(make).parameters.items() if x.default is not x.empty}
 
 
+def with_arguments_of(inner: Callable) -> Callable[[Callable], Callable]:
+    """Makes a decorator for a function that hands its `**kwargs` on: its signature lists the keywords of `inner` too.
+
+    Configs take their keys from the signature of a detector's `make`. So an argument list is written once, where it is used.
+
+    Args:
+        inner: the function that gets the `**kwargs`.
+    """
+
+    def decorate(outer: Callable) -> Callable:
+        own = [x for x in inspect.signature(outer).parameters.values() if x.kind is not x.VAR_KEYWORD]
+        handed_on = [x for x in inspect.signature(inner).parameters.values() if x.kind is x.KEYWORD_ONLY]
+        outer.__signature__ = inspect.signature(outer).replace(parameters=[*own, *handed_on])
+        return outer
+
+    return decorate
+
+
 def prior_bias(probability: float) -> float:
     """The bias of a logit that makes a sigmoid give a probability before anything is learnt (1708.02002, section 4.1)."""
     return -math.log((1 - probability) / probability)

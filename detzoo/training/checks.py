@@ -1,6 +1,7 @@
 """The checks before a run computes or writes anything: config, detector, data and devices have to fit together.
 
 check            a config -> the detector, the shapes of its state, and the variables that it starts from
+check_given      the masks and proposals that the config brings
 check_canvases   the network on each canvas, by shapes alone
 """
 
@@ -38,16 +39,12 @@ def check(
             "model.norm is 'frozen_batch_norm', which without the statistics of trained weights normalises nothing: set "
             "initialize_backbone to a classifier's file, initialize_from to a workdir, or model.norm to 'batch_norm'"
         )
-    if ('mask' in config.model) != (config.data.mask_size > 0):
-        raise ConfigError(
-            f'data.mask_size is 0, and {config.model.name} learns masks: set it to the side of a mask, to 112 for example'
-            if 'mask' in config.model
-            else f'data.mask_size is {config.data.mask_size}, and {config.model.name} finds no masks: set it to 0'
-        )
-    for key in ('train_proposals', 'validation_proposals'):
-        check_proposals(config, config.data[key] is not None, f'data.{key}')
     try:
         detector = detector_of(config, len(data.class_names), parallel.AXIS)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error)) from error
+    check_given(config, detector)
+    try:
         check_canvases(config, detector)
         state = jax.eval_shape(lambda: initial_state(config, detector))
         template = state.params, state.model_state
@@ -69,6 +66,24 @@ def check(
                 f'set it to {max(1, round(size / parts)) * parts}, for example'
             )
     return detector, state, learnt
+
+
+def check_given(config: ml_collections.ConfigDict, detector: Detector) -> None:
+    """Checks that the data bring the masks and the proposals that the detector needs, and none that it cannot use.
+
+    Raises:
+        ConfigError: the masks do not fit the detector.
+        DataError: the proposals do not.
+    """
+    name, side = config.model.name, config.data.mask_size
+    if detector.finds_masks and not side:
+        raise ConfigError(
+            f'data.mask_size is 0, and {name} learns masks: set it to the side of a mask, to 112 for example'
+        )
+    if side and not detector.finds_masks:
+        raise ConfigError(f'data.mask_size is {side}, and {name} finds no masks: set it to 0')
+    for key in ('train_proposals', 'validation_proposals'):
+        check_proposals(detector, name, config.data[key] is not None, f'data.{key}')
 
 
 def check_canvases(config: ml_collections.ConfigDict, detector: Detector) -> None:

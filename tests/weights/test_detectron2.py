@@ -15,8 +15,10 @@ from detzoo.backbones import resnet
 from detzoo.backbones.norms import FrozenBatchNorm
 from detzoo.core.anchors import base_anchors
 from detzoo.core.images import normalize
-from detzoo.detectors import faster_rcnn, make_detector
+from detzoo.detectors import make_detector
 from detzoo.detectors.mask_rcnn import FCNHead
+from detzoo.detectors.rpn import make_rpn
+from detzoo.detectors.stages import make_roi_reader
 from detzoo.types import Inputs
 from detzoo.weights.detectron2 import PEERS
 from detzoo.weights.files import read_entries
@@ -275,7 +277,7 @@ def test_outputs_go_to_the_anchors_they_were_trained_for(name, sizes, outputs):
 def test_anchors_by_hand():
     # Size 32: ratio 0.5 is 32 sqrt(2) = 45.2548 wide and 22.6274 high; at the second cell of stride 4, 4 pixels to the right.
     model = PEERS[FASTER_FPN].model
-    rpn = faster_rcnn.make_rpn((4, 8, 16, 32, 64), jnp.float32, **model['rpn'])
+    rpn = make_rpn((4, 8, 16, 32, 64), jnp.float32, **model['rpn'])
     grids = [(3, 5), (2, 3), (1, 2), (1, 1), (1, 1)]  # of 9 x 17 pixels: not their multiples
     first, *_, last = rpn.anchors((9, 17), grids)
     np.testing.assert_allclose(first[3], (4 - 22.6274, -11.3137, 4 + 22.6274, 11.3137), atol=1e-4)
@@ -327,7 +329,7 @@ def align(level, start, extent, bins):
 )
 def test_roi_features_are_averages_of_adaptive_samples_of_centres(name, group, strides):
     arguments = PEERS[name].model[group]
-    reader = faster_rcnn.make_roi_reader(strides[0], len(strides), **arguments)
+    reader = make_roi_reader(strides[0], len(strides), **arguments)
     rois = np.float32(
         [
             (3.3, 5.1, 40.7, 21.9),  # small: P2, 2 x 3 samples a bin of 7
@@ -350,7 +352,7 @@ def test_roi_features_are_averages_of_adaptive_samples_of_centres(name, group, s
 
 def test_samples_are_enough_for_any_roi_on_c4():
     model = PEERS[FASTER_C4].model
-    reader = faster_rcnn.make_roi_reader(16, 1, **model['roi'])
+    reader = make_roi_reader(16, 1, **model['roi'])
     largest, larger = np.float32([[[0, 0, 1333, 800]]]), np.float32([[[0, 0, 1345, 800]]])
     assert reader.metrics(largest, np.zeros((1, 1), int))['undersampled_rois'] == 0
     assert reader.metrics(larger, np.zeros((1, 1), int))['undersampled_rois'] == 1
