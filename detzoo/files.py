@@ -1,8 +1,10 @@
 """Files and folders that are written whole or not at all.
 
-new_file          -> a path to write to, whose file then takes the place of another
-incomplete_folder -> a folder to write into, removed at the end, whatever the end is
-check_writable    -> an error before the work instead of after it
+new_file, write_text -> a file that appears when it is complete, in the place of an old one
+new_folder           -> a folder that appears when it is complete
+incomplete_folder    -> a folder to write into, removed at the end, whatever the end is
+move_folder          -> moves a finished folder to its place; the old one stays if that fails
+check_writable       -> an error before the work instead of after it
 """
 
 import contextlib
@@ -47,7 +49,7 @@ def incomplete_folder(parent: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Gives a hidden folder to write into, and removes it when the block ends, by SIGTERM or SIGINT too.
 
     Args:
-        parent: where it is made; made itself if missing.
+        parent: the folder in which it is made; made too if missing.
 
     Raises:
         OSError: nothing can be written there.
@@ -59,12 +61,59 @@ def incomplete_folder(parent: str | os.PathLike) -> Iterator[pathlib.Path]:
         yield pathlib.Path(scratch)
 
 
+def check_new_folder(path: pathlib.Path) -> None:
+    """Refuses a path at which there is something already, with a ValueError."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f'{path} exists and is not empty: take another folder')
+
+
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Gives a folder to write into; it appears at the path when the block ends, and not at all if the block fails.
+
+    Args:
+        path: the folder's place, where nothing but an empty folder may be.
+
+    Raises:
+        ValueError: there is something at the path.
+        OSError: nothing can be written there.
+    """
+    path = pathlib.Path(path)
+    check_new_folder(path)
+    with incomplete_folder(path.parent) as scratch:
+        written = scratch / path.name  # with the user's permissions; those of `scratch` are stricter
+        written.mkdir()
+        yield written
+        move_folder(written, path)
+
+
+def move_folder(source: pathlib.Path, target: pathlib.Path, *, overwrite: bool = False) -> None:
+    """Moves a finished folder to its place.
+
+    Args:
+        source: the folder, inside an `incomplete_folder` on the same disk.
+        target: its place.
+        overwrite: replace a folder in its place; that one stays if this fails.
+
+    Raises:
+        OSError: there is something in its place, or it cannot be written.
+    """
+    replaced = source.with_name(f'{source.name}.replaced')
+    try:
+        if overwrite and target.exists():
+            target.rename(replaced)
+        source.rename(target)
+    finally:
+        if replaced.exists() and not target.exists():  # cut short between the two
+            replaced.rename(target)
+
+
 def check_writable(folder: str | os.PathLike, remedy: str) -> None:
     """Makes a folder if it is missing, and creates and removes a temporary file in it.
 
     Args:
-        folder: any.
-        remedy: what to do where this fails, for the message.
+        folder: the folder.
+        remedy: what to do if this fails, for the message.
 
     Raises:
         OSError: nothing can be written there.
@@ -85,7 +134,7 @@ def _said(folder: str | os.PathLike, remedy: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _signals_raise() -> Iterator[None]:
-    """Makes SIGTERM and SIGINT raise SystemExit in a block, where they would just end the process: it is left as by an error."""
+    """Makes SIGTERM and SIGINT, where they would end the process, raise SystemExit in a block, which then ends as by an error."""
     is_main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
     numbers = [
         number for number in (signal.SIGTERM, signal.SIGINT) if is_main and signal.getsignal(number) is signal.SIG_DFL

@@ -7,14 +7,11 @@
 A run goes on with the config and the data that it began with; anything else is refused before a file is written.
 """
 
-import contextlib
 import importlib.metadata
 import json
-import os
 import pathlib
 import platform
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -24,7 +21,7 @@ import detzoo
 from detzoo.config import MUTABLE, differences, read_config, to_json
 from detzoo.data.records import Dataset
 from detzoo.errors import ConfigError
-from detzoo.files import incomplete_folder, write_text
+from detzoo.files import write_text
 from detzoo.run.checkpoint import Checkpoints
 from detzoo.run.storage import writing
 
@@ -130,26 +127,3 @@ def environment() -> dict[str, Any]:
         }
         | {'detzoo': detzoo.__version__},
     )
-
-
-def check_new_folder(path: pathlib.Path) -> None:
-    """Refuses, by a ValueError, a path at which there is something already."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f'{path} exists and is not empty: take another folder')
-
-
-@contextlib.contextmanager
-def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Gives a folder to write into, which appears at the path when the block ends, and not at all if it fails.
-
-    Raises:
-        ValueError: there is something at the path.
-        OSError: nothing can be written there.
-    """
-    path = pathlib.Path(path)
-    check_new_folder(path)
-    with incomplete_folder(path.parent) as scratch:
-        written = scratch / path.name  # with the user's permissions; those of `scratch` are stricter
-        written.mkdir()
-        yield written
-        os.replace(written, path)
