@@ -1,10 +1,10 @@
-"""Files and folders that are written whole or not at all.
+"""Files and folders that are written complete or not at all.
 
-new_file, write_text -> a file that appears when it is complete, in the place of an old one
-new_folder           -> a folder that appears when it is complete
-incomplete_folder    -> a folder to write into, removed at the end, whatever the end is
-move_folder          -> moves a finished folder to its place; the old one stays if that fails
-check_writable       -> an error before the work instead of after it
+new_file, write_text   a file, which may replace another one
+new_folder             a folder that appears when it is complete
+incomplete_folder      a hidden folder, always removed at the end: what is complete is moved out of it
+move_folder            a finished folder to its place; a folder that it replaces stays if that fails
+check_writable, check_new_folder   errors before the work instead of after it
 """
 
 import contextlib
@@ -19,10 +19,10 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def new_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Gives a path to write to; its file moves to `path` when the block ends, and is removed if the block fails.
+    """Yields a path to write to; its file moves to `path` when the block ends, and is removed if the block fails.
 
     Raises:
-        OSError: it cannot be written. The error names the file, which the system's own error of a full disk does not.
+        OSError: the file cannot be written. The error names it, which the system's own error of a full disk does not.
     """
     path = pathlib.Path(path)
     scratch = path.with_name(f'{path.name}.{os.getpid()}.tmp')
@@ -46,33 +46,24 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 @contextlib.contextmanager
 def incomplete_folder(parent: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Gives a hidden folder to write into, and removes it when the block ends, by SIGTERM or SIGINT too.
+    """Yields a hidden folder to write into, and removes it when the block ends, by SIGTERM or SIGINT too.
 
     Args:
-        parent: the folder in which it is made; made too if missing.
+        parent: folder in which it is made; made too if missing.
 
     Raises:
-        OSError: nothing can be written there.
+        OSError: nothing can be written into the parent.
     """
     with _signals_raise(), contextlib.ExitStack() as stack:
-        with _said(parent, 'choose another folder'):
+        with _cannot_write(parent, 'choose another folder'):
             pathlib.Path(parent).mkdir(parents=True, exist_ok=True)
             scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix='.incomplete-', dir=parent))
         yield pathlib.Path(scratch)
 
 
-def check_new_folder(path: pathlib.Path) -> None:
-    """Refuses a path at which there is something already, with a ValueError."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f'{path} exists and is not empty: take another folder')
-
-
 @contextlib.contextmanager
 def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Gives a folder to write into; it appears at the path when the block ends, and not at all if the block fails.
-
-    Args:
-        path: the folder's place, where nothing but an empty folder may be.
+    """Yields a folder to write into, which appears at `path` when the block ends, and not at all if it fails.
 
     Raises:
         ValueError: there is something at the path.
@@ -108,24 +99,34 @@ def move_folder(source: pathlib.Path, target: pathlib.Path, *, overwrite: bool =
             replaced.rename(target)
 
 
+def check_new_folder(path: pathlib.Path) -> None:
+    """Checks that there is nothing at a path, or an empty folder.
+
+    Raises:
+        ValueError: there is something.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f'{path} exists and is not empty: take another folder')
+
+
 def check_writable(folder: str | os.PathLike, remedy: str) -> None:
     """Makes a folder if it is missing, and creates and removes a temporary file in it.
 
     Args:
-        folder: the folder.
-        remedy: what to do if this fails, for the message.
+        folder: folder to write into.
+        remedy: end of the error message: what the user can do.
 
     Raises:
-        OSError: nothing can be written there.
+        OSError: nothing can be written into the folder.
     """
-    with _said(folder, remedy):
+    with _cannot_write(folder, remedy):
         pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
 
 
 @contextlib.contextmanager
-def _said(folder: str | os.PathLike, remedy: str) -> Iterator[None]:
-    """Makes errors of a block say that nothing can be written into the folder, and what to do."""
+def _cannot_write(folder: str | os.PathLike, remedy: str) -> Iterator[None]:
+    """Turns errors of a block into one that says that the folder cannot be written, and what to do."""
     try:
         yield
     except OSError as error:
@@ -134,7 +135,7 @@ def _said(folder: str | os.PathLike, remedy: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _signals_raise() -> Iterator[None]:
-    """Makes SIGTERM and SIGINT, where they would end the process, raise SystemExit in a block, which then ends as by an error."""
+    """Makes SIGTERM and SIGINT raise SystemExit in a block, so that it cleans up; by themselves they just end the process."""
     is_main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
     numbers = [
         number for number in (signal.SIGTERM, signal.SIGINT) if is_main and signal.getsignal(number) is signal.SIG_DFL

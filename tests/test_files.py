@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from detzoo.files import check_writable, incomplete_folder, new_file
+from detzoo.files import check_writable, incomplete_folder, new_file, new_folder
 
 
 def test_new_file_keeps_the_old_one_until_it_is_whole(tmp_path):
@@ -100,3 +100,17 @@ def test_check_writable_finds_out_by_writing(tmp_path):
         pytest.skip('needs a folder that nobody can write')
     with pytest.raises(OSError, match='cannot write into /proc/self/task '):
         check_writable('/proc/self/task', '')
+
+
+def test_new_folder_appears_when_it_is_whole_and_only_where_nothing_is(tmp_path):
+    with new_folder(tmp_path / 'a') as folder:
+        (folder / 'x').write_text('x')
+        assert not (tmp_path / 'a').exists()
+    with pytest.raises(KeyError), new_folder(tmp_path / 'b'):
+        raise KeyError
+    with pytest.raises(ValueError, match='a exists and is not empty'), new_folder(tmp_path / 'a'):
+        pass
+    (tmp_path / 'empty').mkdir()
+    with new_folder(tmp_path / 'empty') as folder:
+        (folder / 'y').touch()
+    assert sorted(path.name for path in tmp_path.rglob('*')) == ['a', 'empty', 'x', 'y']
