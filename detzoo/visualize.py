@@ -1,13 +1,13 @@
-"""Pictures of detections: boxes on images, contact sheets and precision-recall curves, as uint8 arrays.
+"""Pictures of detections, and precision-recall curves, as uint8 arrays.
 
-    draw_boxes -> [h', w', 3]      the image enlarged till it is readable, the boxes, and names or a legend
-    draw_assignment -> [h', w', 3] what a stage is trained on: positive, negative and ignored boxes
-    plot_pr_curves -> [h', w', 3]
-    grid -> [h', w', 3]            any of these side by side: ground truth beside predictions, or a contact sheet
-    write_image                    to a file
+    draw_boxes        an image with boxes, masks, and names or a legend
+    draw_assignment   the boxes that a stage is trained on: positive, negative and ignored
+    plot_pr_curves    precision over recall
+    grid              pictures side by side
+    write_image       a picture -> a file
 
-Everything is drawn with Pillow, its own font included, so that a picture is the same on every machine; only the curves
-need matplotlib.
+Pillow draws everything but the curves, with its own font, so that a picture is the same on every machine. The curves need
+matplotlib.
 """
 
 import io
@@ -38,15 +38,15 @@ _PALETTE = (
     (141, 110, 99),
     (124, 77, 255),
 )
-_READABLE = 480  # pixels: images whose shorter side is less are enlarged
-_OPACITY = 0.45  # of masks
-_CROWDED = 0.15  # names that would cover more than this share of the picture give way to a legend
+_READABLE = 480  # pixels; images with a smaller shorter side are enlarged
+_OPACITY = 0.45  # opacity of masks
+_CROWDED = 0.15  # share of a picture; if names would cover more, a legend replaces them
 
 Rectangle = tuple[int, int, int, int]  # x1, y1, x2, y2 pixels, the second corner exclusive
 
 
 def class_color(label: int) -> tuple[int, int, int]:
-    """Gives the RGB colour of a label, the same in every picture; twelve of them, then again from the first."""
+    """Returns the RGB colour of a label, the same in every picture; there are twelve, which repeat."""
     return _PALETTE[label % len(_PALETTE)]
 
 
@@ -61,20 +61,20 @@ def draw_boxes(
     masks: np.ndarray | None = None,
     scale: float | None = None,
 ) -> np.ndarray:
-    """Draws boxes, and masks, on an enlarged copy of an image, in the colours of their classes, the best score on top.
+    """Draws boxes and masks on an enlarged copy of an image, in the colours of their classes, the best score on top.
 
-    A box's line lies inside the box, its outer edge on the box's, and is thinner where boxes are small. Each box is named,
-    with its score; where the names would cover too much of the picture, a legend below counts the classes instead.
+    The line of a box lies inside the box, along its edge, and is thinner where boxes are small. Each box has its class name and
+    score; if these would cover too much of the picture, a legend below counts the boxes of each class instead.
 
     Args:
       image: [h, w, 3] uint8, RGB.
-      boxes: [N, 4] xyxy, pixels of the image. What lies outside of it is cut off.
+      boxes: [N, 4] xyxy, pixels of the image; clipped to the image.
       labels: [N] int in 0..K-1.
       scores: [N] in 0..1, or None.
       class_names: [K].
-      crowd: [N] bool, True for boxes to be dashed; or None.
-      masks: [N, h, w] bool, to be tinted; or None.
-      scale: factor of enlargement; None for the least whole number that makes the shorter side 480 pixels or more.
+      crowd: [N] bool, True for dashed boxes; or None.
+      masks: [N, h, w] bool, True for tinted pixels; or None.
+      scale: factor of enlargement; None for the smallest whole number that makes the shorter side at least 480 pixels.
 
     Returns:
       [round(h * scale) + legend, round(w * scale), 3] uint8.
@@ -118,25 +118,27 @@ def draw_boxes(
 def draw_assignment(
     image: np.ndarray, boxes: np.ndarray, matched: np.ndarray, gt_boxes: np.ndarray, *, crowd: np.ndarray | None = None
 ) -> np.ndarray:
-    """Draws what a stage of a detector is trained on: objects, the boxes that learn them, and what else is there.
+    """Draws the boxes that a stage of a detector is trained on, and the objects that they are matched to.
 
-    Objects have thick lines, each of a colour, and the boxes matched to them thin ones of the same; a dot is the middle of
-    a box: coloured if it is positive, white if it is negative, black if it is ignored. Where several share a middle, a
-    positive hides the others, and of these the rarer kind the other. A line below counts them.
+    Each object has a thick line in its own colour; its positives have thin lines in the same colour. A dot marks the centre of
+    each box: coloured for a positive, white for a negative, black for an ignored box. Of boxes with the same centre, positives
+    are on top, then the rarer of the two other kinds. A line of text below counts the three kinds.
 
     Args:
       image: [h, w, 3] uint8, RGB.
       boxes: [A, 4] xyxy, pixels of the image: anchors, cells or RoIs.
-      matched: [A] int: a row of gt_boxes, NEGATIVE or IGNORE (see `types.Assignment`).
+      matched: [A] int: row of gt_boxes, NEGATIVE or IGNORE (see `types.Assignment`).
       gt_boxes: [M, 4] xyxy, pixels of the image, without padding.
-      crowd: [M] bool, True for objects to be dashed; or None.
+      crowd: [M] bool, True for dashed objects; or None.
 
     Returns:
       [h', w', 3] uint8.
     """
     scale = max(1, math.ceil(_READABLE / min(image.shape[:2])))
     size = (image.shape[1] * scale, image.shape[0] * scale)
-    picture = Image.fromarray(image // 2 + 64).resize(size, Image.Resampling.BICUBIC)  # pale: what is drawn matters
+    picture = Image.fromarray(image // 2 + 64).resize(
+        size, Image.Resampling.BICUBIC
+    )  # pale, so that the boxes stand out
     draw = ImageDraw.Draw(picture)
     radius = max(1, scale // 2)
     middles = scale * (boxes[:, :2] + boxes[:, 2:]) / 2
@@ -165,22 +167,24 @@ def draw_assignment(
 def grid(
     images: Sequence[np.ndarray], columns: int, titles: Sequence[str] | None = None, padding: int = 12
 ) -> np.ndarray:
-    """Lays pictures out in rows on white, each under its title.
+    """Arranges pictures in rows on white, each below its title.
 
     Args:
-      images: at least one [h, w, 3] uint8; they may differ in size and are not resized.
-      columns: pictures in a row.
-      titles: a text for each picture, or None.
+      images: at least one [h, w, 3] uint8; sizes may differ, nothing is resized.
+      columns: number of pictures in a row.
+      titles: text for each picture; or None.
       padding: pixels between the pictures and around them.
 
     Returns:
       [h', w', 3] uint8.
 
     Raises:
-      ValueError: there are no images, or not as many titles.
+      ValueError: there are no images, or another number of titles.
     """
-    if len(images) == 0 or (titles is not None and len(titles) != len(images)):
-        raise ValueError(f'{len(images)} images and {titles if titles is None else len(titles)} titles')
+    if len(images) == 0:
+        raise ValueError('a grid needs at least one image')
+    if titles is not None and len(titles) != len(images):
+        raise ValueError(f'{len(images)} images and {len(titles)} titles: give each image a title')
     font = ImageFont.load_default(18)
     title_sizes = [(0, 0)] if titles is None else [_text_size(title, font) for title in titles]
     title_height = max(height for _, height in title_sizes)
@@ -200,17 +204,17 @@ def grid(
 
 
 def plot_pr_curves(curves: dict[str, dict[str, np.ndarray] | None]) -> np.ndarray:
-    """Plots precision over recall of each class and their mean, IoU 0.5 solid and 0.75 dashed; needs matplotlib.
+    """Plots precision over recall of each class and their mean, at IoU 0.5 (solid) and 0.75 (dashed); needs matplotlib.
 
-    With more than twelve classes theirs are thin unnamed lines at IoU 0.5, and only the mean is named.
+    With more than twelve classes, each has a thin line without a name at IoU 0.5, and only the mean is named.
 
     Args:
-      curves: from `detzoo.evaluation.pr_curves`, in the order of the labels: a class has the colour of its boxes.
+      curves: curves of `detzoo.evaluation.pr_curves`, in the order of the labels, so that lines have the colours of the boxes.
 
     Returns:
       [600, 800, 3] uint8.
     """
-    # Here, for nothing else needs it; and not pyplot, which would keep the figure and choose a window system.
+    # Imported here, since nothing else needs matplotlib. Not pyplot, which would keep the figure and open a window system.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -244,7 +248,7 @@ def plot_pr_curves(curves: dict[str, dict[str, np.ndarray] | None]) -> np.ndarra
 
 
 def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
-    """Writes an [h, w, 3] uint8 RGB image to a .png or .jpg file: complete or not at all."""
+    """Writes an [h, w, 3] uint8 RGB image to a .png or .jpg file, complete or not at all."""
     path = Path(path)
     encoded = io.BytesIO()
     Image.fromarray(image).save(encoded, {'.png': 'PNG', '.jpg': 'JPEG'}[path.suffix.lower()], quality=85)
@@ -253,14 +257,14 @@ def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
 
 
 def _to_pixels(box: np.ndarray, scale: float, size: tuple[int, int]) -> Rectangle:
-    """Scales an xyxy box to whole pixels inside a picture of (width, height), at least one pixel wide and high."""
+    """Scales an xyxy box to whole pixels of a picture of (width, height), clipped, at least one pixel wide and high."""
     x1, y1, x2, y2 = (round(float(value) * scale) for value in box)
     x1, y1 = min(max(x1, 0), size[0] - 1), min(max(y1, 0), size[1] - 1)
     return x1, y1, min(max(x2, x1 + 1), size[0]), min(max(y2, y1 + 1), size[1])
 
 
 def _line_width(rectangles: list[Rectangle], size: tuple[int, int]) -> int:
-    """Chooses the pixels of a line: by the picture's (width, height), or less for the sake of small boxes."""
+    """Chooses the width of lines in pixels, by the picture's (width, height), and thinner where boxes are small."""
     if not rectangles:
         return 1
     shorter_sides = [min(x2 - x1, y2 - y1) for x1, y1, x2, y2 in rectangles]
@@ -270,7 +274,7 @@ def _line_width(rectangles: list[Rectangle], size: tuple[int, int]) -> int:
 def _draw_rectangle(
     draw: ImageDraw.ImageDraw, rectangle: Rectangle, color: tuple[int, int, int], width: int, dashed: bool
 ) -> None:
-    """Draws a line of at most `width` pixels along the inside of a rectangle (Pillow's outline leaves narrow ones)."""
+    """Draws a line of at most `width` pixels along the inside of a rectangle (Pillow's outline would leave narrow ones)."""
     x1, y1, x2, y2 = rectangle
     width = min(width, x2 - x1, y2 - y1)
     dash = 5 * width if dashed else max(x2 - x1, y2 - y1)
@@ -285,7 +289,7 @@ def _draw_rectangle(
 
 
 def _place(box: Rectangle, text_size: tuple[int, int], size: tuple[int, int], taken: list[Rectangle]) -> Rectangle:
-    """Finds the place at a box, inside the picture, where its name hides least of the names already there."""
+    """Finds the place for a box's name, inside the picture, that overlaps least with the names already placed."""
     x1, y1, x2, y2 = box
     width, height = text_size
     corners = [
@@ -309,14 +313,14 @@ def _shared(a: Rectangle, b: Rectangle) -> int:
 
 
 def _text_size(text: str, font: ImageFont.FreeTypeFont) -> tuple[int, int]:
-    """Gives the (width, height) of a line of text with its margins, in pixels."""
+    """Returns the (width, height) of a line of text with its margins, in pixels."""
     return math.ceil(font.getlength(text) + 0.6 * font.size), round(1.35 * font.size)
 
 
 def _draw_text(
     draw: ImageDraw.ImageDraw, place: Rectangle, text: str, color: tuple[int, int, int], font: ImageFont.FreeTypeFont
 ) -> None:
-    """Writes a text in the middle of a filled rectangle, in black or white, whichever contrasts."""
+    """Writes a text in the middle of a filled rectangle, in black or white for contrast."""
     x1, y1, x2, y2 = place
     draw.rectangle((x1, y1, x2 - 1, y2 - 1), fill=color)
     luminance = np.dot(color, (0.299, 0.587, 0.114))
@@ -332,7 +336,7 @@ def _line(text: str, width: int, font: ImageFont.FreeTypeFont) -> np.ndarray:
 
 
 def _legend(labels: list[int], class_names: Sequence[str], width: int, font: ImageFont.FreeTypeFont) -> np.ndarray:
-    """Names the colours in a picture and counts their boxes, in as many rows as the width needs: [h', width, 3] uint8."""
+    """Draws a legend: each class with its colour and number of boxes, in as many rows as it needs: [h', width, 3] uint8."""
     places, texts, x, y = [], [], 0, 0
     for label in sorted(set(labels)):
         text = f'{class_names[label]}: {labels.count(label)}'

@@ -322,7 +322,7 @@ def linear(monkeypatch):
     from linear import linear_detector
 
     make = lambda config, num_classes, axis_name=None: linear_detector(axis_name)
-    for module in ('detzoo.training.loop', 'detzoo.inference.predictor'):
+    for module in ('detzoo.training.checks', 'detzoo.inference.predictor'):
         monkeypatch.setattr(f'{module}.detector_of', make)
 
 

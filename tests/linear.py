@@ -1,4 +1,6 @@
-"""A detector that compiles in no time, and what tests of runs look at."""
+"""Detectors that compile in no time, and what tests of runs look at."""
+
+import itertools
 
 import flax.linen as nn
 import jax
@@ -7,8 +9,10 @@ import numpy as np
 import optax
 
 from detzoo.core import losses
+from detzoo.data.catalog import open_dataset
 from detzoo.run.checkpoint import Checkpoints, TrainState
 from detzoo.run.metrics import read_metrics
+from detzoo.training.loop import make_batches
 from detzoo.types import Detections, Detector
 
 
@@ -43,17 +47,42 @@ def linear_detector(axis_name):
     return Detector(init, loss, predict, assign=None)
 
 
+def find_windows(seen):
+    """A detector that finds the window of an image, and notes what images it gets."""
+
+    def predict(params, model_state, inputs):
+        seen.add((inputs.images.shape[1:3], str(inputs.images.dtype)))
+        boxes = inputs.window[:, None]
+        ones = boxes[..., 0] * 0 + 1
+        return Detections(boxes, ones, ones.astype('int32'), ones > 0)
+
+    return Detector(None, None, predict, None)
+
+
 def assert_same(first, second):
+    """Compares trees leaf by leaf, to the bit."""
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
+def assert_close(first, second, tolerance):
+    """Compares trees leaf by leaf, each to a tolerance relative to its largest value."""
+
+    def check(path, a, b):
+        scale = np.abs(b).max(initial=1e-6)
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * scale, err_msg=jax.tree_util.keystr(path))
+
+    jax.tree_util.tree_map_with_path(check, first, second)
+
+
 def state_of(step, value=1.0, ema=None):
+    """The state of a tiny run at a step."""
     opt_state = (optax.TraceState({'w': np.full((2, 3), value + 1, np.float32)}), optax.EmptyState())
     params = {'w': np.full((2, 3), value, np.float32)}
     return TrainState(np.int32(step), params, {'seen': np.float32(step)}, opt_state, ema)
 
 
 def losses_of(workdir):
+    """The training losses in the log of a run."""
     return [line['loss'] for line in read_metrics(workdir) if 'loss' in line]
 
 
@@ -64,3 +93,12 @@ def saved(workdir):
     restored = checkpoints._manager.restore(step)
     checkpoints.close()
     return step, dict(restored.items())
+
+
+def first_batches(config, count):
+    """The first batches of a run."""
+    data = open_dataset(config.data.name, 'train', config.data.data_dir)
+    stream = make_batches(config, data, 0)
+    batches = list(itertools.islice(stream, count))
+    stream.close()
+    return batches

@@ -12,7 +12,7 @@ from detzoo.config import complete, defaults, example, flatten, from_json, read_
 from detzoo.data.catalog import open_dataset
 from detzoo.detectors import DETECTORS
 from detzoo.errors import ConfigError
-from detzoo.training import loop
+from detzoo.training.checks import check
 
 TINY = {name: getattr(conftest, f'TINY_{name.upper()}') for name in DETECTORS}
 NAN, INF = math.nan, math.inf
@@ -260,7 +260,7 @@ def test_check_refuses_what_does_not_fit_together(data_dir, name, changes, words
     config = complete(ml_collections.ConfigDict(dict(model=TINY[name])))
     config.update_from_flattened_dict(changes)
     with pytest.raises(ConfigError, match=words):
-        loop.check(config, open_dataset('toy', 'train', data_dir))
+        check(config, open_dataset('toy', 'train', data_dir))
 
 
 @pytest.mark.parametrize('text', [

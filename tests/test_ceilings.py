@@ -105,7 +105,7 @@ def test_predictor_given_the_ground_truth(drawn, tiny_config, monkeypatch, rule,
         ones = inputs.proposals_valid.astype(np.float32)
         return Detections(inputs.proposals, ones, ones.astype(np.int32), inputs.proposals_valid)
 
-    for module in ('detzoo.training.loop', 'detzoo.inference.predictor'):
+    for module in ('detzoo.training.checks', 'detzoo.inference.predictor'):
         monkeypatch.setattr(f'{module}.detector_of', lambda *args: Detector(None, None, find_proposals, None))
     monkeypatch.setattr('detzoo.inference.predictor.check_proposals', lambda *args: None)
     changes, canvases = RULES[rule]

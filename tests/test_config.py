@@ -16,7 +16,7 @@ from detzoo import config as configs
 from detzoo.config import complete, differences, from_json, to_json
 from detzoo.detectors import DETECTORS, make_detector
 from detzoo.errors import ConfigError
-from detzoo.training import loop
+from detzoo.training.checks import check_canvases
 
 FILES = sorted(pathlib.Path(__file__).parents[1].glob('configs/*.py'))
 VARIANTS = {  # beside the default
@@ -72,7 +72,7 @@ def test_config_files_are_whole(path, argument, tiny_run):
     argument = str(tiny_run) if path.stem == 'finetune_histology' else argument  # which goes on from a workdir
     config = runpy.run_path(str(path))['get_config'](argument)
     if path.stem != 'finetune_histology':
-        loop.check_canvases(config, make_detector(**config.model, num_classes=3))
+        check_canvases(config, make_detector(**config.model, num_classes=3))
     whole = complete(ml_collections.ConfigDict(dict(model=dict(name=config.model.name))))
     keys, known = (set(dict(configs.flatten(c))) for c in (config, whole))
     left_out = keys - known  # groups that are None

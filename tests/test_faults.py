@@ -73,6 +73,10 @@ def test_metrics_log_raises_where_the_disk_is_full(tmp_path, monkeypatch, write,
     assert read_metrics(tmp_path) == [{'step': 1, 'loss': 1.0}]
 
 
+# Orbax's threads raise what they failed of, and tensorstore calls an event loop that Orbax has closed.
+@pytest.mark.filterwarnings(
+    'ignore::pytest.PytestUnhandledThreadExceptionWarning', 'ignore::pytest.PytestUnraisableExceptionWarning'
+)
 def test_checkpoints_raise_where_the_disk_is_full_and_keep_what_was_there(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(state_of(5))
@@ -265,7 +269,7 @@ def test_checkpoints_that_are_all_damaged_do_not_begin_anew_without_a_word(two_c
     for path in (tmp_path / 'checkpoints').glob('*/variables/manifest.ocdbt'):
         path.unlink()
     with pytest.raises(
-        DataError, match='every checkpoint in .* is damaged, .* started again, this training begins at step 0'
+        DataError, match='every checkpoint in .* is damaged, .* start the training again, and it begins at step 0'
     ):
         Checkpoints(tmp_path).set_damaged_aside()
     assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['10.damaged', '5.damaged']

@@ -86,6 +86,20 @@ def test_incomplete_folder_works_in_threads_which_may_not_set_handlers(tmp_path)
     assert seen == [True]
 
 
+def test_new_folder_appears_when_it_is_complete_or_not_at_all(tmp_path):
+    path = tmp_path / 'new'
+    with new_folder(path) as folder:
+        (folder / 'a.txt').write_text('whole')
+        assert not path.exists()
+    assert (path / 'a.txt').read_text() == 'whole' and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(ValueError, match='new exists and is not empty: take another folder'), new_folder(path):
+        raise AssertionError('a folder that exists was given away')
+    with pytest.raises(KeyError), new_folder(tmp_path / 'other') as folder:
+        (folder / 'a.txt').write_text('half')
+        raise KeyError
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_check_writable_names_the_folder_and_the_remedy(tmp_path):
     check_writable(tmp_path / 'new' / 'folder', 'never said')
     assert (tmp_path / 'new' / 'folder').is_dir() and not list((tmp_path / 'new' / 'folder').iterdir())

@@ -104,7 +104,8 @@ def measure(config, num_classes: int):
     from detzoo.costs import cost, stages
     from detzoo.data.pipeline import shard
     from detzoo.run import parallel
-    from detzoo.training import loop
+    from detzoo.training.finetune import initial_state
+    from detzoo.training.replicas import stack
 
     progress('predict: compiling, stage by stage')
     prepared = stages.prepare(config, num_classes, tuple(map(int, BATCH_SIZES.value)))
@@ -116,9 +117,9 @@ def measure(config, num_classes: int):
     name = f'train step, {count} images' + (f' x {replicas}' if replicas > 1 else '')
     program, row = compiled(name, lambda: cost.train_program(config, num_classes, devices))
     batch = shard(cost.random_batch(config, config.data.canvases[0], count, num_classes), len(devices))
-    batch = parallel.put(loop.stack([batch] * replicas, axis=1))
-    state = loop.initial_state(config, detector_of(config, num_classes, parallel.AXIS))
-    state = parallel.replicate(loop.stack([state] * replicas))
+    batch = parallel.put(stack([batch] * replicas, axis=1))
+    state = initial_state(config, detector_of(config, num_classes, parallel.AXIS))
+    state = parallel.replicate(stack([state] * replicas))
 
     def train():
         nonlocal state

@@ -26,7 +26,8 @@ from tqdm.auto import tqdm
 from detzoo.inference.dataset import make_predict_step
 from detzoo.inference.predictor import detector_of, evaluation_canvases
 from detzoo.run import parallel
-from detzoo.training import loop
+from detzoo.training.finetune import initial_state
+from detzoo.training.loop import make_train_step
 from detzoo.types import Batch, GroundTruth, Inputs
 
 STAGES = ('backbone', 'neck', 'rpn', 'roi', 'heads', 'post', 'loss')  # the named scopes of detectors
@@ -354,7 +355,7 @@ def shapes(tree: Any, *lead: int) -> Any:
 def state_shapes(config: ml_collections.ConfigDict, num_classes: int) -> Any:
     """The shapes of a config's TrainState; no parameter is made, no file read."""
     detector = detector_of(config, num_classes, parallel.AXIS)
-    return jax.eval_shape(lambda: loop.initial_state(config, detector))
+    return jax.eval_shape(lambda: initial_state(config, detector))
 
 
 def train_program(config: ml_collections.ConfigDict, num_classes: int, devices: Sequence[Any]) -> Any:
@@ -369,7 +370,7 @@ def train_program(config: ml_collections.ConfigDict, num_classes: int, devices: 
     batch = _share(config, 'training', config.data.canvases[0], num_classes, lead)
     state = state_shapes(config, num_classes)
     detector = detector_of(config, num_classes, parallel.AXIS)
-    step = loop.make_train_step(config, detector, state, devices=devices)
+    step = make_train_step(config, detector, state, devices=devices)
     return step.lower(shapes(state, *lead), batch)
 
 

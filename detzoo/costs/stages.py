@@ -28,7 +28,7 @@ from detzoo.data.proposals import load_proposals
 from detzoo.inference.predictor import Predictor, detector_of, evaluation_canvases
 from detzoo.run import parallel
 from detzoo.run.classes import Classes
-from detzoo.training import loop
+from detzoo.training.finetune import initial_state
 from detzoo.types import Inputs
 
 INPUT = 'input'  # before the first stage: images are normalised
@@ -156,7 +156,7 @@ def prepare(config: ml_collections.ConfigDict, num_classes: int, batch_sizes: Se
     """
     config = config.copy_and_resolve_references()
     config.model.update(lowest_score_threshold(config.model))
-    state = loop.initial_state(config, detector_of(config, num_classes, parallel.AXIS))
+    state = initial_state(config, detector_of(config, num_classes, parallel.AXIS))
     classes = Classes(tuple(map(str, range(num_classes))), tuple(range(num_classes)))
     predictor = Predictor(config, classes, 0, state.params, state.model_state)
     canvas = evaluation_canvases(config)[0]

@@ -1,7 +1,8 @@
-"""A split of a data set through all devices, each image once; and a checkpoint's metrics on it.
+"""Detection on a split of a data set, with all devices, and the metrics of a checkpoint.
 
-make_predict_step -> predict_dataset: a split -> COCO results, on every process
-evaluate_workdir: a checkpoint -> the COCO metrics, evaluation.json and detections.json.gz
+make_predict_step   a detector -> a step on all devices
+predict_dataset     a step and a split -> COCO results, each image once, on every process
+evaluate_workdir    a workdir -> COCO metrics; writes evaluation.json and detections.json.gz
 """
 
 import json
@@ -24,29 +25,37 @@ from detzoo.data.records import Dataset, ground_truth
 from detzoo.errors import DataError
 from detzoo.evaluation import coco_metrics, write_detections
 from detzoo.files import check_writable, write_text
-from detzoo.inference.predictor import canvas_for, check_proposals, load, to_coco, to_image
+from detzoo.inference.predictor import ImageDetections, canvas_for, check_proposals, load, to_coco, to_image
 from detzoo.run import parallel
-from detzoo.run.classes import Classes
+from detzoo.run.classes import Classes, classes_of
 from detzoo.types import Batch, Detections, Detector
 
 
 def canvases_for(truth: Mapping[str, Any], config: ml_collections.ConfigDict) -> list[tuple[int, int]]:
-    """Chooses the canvas of each image of a split's `records.ground_truth`, in their order."""
+    """Chooses the canvas of each image of a split.
+
+    Args:
+        truth: the split's `records.ground_truth`.
+        config: config of the run.
+
+    Returns:
+        (height, width) of each canvas, in the order of the images.
+    """
     return [canvas_for((image['height'], image['width']), config) for image in truth['images']]
 
 
 def evaluated_kinds(config: ml_collections.ConfigDict) -> tuple[str, ...]:
-    """What of detections is evaluated: boxes, and masks where the data bring them."""
+    """Returns what is evaluated, in COCO's terms: boxes, and masks if the run reads them."""
     return ('bbox', 'segm') if config.data.mask_size else ('bbox',)
 
 
 def check_truth(truth: dict[str, Any], kinds: Sequence[str], dataset: Dataset) -> None:
-    """Refuses a split on which detections could not be evaluated, before any are computed.
+    """Checks that detections on a split can be evaluated; call it before any are computed.
 
     Args:
         truth: the split's `records.ground_truth`.
-        kinds: what is to be evaluated, see `evaluated_kinds`.
-        dataset: the split.
+        kinds: what to evaluate, see `evaluated_kinds`.
+        dataset: the split, for the message.
 
     Raises:
         DataError: an object lacks a mask, or the like.
@@ -58,12 +67,16 @@ def check_truth(truth: dict[str, Any], kinds: Sequence[str], dataset: Dataset) -
 
 
 def make_predict_step(detector: Detector, canvases: Collection[Any], devices: Any = None) -> Callable[..., Any]:
-    """Maps `predict` over devices: (params, model_state, batch) -> all devices' (detections, image ids, valid).
+    """Maps `Detector.predict` over devices.
 
     Args:
-        detector: any.
-        canvases: those of all batches.
-        devices: what to map over, all by default.
+        detector: the detector.
+        canvases: the canvases of all batches, each compiled once.
+        devices: devices to map over; all by default.
+
+    Returns:
+        a function of replicated (params, model_state) and a sharded batch. On each device it returns the whole batch's
+        (detections, indices of the records, valid).
     """
 
     def predict_step(params: Any, model_state: Any, batch: Batch) -> tuple[Detections, jax.Array, jax.Array]:
@@ -84,24 +97,27 @@ def predict_dataset(
     classes: Classes | None = None,
     proposals: Proposals | None = None,
     on_batch: Callable[[Batch], None] = lambda batch: None,
+    on_image: Callable[[int, ImageDetections], None] = lambda index, found: None,
 ) -> list[dict[str, Any]]:
     """Detects the objects of a split on all devices, each image once.
 
     Args:
-        predict_step: of `make_predict_step`.
-        params, model_state: replicated over devices.
+        predict_step: function of `make_predict_step`.
+        params, model_state: variables, replicated over devices.
         dataset: the split.
-        truth: its `records.ground_truth`.
-        config: of the run.
-        classes: of the detector; the data set's by default. What is found of classes that the data set lacks is left out.
-        proposals: of the split, for a detector that is to look there; None: none.
-        on_batch: is called with each sharded batch, for what else is to be computed from it.
+        truth: the split's `records.ground_truth`.
+        config: config of the run.
+        classes: classes of the detector, by default those of the data set. Detections of classes that the data set lacks are
+            left out of the results.
+        proposals: proposals of the split for the detector; None for none.
+        on_batch: called with each sharded batch.
+        on_image: called with the index of each record and its detections, in no order.
 
     Returns:
-        COCO results of the whole split, on every process.
+        COCO results of the whole split, in the order of its images, on every process.
     """
     canvases, rule = canvases_for(truth, config), resize_rule(config.data.recipe)
-    classes = classes or Classes(dataset.class_names, dataset.category_ids)
+    classes = classes or classes_of(dataset)
     batches = evaluation_batches(
         dataset,
         canvases,
@@ -125,6 +141,7 @@ def predict_dataset(
             where = placement((image['height'], image['width']), canvases[index], rule)
             of_image = jax.tree.map(operator.itemgetter(row), detections)
             found = to_image(of_image, where, classes, config.evaluation.mask_paste)
+            on_image(index, found)
             results[index] = [result for result in to_coco(found, image['id']) if result['category_id'] in known]
 
     pending = None
@@ -152,30 +169,29 @@ def evaluate_workdir(
     output: str | os.PathLike | None = None,
     on_results: Callable[[dict[str, Any], dict[str, Any], list[dict[str, Any]]], None] = lambda *results: None,
 ) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
-    """Evaluates a checkpoint on all devices; writes `evaluation.json` and `detections.json.gz` into a folder.
+    """Evaluates a checkpoint on all devices, and writes evaluation.json and detections.json.gz.
 
-    With other proposals than the run's they are `evaluation_given_proposals.json` and
-    `detections_given_proposals.json.gz`, so that the usual ones stay; 'proposals' among the metrics says which. With `exact` given
-    they are likewise called `_exact` or `_static`.
+    The names of the files end in `_given_proposals` where `proposals` are given, and in `_exact` or `_static` where `exact` is
+    given, so that the files of the usual evaluation stay.
 
     Args:
-        workdir: of a run.
-        step: of the checkpoint, the newest by default.
-        data_dir: where data sets lie, as in training by default.
-        proposals: of the validation split, as `load_proposals` takes them; those of the config by default.
-        exact: in place of the config's `evaluation.exact`, see `canvas_for`.
-        output: the folder for the files, made if missing; the workdir by default.
-        on_results: is called with what is returned, even if the files cannot be written.
+        workdir: folder of the run.
+        step: step of the checkpoint; the newest by default.
+        data_dir: folder of the data sets; the config's by default.
+        proposals: proposals on the validation split, as `load_proposals` takes them; the config's by default.
+        exact: replaces the config's `evaluation.exact` if given, see `canvas_for`.
+        output: folder for the files, made if missing; the workdir by default.
+        on_results: called with what is returned, even if the files cannot be written.
 
     Returns:
-        the metrics with their 'step', the ground truth, and the detections as COCO results.
+        the metrics, with their 'step' and any given 'proposals'; the ground truth; the detections as COCO results.
 
     Raises:
         DataError: the data set is not there, cannot be evaluated, or its classes are not those of the run; the proposals
             cannot be used.
         FileNotFoundError: there is no such run or checkpoint.
-        OSError: the files cannot be written. If the folder does not allow it, this is known before anything is computed.
-        FirstProcessError: the folder does not allow it, and this is not the first process, which writes them.
+        OSError: the files cannot be written. A folder that cannot be written is found before anything is computed.
+        FirstProcessError: the same, on the processes that write no files.
     """
     predictor = load(workdir, step, exact=exact)
     config = predictor.config

@@ -1,8 +1,10 @@
 """Image files in; pictures, images.json and detections.json out: all of them appear at the end, or nothing.
 
-find_images  -> the files that paths, folders and globs name
-check_output -> an error before the work where a result would replace a file of someone else
-predict_files: reads, detects, draws, and moves what was written to its place
+predict_files
+  find_images    paths, folders and globs -> files
+  check_output   an error before the work, if a result would replace a file that no prediction wrote
+  read_image     a file -> an image -> Predictor -> a picture, results
+  _move          everything to the output, at the end
 """
 
 import glob
@@ -21,8 +23,8 @@ from detzoo.files import incomplete_folder, write_text
 from detzoo.inference.predictor import Predictor, to_coco
 from detzoo.visualize import draw_boxes, grid, write_image
 
-OVERVIEW = 8  # pictures at most on the sheet that `predict_files` adds
-_LISTS = pathlib.PurePath('images.json'), pathlib.PurePath('detections.json')  # that it writes beside the pictures
+OVERVIEW = 8  # pictures on overview.png, at most
+_LISTS = pathlib.PurePath('images.json'), pathlib.PurePath('detections.json')  # written beside the pictures
 IMAGE_SUFFIXES = (
     '.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.gif', '.webp', '.avif', '.bmp', '.tif', '.tiff', '.jp2', '.ppm', '.pgm',
     '.heic', '.heif',  # which cannot be read: an error is better than silence
@@ -38,28 +40,26 @@ def predict_files(
     on_bad_record: str = 'error',
     max_pixels: int = MAX_PIXELS,
 ) -> tuple[int, list[str]]:
-    """Draws the detections of image files, and lists them in `detections.json`; everything appears at the end or nothing.
+    """Detects objects in image files: draws pictures, and lists images and detections. Everything appears at the end or nothing.
 
-    The first pictures also come together, as `overview.png`. `images.json` lists the images in COCO's format, each with its
-    'picture', and all 'files' that were written.
-
-    An entry of `detections.json` is COCO's (image_id, category_id, bbox xywh in the image's pixels, score) with 'image', the
-    path relative to the files' common folder, and 'category', the name. image_id counts the files in their order.
+    overview.png shows the first pictures together. images.json lists the images in COCO's format, each with its 'picture', and
+    all 'files' that were written. An entry of detections.json is one of COCO's results, with bbox in pixels of the image, and
+    with 'image', the path relative to the files' common folder, and 'category', the name. image_id counts the files.
 
     Args:
         predictor: see `load`.
         patterns: paths, folders or globs.
-        output: a folder, made if missing. The files of an earlier prediction there are replaced, others are left alone.
-        score_threshold: lower scores are left out.
-        on_bad_record: 'error', or 'skip' files that cannot be read.
-        max_pixels: larger images are bad.
+        output: folder for the results, made if missing. The files of an earlier prediction are replaced, others are left alone.
+        score_threshold: detections with lower scores are left out.
+        on_bad_record: 'error', or 'skip' to go on where a file cannot be read.
+        max_pixels: largest size of an image; larger ones count as bad files.
 
     Returns:
-        how many images were written, and the messages about those skipped.
+        the number of images written, and the messages about skipped files.
 
     Raises:
-        DataError: no image is found, one cannot be read, or a file of someone else is in the way of a result.
-        OSError: nothing can be written to `output`.
+        DataError: no image is found, one cannot be read, or a file that no prediction wrote is in the way of a result.
+        OSError: the output cannot be written.
     """
     paths, output = find_images(patterns), pathlib.Path(output)
     common = os.path.commonpath([path.parent for path in paths])
@@ -102,13 +102,16 @@ def predict_files(
 
 
 def find_images(patterns: Sequence[str]) -> list[pathlib.Path]:
-    """Lists the files that paths, folders (their images) and globs name, each once, in order.
+    """Lists the files that the patterns name, each once, in order.
+
+    Args:
+        patterns: paths of files; folders, for the images in them; or globs.
 
     Returns:
-        absolute paths with the names that the user sees: links are not followed.
+        absolute paths; links are not followed, so that the user knows the names.
 
     Raises:
-        DataError: a pattern names nothing, or a folder cannot be read.
+        DataError: a pattern matches nothing, or a folder cannot be read.
     """
     paths: dict[pathlib.Path, None] = {}
     for pattern in map(os.path.expanduser, patterns):
@@ -126,7 +129,7 @@ def find_images(patterns: Sequence[str]) -> list[pathlib.Path]:
 
 
 def _images_in(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Lists the images of a folder by their suffixes, as globs do without hidden files (macOS leaves ._NAME.jpg behind)."""
+    """Lists the images of a folder by their suffixes, without hidden files (macOS leaves ._NAME.jpg behind)."""
     try:
         paths = sorted(folder.iterdir())
     except OSError as error:
@@ -139,23 +142,23 @@ def read_image(path: pathlib.Path, max_pixels: int) -> np.ndarray:
     """Reads an image file: [h, w, 3] uint8 RGB.
 
     Raises:
-        DataError: whatever is wrong with it.
+        DataError: the file cannot be read, or is not a whole image.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe could be waited for without end
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe might never end
             raise DataError(f'{path}: not a file; remove it from the images')
         data = path.read_bytes()
     except OSError as error:
         raise DataError(
-            f'{path}: cannot read the file: {error.strerror}; mend it or remove it from the images'
+            f'{path}: cannot read the file: {error.strerror}; repair it or remove it from the images'
         ) from error
     return decode_image(data, name=str(path), max_pixels=max_pixels, strict=True)
 
 
 def picture_names(names: Sequence[pathlib.PurePath]) -> list[pathlib.PurePath]:
-    """Names a picture for each image, all different: a.jpg's is a.png, or if there is one before, a.jpg.png.
+    """Chooses the names of the pictures, all different: a.png for a.jpg, or a.jpg.png where a.png is taken.
 
-    Some systems do not tell capitals from small letters, and a file cannot be called as a folder of images is.
+    Names that differ in capitals alone count as the same, as they do on some systems; a folder's name is taken too.
     """
     taken = {str(folder).casefold() for name in names for folder in name.parents}
     pictures = []
@@ -172,21 +175,21 @@ def picture_names(names: Sequence[pathlib.PurePath]) -> list[pathlib.PurePath]:
 def check_output(
     output: pathlib.Path, files: Sequence[pathlib.PurePath], images: Sequence[pathlib.Path]
 ) -> set[pathlib.PurePath]:
-    """Refuses, before anything is predicted, a folder where results would take the place of other files.
+    """Checks, before anything is predicted, that results replace only those of an earlier prediction.
 
     Args:
-        output: the folder, which may be missing.
-        files: that will be written, relative to it.
-        images: that will be read.
+        output: folder for the results; it may be missing.
+        files: files to write, relative to the output.
+        images: images to read.
 
     Returns:
-        the files that an earlier prediction wrote there, relative to it.
+        the files that an earlier prediction wrote there, relative to the output.
 
     Raises:
-        DataError: it is no folder, or something that no prediction wrote, or one of the images, is in the way.
+        DataError: the output is not a folder, or a file that no prediction wrote, or one of the images, is in the way.
     """
     if os.path.lexists(output) and not output.is_dir():
-        raise DataError(f'{output} is no folder: choose another output')
+        raise DataError(f'{output} is not a folder: choose another output')
     earlier, inputs = _earlier_files(output), {os.path.realpath(path) for path in images}
     for name in sorted(earlier.union(files)):
         target = output / name
@@ -206,9 +209,9 @@ def check_output(
 def _move(
     files: Sequence[pathlib.PurePath], scratch: pathlib.Path, output: pathlib.Path, earlier: set[pathlib.PurePath]
 ) -> None:
-    """Moves files to the output, in their order; those of an earlier prediction go.
+    """Moves files to the output, in their order, and removes the other files of an earlier prediction.
 
-    images.json comes first: wherever this is killed, it lists all that is there.
+    images.json comes first, so that it lists all files even if this is killed.
     """
     output.mkdir(exist_ok=True)
     for name in earlier.difference(files):
@@ -219,7 +222,7 @@ def _move(
 
 
 def _earlier_files(output: pathlib.Path) -> set[pathlib.PurePath]:
-    """Reads which files of a folder a prediction wrote; none if its images.json is missing, or not of `predict_files`."""
+    """Lists the files that an earlier prediction wrote into a folder; none if there is no images.json of `predict_files`."""
     try:
         names = {*map(pathlib.PurePath, json.loads((output / 'images.json').read_text('utf-8'))['files']), *_LISTS}
     except (OSError, ValueError, TypeError, LookupError, RecursionError):

@@ -1,13 +1,13 @@
-"""From trained parameters to detections in an image's own pixels and the data's own category ids.
+"""From trained parameters to detections in pixels of the image, with the data's own category ids.
 
-load(workdir) -> Predictor: any image in, detections out
-to_image: from the canvas back to the image; `dataset`, `photos` and notebooks use it too
-to_coco: detections of an image -> COCO results
+load(workdir)   -> Predictor
+Predictor       an image -> its canvas (`canvas_for`) -> Detector.predict -> back to the image (`to_image`) -> ImageDetections
+to_coco         ImageDetections -> COCO results; `from_coco` undoes it
 """
 
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ import pycocotools.mask
 from detzoo.config import read_config
 from detzoo.core.masks import paste_masks
 from detzoo.data.geometry import Placement, choose_canvas, own_canvas, place, resize_rule
+from detzoo.data.pipeline import xywh_to_xyxy
 from detzoo.data.proposals import Proposals
 from detzoo.detectors import make_detector
 from detzoo.errors import DataError
@@ -27,12 +28,12 @@ from detzoo.types import Detections, Detector, Inputs
 
 
 class ImageDetections(NamedTuple):
-    """What was found in one image, best score first.
+    """The detections of one image, best score first.
 
     boxes: [N, 4] float64 xyxy, pixels of the image.
     scores: [N] float64 in 0..1.
     labels: [N] int in 0..K-1.
-    category_ids: [N] int, the data's own ids.
+    category_ids: [N] int, ids of the classes in the data.
     class_names: N names.
     masks: [N, h, w] bool, pixels of the image; or None.
     """
@@ -45,16 +46,23 @@ class ImageDetections(NamedTuple):
     masks: np.ndarray | None = None
 
     def at_least(self, score: float) -> 'ImageDetections':
-        """Leaves out lower scores."""
+        """Leaves out the detections with lower scores."""
         count = int((self.scores >= score).sum())  # they are sorted
         return ImageDetections(*(None if field is None else field[:count] for field in self))
 
 
 class Predictor:
-    """A detector with its parameters: call it with an image."""
+    """A detector with its parameters: a function from images to detections."""
 
     def __init__(self, config: ml_collections.ConfigDict, classes: Classes, step: int, params: Any, model_state: Any):
-        """Binds parameters; `load` makes them from a workdir."""
+        """Binds the variables of a checkpoint; see `load`.
+
+        Args:
+            config: config of the run.
+            classes: classes of the run.
+            step: step of the checkpoint.
+            params, model_state: the detector's variables.
+        """
         self.config, self.classes, self.step = config, classes, step
         self.params, self.model_state = params, model_state
         self.detector = detector_of(config, len(classes.class_names))
@@ -63,18 +71,18 @@ class Predictor:
     def __call__(self, image: np.ndarray, proposals: np.ndarray | None = None) -> ImageDetections:
         """Detects the objects of an image.
 
-        The image goes onto a canvas of the config, see `canvas_for`; a program is compiled for each canvas once.
+        A program is compiled for each canvas once, see `canvas_for`.
 
         Args:
             image: [h, w, 3] uint8, RGB, of any size.
-            proposals: [n, 4] xyxy, pixels of the image, at most `data.max_proposals`; a detector of two stages looks there
-                instead of where its RPN would, and needs them if it has none.
+            proposals: [n, 4] xyxy, pixels of the image, n at most `data.max_proposals`. A two-stage detector classifies them in
+                place of its RPN's proposals; one without an RPN needs them.
 
         Returns:
             ImageDetections.
 
         Raises:
-            ValueError: they are not such arrays.
+            ValueError: the image or the proposals are not such an array.
             DataError: the detector takes no proposals, or needs them.
         """
         is_array = isinstance(image, np.ndarray) and image.dtype == np.uint8
@@ -99,20 +107,21 @@ class Predictor:
 
 
 def load(workdir: str | os.PathLike, step: int | None = None, *, exact: bool | None = None) -> Predictor:
-    """Loads a trained detector, with the averaged parameters where the run has them.
+    """Loads a trained detector, with the averaged parameters if the run has them.
 
     Args:
-        workdir: of a run of `train_and_evaluate`, or of imported weights.
-        step: of the checkpoint, the newest by default.
-        exact: in place of the config's `evaluation.exact`, see `canvas_for`.
+        workdir: folder of a run, trained or imported.
+        step: step of the checkpoint; the newest by default.
+        exact: replaces the config's `evaluation.exact` if given, see `canvas_for`.
 
     Raises:
-        FileNotFoundError: it is no workdir, or has no such checkpoint.
+        FileNotFoundError: the folder is no workdir, or has no such checkpoint.
     """
     workdir = pathlib.Path(workdir)
     if not (workdir / 'config.json').exists():
         raise FileNotFoundError(
-            f'{workdir} is not the workdir of a run: it has no config.json; train one with scripts/train.py'
+            f'{workdir} is not the workdir of a run: it has no config.json. Give a folder that a training, or an import of '
+            'weights, has written'
         )
     config = read_config(workdir / 'config.json')
     if exact is not None:
@@ -123,7 +132,7 @@ def load(workdir: str | os.PathLike, step: int | None = None, *, exact: bool | N
 
 
 def detector_of(config: ml_collections.ConfigDict, num_classes: int, axis_name: str | None = None) -> Detector:
-    """Makes the detector a config describes."""
+    """Makes the detector that a config describes."""
     return make_detector(**config.model, num_classes=num_classes, axis_name=axis_name)
 
 
@@ -147,15 +156,15 @@ def check_proposals(config: ml_collections.ConfigDict, given: bool, what: str) -
 
 
 def evaluation_canvases(config: ml_collections.ConfigDict) -> Sequence[tuple[int, int]]:
-    """The canvases on which images are put for prediction, unless each has its own."""
+    """Returns the canvases for prediction; with `evaluation.exact` images have canvases of their own, see `canvas_for`."""
     return config.evaluation.canvases or config.data.canvases
 
 
 def canvas_for(size: tuple[int, int], config: ml_collections.ConfigDict) -> tuple[int, int]:
-    """Chooses the canvas on which an image of (height, width) is put for prediction.
+    """Chooses the canvas for prediction on an image of (height, width).
 
-    It is the one of `evaluation_canvases` on which the image is largest. With `evaluation.exact`, where the recipe limits
-    the sides of images, it is one of its own, no larger than its sides rounded up to multiples of `evaluation.divisor`.
+    It is the one of `evaluation_canvases` on which the image is largest. With `evaluation.exact`, and a recipe that limits the
+    sides of images, the image gets its own canvas: its resized sides, rounded up to multiples of `evaluation.divisor`.
     """
     rule = resize_rule(config.data.recipe)
     if config.evaluation.exact and rule.is_limited and rule.resize == 'fit':
@@ -166,13 +175,13 @@ def canvas_for(size: tuple[int, int], config: ml_collections.ConfigDict) -> tupl
 def to_image(
     detections: Detections, where: Placement, classes: Classes, mask_paste: str = 'centers'
 ) -> ImageDetections:
-    """Maps the detections of one image, as numpy, from its canvas to its own pixels.
+    """Maps the detections of one image from its canvas to pixels of the image.
 
     Args:
-        detections: of one image.
-        where: the image lies on its canvas.
-        classes: of the detector.
-        mask_paste: the convention of `core.masks.paste_masks`.
+        detections: numpy arrays without a batch axis.
+        where: position of the image on its canvas.
+        classes: classes of the detector.
+        mask_paste: convention of `core.masks.paste_masks`.
     """
     rows = np.flatnonzero(detections.valid)
     labels = detections.labels[rows]
@@ -200,8 +209,33 @@ def to_coco(detections: ImageDetections, image_id: int) -> list[dict[str, Any]]:
         for category, box, score in zip(detections.category_ids, boxes, detections.scores)
     ]
     if detections.masks is not None:
-        for result, rle in zip(
-            results, pycocotools.mask.encode(np.asfortranarray(detections.masks.transpose(1, 2, 0)))
-        ):
+        encoded = pycocotools.mask.encode(np.asfortranarray(detections.masks.transpose(1, 2, 0)))
+        for result, rle in zip(results, encoded):
             result['segmentation'] = {'size': rle['size'], 'counts': rle['counts'].decode()}
     return results
+
+
+def from_coco(results: Sequence[Mapping[str, Any]], classes: Classes) -> ImageDetections:
+    """Reads the detections of one image from COCO's results format: undoes `to_coco`.
+
+    Args:
+        results: the image's results, in any order.
+        classes: the classes of the detector.
+    """
+    results = sorted(results, key=lambda result: -result['score'])
+    labels = np.array([classes.category_ids.index(result['category_id']) for result in results], int)
+    boxes = np.array([result['bbox'] for result in results], np.float64).reshape(-1, 4)
+    has_masks = bool(results) and 'segmentation' in results[0]
+    return ImageDetections(
+        boxes=xywh_to_xyxy(boxes),
+        scores=np.array([result['score'] for result in results], np.float64),
+        labels=labels,
+        category_ids=np.asarray(classes.category_ids)[labels],
+        class_names=tuple(classes.class_names[label] for label in labels),
+        masks=decode_masks([result['segmentation'] for result in results]) if has_masks else None,
+    )
+
+
+def decode_masks(encoded: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Decodes masks of one image from COCO's run lengths: [N, h, w] bool; there is at least one."""
+    return pycocotools.mask.decode(encoded).transpose(2, 0, 1).astype(bool)

@@ -1,11 +1,11 @@
-"""Checkpoints: a training state on disk, whole or not at all.
+"""Checkpoints: a training state on disk, complete or not at all.
 
     checkpoints/STEP/variables, optimizer    the two items that Orbax writes
     checkpoints/STEP/SHA256SUMS              of their files, as `sha256sum` writes them
 
-Orbax writes into a temporary folder and renames it, so that a kill at any moment leaves the last whole checkpoint. The
-position in the data is the step (see data/pipeline.py), so nothing else needs to be kept. Files that are not what was
-written are never restored; a checkpoint of an older detzoo, which has no sums, is restored as it is.
+Orbax writes into a temporary folder and renames it, so that a kill at any moment leaves the last complete checkpoint. The
+position in the data is the step (see data/pipeline.py), so nothing else needs to be kept. Files that differ from their sums
+are never restored; a checkpoint of an older detzoo, which has no sums, is restored as it is.
 """
 
 import contextlib
@@ -32,12 +32,12 @@ _SUMS = 'SHA256SUMS'
 
 
 class TrainState(NamedTuple):
-    """What a run is at a step; together with its config, all that decides how it goes on.
+    """The state of a run at a step. Together with the config it decides how the run goes on.
 
-    step: [] int32, how many updates were made.
-    params, model_state: of the detector.
-    opt_state: of the optimiser.
-    ema_params: the moving average of params, or None.
+    step: [] int32, number of updates made.
+    params, model_state: the detector's variables.
+    opt_state: the optimiser's state.
+    ema_params: moving average of params, or None.
     """
 
     step: jax.Array
@@ -51,18 +51,18 @@ class Checkpoints:
     """The checkpoints of a workdir."""
 
     def __init__(self, workdir: str | os.PathLike, *, keep: int = 3):
-        """Looks at `workdir/checkpoints`; nothing is made there before something is saved.
+        """Looks at `workdir/checkpoints`, which is not made before something is saved.
 
         Args:
-            workdir: of the run.
-            keep: how many of the newest checkpoints stay.
+            workdir: folder of the run.
+            keep: number of checkpoints to keep, the newest ones.
         """
         self.folder = pathlib.Path(workdir).resolve() / 'checkpoints'
-        self._keep, self._saving = keep, None  # the step of the last `save`, which may be unfinished
+        self._keep, self._saving = keep, None  # step of the last `save`, which may be unfinished
 
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
-        """Makes what writes; folders that a kill left unfinished are removed."""
+        """Makes Orbax's manager, which writes checkpoints; it removes folders that a kill left unfinished."""
         # Orbax's other threads wait five minutes for folders that could not be made where a thread makes them.
         how = ocp.options.AsyncOptions(
             create_directories_asynchronously=False, post_finalization_callback=self._write_sums
@@ -78,22 +78,22 @@ class Checkpoints:
         (scratch / _SUMS).write_text('\n'.join(_sums(scratch)) + '\n')
 
     def steps(self) -> list[int]:
-        """Lists the steps of the finished checkpoints, in order; damaged ones are among them, empty folders are not."""
+        """Lists the steps of the finished checkpoints, in order, damaged ones too."""
         return sorted(int(path.name) for path in self.folder.glob('*') if is_checkpoint(path))
 
     def latest_step(self) -> int | None:
-        """Returns the step of the newest checkpoint, which may be in the writing, or None."""
+        """Returns the step of the newest checkpoint, which may still be being written; None if there is none."""
         return max([*self.steps(), *([] if self._saving is None else [self._saving])], default=None)
 
     def set_damaged_aside(self) -> None:
-        """Renames damaged checkpoints to STEP.damaged, from the newest on until one is whole, and says so.
+        """Renames the damaged checkpoints that are newer than the newest whole one to STEP.damaged, with a warning.
 
         Raises:
-            DataError: not one is whole.
+            DataError: all are damaged.
         """
         for path in self.folder.glob('*'):
             if path.name.isdigit() and path.is_dir() and not is_checkpoint(path):
-                shutil.rmtree(path)  # empty, and in the way of the checkpoint of that step
+                shutil.rmtree(path)  # an empty folder would be in the way of that step's checkpoint
         steps = self.steps()
         for step in reversed(steps):
             problem = damage(self.folder / str(step))
@@ -107,22 +107,22 @@ class Checkpoints:
             )
         if steps:
             raise DataError(
-                f'every checkpoint in {self.folder} is damaged, and called STEP.damaged now: started again, this training begins '
-                'at step 0, with new metrics'
+                f'every checkpoint in {self.folder} is damaged, and now renamed to STEP.damaged: start the training again, and it '
+                'begins at step 0 with new metrics'
             )
 
     def cut_back(self, step: int) -> None:
-        """Removes the checkpoints beyond a step, before any is saved."""
+        """Removes the checkpoints beyond a step; call it before anything is saved."""
         for later in self.steps():
             if later > step:
                 shutil.rmtree(self.folder / str(later))
 
     def save(self, state: TrainState) -> None:
-        """Starts writing a state of numpy arrays; `close`, or the next `save`, waits for its end.
+        """Starts writing a state of numpy arrays; `close` and the next `save` wait until it is written.
 
         Raises:
-            FloatingPointError: it holds a number that is not finite; nothing is written.
-            StorageError: the disk is full, or the like, now or when the checkpoint before was written.
+            FloatingPointError: the state has a number that is not finite; nothing is written.
+            StorageError: the disk is full, or the like; the error may be that of the previous `save`.
         """
         step = int(state.step)
         for path, leaf in jax.tree_util.tree_leaves_with_path(state):
@@ -136,7 +136,7 @@ class Checkpoints:
             self._save(step, variables=variables, optimizer=optimizer)
 
     def save_variables(self, params: Params, model_state: ModelState) -> None:
-        """Writes variables that come from elsewhere, as those of step 0; there is no optimiser to go on with."""
+        """Writes imported variables as a checkpoint of step 0, without an optimiser: such a run cannot go on."""
         self._save(0, variables=dict(params=params, model_state=model_state))
 
     def _save(self, step: int, **items: Any) -> None:
@@ -152,7 +152,7 @@ class Checkpoints:
         """Reads the newest state, as numpy arrays of the template's structure, shapes and dtypes.
 
         Raises:
-            DataError: it is damaged.
+            DataError: the checkpoint is damaged.
         """
         variables, optimizer = map(_zeros, _split(template))
         variables = self._read(self.latest_step(), 'variables', variables)
@@ -166,17 +166,17 @@ class Checkpoints:
         )
 
     def restore_variables(self, step: int | None = None) -> tuple[int, dict[str, Any]]:
-        """Reads what a prediction needs, without the optimiser; writes nothing.
+        """Reads the variables, without the optimiser's state; writes nothing.
 
         Args:
-            step: of the checkpoint, the newest by default.
+            step: step of the checkpoint; the newest by default.
 
         Returns:
-            the step, and 'params', 'model_state' and, where there are any, 'ema_params'.
+            the step, and a dict of 'params', 'model_state' and, if the run averages parameters, 'ema_params'.
 
         Raises:
             FileNotFoundError: there is no such checkpoint.
-            DataError: it is damaged.
+            DataError: the checkpoint is damaged.
         """
         steps = self.steps()
         if not steps:
@@ -187,7 +187,7 @@ class Checkpoints:
         return step, self._read(step, 'variables')
 
     def _read(self, step: int, item: str, template: Any = None) -> dict[str, Any]:
-        """Reads an item of a checkpoint, once its files are known to be what was written."""
+        """Reads an item of a checkpoint, after comparing its files with their sums."""
         folder = self.folder / str(step)
         other = max((other for other in self.steps() if other != step), default=None)
         remedy = f'rename it to {step}.damaged'
@@ -208,10 +208,10 @@ class Checkpoints:
             ) from error
 
     def close(self) -> None:
-        """Waits for what is being written.
+        """Waits until everything is written.
 
         Raises:
-            StorageError: it could not be written.
+            StorageError: something could not be written.
         """
         if '_manager' in self.__dict__:
             with self._writing():
@@ -219,7 +219,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Turns whatever Orbax raises while it writes into a StorageError."""
+        """Turns the errors that Orbax raises while it writes into a StorageError."""
         try:
             yield
         except Exception as error:
@@ -228,14 +228,15 @@ class Checkpoints:
 
 
 def is_checkpoint(path: pathlib.Path) -> bool:
-    """Tells whether a path is a finished checkpoint: named by its step, unlike one in the writing, and not empty."""
+    """Tells whether a path is a finished checkpoint: its name is the step, unlike an unfinished one's, and it is not empty."""
     return path.name.isdigit() and any(file.is_file() for file in path.rglob('*'))
 
 
 def damage(checkpoint: pathlib.Path, item: str = '') -> str | None:
-    """Says which files of a checkpoint, or of one item of it, are missing or not what was written; None where all are there.
+    """Names the files of a checkpoint, or of one of its items, that are missing or differ from their sums.
 
-    None too where there are no sums to tell by. Files that others have added do no harm.
+    Returns:
+        a text for messages; None if all files are as written, or if there are no sums. Additional files are ignored.
     """
     try:
         written = (checkpoint / _SUMS).read_text(errors='replace').rstrip('\n').split('\n')
@@ -249,7 +250,7 @@ def damage(checkpoint: pathlib.Path, item: str = '') -> str | None:
 
 
 def _sums(checkpoint: pathlib.Path, item: str = '') -> list[str]:
-    """Lists the SHA-256 and the path of each file of the items."""
+    """Lists a line for each file of an item, or of all: its SHA-256 and its path."""
     lines = []
     for path in sorted(checkpoint.glob(f'{item or "*"}/**/*')):
         if path.is_file():
@@ -259,7 +260,7 @@ def _sums(checkpoint: pathlib.Path, item: str = '') -> list[str]:
 
 
 def _split(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Splits a state into what predictions need and what only training does: the two items of a checkpoint."""
+    """Splits a state into the two items of a checkpoint: what predictions need, and what only training needs."""
     variables = dict(params=state.params, model_state=state.model_state)
     if state.ema_params is not None:
         variables['ema_params'] = state.ema_params

@@ -1,4 +1,4 @@
-"""The record of a run: `metrics.jsonl` and TensorBoard, cut back to the step at which a run goes on."""
+"""The log of a run: metrics.jsonl and TensorBoard."""
 
 import contextlib
 import json
@@ -20,27 +20,27 @@ from detzoo.run.storage import lock, writing
 class MetricsLog:
     """Writes the metrics of a workdir, on the first process; on others it does nothing.
 
-    A line of metrics.jsonl is {"step": n, name: number, ...}: after n updates. Lines of training and of evaluation
-    ("validation/...") alternate.
+    A line of metrics.jsonl is {"step": n, name: number, ...}, measured after n updates. Lines of the evaluation have names like
+    "validation/AP".
 
-    TensorBoard's file too is written by the caller's thread. `tensorboardX.SummaryWriter` has a thread for it, which dies when
-    the disk is full; whoever then hands it an event, or waits for its end, waits for ever.
+    The caller's thread writes TensorBoard's file. `tensorboardX.SummaryWriter` would start a thread for that, which dies when the
+    disk is full; whatever then hands it an event, or waits for its end, waits for ever.
     """
 
     def __init__(self, workdir: str | os.PathLike, *, step: int, active: bool):
-        """Opens the log at a step; what an interrupted run wrote beyond it is removed.
+        """Opens the log at a step, and removes the lines that an interrupted run wrote beyond that step.
 
         Args:
-            workdir: of the run.
-            step: of the restored checkpoint; 0 for a new run.
+            workdir: folder of the run.
+            step: step of the restored checkpoint; 0 for a new run.
             active: whether this process writes.
 
         Raises:
-            InUseError: another process writes it.
-            DataError: a line of metrics.jsonl cannot be read.
-            StorageError: the disk is full, or the like, as in all methods.
+            InUseError: another process writes the log.
+            DataError: a line of metrics.jsonl is damaged.
+            StorageError: the disk is full, or the like; all methods raise it.
         """
-        self._active, self.evaluated = active, 0  # the step of the last evaluation
+        self._active, self.evaluated = active, 0  # step of the last evaluation in the log
         if not active:
             return
         self._path, self._events = pathlib.Path(workdir) / 'metrics.jsonl', pathlib.Path(workdir) / 'tensorboard'
@@ -59,7 +59,7 @@ class MetricsLog:
             failure.pop_all()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Adds a line, and its numbers to TensorBoard."""
+        """Adds a line to metrics.jsonl, and its numbers to TensorBoard."""
         if self._active:
             with writing(self._path):
                 self._file.write(json.dumps({'step': step, **metrics}).encode() + b'\n')
@@ -69,7 +69,7 @@ class MetricsLog:
                 self.evaluated = step
 
     def write_scalars(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Adds numbers to TensorBoard alone: what differs from run to run, like speed."""
+        """Adds numbers to TensorBoard alone: those that differ when a run is repeated, like its speed."""
         if self._active:
             for name, value in metrics.items():
                 self._write_event(step, summary.scalar(name, value))
@@ -81,7 +81,7 @@ class MetricsLog:
                 self._write_event(step, summary.image(name, image, dataformats='HWC'))
 
     def flush(self) -> None:
-        """Makes sure that a crash of the machine keeps what was written."""
+        """Writes everything to the disk, so that a crash of the machine loses nothing."""
         if self._active:
             with writing(self._path):
                 self._file.flush()
@@ -101,10 +101,10 @@ class MetricsLog:
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
-    """Reads the whole lines of `metrics.jsonl`.
+    """Reads metrics.jsonl; a last line that was cut short is left out.
 
     Raises:
-        DataError: one of them is damaged.
+        DataError: a line is damaged.
     """
     with (pathlib.Path(workdir) / 'metrics.jsonl').open('rb') as file:
         return [row for _, row in _whole_lines(file)]
@@ -117,7 +117,7 @@ def _is_evaluation(row: Mapping[str, Any]) -> bool:
 def _cut_back(file: BinaryIO, step: int) -> int:
     """Removes the lines beyond a step, and a last line that was cut short; returns the step of the last evaluation, or 0.
 
-    The file stays the same one, so that whoever has it open goes on with it.
+    The file is truncated and not replaced, so that `tail -f` goes on.
     """
     file.seek(0)
     end = evaluated = 0
@@ -131,7 +131,7 @@ def _cut_back(file: BinaryIO, step: int) -> int:
 
 
 def _whole_lines(file: BinaryIO) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields the end of each line in the file and what it says; a last line that was cut short is left out."""
+    """Yields the end of each line in the file, in bytes, and its contents; a last line that was cut short is left out."""
     end = 0
     for number, line in enumerate(file, start=1):
         if not line.endswith(b'\n'):

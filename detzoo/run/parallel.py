@@ -1,6 +1,7 @@
-"""The one place that maps functions over devices, and that counts what is compiled for them.
+"""Functions mapped over devices, and how often they are compiled.
 
-Replicated trees have a leading axis of local devices, as have the batches that `data.pipeline.shard` splits.
+Nothing else calls `jax.pmap`. Replicated trees have a leading axis of local devices, as have the batches that
+`data.pipeline.shard` splits.
 """
 
 import os
@@ -13,23 +14,24 @@ from jax.experimental import multihost_utils
 
 from detzoo.errors import FirstProcessError, RecompilationError
 
-AXIS = 'batch'  # the mapped axis: `axis_name` of every detector that is trained or evaluated here
+AXIS = 'batch'  # the axis of devices: `axis_name` of every detector that is trained or evaluated
 
 
 def parallel(
     function: Callable[..., Any], *, name: str, traces: int, donate_argnums: Sequence[int] = (), devices: Any = None
 ) -> Callable[..., Any]:
-    """Maps a function over all devices with `jax.pmap`, and lets it be traced a given number of times.
+    """Maps a function over devices with `jax.pmap`, and limits how often it is traced.
 
     Args:
-        function: of one device's share; collectives use the axis AXIS.
-        name: how to call it in errors.
-        traces: how many compilations are expected, one for each canvas.
-        donate_argnums: arguments whose memory the results may take.
-        devices: what to map over, all by default.
+        function: function of one device's share; its collectives use the axis AXIS.
+        name: its name in errors.
+        traces: number of compilations to allow: one for each canvas.
+        donate_argnums: positions of the arguments whose memory the results may take.
+        devices: devices to map over; all by default.
 
     Returns:
-        the mapped function. One trace more raises RecompilationError, which says which shape changed.
+        the mapped function. It raises RecompilationError, which names the shapes that changed, where it would be compiled once
+        more.
     """
     seen: list[dict[str, str]] = []
 
@@ -43,7 +45,7 @@ def parallel(
                 if shape != seen[-1].get(key)
             ]
             raise RecompilationError(
-                f'{name} would be compiled a {traces + 1}. time, though {traces} canvas(es) were announced: '
+                f'{name} is compiled once for each canvas ({traces} here), and would now be compiled once more: '
                 + ('; '.join(changes) or 'no shape changed, but a type, a placement or the structure did')
             )
         seen.append(shapes)
@@ -53,20 +55,23 @@ def parallel(
 
 
 def keep_compilations() -> None:
-    """Keeps compiled programs on disk from process to process: a run that goes on starts in seconds.
+    """Keeps compiled programs on disk, so that a run that goes on starts in seconds.
 
-    They lie in JAX_COMPILATION_CACHE_DIR where that is set, else in ~/.cache/detzoo.
+    The folder is JAX_COMPILATION_CACHE_DIR if that is set, else ~/.cache/detzoo.
     """
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update('jax_compilation_cache_dir', os.path.expanduser('~/.cache/detzoo'))
 
 
 def from_first_process(compute: Callable[[], int | None]) -> int:
-    """Computes a number on the first process alone, and gives it to all, which call this together; 0 for None.
+    """Computes a number on the first process, and returns it on all; all processes have to call this.
+
+    Args:
+        compute: returns the number, or None for 0.
 
     Raises:
-        FirstProcessError: it failed, and this is another process: no process waits for one that has ended.
-        Exception: what it raised, on the first process.
+        Exception: on the first process, what `compute` raised.
+        FirstProcessError: on the others, where it raised: no process waits for one that has ended.
     """
     value, error = 0, None
     if jax.process_index() == 0:
@@ -77,14 +82,14 @@ def from_first_process(compute: Callable[[], int | None]) -> int:
     if jax.process_count() > 1:
         failed, value = multihost_utils.broadcast_one_to_all(np.int32([error is not None, value])).tolist()
         if failed and error is None:
-            raise FirstProcessError('the first process of the run ended with an error, see what it wrote')
+            raise FirstProcessError('the first process of the run ended with an error: see its output')
     if error is not None:
         raise error
     return value
 
 
 def put(batch: Any) -> Any:
-    """Sends a tree with leading axis of local devices to them; returns at once, so that it overlaps with computation."""
+    """Sends a tree with a leading axis of local devices to these devices; returns at once, so that computation goes on."""
     devices = np.array(jax.local_devices())
     if jax.process_count() > 1:  # pmap builds the global array itself
         return batch
@@ -99,8 +104,8 @@ def replicate(tree: Any) -> Any:
 
 
 def first_replica(tree: Any) -> Any:
-    """Copies the first local device's part of a mapped tree to the host, as numpy.
+    """Copies the first local device's part of a mapped tree to the host, as numpy arrays.
 
-    Reads the device's own buffer: indexing a mapped array instead would gather it from all devices.
+    It reads the device's own buffer; indexing a mapped array would gather it from all devices.
     """
     return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], tree)

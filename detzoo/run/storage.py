@@ -1,4 +1,4 @@
-"""What a run needs of a disk: that no other run writes to the same folder, and an error that says what to do when it is full."""
+"""Locks on folders, and errors that say what to do when the disk is full."""
 
 import contextlib
 import datetime
@@ -21,7 +21,12 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def failed(what: str | os.PathLike, error: Exception) -> StorageError:
-    """Makes the error about a path, or a thing, that could not be written; tensorstore hides the system's error in its text."""
+    """Makes the error about a file or folder that could not be written.
+
+    Args:
+        what: the path.
+        error: what was raised; in tensorstore's errors the system's own one is hidden in the text.
+    """
     hidden = re.search(r"os_error_code='(\d+)'", str(error))
     number = error.errno if isinstance(error, OSError) else hidden and int(hidden[1])
     reason = os.strerror(number) if number else f'{type(error).__name__}: {str(error)[:500]}'
@@ -34,7 +39,7 @@ def failed(what: str | os.PathLike, error: Exception) -> StorageError:
 
 @contextlib.contextmanager
 def writing(path: pathlib.Path) -> Iterator[None]:
-    """Turns an error of the system while a file is written into a StorageError that names it."""
+    """Turns the system's errors while a file is written into a StorageError that names the file."""
     try:
         yield
     except OSError as error:
@@ -43,18 +48,19 @@ def writing(path: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def held(folder: pathlib.Path) -> Iterator[None]:
-    """Locks a folder, and makes it if missing, for this training until the block or the process ends.
+    """Locks a folder for this process until the block ends; the folder is made if missing.
 
-    The lock is the kernel's (flock) and dies with the process; the text in the file `lock` only says whose it is. It also holds
-    between hosts that share the folder by NFS. A file system without locks is named in a warning.
+    The kernel's lock (flock) ends with the process, however it ends; the text in the file `lock` only names the owner. Hosts that
+    share the folder by NFS respect it too. On a file system without locks a warning is shown instead.
 
     Raises:
-        InUseError: another process holds the folder; the message says which.
+        InUseError: another process holds the folder; the message names it.
+        StorageError: the folder cannot be made, or the file cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(f'cannot make the workdir {folder}: {error.strerror}; take another one') from error
+        raise StorageError(f'cannot make the folder {folder}: {error.strerror}; take another one') from error
     with writing(folder / LOCK):
         file = (folder / LOCK).open('a+')
     with file:
@@ -74,14 +80,14 @@ def held(folder: pathlib.Path) -> Iterator[None]:
 
 
 def lock(file: IO) -> bool:
-    """Locks an open file until it is closed; False where another process, or this one by another open file, has the lock."""
+    """Locks an open file until it is closed; returns False if another open file, of any process, has the lock."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:
         tqdm.write(
-            f'warning: {file.name} cannot be locked ({error.strerror}): take care that no other process trains there',
+            f'warning: {file.name} cannot be locked ({error.strerror}): make sure that no other process writes there',
             file=sys.stderr,
         )
     return True

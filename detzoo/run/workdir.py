@@ -1,7 +1,7 @@
-"""The folder of a run: which run it is of, and where it stands.
+"""The workdir: the folder of a run.
 
     config.json classes.json data.json environment.json   what the run is
-    checkpoints/                                          where it stands
+    checkpoints/                                          how far it is
     metrics.jsonl tensorboard/                            how it went
 
 A run goes on with the config and the data that it began with; anything else is refused before a file is written.
@@ -23,22 +23,23 @@ from detzoo.data.records import Dataset
 from detzoo.errors import ConfigError
 from detzoo.files import write_text
 from detzoo.run.checkpoint import Checkpoints
+from detzoo.run.classes import classes_of
 from detzoo.run.storage import writing
 
 
 def check_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict, data: Dataset, validation: Dataset) -> None:
-    """Refuses a workdir with checkpoints of another config, or of other data; one without checkpoints may begin anew.
+    """Checks that a workdir's checkpoints are of this config and these data; without checkpoints it may hold anything.
 
-    An older detzoo stored less of the data: what is not known is taken to be the same.
+    An older detzoo stored less about the data: what is unknown counts as the same.
 
     Args:
-        workdir: which may be missing.
-        config: of the run.
-        data: the split that it trains on.
-        validation: the split that it is evaluated on.
+        workdir: folder of the run; it may be missing.
+        config: config of the run.
+        data: split to train on.
+        validation: split to evaluate on.
 
     Raises:
-        ConfigError: the message has all that differs.
+        ConfigError: the config or the data differ; the message lists all differences.
     """
     if not has_checkpoints(workdir):
         return
@@ -50,9 +51,12 @@ def check_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict, data
         pairs = differences(read_config(workdir / 'config.json'), config)
         changed = [f'{key} was {old!r}, is {new!r}' for key, (old, new) in pairs.items() if key not in MUTABLE]
         if changed:
-            raise ConfigError(f'{workdir} is of a run with another config ({"; ".join(changed)}): take a new workdir')
+            raise ConfigError(
+                f'{workdir} belongs to a run with another config ({"; ".join(changed)}): take a new workdir'
+            )
     changed = []
-    for name, content in described(data, validation).items():
+    now = {'classes.json': json.loads(classes_of(data).to_json()), 'data.json': describe_data(data, validation)}
+    for name, content in now.items():
         before = read_description(workdir / name)
         for key, new in content.items():
             old = before.get(key)
@@ -60,42 +64,42 @@ def check_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict, data
                 changed.append(f'{key} was {old!r}, is {new!r}')
     if changed:
         raise ConfigError(
-            f'{workdir} is of a run on other data: data set {data.name!r} has changed since ({"; ".join(changed)}). Take a new '
-            'workdir, or bring back the data that the run began with'
+            f'{workdir} belongs to a run on other data: data set {data.name!r} has changed since ({"; ".join(changed)}). Take a '
+            'new workdir, or bring back the data that the run began with'
         )
 
 
 def write_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict, data: Dataset, validation: Dataset) -> None:
-    """Stores what a run is in its workdir, which `check_workdir` let pass. What was known of the data stays known.
+    """Writes config.json and the files that describe a run's classes, data and environment; call `check_workdir` first.
 
     Raises:
-        StorageError: it cannot be written.
+        StorageError: a file cannot be written.
     """
-    contents = described(data, validation)
-    if has_checkpoints(workdir):
-        for name, content in contents.items():
-            before = read_description(workdir / name)
-            content |= {key: before.get(key) for key, value in content.items() if value is None}
-    contents['environment.json'] = environment()
-    texts = {name: json.dumps(content, indent=2) + '\n' for name, content in contents.items()}
-    for name, text in (*texts.items(), ('config.json', to_json(config))):  # last what makes the folder a workdir
+    described = describe_data(data, validation)
+    if has_checkpoints(workdir):  # the data are those of before: what was known of them stays known
+        before = read_description(workdir / 'data.json')
+        described |= {key: before.get(key) for key, value in described.items() if value is None}
+    texts = {
+        'classes.json': classes_of(data).to_json(),
+        'data.json': json.dumps(described, indent=2) + '\n',
+        'environment.json': json.dumps(environment(), indent=2) + '\n',
+        'config.json': to_json(config),  # last: it makes the folder a workdir
+    }
+    for name, text in texts.items():
         with writing(workdir / name):
             write_text(workdir / name, text)
 
 
-def described(data: Dataset, validation: Dataset) -> dict[str, dict[str, Any]]:
-    """Describes a run's data as JSON, by the files of the workdir that keep it."""
-    return {
-        'classes.json': dict(class_names=list(data.class_names), category_ids=list(data.category_ids)),
-        'data.json': dict(images=len(data.records), validation_images=len(validation.records), checksum=data.checksum),
-    }
+def describe_data(data: Dataset, validation: Dataset) -> dict[str, Any]:
+    """Describes a run's data: the contents of data.json."""
+    return dict(images=len(data.records), validation_images=len(validation.records), checksum=data.checksum)
 
 
 def read_description(path: pathlib.Path) -> dict[str, Any]:
-    """Reads one of the files of `described`; nothing where there is none.
+    """Reads a workdir's classes.json or data.json; returns an empty dict where there is none.
 
     Raises:
-        ConfigError: it was cut short.
+        ConfigError: the file is damaged.
     """
     if not path.exists():
         return {}
@@ -103,18 +107,18 @@ def read_description(path: pathlib.Path) -> dict[str, Any]:
         return dict(json.loads(path.read_bytes()))
     except (ValueError, TypeError, RecursionError) as error:
         raise ConfigError(
-            f'{path} was cut short, or is no object ({error}): put a copy in its place, or remove it if the data are still '
-            'those of the run, which then writes it anew'
+            f'{path} was cut short, or is no object ({error}): restore the file from a copy; or, if the data are still those '
+            'that the run began with, remove it, and the run writes it again'
         ) from error
 
 
 def has_checkpoints(workdir: pathlib.Path) -> bool:
-    """Tells whether a run has saved one there."""
+    """Tells whether a workdir holds a checkpoint."""
     return bool(Checkpoints(workdir).steps())
 
 
 def environment() -> dict[str, Any]:
-    """Says on what, by which command and with which versions something is made."""
+    """Describes the machine, the command and the versions of packages: the contents of environment.json."""
     return dict(
         python=platform.python_version(),
         platform=platform.platform(),

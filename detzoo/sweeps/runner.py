@@ -396,7 +396,7 @@ def _train(store: Store, planned: Result) -> Result:
     store.write_ground_truth(name, truth)
     write_detections(folder / 'detections.json.gz', detections)
     write_text(folder / 'curves.json', json.dumps(curves(read_metrics(workdir))) + '\n')
-    _draw(store, name, planned.run, predictor, truth, detections)
+    _draw(store, name, planned.run, predictor, detections)
     environment = json.loads((workdir / 'environment.json').read_text())
     masks = {f'mask_{key}': value for key, value in metrics.get('masks', {}).items()}
     return planned._replace(
@@ -440,18 +440,18 @@ def curves(rows: list[dict[str, Any]]) -> dict[str, dict[str, list[float | None]
     )
 
 
-def _draw(store: Store, truth: str, run: str, predictor: Any, ground_truth: dict[str, Any], detections: Any) -> None:
+def _draw(store: Store, truth: str, run: str, predictor: Any, detections: Any) -> None:
     """Draws the first images with the objects, with what was found, and with what training would learn from."""
     from detzoo.data.catalog import open_dataset
     from detzoo.sweeps.assignments import draw_assignments
-    from detzoo.training.loop import draw_pictures
+    from detzoo.training.evaluation import draw_objects, draw_results
     from detzoo.visualize import write_image
 
     config = predictor.config
     dataset = open_dataset(config.data.name, config.data.validation_split, config.data.data_dir)
     for folder, pictures in (
-        (store.truth(truth) / 'panels', draw_pictures(dataset, ground_truth['annotations'])),
-        (store.results_of(run) / 'panels', draw_pictures(dataset, detections)),
+        (store.truth(truth) / 'panels', draw_objects(dataset)),
+        (store.results_of(run) / 'panels', draw_results(dataset, detections)),
         (store.results_of(run) / 'assignment', draw_assignments(predictor, dataset)),
     ):
         folder.mkdir(parents=True, exist_ok=True)

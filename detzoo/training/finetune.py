@@ -1,29 +1,33 @@
-"""Starting from what was learnt elsewhere: by another run, on the same classes or on others, or by a classifier.
+"""The state of step 0: drawn variables, or those that another run or a classifier has learnt.
 
-    the other run's variables -> without those whose shape depends on the number of classes, if the classes are others
-    a classifier's file       -> the variables of the backbone, where the two are alike
-      -> in place of drawn ones
+    read_learnt
+      another run          -> its variables; with other classes, all but those whose shape depends on the number of classes
+      a classifier's file  -> the variables of the backbone that both have
+    initial_state          drawn variables, with the learnt ones in their places
 
-What starts anew is known from the detector itself: the variables that have another shape with one class more.
+Which variables depend on the classes is known from the detector itself: their shape is another one with one class more.
 """
 
 import os
 import pathlib
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import flax.traverse_util
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
 from detzoo.config import differences, read_config
 from detzoo.detectors import make_detector
 from detzoo.errors import ConfigError
-from detzoo.run.checkpoint import Checkpoints
+from detzoo.run.checkpoint import Checkpoints, TrainState
 from detzoo.run.classes import read_classes
-from detzoo.types import ModelState, Params
+from detzoo.training.optimizer import make_optimizer
+from detzoo.types import Detector, ModelState, Params
 from detzoo.weights.mapping import Template, check_values, flatten
 from detzoo.weights.torchvision import load_backbone
 
@@ -34,9 +38,9 @@ _CHANGES = re.compile(r'model\.|data\.recipe\.(resize|interpolation|shorter_side
 class Learnt(NamedTuple):
     """What a run starts from in place of drawn variables.
 
-    arrays: by paths like 'params/backbone/stem_conv/kernel', of the shapes that the detector has.
-    anew: the paths of variables that start anew though their like was learnt.
-    changes: keys of the model, and of how images are resized, that differ, with both values.
+    arrays: {path such as 'params/backbone/stem_conv/kernel': array}, in the detector's shapes.
+    anew: paths of the variables that start anew although the source has some of the same name.
+    changes: {key: (value there, value here)} of the keys that differ, in the model and in how images are resized.
     """
 
     arrays: Mapping[str, np.ndarray] = {}
@@ -48,15 +52,15 @@ def read_learnt(config: ml_collections.ConfigDict, class_names: tuple[str, ...],
     """Reads the run or the classifier that a config starts from, if any.
 
     Args:
-        config: of the run that is to start; `initialize_from` or `initialize_backbone` says from what.
-        class_names: of its data.
+        config: config of the run that is to start; `initialize_from` or `initialize_backbone` names the source.
+        class_names: class names of its data.
         template: the shapes of its detector's (params, model_state).
 
     Returns:
-        what was learnt there, as far as it serves here.
+        the learnt variables that fit this run.
 
     Raises:
-        ConfigError: both are named; there is no such run or checkpoint; or its detector is another one.
+        ConfigError: both keys are set; the source is no run or has no checkpoint; or its detector is another one.
         ValueError: the classifier's file cannot be used.
     """
     if config.initialize_from and config.initialize_backbone:
@@ -75,11 +79,11 @@ def read_learnt(config: ml_collections.ConfigDict, class_names: tuple[str, ...],
 def read_run(
     workdir: str | os.PathLike, config: ml_collections.ConfigDict, class_names: tuple[str, ...], template: Template
 ) -> Learnt:
-    """Reads what another run has learnt: of its newest checkpoint, the averaged parameters where it has them.
+    """Reads the variables of another run's newest checkpoint, with the averaged parameters if it has them.
 
-    Where the classes or their order are not the same, all variables start anew whose shape depends on how many there are. A norm
-    of batches fits a frozen one, and the other way round: `model.norm` may change between the two. The arguments and errors are
-    those of `read_learnt`.
+    If the classes or their order differ, all variables whose shape depends on the number of classes start anew. `model.norm` may
+    change between 'batch_norm' and 'frozen_batch_norm': the variables of one fit the other. Arguments and errors are those of
+    `read_learnt`.
     """
     workdir = pathlib.Path(workdir).expanduser()
     if not (workdir / 'config.json').exists():
@@ -118,13 +122,16 @@ def class_dependent(config: ml_collections.ConfigDict, num_classes: int) -> tupl
 
 
 def check_fit(learnt: Mapping[str, np.ndarray], anew: tuple[str, ...], template: Template, source: str) -> None:
-    """Refuses, by a ConfigError, what another detector has learnt.
+    """Checks that learnt variables are those of the detector.
 
     Args:
-        learnt: arrays by paths.
-        anew: paths that need none.
+        learnt: {path: array}.
+        anew: paths of variables that start anew.
         template: the shapes of the detector's (params, model_state).
-        source: what the error calls the other run.
+        source: name of the other run, for the error.
+
+    Raises:
+        ConfigError: variables are missing, left over, or of another shape.
     """
     drawn = flatten(template)
     missing = [path for path in drawn if path not in learnt and path not in anew]
@@ -134,7 +141,7 @@ def check_fit(learnt: Mapping[str, np.ndarray], anew: tuple[str, ...], template:
         if path in learnt and learnt[path].shape != drawn[path].shape
     ]
     unused = [path for path in learnt if path not in drawn]
-    problems = {'missing there': missing, 'of another shape': misshapen, 'without a place here': unused}
+    problems = {'missing there': missing, 'of another shape': misshapen, 'unknown here': unused}
     if any(problems.values()):
         listed = '; '.join(
             f'{kind}: {", ".join(paths[:_LISTED])}{", ..." * (len(paths) > _LISTED)}'
@@ -142,14 +149,31 @@ def check_fit(learnt: Mapping[str, np.ndarray], anew: tuple[str, ...], template:
             if paths
         )
         raise ConfigError(
-            f'initialize_from is {source}, whose detector is another one: {listed}. Take its model section over '
-            'unchanged, as configs/finetune_histology.py does'
+            f'initialize_from is {source}, whose detector is another one: {listed}. Copy the model section of its '
+            'config unchanged, as configs/finetune_histology.py does'
         )
 
 
 def replace(params: Params, model_state: ModelState, learnt: Mapping[str, np.ndarray]) -> tuple[Params, ModelState]:
-    """Puts learnt arrays, by their paths, in place of drawn variables."""
+    """Replaces drawn variables by the learnt arrays of the same paths."""
     drawn = flatten((params, model_state))
     variables = flax.traverse_util.unflatten_dict({path: learnt.get(path, drawn[path]) for path in drawn}, sep='/')
     params = variables.pop('params')
     return params, {collection: variables.get(collection, {}) for collection in model_state}
+
+
+def initial_state(
+    config: ml_collections.ConfigDict, detector: Detector, learnt: Mapping[str, np.ndarray] = MappingProxyType({})
+) -> TrainState:
+    """Makes the state of step 0.
+
+    Args:
+        config: config of the run.
+        detector: its detector.
+        learnt: {path: array} of the variables that are not drawn, see `Learnt`.
+    """
+    drawn = jax.jit(detector.init, static_argnums=1)(jax.random.key(config.seed), config.data.canvases[0])
+    params, model_state = replace(*drawn, learnt)
+    opt_state = make_optimizer(config.optimizer, config.training.steps, params).init(params)
+    ema_params = jax.tree.map(jnp.copy, params) if config.optimizer.ema_decay else None
+    return TrainState(jnp.zeros((), jnp.int32), params, model_state, opt_state, ema_params)

@@ -14,15 +14,15 @@ def make_schedule(config: ml_collections.ConfigDict, steps: int) -> optax.Schedu
     """Makes the learning rate as a function of the step: a linear warm-up, then cosine or steps.
 
     Args:
-        config: the `optimizer` section. `schedule` is 'cosine' (to 0 at the end), 'constant', or 'steps', which
+        config: the config's `optimizer` section. `schedule` is 'cosine' (down to 0 at the end), 'constant', or 'steps', which
             multiplies by 0.1 at each share of the run in `decay_at`.
-        steps: of the whole run.
+        steps: number of steps of the whole run.
 
     Returns:
-        step -> learning rate.
+        a function from the step to the learning rate.
 
     Raises:
-        ValueError: for an unknown schedule.
+        ValueError: the schedule is unknown.
     """
     after = max(1, steps - config.warmup_steps)
     if config.schedule == 'cosine':
@@ -43,29 +43,29 @@ def make_schedule(config: ml_collections.ConfigDict, steps: int) -> optax.Schedu
 def make_optimizer(config: ml_collections.ConfigDict, steps: int, params: Params) -> optax.GradientTransformation:
     """Makes the optimiser: clip by global norm, AdamW or SGD with momentum, weight decay, frozen parameters.
 
-    Weight decay leaves out biases, and every vector: the scales and offsets of normalisation.
+    Weight decay leaves out biases and all vectors: the scales and offsets of norms.
 
     Args:
-        config: the `optimizer` section.
-        steps: of the whole run.
-        params: their names decide what `frozen` freezes.
+        config: the config's `optimizer` section; `frozen` is a regular expression for paths of parameters.
+        steps: number of steps of the whole run.
+        params: the detector's parameters, for their paths and shapes.
 
     Returns:
         an optax transformation.
 
     Raises:
-        ValueError: for an unknown optimiser, or where `frozen` matches no parameter.
+        ValueError: the optimiser is unknown, or `frozen` matches no parameter.
     """
     schedule = make_schedule(config, steps)
 
     def decays(tree: Any) -> Any:
-        # By name too: a locally connected layer's bias has a value for each cell.
+        # By name too: the bias of a locally connected layer is no vector.
         return jax.tree_util.tree_map_with_path(lambda path, x: x.ndim > 1 and path[-1].key != 'bias', tree)
 
     if config.name == 'adamw':
         update = optax.adamw(schedule, eps=config.epsilon, weight_decay=config.weight_decay, mask=decays)
     elif config.name == 'sgd':
-        # As in torch: the decay is part of the gradient that the momentum accumulates.
+        # As in torch: the momentum accumulates the decay with the gradient.
         decay = optax.add_decayed_weights(config.weight_decay, mask=decays)
         update = optax.chain(decay, optax.sgd(schedule, momentum=config.momentum or None))
     else:
@@ -79,10 +79,10 @@ def make_optimizer(config: ml_collections.ConfigDict, steps: int, params: Params
     )
     if 'frozen' not in jax.tree.leaves(labels):
         names = [parameter_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-        raise ValueError(f'optimizer.frozen={config.frozen!r} matches no parameter; they are called like {names[0]!r}')
+        raise ValueError(f'optimizer.frozen={config.frozen!r} matches no parameter; their names are like {names[0]!r}')
     return optax.multi_transform({'trained': update, 'frozen': optax.set_to_zero()}, labels)
 
 
 def parameter_path(path: tuple[Any, ...]) -> str:
-    """Names a parameter, e.g. 'backbone/stem_conv/kernel'."""
+    """Writes the path of a parameter in JAX's tree as text, for example 'backbone/stem_conv/kernel'."""
     return '/'.join(key.key for key in path)

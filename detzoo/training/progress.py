@@ -1,4 +1,4 @@
-"""What a run shows while it lasts: a progress bar, and a profile of a few steps."""
+"""A progress bar with the speed of a run, and a profile of a few steps."""
 
 import pathlib
 import resource
@@ -16,7 +16,7 @@ class Progress:
     """A progress bar with loss, images/s, the share of time spent waiting for input, and memory."""
 
     def __init__(self, config: ml_collections.ConfigDict, start: int):
-        """Makes the bar of a run that goes on at a step."""
+        """Starts the bar of a run at the step from which it goes on."""
         self._batch_size = config.training.batch_size
         quiet = jax.process_index() > 0
         interval = 0.5 if sys.stderr.isatty() else 10
@@ -32,15 +32,15 @@ class Progress:
         self._bar.close()
 
     def waiting(self) -> '_Stopwatch':
-        """Measures a wait for input."""
+        """Measures the time spent waiting for input in a `with` block."""
         return _Stopwatch(lambda seconds: setattr(self, '_waited', self._waited + seconds))
 
     def paused(self) -> '_Stopwatch':
-        """Measures what is not training."""
+        """Leaves the time of a `with` block out of the speed."""
         return _Stopwatch(lambda seconds: setattr(self, '_idle', self._idle + seconds))
 
     def update(self, step: int, metrics: dict[str, float], window: int = 20) -> dict[str, float]:
-        """Moves the bar; every `window` steps returns the speed since the last time, else nothing."""
+        """Moves the bar to a step; every `window` steps, returns the speed since the last time, else an empty dict."""
         self._bar.update(step - self._bar.n)
         if step - self._step < window:
             return {}
@@ -60,7 +60,7 @@ class Progress:
 
 
 class _Stopwatch:
-    """Hands the seconds spent in a `with` block to a function."""
+    """Reports the seconds spent in a `with` block to a function."""
 
     def __init__(self, report: Callable[[float], None]):
         self._report = report
@@ -73,16 +73,22 @@ class _Stopwatch:
 
 
 def memory_in_use() -> float:
-    """The peak memory in bytes of the first device, or of this process where devices do not say."""
+    """Returns the peak memory of the first device in bytes, or that of this process where the device does not report it."""
     stats = jax.local_devices()[0].memory_stats()
     return stats['peak_bytes_in_use'] if stats else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class Profiler:
-    """Records a few steps, after those that compile."""
+    """Records a few steps with JAX's profiler, after those that compile."""
 
     def __init__(self, workdir: pathlib.Path, start: int, steps: int):
-        """Plans to record `steps` steps; none where it is 0."""
+        """Plans the recording.
+
+        Args:
+            workdir: folder of the run; the profile goes into its TensorBoard.
+            start: step from which the run goes on.
+            steps: number of steps to record.
+        """
         self._folder, self._first, self._last = str(workdir / 'tensorboard'), start + 4, start + 3 + steps
         self._steps, self._running = steps, False
 
@@ -93,7 +99,7 @@ class Profiler:
         self._stop()
 
     def at(self, step: int) -> None:
-        """Starts or stops the recording before a step."""
+        """Starts or stops the recording; call it before each step."""
         if self._steps and step == self._first:
             jax.profiler.start_trace(self._folder)
             self._running = True

@@ -210,7 +210,7 @@ def write_workdir(workdir: pathlib.Path, imported: Imported, **details: Any) -> 
         checkpoints = Checkpoints(folder)
         checkpoints.save_variables(imported.params, imported.model_state)
         checkpoints.close()
-        write_text(folder / 'classes.json', json.dumps(imported.classes._asdict(), indent=2) + '\n')
+        write_text(folder / 'classes.json', imported.classes.to_json())
         write_text(folder / 'environment.json', json.dumps(environment() | details, indent=2) + '\n')
         write_text(folder / 'config.json', to_json(imported.config))
 
@@ -235,7 +235,7 @@ def export_weights(workdir: str | os.PathLike, output: str | os.PathLike, *, ste
     with new_folder(output) as folder:
         write_entries(folder / _WEIGHTS, entries, {'format': 'detzoo', 'step': str(predictor.step)})
         write_text(folder / _CONFIG, to_json(config))
-        write_text(folder / _CLASSES, json.dumps(predictor.classes._asdict(), indent=2) + '\n')
+        write_text(folder / _CLASSES, predictor.classes.to_json())
 
 
 def export_darknet(

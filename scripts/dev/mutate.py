@@ -45,7 +45,8 @@ TIMEOUT = 600  # seconds of one run of pytest, after which a fault counts as not
 
 # For each file the runs of pytest, cheap ones first; a run stops at the first test that fails. Those of a file's own tests, not of
 # all that use it: they take minutes, and a fault in a function is the business of the function's tests.
-TRAINING = 'training/test_training.py -k "not script and not processes and not kind_of_detector"'
+STEP = 'training/test_step.py -k "not kind_of_detector"'
+RUNS = 'training/test_loop.py training/test_replicas.py -k "not script and not processes"'
 TESTS = {
     'detzoo/core/anchors.py': ['core/test_anchors.py'],
     'detzoo/core/box_coding.py': ['core/test_box_coding.py'],
@@ -80,9 +81,13 @@ TESTS = {
     ],
     'detzoo/evaluation/coco.py': ['evaluation/test_evaluation.py'],
     'detzoo/evaluation/voc.py': ['evaluation/test_evaluation_voc.py'],
-    'detzoo/training/loop.py': [TRAINING, 'training/test_finetune.py'],
-    'detzoo/training/optimizer.py': ['training/test_training.py -k make_', TRAINING],
-    'detzoo/run/parallel.py': [TRAINING, 'training/test_training.py -k of_two_processes'],
+    'detzoo/training/checks.py': ['training/test_checks.py', RUNS],
+    'detzoo/training/evaluation.py': ['training/test_validation.py', RUNS],
+    'detzoo/training/finetune.py': ['training/test_finetune.py', STEP],
+    'detzoo/training/loop.py': [STEP, RUNS],
+    'detzoo/training/optimizer.py': ['training/test_optimizer.py', STEP],
+    'detzoo/training/replicas.py': ['training/test_replicas.py', RUNS],
+    'detzoo/run/parallel.py': [STEP, RUNS, 'training/test_loop.py -k of_two_processes'],
 }
 MESSAGES = {
     'announce',

@@ -26,7 +26,7 @@ from detzoo.data.geometry import place, resize_rule
 from detzoo.data.records import decode_image
 from detzoo.inference.predictor import detector_of, load
 from detzoo.run import parallel
-from detzoo.training import loop
+from detzoo.training.finetune import initial_state
 from detzoo.types import Inputs
 
 CANVAS = 64, 64
@@ -196,7 +196,7 @@ def test_the_last_prefix_is_prediction(prepared, name):
     """The same weights and images are drawn again."""
     config, last = prepared[name].config, prepared[name].programs[-1]
     assert (config.model.head if name == 'mask_rcnn' else config.model).score_threshold == 0
-    state = loop.initial_state(config, detector_of(config, 3, parallel.AXIS))
+    state = initial_state(config, detector_of(config, 3, parallel.AXIS))
     inputs = cost.random_batch(config, CANVAS, last.batch, 3).inputs
     expected = jax.jit(detector_of(config, 3).predict)(state.params, state.model_state, inputs)
     assert last.batch == 2 and expected.valid.any() and expected.boxes.shape == (2, 10, 4)

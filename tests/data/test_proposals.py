@@ -214,7 +214,7 @@ def test_train_and_evaluate_gives_each_split_its_own_proposals(data_dir, tiny_co
         return Detections(inputs.proposals, ones, 0 * ones.astype(int), inputs.proposals_valid)
 
     detector = Detector(lambda rng, canvas: ({'w': jnp.ones(2)}, {}), loss, predict, None)
-    for module in ('detzoo.training.loop', 'detzoo.inference.predictor'):
+    for module in ('detzoo.training.checks', 'detzoo.inference.predictor'):
         monkeypatch.setattr(f'{module}.detector_of', lambda *args: detector)
     train, validation = (open_dataset('toy', split, data_dir) for split in ('train', 'validation'))
     path = written(

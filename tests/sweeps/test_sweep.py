@@ -14,7 +14,7 @@ from detzoo.errors import ConfigError
 from detzoo.inference.predictor import detector_of
 from detzoo.run import parallel
 from detzoo.sweeps.sweep import Run, config_of, load_sweep, with_seeds
-from detzoo.training import loop
+from detzoo.training import checks
 
 ROOT = pathlib.Path(__file__).parents[2]
 CLASSES = 5
@@ -89,11 +89,11 @@ def check(monkeypatch, request):
     data = Dataset('any', 'train', tuple(map(str, range(CLASSES))), tuple(range(CLASSES)), [])
     monkeypatch.setattr(parallel, 'AXIS', None)  # so that the loss can be traced alone
     if not request.config.getoption('--full'):
-        monkeypatch.setattr(loop, 'check_canvases', lambda config, detector: None)
+        monkeypatch.setattr(checks, 'check_canvases', lambda config, detector: None)
 
     def run(config):
         monkeypatch.setattr(jax, 'device_count', lambda: 8 if config.data.name == 'coco' else 1)
-        detector, state, learnt = loop.check(config, data)
+        detector, state, learnt = checks.check(config, data)
         assert bool(learnt.arrays) == bool(config.initialize_backbone)
         return detector, state
 

@@ -14,7 +14,9 @@ from detzoo.errors import ConfigError
 from detzoo.inference.predictor import detector_of
 from detzoo.run.checkpoint import Checkpoints
 from detzoo.run.workdir import has_checkpoints
-from detzoo.training import finetune, loop
+from detzoo.training import finetune
+from detzoo.training.checks import check
+from detzoo.training.loop import train_and_evaluate
 from detzoo.weights.mapping import flatten
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
@@ -32,7 +34,7 @@ def learnt_from(tiny_run):
 
 
 def shapes_of(config, num_classes):
-    state = jax.eval_shape(lambda: loop.initial_state(config, detector_of(config, num_classes)))
+    state = jax.eval_shape(lambda: finetune.initial_state(config, detector_of(config, num_classes)))
     return state.params, state.model_state
 
 
@@ -77,13 +79,13 @@ def test_replace_keeps_drawn_variables_where_nothing_was_learnt(tiny_run, tiny_c
     [
         ({'model__width': 0.25}, r'of another shape: params/backbone/\S+ \(.*\), here \('),
         ({'model__head_depth': 2}, r'missing there: params/\w+_head/conv2'),
-        ({'model__head_norm': None}, r'without a place here: params/\w+_head/norm1'),
+        ({'model__head_norm': None}, r'unknown here: params/\w+_head/norm1'),
     ],
 )
 def test_another_detector_is_refused(tiny_run, tiny_config, changes, message):
     config = tiny_config(initialize_from=str(tiny_run), **changes)
     with pytest.raises(ConfigError, match=message) as error:
-        loop.check(config, open_dataset('toy', 'train', config.data.data_dir))
+        check(config, open_dataset('toy', 'train', config.data.data_dir))
     assert str(tiny_run) in str(error.value) and 'model section' in str(error.value)
 
 
@@ -94,13 +96,13 @@ def test_no_run_to_start_from_is_an_error(tmp_path, tiny_config, tiny_run, exist
             (tmp_path / name).write_text((tiny_run / name).read_text())
     config = tiny_config(initialize_from=str(tmp_path))
     with pytest.raises(ConfigError, match='no checkpoint' if exists else 'is not the workdir of a run'):
-        loop.check(config, open_dataset('toy', 'train', config.data.data_dir))
+        check(config, open_dataset('toy', 'train', config.data.data_dir))
 
 
 def test_both_starts_at_once_are_an_error(tiny_run, tiny_config):
     config = tiny_config(initialize_from=str(tiny_run), initialize_backbone='a.safetensors')
     with pytest.raises(ConfigError, match='exclude each other'):
-        loop.check(config, open_dataset('toy', 'train', config.data.data_dir))
+        check(config, open_dataset('toy', 'train', config.data.data_dir))
 
 
 def test_a_run_starts_from_another_and_freezes_stages(tmp_path, tiny_run, tiny_config, learnt_from, capfd):
@@ -114,7 +116,7 @@ def test_a_run_starts_from_another_and_freezes_stages(tmp_path, tiny_run, tiny_c
         seed=3,
         model__focal_gamma=1.0,
     )
-    metrics = loop.train_and_evaluate(config, tmp_path / 'run')
+    metrics = train_and_evaluate(config, tmp_path / 'run')
     error = capfd.readouterr().err
     assert f'starts from {source}; model.focal_gamma was 2.0 there, is 1.0' in error and 'anew' not in error
     checkpoints = Checkpoints(tmp_path / 'run')
@@ -128,9 +130,9 @@ def test_a_run_starts_from_another_and_freezes_stages(tmp_path, tiny_run, tiny_c
         assert abs(trained[path] - learnt_from[path]).max() < 0.2 * abs(learnt_from[path]).max()
     # What has begun goes on from its own checkpoint, and does not need the other run any more.
     shutil.rmtree(source)
-    assert loop.train_and_evaluate(config, tmp_path / 'run') == metrics
+    assert train_and_evaluate(config, tmp_path / 'run') == metrics
     with pytest.raises(ConfigError, match='which is not the workdir of a run'):
-        loop.train_and_evaluate(config, tmp_path / 'another')
+        train_and_evaluate(config, tmp_path / 'another')
 
 
 def test_a_run_without_a_whole_checkpoint_has_not_begun(tmp_path):
@@ -145,7 +147,7 @@ def test_a_run_without_a_whole_checkpoint_has_not_begun(tmp_path):
 def test_a_classifier_that_is_not_there_is_named(tmp_path, tiny_config):
     config = tiny_config(initialize_backbone=str(tmp_path / 'none.pth'))
     with pytest.raises(ConfigError, match=r'none\.pth'):
-        loop.check(config, open_dataset('toy', 'train', config.data.data_dir))
+        check(config, open_dataset('toy', 'train', config.data.data_dir))
 
 
 def test_finetune_config_takes_the_model_over(tiny_run):
@@ -165,4 +167,4 @@ def test_imported_weights_are_not_trained_in_place(tmp_path, tiny_run, tiny_conf
     checkpoints.save_variables({'a': np.ones(2, np.float32)}, {})
     checkpoints.close()
     with pytest.raises(ConfigError, match='set initialize_from to it'):
-        loop.train_and_evaluate(config, tmp_path)
+        train_and_evaluate(config, tmp_path)

@@ -1,0 +1,96 @@
+"""The checks before a run computes or writes anything: config, detector, data and devices have to fit together.
+
+check            a config -> the detector, the shapes of its state, and the variables that it starts from
+check_canvases   the network on each canvas, by shapes alone
+"""
+
+import jax
+import ml_collections
+
+from detzoo.data.records import Dataset
+from detzoo.errors import ConfigError
+from detzoo.inference.predictor import check_proposals, detector_of, evaluation_canvases
+from detzoo.run import parallel
+from detzoo.run.checkpoint import TrainState
+from detzoo.training.finetune import Learnt, initial_state, read_learnt
+from detzoo.types import Detector
+
+
+def check(
+    config: ml_collections.ConfigDict, data: Dataset, *, begun: bool = False
+) -> tuple[Detector, TrainState, Learnt]:
+    """Makes the detector of a run, and checks its config. Nothing is computed or written.
+
+    Args:
+        config: config of the program.
+        data: the split to train on.
+        begun: whether all replicas have checkpoints, and so need nothing else to start from.
+
+    Returns:
+        the detector, the shapes of its state, and the learnt variables that it starts from.
+
+    Raises:
+        ConfigError: the detector, the devices or the run to start from do not fit the config.
+        DataError: the detector lacks proposals, or takes none.
+    """
+    if config.model.get('norm') == 'frozen_batch_norm' and not (config.initialize_backbone or config.initialize_from):
+        raise ConfigError(
+            "model.norm is 'frozen_batch_norm', which without the statistics of trained weights normalises nothing: set "
+            "initialize_backbone to a classifier's file, initialize_from to a workdir, or model.norm to 'batch_norm'"
+        )
+    if ('mask' in config.model) != (config.data.mask_size > 0):
+        raise ConfigError(
+            f'data.mask_size is 0, and {config.model.name} learns masks: set it to the side of a mask, to 112 for example'
+            if 'mask' in config.model
+            else f'data.mask_size is {config.data.mask_size}, and {config.model.name} finds no masks: set it to 0'
+        )
+    for key in ('train_proposals', 'validation_proposals'):
+        check_proposals(config, config.data[key] is not None, f'data.{key}')
+    try:
+        detector = detector_of(config, len(data.class_names), parallel.AXIS)
+        check_canvases(config, detector)
+        state = jax.eval_shape(lambda: initial_state(config, detector))
+        template = state.params, state.model_state
+        learnt = Learnt() if begun else read_learnt(config, data.class_names, template)
+    except (ValueError, TypeError, OSError) as error:
+        raise ConfigError(str(error)) from error
+    if config.training.num_replicas > 1 and len(config.data.canvases) > 1:
+        raise ConfigError(
+            'training.num_replicas needs a single canvas in data.canvases: each seed draws its own at a step'
+        )
+    devices = jax.device_count()
+    for key, size, parts in (
+        ('training.batch_size', config.training.batch_size, devices * config.training.accumulate),
+        ('evaluation.batch_size', config.evaluation.batch_size, devices),
+    ):
+        if size % parts:
+            raise ConfigError(
+                f'{key} is {size}, not a multiple of {parts} (devices, times training.accumulate for training): '
+                f'set it to {max(1, round(size / parts)) * parts}, for example'
+            )
+    return detector, state, learnt
+
+
+def check_canvases(config: ml_collections.ConfigDict, detector: Detector) -> None:
+    """Checks that the network fits all canvases with the same parameters.
+
+    Raises:
+        ConfigError: it does not fit a canvas, or its parameters have other shapes there than on the first.
+    """
+    shapes, first = {}, tuple(config.data.canvases[0])
+    for canvas in dict.fromkeys(map(tuple, (*config.data.canvases, *evaluation_canvases(config)))):
+        side = f'{canvas[0]} x {canvas[1]}'
+        try:
+            variables = jax.eval_shape(lambda key, canvas=canvas: detector.init(key, canvas), jax.random.key(0))
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f'this {config.model.name} does not fit a canvas of {side}: {error}') from error
+        except ZeroDivisionError as error:  # an initialiser divides by the number of channels
+            raise ConfigError(
+                f'a layer of this {config.model.name} has no channels: raise model.width or its features'
+            ) from error
+        shapes[canvas] = jax.tree.map(lambda x: x.shape, variables)
+        if shapes[canvas] != shapes[first]:
+            raise ConfigError(
+                f'the parameters of this {config.model.name} depend on the canvas, and fit one alone: data.canvases begins '
+                f'with {first[0]} x {first[1]}; remove {side}, from evaluation.canvases too'
+            )

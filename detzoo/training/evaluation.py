@@ -1,0 +1,181 @@
+"""The evaluation of a run while it trains: validation metrics, loss, and pictures of the first images.
+
+make_evaluation   a replicated state -> Evaluation
+log_evaluation    -> metrics.jsonl and TensorBoard
+draw_pictures     detections -> pictures; draw_results: COCO results -> pictures; draw_objects: the annotations
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from detzoo import visualize
+from detzoo.data.pipeline import xywh_to_xyxy
+from detzoo.data.proposals import Proposals
+from detzoo.data.records import Dataset, decode_image, ground_truth
+from detzoo.evaluation.coco import coco_metrics
+from detzoo.inference.dataset import canvases_for, check_truth, evaluated_kinds, make_predict_step, predict_dataset
+from detzoo.inference.predictor import ImageDetections, decode_masks, from_coco
+from detzoo.run import parallel
+from detzoo.run.checkpoint import TrainState
+from detzoo.run.classes import classes_of
+from detzoo.run.metrics import MetricsLog
+from detzoo.training.replicas import unstack
+from detzoo.types import Array, Batch, Detector
+
+PICTURES = 4  # images of the validation split, the first ones, drawn at every evaluation
+
+
+class Evaluation(NamedTuple):
+    """What a state achieves on the validation split.
+
+    metrics: COCO metrics, see `evaluation.coco.coco_metrics`.
+    loss: mean loss.
+    pictures: {image id: [h, w, 3] uint8}, detections on the first images.
+    truth: the split's `records.ground_truth`.
+    results: all detections, as COCO results.
+    """
+
+    metrics: dict[str, Any]
+    loss: float
+    pictures: dict[str, np.ndarray]
+    truth: dict[str, Any]
+    results: list[dict[str, Any]]
+
+
+def make_evaluation(
+    config: ml_collections.ConfigDict, detector: Detector, dataset: Dataset, proposals: Proposals | None = None
+) -> Callable[[TrainState], Evaluation]:
+    """Makes a function that evaluates a replicated state on the validation split.
+
+    The loss is computed as in training, with batch statistics, on the batches that need no filler.
+
+    Raises:
+        DataError: detections on these data could not be evaluated.
+    """
+    truth, kinds = ground_truth(dataset), evaluated_kinds(config)
+    check_truth(truth, kinds, dataset)
+    canvases = set(canvases_for(truth, config))
+    predict_step = make_predict_step(detector, canvases)
+
+    def loss_step(params: Any, model_state: Any, batch: Batch) -> tuple[Array, Array]:
+        loss, _ = detector.loss(params, model_state, batch, jax.random.key(config.seed))
+        return jax.lax.pmean(loss, parallel.AXIS), jax.lax.pmin(batch.valid.all().astype(jnp.int32), parallel.AXIS)
+
+    loss_step = parallel.parallel(loss_step, name='the validation loss', traces=len(canvases))
+
+    def evaluate(state: TrainState) -> Evaluation:
+        params = state.params if state.ema_params is None else state.ema_params
+        losses, drawn = [], {}
+
+        def keep_drawn(index: int, found: ImageDetections) -> None:
+            if index < PICTURES:
+                drawn[index] = found
+
+        results = predict_dataset(
+            predict_step,
+            params,
+            state.model_state,
+            dataset,
+            truth,
+            config,
+            proposals=proposals,
+            on_batch=lambda batch: losses.append(loss_step(params, state.model_state, batch)),
+            on_image=keep_drawn,
+        )
+        losses = np.array([parallel.first_replica(pair) for pair in losses], np.float64)  # [batches, (loss, whole)]
+        whole = losses[:, 1] > 0
+        return Evaluation(
+            metrics=coco_metrics(truth, results, kinds),
+            loss=float(losses[whole if whole.any() else slice(None), 0].mean()),
+            pictures=draw_pictures(dataset, drawn),
+            truth=truth,
+            results=results,
+        )
+
+    return evaluate
+
+
+def evaluate_each(evaluate: Callable[[TrainState], Evaluation], state: TrainState, count: int) -> list[Evaluation]:
+    """Evaluates the replicas of a state on devices, one after the other.
+
+    Args:
+        evaluate: a function of `make_evaluation`.
+        state: on devices, with an axis of replicas where there are several.
+        count: number of replicas.
+    """
+    if count == 1:
+        return [evaluate(state)]
+    return [evaluate(parallel.replicate(own)) for own in unstack(parallel.first_replica(state), count)]
+
+
+def log_evaluation(log: MetricsLog, step: int, evaluation: Evaluation) -> None:
+    """Writes the loss, the 12 numbers of COCO, and the pictures."""
+    boxes = {f'validation/{name}': value for name, value in evaluation.metrics['boxes'].items()}
+    masks = {f'validation/mask_{name}': value for name, value in evaluation.metrics.get('masks', {}).items()}
+    log.write(step, {'validation/loss': evaluation.loss, **boxes, **masks})
+    log.write_images(step, {f'validation/{name}': picture for name, picture in evaluation.pictures.items()})
+
+
+def draw_pictures(
+    dataset: Dataset, found: Mapping[int, ImageDetections], score_threshold: float = 0.3
+) -> dict[str, np.ndarray]:
+    """Draws detections on the first images of a split.
+
+    Args:
+        dataset: the split.
+        found: {index of the record: its detections}; those of the first PICTURES records are drawn.
+        score_threshold: detections with lower scores are left out.
+
+    Returns:
+        {image id: [h', w', 3] uint8}, in the order of the records.
+    """
+    pictures = {}
+    for index in sorted(found)[:PICTURES]:
+        record, shown = dataset.records[index], found[index].at_least(score_threshold)
+        image = decode_image(record['image'], name=record['file_name'])
+        pictures[str(record['image_id'])] = visualize.draw_boxes(
+            image, shown.boxes, shown.labels, shown.scores, dataset.class_names, masks=shown.masks
+        )
+    return pictures
+
+
+def draw_results(
+    dataset: Dataset, results: Sequence[Mapping[str, Any]], score_threshold: float = 0.3
+) -> dict[str, np.ndarray]:
+    """Draws COCO results, such as those in detections.json.gz, as `draw_pictures` draws detections.
+
+    Only what is drawn is decoded.
+    """
+    count = min(PICTURES, len(dataset.records))
+    rows = {dataset.records[index]['image_id']: [] for index in range(count)}
+    for result in results:
+        if result['image_id'] in rows and result['score'] >= score_threshold:
+            rows[result['image_id']].append(result)
+    classes = classes_of(dataset)
+    found = {index: from_coco(of_image, classes) for index, of_image in enumerate(rows.values())}
+    return draw_pictures(dataset, found, score_threshold)
+
+
+def draw_objects(dataset: Dataset) -> dict[str, np.ndarray]:
+    """Draws the annotated objects of the first images of a split: {image id: [h', w', 3] uint8}; crowds are dashed."""
+    pictures = {}
+    for index in range(min(PICTURES, len(dataset.records))):
+        record = dataset.records[index]
+        size, masks = [record['height'], record['width']], None
+        if record['segmentations'] and all(record['segmentations']):
+            masks = decode_masks([{'size': size, 'counts': counts} for counts in record['segmentations']])
+        pictures[str(record['image_id'])] = visualize.draw_boxes(
+            decode_image(record['image'], name=record['file_name']),
+            xywh_to_xyxy(record['boxes']),
+            record['labels'],
+            None,
+            dataset.class_names,
+            masks=masks,
+            crowd=record['is_crowd'],
+        )
+    return pictures

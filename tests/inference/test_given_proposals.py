@@ -1,0 +1,125 @@
+"""Prediction and evaluation with proposals from outside. A detector that finds what it is given shows what it gets."""
+
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from detzoo.errors import DataError
+from detzoo.evaluation import read_detections
+from detzoo.inference.dataset import evaluate_workdir
+from detzoo.inference.photos import predict_files
+from detzoo.inference.predictor import Predictor, load
+from detzoo.run.classes import Classes
+from detzoo.types import Detections, Detector
+
+CLASSES = Classes(('red', 'green', 'blue'), (3, 8, 9))
+
+
+def find_proposals(params, model_state, inputs):
+    ones = inputs.proposals[..., 0] * 0 + 1
+    return Detections(inputs.proposals, ones, ones.astype('int32'), inputs.proposals_valid)
+
+
+@pytest.fixture
+def two_stages(monkeypatch, tiny_config):
+    """A function: changes of a config -> a Predictor that finds its proposals; its config is of a detector of two stages."""
+    monkeypatch.setattr(
+        'detzoo.inference.predictor.detector_of', lambda *args: Detector(None, None, find_proposals, None)
+    )
+
+    def make(rpn, **changes):
+        config = tiny_config(data__max_proposals=5, **changes)
+        with config.unlocked():
+            config.model.rpn = rpn
+        return Predictor(config, CLASSES, 16, {}, {})
+
+    return make
+
+
+@pytest.fixture
+def workdir_of(monkeypatch, tmp_path):
+    """A function: a Predictor -> a workdir of which it is."""
+
+    def make(predictor):
+        monkeypatch.setattr('detzoo.inference.dataset.load', lambda *args, **kwargs: predictor)
+        return tmp_path
+
+    return make
+
+
+@pytest.mark.parametrize('rpn', [None, {'samples': 64}])
+@pytest.mark.parametrize('resize', ['fit', 'stretch', 'letterbox'])
+def test_predictor_takes_proposals_in_pixels_of_the_image(two_stages, rpn, resize):
+    predictor, image = two_stages(rpn, data__recipe__resize=resize), np.zeros((30, 100, 3), np.uint8)
+    found = predictor(image, np.array([[10, 5, 20, 30], [0.5, 0, 100, 7.5], [90, -9, 105, 11]]))
+    np.testing.assert_allclose(found.boxes, [[10, 5, 20, 30], [0.5, 0, 100, 7.5], [90, 0, 100, 11]], atol=1e-4)
+    assert predictor(image, [[1, 2, 3, 4]] * 5).boxes.shape == (5, 4)
+    assert predictor(image, np.zeros((0, 4))).boxes.shape == (0, 4)
+    for bad in (np.zeros((6, 4)), np.zeros(4), np.zeros((2, 3)), []):
+        with pytest.raises(ValueError, match=r'proposals are \[n, 4\] xyxy, n at most data.max_proposals=5, not \['):
+            predictor(image, bad)
+
+
+def test_predictor_without_rpn_needs_proposals(two_stages, tiny_run, tmp_path):
+    needy = two_stages(None)
+    PIL.Image.new('RGB', (8, 8)).save(tmp_path / 'a.png')
+    with pytest.raises(DataError, match=r'has no RPN .*: give proposals, as in predictor\(image, proposals\)'):
+        needy(np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(DataError, match='has no RPN'):
+        predict_files(needy, [str(tmp_path / 'a.png')], tmp_path / 'output')
+    assert not (tmp_path / 'output').exists()
+    with pytest.raises(DataError, match='retinanet takes no proposals: leave out proposals'):
+        load(tiny_run)(np.zeros((8, 8, 3), np.uint8), np.zeros((1, 4)))
+
+
+def test_evaluate_workdir_takes_proposals(two_stages, workdir_of):
+    workdir = workdir_of(two_stages({'samples': 64}))
+    metrics, truth, results = evaluate_workdir(workdir, proposals='ground_truth')
+    things = [thing for thing in truth['annotations'] if not thing['iscrowd']]
+    assert [row['image_id'] for row in results] == [thing['image_id'] for thing in things]
+    np.testing.assert_allclose([row['bbox'] for row in results], [thing['bbox'] for thing in things], atol=1e-4)
+    assert metrics['proposals'] == 'ground_truth' and metrics['step'] == 16
+    # The usual results of the run stay what they are.
+    assert {path.name for path in workdir.iterdir()} == {
+        'evaluation_given_proposals.json',
+        'detections_given_proposals.json.gz',
+    }
+    assert json.loads((workdir / 'evaluation_given_proposals.json').read_text()) == metrics
+    # What one detector found are another's proposals.
+    path = workdir / 'detections_given_proposals.json.gz'
+    again = evaluate_workdir(workdir, proposals=str(path))[2]
+    np.testing.assert_allclose([row['bbox'] for row in again], [row['bbox'] for row in results], atol=1e-4)
+
+
+def test_evaluate_workdir_takes_the_proposals_of_the_config(two_stages, workdir_of):
+    workdir = workdir_of(two_stages(None, data__validation_proposals='ground_truth'))
+    metrics, _, results = evaluate_workdir(workdir)
+    assert len(results) > 10 and 'proposals' not in metrics
+    assert {path.name for path in workdir.iterdir()} == {'evaluation.json', 'detections.json.gz'}
+
+
+def test_evaluate_workdir_refuses_proposals_that_cannot_be(two_stages, workdir_of, tiny_run):
+    with pytest.raises(DataError, match=r'retinanet takes no proposals: leave out proposals$'):
+        evaluate_workdir(tiny_run, proposals='ground_truth')
+    workdir = workdir_of(two_stages(None))
+    with pytest.raises(DataError, match=r'has no RPN .*: give proposals$'):
+        evaluate_workdir(workdir)
+    with pytest.raises(DataError, match='cannot read the proposals nowhere.json'):
+        evaluate_workdir(workdir, proposals='nowhere.json')
+    assert not list(workdir.iterdir())
+
+
+def test_evaluate_workdir_writes_into_another_folder_and_then_says_what(two_stages, workdir_of, tmp_path):
+    workdir, output = workdir_of(two_stages({'samples': 64})), tmp_path / 'new' / 'output'
+    seen = []
+
+    def on_results(*results):
+        seen.append(results)
+        assert len(list(output.iterdir())) == 2
+
+    returned = evaluate_workdir(workdir, proposals='ground_truth', output=output, on_results=on_results)
+    assert seen == [returned] and [path.name for path in workdir.iterdir()] == ['new']
+    assert json.loads((output / 'evaluation_given_proposals.json').read_text()) == returned[0]
+    assert read_detections(output / 'detections_given_proposals.json.gz') == returned[2]
