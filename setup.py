@@ -30,7 +30,7 @@ setup(
         'chex',
         'flax>=0.12',
         'grain>=0.2.18',
-        'hotcoco>=1.3,<2',  # COCO's metric; kept behind one import, and tested against pycocotools
+        'hotcoco>=1.3,<2',  # COCO's metric, and its RLE in files; tested against pycocotools
         'importlib_resources',  # of TFDS, which doesn't ask for it
         'jax>=0.10',
         'ml_collections',

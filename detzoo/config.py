@@ -4,7 +4,6 @@ A config file sets what its experiment is about and calls `complete`, so that ev
 whole: two of them can be compared key by key, and each key can be set on the command line.
 """
 
-import difflib
 import functools
 import inspect
 import json
@@ -20,7 +19,7 @@ from ml_collections import config_dict
 from detzoo.allowed import check_value
 from detzoo.data.augment import check_recipe
 from detzoo.detectors import DETECTORS
-from detzoo.errors import ConfigError
+from detzoo.errors import ConfigError, nearest
 
 FILLED_IN = ('num_classes', 'axis_name')  # of a detector's arguments: known from the data and the devices
 MUTABLE = ('data.data_dir', 'training.steps', 'training.checkpoint_every', 'training.evaluate_every')
@@ -148,8 +147,7 @@ def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         if key not in known and not (value is None and key in optional):
             if key in optional:
                 raise ConfigError(f'{key} is {value!r}: it must be None or a group of keys')
-            nearest = difflib.get_close_matches(key, known, 1, cutoff=0)[0]
-            raise ConfigError(f'there is no config key {key!r}: the nearest is {nearest!r}')
+            raise ConfigError(f'there is no config key {key!r}: the nearest is {nearest(key, known)!r}')
         if value is not None or not (key in optional or known[key] is None):
             try:
                 check_value(key, value, example(whole, key))

@@ -3,6 +3,7 @@
 new_file, write_text   a file, which may replace another one
 new_folder             a folder that appears when it is complete
 incomplete_folder      a hidden folder, always removed at the end: what is complete is moved out of it
+move_folder            a finished folder to its place; a folder that it replaces stays if that fails
 check_writable, check_new_folder   errors before the work instead of after it
 """
 
@@ -74,7 +75,28 @@ def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         written = scratch / path.name  # with the user's permissions; those of `scratch` are stricter
         written.mkdir()
         yield written
-        os.replace(written, path)
+        move_folder(written, path)
+
+
+def move_folder(source: pathlib.Path, target: pathlib.Path, *, overwrite: bool = False) -> None:
+    """Moves a finished folder to its place.
+
+    Args:
+        source: the folder, inside an `incomplete_folder` on the same disk.
+        target: its place.
+        overwrite: replace a folder in its place; that one stays if this fails.
+
+    Raises:
+        OSError: there is something in its place, or it cannot be written.
+    """
+    replaced = source.with_name(f'{source.name}.replaced')
+    try:
+        if overwrite and target.exists():
+            target.rename(replaced)
+        source.rename(target)
+    finally:
+        if replaced.exists() and not target.exists():  # cut short between the two
+            replaced.rename(target)
 
 
 def check_new_folder(path: pathlib.Path) -> None:

@@ -114,3 +114,17 @@ def test_check_writable_finds_out_by_writing(tmp_path):
         pytest.skip('needs a folder that nobody can write')
     with pytest.raises(OSError, match='cannot write into /proc/self/task '):
         check_writable('/proc/self/task', '')
+
+
+def test_new_folder_appears_when_it_is_whole_and_only_where_nothing_is(tmp_path):
+    with new_folder(tmp_path / 'a') as folder:
+        (folder / 'x').write_text('x')
+        assert not (tmp_path / 'a').exists()
+    with pytest.raises(KeyError), new_folder(tmp_path / 'b'):
+        raise KeyError
+    with pytest.raises(ValueError, match='a exists and is not empty'), new_folder(tmp_path / 'a'):
+        pass
+    (tmp_path / 'empty').mkdir()
+    with new_folder(tmp_path / 'empty') as folder:
+        (folder / 'y').touch()
+    assert sorted(path.name for path in tmp_path.rglob('*')) == ['a', 'empty', 'x', 'y']

@@ -78,18 +78,17 @@ def differences_to_peer(imported: Any) -> dict[str, float]:
     from detzoo.parity import darknet as darknet_parity
     from detzoo.parity import torchvision as torchvision_parity
     from detzoo.weights import darknet, torchvision
-    from detzoo.weights.files import read_entries
 
     name = imported.config.model.name
     if MODEL.value in torchvision.PEERS and importlib.util.find_spec('torchvision'):
-        entries, image = read_entries(SOURCE.value), compare.drawn_image(480, 640, seed=0)
-        return torchvision_parity.compare_entries(MODEL.value, entries, imported.params, imported.model_state, image)
+        image, variables = compare.drawn_image(480, 640, seed=0), (imported.params, imported.model_state)
+        return torchvision_parity.compare_entries(MODEL.value, imported.entries, *variables, image)
     if name in ('yolo_v2', 'yolo_v3') and (CFG.value or MODEL.value in darknet.PUBLISHED):
         image = compare.drawn_image(*imported.config.evaluation.canvases[0], seed=0)
         model = {**imported.config.model.to_dict(), 'num_classes': len(imported.classes.class_names)}
         variables = imported.params, imported.model_state
         ours, _ = darknet_parity.run_detector(model, *variables, image)
-        return compare.differences(ours, darknet_parity.run_opencv(model, variables, SOURCE.value, image))
+        return compare.differences(ours, darknet_parity.run_opencv(model, variables, imported.content, image))
     return {}
 
 

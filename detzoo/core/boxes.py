@@ -36,6 +36,32 @@ def cxcywh_to_xyxy(boxes: Array) -> Array:
     return jnp.concatenate([center - size / 2, center + size / 2], axis=-1)
 
 
+def xyxy_to_xywh(boxes: Array) -> Array:
+    """Converts corners to the first corner and the size, as COCO's files have boxes.
+
+    Args:
+        boxes: [..., 4] number, xyxy; numpy or JAX, and what is returned is the same, of the same dtype.
+
+    Returns:
+        [..., 4]: left, top, width, height.
+    """
+    corner_min, corner_max = boxes[..., :2], boxes[..., 2:]
+    return boxes.__array_namespace__().concat([corner_min, corner_max - corner_min], axis=-1)
+
+
+def xywh_to_xyxy(boxes: Array) -> Array:
+    """Converts the first corner and the size to corners: the inverse of `xyxy_to_xywh`.
+
+    Args:
+        boxes: [..., 4] number: left, top, width, height; numpy or JAX, and what is returned is the same, of the same dtype.
+
+    Returns:
+        [..., 4], xyxy.
+    """
+    corner_min, size = boxes[..., :2], boxes[..., 2:]
+    return boxes.__array_namespace__().concat([corner_min, corner_min + size], axis=-1)
+
+
 def area(boxes: Array) -> Array:
     """Computes areas; a box whose corners are in the wrong order has none.
 

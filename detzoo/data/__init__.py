@@ -1,1 +1,7 @@
-"""The only place that knows files, ragged lists and the data's own ids: `catalog` opens data, `records` says what they are."""
+"""The only room that knows files, ragged lists and the data's own ids.
+
+readers, made   -> data sets on disk, from others' annotations or made by detzoo
+catalog         -> opens them by name
+records         -> what a record is
+augment, proposals, pipeline, geometry -> from records to batches
+"""

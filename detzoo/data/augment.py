@@ -4,10 +4,10 @@
                        -> where the canvas gets it: `geometry`'s rule, aspect ratio and scale jittered
                        -> resize, cut what hangs over, change colours -> (canvas, window, boxes, ...)
 
-The part may reach beyond the image. The image is resized once, straight onto its place, and the filling around it is left
-to the detector, which zeroes what is outside of the window after normalising: to it, that is the mean colour.
+The part may reach beyond the image. The image is resized once, straight to its place. The filling around it is left to the
+detector, which zeroes pixels outside the window after normalising, so that they have the mean colour.
 
-What is off in a recipe draws no random numbers, so that an option added here changes no run without it.
+An option that is off draws no random numbers, so that a new option changes no run without it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import pycocotools.mask
 
+from detzoo.core.boxes import xyxy_to_xywh
 from detzoo.data.geometry import (
     INTERPOLATIONS,
     RESIZES,
@@ -29,20 +30,20 @@ from detzoo.data.geometry import (
     whole_pixels,
 )
 
-MIN_VISIBLE = 0.25  # an object of which a crop leaves less becomes a crowd region: neither positive nor background
-MIN_SIDE = 0.01  # canvas pixels; what is thinner would have no width in float32
-CROP_OVERLAPS = (None, 0.0, 0.1, 0.3, 0.5, 0.7, 0.9)  # of `sample_crop`; None: no crop
+MIN_VISIBLE = 0.25  # an object of which a crop leaves a smaller share becomes a crowd: neither positive nor background
+MIN_SIDE = 0.01  # canvas pixels; a thinner box would have no width in float32
+CROP_OVERLAPS = (None, 0.0, 0.1, 0.3, 0.5, 0.7, 0.9)  # choices of `sample_crop`; None for no crop
 CROP_TRIALS = 50
 
 
 class Augmented(NamedTuple):
-    """An augmented image and what became of its objects.
+    """An augmented image, and what became of its objects.
 
     image: [H, W, 3] uint8.
     window: [4] float32 xyxy, where on the canvas the image lies.
     boxes: [n, 4] float64 xyxy, canvas pixels, inside the window.
-    kept: [n] int, which of the record's objects these are.
-    crowd: [n] bool: was a crowd, or so little of it is left that it counts as one.
+    kept: [n] int, indices of these objects in the record.
+    crowd: [n] bool, True for crowds, and for objects of which so little is left that they count as crowds.
     to_record: [2, 3] float64, maps (x, y, 1) of the canvas to pixels of the record's image.
     """
 
@@ -69,7 +70,7 @@ def augment(
         boxes: [N, 4] float64 xyxy, pixels.
         crowd: [N] bool.
         canvas: (H, W), pixels.
-        recipe: all keys of `config.data.recipe`, with values that `check_recipe` accepts:
+        recipe: all keys of `config.data.recipe`, checked by `check_recipe`:
             'flip', the probability of a horizontal flip;
             'rotate90', whether to turn by a random multiple of 90 degrees;
             'zoom_out', 'jitter', 'iou_crop': see `zoom_out`, `move_sides`, `sample_crop`;
@@ -77,12 +78,12 @@ def augment(
             'aspect_jitter', 'scale_range': see `draw_placement`;
             'color_jitter': see `jitter_colors`;
             'brightness', 'hue', 'saturation', 'exposure', 'color_probability': see `distort_colors`.
-        rng: where the randomness comes from.
+        rng: source of randomness.
 
     Returns:
-        Augmented. An object that a cut leaves less than `MIN_VISIBLE` of becomes a crowd; but with 'iou_crop' the
-        paper's rule holds for that crop: what has its centre inside stays an object, however little is left of it, and
-        the rest, but for crowds, is dropped.
+        Augmented. An object of which a cut leaves less than `MIN_VISIBLE` becomes a crowd. For the crop of 'iou_crop' the
+        paper's rule holds instead: an object whose centre is inside stays an object, however little is left of it; other
+        objects are dropped, except crowds.
     """
     back = np.eye(3)  # from pixels of `image` to the record's
     if rng.uniform() < recipe['flip']:
@@ -145,10 +146,10 @@ def zoom_out(part: np.ndarray, largest: float, rng: np.random.RandomState) -> np
     Args:
         part: [4] int xyxy, pixels: the image.
         largest: the ratio of the new sides to the old ones is drawn uniformly from 1..largest.
-        rng: where the randomness comes from.
+        rng: source of randomness.
 
     Returns:
-        [4] int xyxy, with the image anywhere inside.
+        [4] int xyxy, with the image somewhere inside.
     """
     if rng.uniform() < 0.5:
         return part
@@ -159,10 +160,10 @@ def zoom_out(part: np.ndarray, largest: float, rng: np.random.RandomState) -> np
 
 
 def move_sides(part: np.ndarray, jitter: float, rng: np.random.RandomState) -> np.ndarray:
-    """Moves each side of [4] int xyxy in or out by up to a share of the width or height, uniformly.
+    """Moves each side of [4] int xyxy in or out, uniformly, by up to a share of the width or height.
 
-    With 'stretch' this is how YOLO was trained at first (1506.02640, section 2.2: scaling and translations of up to 20 %;
-    1612.08242, section 3): darknet's `jitter`. From March 2017 on darknet's key of that name means `aspect_jitter`.
+    With 'stretch' this is darknet's first `jitter`, with which YOLO was trained (1506.02640, section 2.2: scaling and
+    translations of up to 20 %; 1612.08242, section 3). Since March 2017 darknet's key of that name means `aspect_jitter`.
     """
     size = np.tile(part[2:] - part[:2], 2)
     return part + (rng.uniform(-jitter, jitter, 4) * size).astype(int)
@@ -171,15 +172,15 @@ def move_sides(part: np.ndarray, jitter: float, rng: np.random.RandomState) -> n
 def sample_crop(part: np.ndarray, boxes: np.ndarray, size: tuple[int, int], rng: np.random.RandomState) -> np.ndarray:
     """Draws a crop around objects (SSD, 1512.02325, section 2.2; sides and number of trials as in the authors' code).
 
-    It is, with equal chances, all there is; or a rectangle of 0.3..1 of the sides (the paper says 0.1) and an aspect ratio
-    of 1/2..2 times that of the whole, without further condition or with an overlap (IoU) of at least 0.1, 0.3, 0.5, 0.7 or
-    0.9 with some object. Where 50 trials find none, another of these chances is taken.
+    With equal chances it is the whole part, or a rectangle of 0.3..1 of the sides (the paper says 0.1) and 1/2..2 times the
+    aspect ratio of the whole: any rectangle, or one with an overlap (IoU) of at least 0.1, 0.3, 0.5, 0.7 or 0.9 with some
+    object. If 50 trials find none, another of these choices is drawn.
 
     Args:
         part: [4] int xyxy, what to crop; it may be larger than the image.
-        boxes: [N, 4] float64 xyxy, the objects that count. Without any the whole part is taken.
+        boxes: [N, 4] float64 xyxy, the objects that count. Without objects the whole part is taken.
         size: height and width of the image; a crop that shows nothing of it is not taken.
-        rng: where the randomness comes from.
+        rng: source of randomness.
 
     Returns:
         [4] int xyxy, inside the part.
@@ -204,17 +205,17 @@ def sample_crop(part: np.ndarray, boxes: np.ndarray, size: tuple[int, int], rng:
 def draw_placement(
     part: np.ndarray, canvas: tuple[int, int], recipe: Mapping[str, Any], rng: np.random.RandomState
 ) -> Placement:
-    """Draws where on the canvas a part of an image comes to lie.
+    """Draws where on the canvas a part of an image lies.
 
     Args:
         part: [4] int xyxy, pixels.
         canvas: (H, W), pixels.
-        recipe: 'resize', 'shorter_side' and 'longer_side' say where without any randomness.
-            'aspect_jitter' varies width and height by up to that share each, independently, before the rule resizes what
-            results; it then lies anywhere on the canvas where it is smaller (darknet's `jitter` since March 2017).
-            'scale_range' are the limits of a factor of the scale, drawn log-uniformly. What is larger than the canvas
-            then hangs over at random.
-        rng: where the randomness comes from.
+        recipe: 'resize', 'shorter_side' and 'longer_side' are the rule without randomness.
+            'aspect_jitter' first changes width and height, independently, by up to that share each; a result smaller than the
+            canvas then lies anywhere on it (darknet's `jitter` since March 2017).
+            'scale_range' has the limits of a factor of the scale, drawn log-uniformly; a result larger than the canvas hangs
+            over at random.
+        rng: source of randomness.
 
     Returns:
         Placement of the part.
@@ -232,7 +233,7 @@ def draw_placement(
 
 
 def place_inside(part: np.ndarray, where: Placement) -> Placement:
-    """Says where a part ([4] int xyxy) of something placed lies, in whole pixels; at least one, and inside of it."""
+    """Computes where a part ([4] int xyxy) of something placed lies, in whole pixels: at least one pixel, and inside it."""
     limits = np.tile(where.offset, 2) + [0, 0, *where.size]
     x1, y1, x2, y2 = np.rint(where.to_canvas(part)).astype(int).tolist()
     x1, y1 = min(x1, limits[2] - 1), min(y1, limits[3] - 1)
@@ -253,19 +254,19 @@ def jitter_colors(image: np.ndarray, strength: float, rng: np.random.RandomState
 
 
 def distort_colors(image: np.ndarray, recipe: Mapping[str, Any], rng: np.random.RandomState) -> np.ndarray:
-    """Changes colours as SSD and YOLO do (1512.02325, section 2.2; 1506.02640, section 2.2): in HSV.
+    """Changes colours in HSV as SSD and YOLO do (1512.02325, section 2.2; 1506.02640, section 2.2).
 
-    Only the image's pixels change. Darknet changes those of the gray around it too, since it places the image first.
+    Only the image's pixels change; darknet also changes the gray around it, since it places the image first.
 
-    SSD's `contrast` and darknet's `exposure` are one: a factor on all channels. A factor is as likely below 1 as above,
-    and uniform on either side: for (0.5, 1.5) that is uniform throughout, as in SSD; darknet's is the reciprocal of
-    a uniform number where it is below 1.
+    SSD's `contrast` and darknet's `exposure` are the same: a factor on all channels. A factor is as likely below 1 as above, and
+    uniform on either side. For (0.5, 1.5) that is uniform throughout, as in SSD; below 1, darknet's is the reciprocal of a
+    uniform number.
 
     Args:
         image: [h, w, 3] uint8 RGB.
         recipe: 'brightness', the largest summand on all channels, 0..255; 'hue', the largest shift, in turns of the colour
-            circle; 'saturation', 'exposure', the (smallest, largest) factor; each happens with 'color_probability'.
-        rng: where the randomness comes from.
+            circle; 'saturation', 'exposure', the (smallest, largest) factor; 'color_probability', the chance of each change.
+        rng: source of randomness.
 
     Returns:
         [h, w, 3] uint8.
@@ -298,7 +299,7 @@ def distort_colors(image: np.ndarray, recipe: Mapping[str, Any], rng: np.random.
 
 
 def check_recipe(recipe: Mapping[str, Any]) -> None:
-    """Refuses values of `config.data.recipe` that mean nothing, with a ValueError that names the key."""
+    """Refuses impossible values of `config.data.recipe`, with a ValueError that names the key."""
 
     def check(key: str, good: bool, wanted: str) -> None:
         if not good:
@@ -337,9 +338,7 @@ def _best_overlaps(crops: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """The largest IoU [n] of each of [n, 4] xyxy crops with any of [N, 4] xyxy boxes; -1 where there is no box."""
     if not len(boxes):
         return np.full(len(crops), -1.0)
-    as_xywh = [
-        np.concatenate([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]], axis=1).astype(np.float64) for xyxy in (crops, boxes)
-    ]
+    as_xywh = [xyxy_to_xywh(xyxy).astype(np.float64) for xyxy in (crops, boxes)]
     return pycocotools.mask.iou(*as_xywh, np.zeros(len(boxes), np.uint8)).max(axis=1)
 
 

@@ -1,6 +1,6 @@
-"""The data sets that there are, by name: the only door through which the project opens data.
+"""The data sets by name: the only door through which the project opens data.
 
-builders()                -> those that detzoo makes itself; they are prepared on first use
+builders()                -> detzoo's own data sets, which are prepared on first use
 open_dataset(name, split) -> Dataset: class names, category ids, and records with random access
 """
 
@@ -15,12 +15,12 @@ from detzoo.errors import DataError
 
 
 def open_dataset(name: str, split: str, data_dir: str | os.PathLike | None = None) -> Dataset:
-    """Opens a split of a data set; those which detzoo makes itself are prepared on first use.
+    """Opens a split of a data set; detzoo's own are prepared on first use.
 
     Args:
         name: 'shapes', 'histology', or a name given to `scripts/prepare_data.py`.
         split: 'train' or 'validation', or a slice of them in TFDS's notation ('train[:10%]').
-        data_dir: where data sets lie; None is TFDS's default (~/tensorflow_datasets, or $TFDS_DATA_DIR).
+        data_dir: folder of all data sets; None is TFDS's default (~/tensorflow_datasets, or $TFDS_DATA_DIR).
 
     Raises:
         DataError: there is no such data set or split, or it was not prepared by detzoo.
@@ -46,12 +46,12 @@ def open_dataset(name: str, split: str, data_dir: str | os.PathLike | None = Non
 
 
 def data_root(data_dir: str | os.PathLike | None) -> pathlib.Path:
-    """Returns the folder in which data sets lie: the given one, or TFDS's default."""
+    """Returns the folder of all data sets: the given one, or TFDS's default."""
     return pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
 
 
 def builders() -> dict[str, type[tfds.core.DatasetBuilder]]:
-    """Returns the builders which need nothing from the user."""
+    """Returns the builders of detzoo's own data sets, which need nothing from the user."""
     return {'shapes': shapes.Shapes, 'histology': histology.Histology}
 
 
@@ -61,7 +61,7 @@ def _prepared_on_first_use(make_builder: type[tfds.core.DatasetBuilder], data_di
         try:
             write_dataset(make_builder, data_dir)
         except OSError:
-            if not folder.exists():  # else another process was quicker, with the same records
+            if not folder.exists():  # otherwise another process was quicker, with the same records
                 raise
     return folder
 

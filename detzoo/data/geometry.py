@@ -5,9 +5,9 @@
     place:         resize, pad -> (canvas, Placement)
 
 A `ResizeRule` says how: 'fit' at the top left corner, 'letterbox' in the middle, 'stretch' over the whole canvas; and how
-pixels are interpolated. What pixels around the image are does not matter: detectors overwrite what is outside of its window.
+pixels are interpolated. Pixels around the image do not matter: detectors overwrite what is outside its window.
 
-numpy and OpenCV on the host; boxes are xyxy float64 pixels of whatever image they belong to.
+It is numpy and OpenCV on the host; boxes are xyxy, float64, pixels of the image or canvas they belong to.
 """
 
 import math
@@ -28,10 +28,10 @@ class ResizeRule(NamedTuple):
     resize: 'fit' keeps the aspect ratio and puts the image at the top left corner; 'letterbox' keeps it and centres the
         image (darknet); 'stretch' resizes both sides to those of the canvas (SSD).
     shorter_side, longer_side: limits on the sides of the resized image, pixels; None for no limit. Not with 'stretch'.
-    interpolation: 'area' averages where the image shrinks (no aliasing) and is bilinear where it grows; 'bilinear' lies
-        between the nearest four pixels everywhere (torchvision, OpenCV); 'pil' weighs all pixels under a triangle (PIL's
-        bilinear, detectron2); 'darknet' lies between the nearest four where the corners' pixels fall on the corners'.
-        Each rounds the resized image's sides as its users do.
+    interpolation: 'area' averages where the image shrinks (no aliasing) and is bilinear where it grows; 'bilinear' always
+        interpolates between the nearest four pixels (torchvision, OpenCV); 'pil' weighs all pixels under a triangle (PIL's
+        bilinear, detectron2); 'darknet' interpolates between the nearest four after aligning the corner pixels.
+        Each rounds the sides of the resized image as the programs that use it do.
     """
 
     resize: str = 'fit'
@@ -41,12 +41,12 @@ class ResizeRule(NamedTuple):
 
     @property
     def is_limited(self) -> bool:
-        """Whether images have a size that no canvas decides, unless it is too small."""
+        """Whether the rule, and not the canvas, decides how large images are, unless the canvas is too small."""
         return self.shorter_side is not None or self.longer_side is not None
 
 
 def resize_rule(recipe: Mapping[str, Any]) -> ResizeRule:
-    """Takes the rule out of a recipe (`config.data.recipe`)."""
+    """Makes the rule of a recipe (`config.data.recipe`)."""
     return ResizeRule(*(recipe[key] for key in ResizeRule._fields))
 
 
@@ -87,8 +87,8 @@ def fit_scale(size: tuple[float, float], canvas: tuple[int, int] | None, rule: R
 
     Args:
         size: height and width of the image, pixels.
-        canvas: height and width of the canvas, pixels; None: a canvas that sets no limit.
-        rule: of which the limits count.
+        canvas: height and width of the canvas, pixels; None for no limit by a canvas.
+        rule: a rule, of which only the limits count.
 
     Returns:
         canvas pixels per image pixel; 1 where there is no limit at all.
@@ -115,7 +115,7 @@ def choose_canvas(size: tuple[int, int], canvases: Sequence[tuple[int, int]], ru
 
 
 def own_canvas(size: tuple[int, int], rule: ResizeRule, divisor: int) -> tuple[int, int]:
-    """Makes the canvas of one image alone: as large as the limits make the image, rounded up to multiples of a divisor."""
+    """Makes a canvas for one image alone: as large as the limits make the image, rounded up to multiples of a divisor."""
     width, height = _rounded_sides(size, fit_scale(size, None, rule), rule)
     return -(-height // divisor) * divisor, -(-width // divisor) * divisor
 
@@ -126,10 +126,10 @@ def whole_pixels(size: tuple[int, int], scale: tuple[float, float]) -> tuple[int
 
 
 def _sides(size: tuple[int, int], canvas: tuple[int, int], rule: ResizeRule) -> tuple[int, int]:
-    """Says how large a rule makes an image of (height, width): its (width, height)."""
+    """Computes how large a rule makes an image of (height, width): (width, height)."""
     if rule.resize == 'stretch':
         return canvas[::-1]
-    if rule.is_limited:  # before the canvas is asked, which a rounded side may fill to the last pixel
+    if rule.is_limited:  # the limits first: a rounded side may fill the canvas to the last pixel
         width, height = _rounded_sides(size, fit_scale(size, None, rule), rule)
         if height <= canvas[0] and width <= canvas[1]:
             return width, height
@@ -137,23 +137,23 @@ def _sides(size: tuple[int, int], canvas: tuple[int, int], rule: ResizeRule) -> 
 
 
 def _rounded_sides(size: tuple[int, int], scale: float, rule: ResizeRule) -> tuple[int, int]:
-    """Rounds the sides of an image of (height, width) times a scale as the users of an interpolation do: (width, height)."""
+    """Rounds the sides of an image of (height, width) times a scale as programs with that interpolation do: (width, height)."""
     if rule.interpolation == 'area':
         return whole_pixels(size, (scale, scale))
-    # Halves go up with PIL's users. Darknet divides integers, so that rounding errors must not lose a pixel.
+    # Detectron2, with PIL, rounds halves up. Darknet divides integers: rounding errors must not lose a pixel.
     shift = {'bilinear': 0, 'pil': 0.5, 'darknet': 1e-9}[rule.interpolation]
     return max(1, math.floor(size[1] * scale + shift)), max(1, math.floor(size[0] * scale + shift))
 
 
 def corner(size: tuple[int, int], canvas: tuple[int, int], rule: ResizeRule) -> tuple[int, int]:
-    """Says where a rule puts the top left corner (x, y) of a resized image of (width, height); no side is negative."""
+    """Computes where a rule puts the top left corner (x, y) of a resized image of (width, height); never negative."""
     if rule.resize != 'letterbox':
         return 0, 0
     return max(0, canvas[1] - size[0]) // 2, max(0, canvas[0] - size[1]) // 2
 
 
 def placement(size: tuple[int, int], canvas: tuple[int, int], rule: ResizeRule) -> Placement:
-    """Says where a rule puts an image of (height, width) on a canvas."""
+    """Computes where a rule puts an image of (height, width) on a canvas."""
     width, height = _sides(size, canvas, rule)
     return Placement((width / size[1], height / size[0]), (width, height), corner((width, height), canvas, rule))
 
@@ -166,7 +166,7 @@ def place(
     Args:
         image: [h, w, 3] uint8.
         canvas: (H, W).
-        rule: how.
+        rule: how the image is resized and placed.
         rounded: whether interpolated pixels are rounded to uint8.
 
     Returns:
@@ -203,20 +203,20 @@ def resize(
     image = image if rounded else image.astype(np.float32)
     height, width = image.shape[:2]
     smaller = min(size[0], width), min(size[1], height)
-    if smaller not in (size, (width, height)):  # one side each way, and OpenCV averages only where no side grows
+    if smaller not in (size, (width, height)):  # one side grows, one shrinks: OpenCV averages only if no side grows
         image = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)
-    # One row less may be what rounding makes of a scale of nearly 1: nothing to average.
+    # One row less may come from rounding a scale of nearly 1: nothing to average.
     shrinks = size[0] < image.shape[1] or size[1] < image.shape[0] - 1
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
 def _positions_of_corners(length: int, count: int) -> np.ndarray:
-    """Where darknet samples a side of `length` pixels `count` times: the outermost on the outermost pixels."""
+    """Where darknet samples a side of `length` pixels `count` times: the first and last sample on the outermost pixels."""
     return np.arange(count, dtype=np.float32) * np.float32((length - 1) / max(1, count - 1))
 
 
 def _positions_of_centers(length: int, count: int) -> np.ndarray:
-    """Where torch samples it: at the centres of `count` equal parts, rounded once (it multiplies and adds in one operation)."""
+    """Where torch samples a side: at the centres of `count` equal parts, rounded once (it multiplies and adds in one step)."""
     return ((np.arange(count) + 0.5) * np.float64(np.float32(length / count)) - 0.5).astype(np.float32)
 
 
@@ -238,12 +238,12 @@ def mask_in_frame(mask: np.ndarray, box: np.ndarray, to_record: np.ndarray, size
     Args:
         mask: [h, w] bool or uint8 0 and 1, of the record's image.
         box: [4] float xyxy, canvas pixels.
-        to_record: [2, 3] float64, maps (x, y, 1) of the canvas to pixels of the record's image; turns and flips included.
+        to_record: [2, 3] float64, maps (x, y, 1) of the canvas to pixels of the record's image; includes turns and flips.
         size: S.
 
     Returns:
-        [S, S] bool: whether the mask, interpolated between the centres of its pixels, is at least a half at the centre of
-        each of the frame's cells; False outside of the image.
+        [S, S] bool: whether the mask, interpolated between its pixels' centres, is at least a half at the centre of each
+        cell of the frame; False outside the image.
     """
     x1, y1, x2, y2 = box
     width, height = (x2 - x1) / size, (y2 - y1) / size  # of a cell

@@ -3,8 +3,8 @@
     training:   range(N) -> shuffle, repeat -> [position] decode, augment, pad -> every n-th for process n -> batch
     evaluation: each record once, on the canvas where it is largest, the last batch filled up with invalid rows
 
-Element i of the training stream is a function of (seed, i) alone: any number of processes makes the same global
-stream, resuming is slicing, and there is no iterator state to save.
+Element i of the training stream depends on (seed, i) alone: any number of processes makes the same global stream, resuming
+is slicing, and there is no iterator state to save.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +17,7 @@ import numpy as np
 import pycocotools.mask
 from tqdm.auto import tqdm
 
+from detzoo.core.boxes import xywh_to_xyxy
 from detzoo.data.augment import augment
 from detzoo.data.geometry import choose_canvas, mask_in_frame, place, placement, resize_rule
 from detzoo.data.proposals import Proposals
@@ -47,17 +48,17 @@ def train_batches(
 
     Args:
         dataset: the training split.
-        canvases: (H, W) each; all images of a step share the canvas `canvas_of_step` draws.
-        max_boxes: M. The largest objects of an image get the rows; how many found none is in `gt.dropped`.
-        recipe: of `augment`.
-        batch_size: of all processes together.
-        seed: of shuffling, augmentation and canvases.
-        mask_size: S, of the objects' masks; 0: none.
-        proposals: of the split, for the inputs; None: none.
-        canvas_steps: for how many steps a canvas is kept.
+        canvases: (H, W) each; all images of a step share the canvas that `canvas_of_step` draws.
+        max_boxes: M. The largest objects of an image get the rows; `gt.dropped` counts the others.
+        recipe: the recipe of `augment`.
+        batch_size: images of a step, all processes together.
+        seed: seed for shuffling, augmentation and canvases.
+        mask_size: S, the side of the objects' masks; 0 for no masks.
+        proposals: the split's proposals, for the inputs; or None.
+        canvas_steps: how many steps a canvas is kept.
         start_step: the first step to make.
         process, processes: this process makes the elements process, process + processes, ... of each batch.
-        threads: that decode and augment.
+        threads: how many threads decode and augment.
 
     Returns:
         an iterator of Batch with leading axis batch_size / processes, numpy.
@@ -72,9 +73,7 @@ def train_batches(
         return load_augmented(dataset, index, canvas, max_boxes, recipe, rng, mask_size=mask_size, proposals=proposals)
 
     stream = grain.MapDataset.range(len(dataset.records)).seed(seed).shuffle().repeat().map_with_index(load)
-    stream = stream[
-        process : 2**62 : processes
-    ]  # with an end, for batches of one image: grain can count no more of them
+    stream = stream[process : 2**62 : processes]  # with an end: grain cannot count more batches of one image
     batches = stream.batch(batch_size // processes)[start_step:]
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=8)))
 
@@ -102,13 +101,13 @@ def evaluation_batches(
 
     Args:
         canvases: (H, W) for each record's image.
-        recipe: of it, `resize_rule` is used: nothing is drawn.
+        recipe: a recipe, of which only the `resize_rule` counts: nothing is drawn at random.
         rounded: whether pixels are uint8, as in training, or float32 as the interpolation makes them.
         dataset, max_boxes, batch_size, mask_size, proposals, process, processes, threads: see `train_batches`.
 
     Returns:
-        an iterator of Batch with leading axis batch_size / processes, numpy, the same number of batches for each
-        process. `valid` is False on what fills up the last batch of each canvas.
+        an iterator of Batch with leading axis batch_size / processes, numpy; each process gets the same number of batches.
+        `valid` is False in rows that only fill up the last batch of a canvas.
     """
     if batch_size % processes:
         raise ValueError(f'batch_size {batch_size} is not a multiple of the {processes} processes')
@@ -163,14 +162,14 @@ def object_masks(
 
     Args:
         record: see `records.Records`.
-        rows: [n] int, which objects.
+        rows: [n] int, the objects' indices.
         boxes: [n, 4] float64 xyxy, canvas pixels.
-        crowd: [n] bool; crowds have no mask, which nobody asks for.
+        crowd: [n] bool; crowds get empty masks, which are never used.
         to_record: [2, 3] float64, maps (x, y, 1) of the canvas to the record's image.
-        size: S; 0: no masks.
+        size: S; 0 for no masks.
 
     Returns:
-        [n, S, S] bool, or None.
+        [n, S, S] bool; None for size 0.
 
     Raises:
         DataError: an object has no mask; the message names the file and the annotation.
@@ -182,8 +181,8 @@ def object_masks(
         counts = record['segmentations'][rows[i]]
         if not counts:
             raise DataError(
-                f'{record["file_name"]}: annotation {record["annotation_ids"][rows[i]]} has no mask, and data.mask_size asks '
-                'for them: set it to 0, choose a detector without masks, or prepare data that has masks for all objects'
+                f'{record["file_name"]}: annotation {record["annotation_ids"][rows[i]]} has no mask, but data.mask_size asks '
+                'for masks: set it to 0, choose a detector without masks, or prepare data with masks of all objects'
             )
         whole = pycocotools.mask.decode({'size': [record['height'], record['width']], 'counts': counts})
         masks[i] = mask_in_frame(whole, boxes[i], to_record, size)
@@ -199,14 +198,14 @@ def pad_ground_truth(
     cropped: int,
     masks: np.ndarray | None = None,
 ) -> GroundTruth:
-    """Pads the objects of an image to M rows; where they are more, crowds go first, then the smallest.
+    """Pads the objects of an image to M rows; if there are more, crowds are dropped first, then the smallest.
 
     Args:
         boxes: [N, 4] float xyxy.
         labels: [N] int.
         crowd: [N] bool.
         max_boxes: M.
-        cropped: how many objects were left out before.
+        cropped: how many objects the augmentation left out.
         masks: [N, S, S] bool, or None.
 
     Returns:
@@ -232,15 +231,15 @@ def pad_ground_truth(
 
 
 def object_sizes(dataset: Dataset, canvases: Sequence[tuple[int, int]], recipe: Mapping[str, Any]) -> np.ndarray:
-    """Lists the sizes of a split's objects on the canvases, as in `evaluation_batches`: nothing is drawn.
+    """Lists the sizes of a split's objects on the canvases, as `evaluation_batches` places them.
 
     Args:
         dataset: the split.
-        canvases: (H, W) each; every image takes that on which it is largest.
-        recipe: of it, `resize_rule` is used.
+        canvases: (H, W) each; every image takes the one on which it is largest.
+        recipe: a recipe, of which only the `resize_rule` counts.
 
     Returns:
-        [N, 2] float64 width and height, canvas pixels, of all objects but crowds.
+        [N, 2] float64 width and height, canvas pixels, of all objects except crowds.
     """
     rule, sizes = resize_rule(recipe), []
     for record in tqdm(dataset.records, desc='sizes', unit='image', leave=False):
@@ -248,11 +247,6 @@ def object_sizes(dataset: Dataset, canvases: Sequence[tuple[int, int]], recipe: 
         scale = placement(size, choose_canvas(size, canvases, rule), rule).scale
         sizes.append(record['boxes'][~record['is_crowd'], 2:] * scale)
     return np.concatenate(sizes)
-
-
-def xywh_to_xyxy(boxes: np.ndarray) -> np.ndarray:
-    """Converts the records' [N, 4] boxes (x, y, width, height) to corners."""
-    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
 
 
 def shard(batch: Batch, devices: int) -> Batch:

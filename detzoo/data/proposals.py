@@ -1,9 +1,10 @@
-"""Proposals from outside, which take the place of those that a detector makes itself (Fast R-CNN, arXiv 1504.08083).
+"""Proposals from outside, in place of those that a detector makes itself (Fast R-CNN, arXiv 1504.08083).
 
-    load_proposals: a file in COCO's results format, or the objects of a split -> Proposals, in the order of its records
-    Proposals.on_canvas: those of a record, mapped onto its canvas and padded   -> [P, 4], [P]
+    load_proposals: a file in COCO's results format, or the objects of a split -> Proposals, in the order of the records
+    Proposals.on_canvas: a record's proposals, mapped onto its canvas and padded -> [P, 4], [P]
 
-The objects themselves, the source 'ground_truth', tell errors of the proposals from those of what follows them.
+With the objects themselves as proposals (the source 'ground_truth'), errors of the proposals can be told from errors of the
+stages after them.
 """
 
 import collections
@@ -19,6 +20,7 @@ import jax
 import numpy as np
 from tqdm.auto import tqdm
 
+from detzoo.core.boxes import xywh_to_xyxy
 from detzoo.data.augment import MIN_SIDE
 from detzoo.data.records import Dataset
 from detzoo.errors import DataError
@@ -29,8 +31,8 @@ ENTRY = 'a proposal is {"image_id": integer, "bbox": [x, y, width, height] in pi
 class Proposals(NamedTuple):
     """The proposals of a split.
 
-    boxes: of each record [n, 4] float32 xyxy, pixels of its image, best first, n <= rows.
-    rows: P.
+    boxes: for each record [n, 4] float32 xyxy, pixels of its image, best first, n <= rows.
+    rows: P, to which they are padded.
     """
 
     boxes: list[np.ndarray]
@@ -40,10 +42,10 @@ class Proposals(NamedTuple):
         """Maps the proposals of a record onto a canvas, clips them to the window and pads them.
 
         Args:
-            index: of the record.
-            to_record: [2, 3] float64, maps (x, y, 1) of the canvas to pixels of the record's image; turns and flips included.
-            window: [4] float xyxy, where on the canvas the image lies. What of a proposal is thinner there than MIN_SIDE
-                is left out.
+            index: index of the record.
+            to_record: [2, 3] float64, maps (x, y, 1) of the canvas to pixels of the record's image; includes turns and flips.
+            window: [4] float xyxy, where on the canvas the image lies. Proposals of which it shows less than MIN_SIDE are
+                left out.
 
         Returns:
             boxes [P, 4] float32 xyxy, canvas pixels, best first, and which rows are valid [P] bool.
@@ -59,19 +61,19 @@ class Proposals(NamedTuple):
 
 
 def load_proposals(source: str | None, dataset: Dataset, max_proposals: int) -> Proposals | None:
-    """Collects the proposals of a split, and says how many there are and how many find no row.
+    """Collects the proposals of a split, and prints how many there are and how many are left out.
 
     Args:
-        source: the path of a file as `read_proposals` takes it; or 'ground_truth', the objects of the split but for crowds;
-            or None. A file may list other images too.
+        source: path of a file for `read_proposals`, which may list other images too; 'ground_truth' for the objects of the
+            split without crowds; or None.
         dataset: the split.
-        max_proposals: P. An image keeps the best by score.
+        max_proposals: P. An image keeps those with the best scores.
 
     Returns:
-        Proposals; None for None. An image of which the source says nothing has none.
+        Proposals, none for an image that the source does not list; None if the source is None.
 
     Raises:
-        DataError: the file is not as it should be, or lists no image of the split.
+        DataError: the file is malformed, or lists no image of the split.
     """
     if source is None:
         return None
@@ -80,13 +82,11 @@ def load_proposals(source: str | None, dataset: Dataset, max_proposals: int) -> 
     count = images = dropped = 0
     for record in tqdm(dataset.records, desc='proposals', unit='image', leave=False):
         xywh = record['boxes'][~record['is_crowd']] if listed is None else listed.get(record['image_id'], none)
-        count, images, dropped = (
-            count + len(xywh),
-            images + (len(xywh) > 0),
-            dropped + max(0, len(xywh) - max_proposals),
-        )
+        count += len(xywh)
+        images += len(xywh) > 0
+        dropped += max(0, len(xywh) - max_proposals)
         xywh = xywh[:max_proposals]
-        boxes.append(np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1).astype(np.float32))
+        boxes.append(xywh_to_xyxy(xywh).astype(np.float32))
     split = f'split {dataset.split!r} of {dataset.name!r}'
     if listed is not None and not images:
         first = dataset.records[0]
@@ -106,14 +106,17 @@ def load_proposals(source: str | None, dataset: Dataset, max_proposals: int) -> 
 def read_proposals(path: str | os.PathLike) -> dict[int, np.ndarray]:
     """Reads proposals in COCO's results format, JSON or gzipped JSON: the detections of a detector, for example.
 
-    It is a list of {"image_id", "bbox": [x, y, width, height], "score"}; other keys are ignored. The whole file is held in
-    memory while it is read, about 1 kB a proposal.
+    The file is a list of {"image_id", "bbox": [x, y, width, height], "score"}; other keys are ignored. It is held in memory
+    while it is read, about 1 kB a proposal.
+
+    Args:
+        path: the file.
 
     Returns:
         {image_id: [n, 4] float64 xywh pixels, best score first}; of equal scores the earlier one.
 
     Raises:
-        DataError: it cannot be read, or something in it is no proposal; the message names the file and the entry.
+        DataError: it cannot be read, or an entry is malformed; the message names the file and the entry.
     """
     try:
         data = pathlib.Path(path).read_bytes()
@@ -132,26 +135,26 @@ def read_proposals(path: str | os.PathLike) -> dict[int, np.ndarray]:
     ) as error:  # JSON's and UTF-8's errors, then gzip's
         raise DataError(f'{path} is not JSON, or was cut short ({error}); copy or export it again') from error
     if not isinstance(entries, list):
-        raise DataError(f'{path} is no list of proposals: export them in the format of COCO results, where {ENTRY}')
+        raise DataError(f'{path} is not a list of proposals: export it in the format of COCO results, where {ENTRY}')
     rows = collections.defaultdict(list)  # of each image (score, x, y, w, h)
     for i, entry in enumerate(entries):
         if reason := _flaw(entry):
-            raise DataError(f'{path}: entry {i} (counted from 0): {reason}; {ENTRY}. Mend it or remove it')
+            raise DataError(f'{path}: entry {i} (counted from 0): {reason}; {ENTRY}. Fix or remove the entry')
         rows[entry['image_id']].append((entry['score'], *entry['bbox']))
     arrays = {image_id: np.array(found, np.float64) for image_id, found in rows.items()}
     return {image_id: array[np.argsort(-array[:, 0], kind='stable'), 1:] for image_id, array in arrays.items()}
 
 
 def _flaw(entry: Any) -> str | None:
-    """Says what is wrong with an entry of a file, if anything is."""
+    """Says what is wrong with an entry of a file; None if nothing is."""
     missing = [key for key in ('image_id', 'bbox', 'score') if not isinstance(entry, dict) or key not in entry]
     if missing:
         return f'there is no {" and no ".join(missing)}'
     image_id, box, score = entry['image_id'], entry['bbox'], entry['score']
     if type(image_id) is not int or not -(2**63) <= image_id < 2**63:  # a bool is an int too
-        return f'image_id {image_id!r} is no integer of 64 bits'
+        return f'image_id {image_id!r} is not an integer of 64 bits'
     if not _is_number(score):
-        return f'score {score!r} is no finite number'
+        return f'score {score!r} is not a finite number'
     if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
         return f'bbox {box!r} is not four finite numbers'
     if min(box[2:]) <= 0:
@@ -160,5 +163,5 @@ def _flaw(entry: Any) -> str | None:
 
 
 def _is_number(value: Any) -> bool:
-    """Says whether this is a number that float32 can hold; Python's JSON knows NaN, Infinity and integers of any length."""
+    """Tells whether this is a number that float32 can hold; Python's JSON has NaN, Infinity and integers of any length."""
     return type(value) in (int, float) and abs(value) < 1e38

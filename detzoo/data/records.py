@@ -1,13 +1,13 @@
 """One record for every data set.
 
-    a builder (made.shapes, made.histology; the readers share that of readers.prepare)
-                                         ->  `write_dataset`: a TFDS data set on disk, all of it or nothing
-                                             (`dataset_info`, `features`, `mask_object`: what builders share)
-    `catalog.open_dataset(name, split)`  ->  Dataset: class names, category ids, and records with random access
+    a builder (made.shapes, made.histology, or readers.prepare's for all readers; `dataset_info`, `features` and `mask_object`
+    are what builders share)
+      -> `write_dataset`                 ->  a TFDS data set on disk, all of it or nothing
+      -> `catalog.open_dataset`          ->  Dataset: class names, category ids, and records with random access
     dataset.records[i]                   ->  a dict of numpy, the image still encoded
-    `with_objects(dataset)`              ->  the Dataset without the images that have none
+    `with_objects(dataset)`              ->  the Dataset without the images that have no objects
     `decode_image(record['image'])`      ->  [h, w, 3] uint8 RGB
-    `ground_truth(dataset)`              ->  the COCO dict which the evaluation scores against
+    `ground_truth(dataset)`              ->  the COCO dict against which the evaluation scores
 
 Boxes stay as in COCO's JSON: xywh, absolute pixels of the decoded image, float64; so an AP measured here equals the AP
 against the original file to the last bit. The pipeline turns them into xyxy.
@@ -30,9 +30,9 @@ import tensorflow_datasets as tfds
 from tqdm.auto import tqdm
 
 from detzoo.errors import DataError
-from detzoo.files import incomplete_folder
+from detzoo.files import incomplete_folder, move_folder
 
-MAX_PIXELS = 2**27  # 134 Mpx, 400 MB when decoded: larger images are refused unless the caller allows them
+MAX_PIXELS = 2**27  # 134 megapixels, 400 MB when decoded: larger images are refused unless the caller allows them
 
 
 def dataset_info(
@@ -43,17 +43,17 @@ def dataset_info(
     description: str,
     **kwargs: Any,
 ) -> tfds.core.DatasetInfo:
-    """Makes the TFDS description which all data sets share: features, classes and order.
+    """Makes the TFDS description that all data sets share: features, classes and order.
 
     Args:
         builder: the builder it describes.
         class_names: [K] names, in the order of the labels.
         category_ids: [K] the data's own ids of the classes.
-        description: what the data are.
+        description: a sentence about the data.
         **kwargs: `homepage`, `citation` or `license`.
 
     Returns:
-        The info, with `category_ids` as its metadata. Records keep the order in which they are generated.
+        the info, with `category_ids` in its metadata. Records keep the order in which they are generated.
     """
     return tfds.core.DatasetInfo(
         builder=builder,
@@ -68,7 +68,7 @@ def dataset_info(
 def features(class_names: Sequence[str]) -> tfds.features.FeaturesDict:
     """Makes the TFDS features of a record.
 
-    Floats are stored as raw bytes: TFDS would otherwise round float64 to float32 on its way to the disk.
+    Floats are stored as raw bytes, since TFDS would round float64 to float32.
 
     Args:
         class_names: [K] names, in the order of the labels.
@@ -108,7 +108,7 @@ def mask_object(object_id: int, label: int, mask: np.ndarray, is_crowd: bool) ->
 
 
 class Records(Sequence):
-    """The records of a split: random access, safe from many threads, picklable; a source for `grain.MapDataset`.
+    """The records of a split: random access, safe in many threads, picklable; a source for `grain.MapDataset`.
 
     Record i is a dict:
         image: bytes of the encoded file.
@@ -118,9 +118,9 @@ class Records(Sequence):
         boxes: [N, 4] float64 xywh pixels.
         labels: [N] int64 in 0..K-1.
         is_crowd: [N] bool.
-        areas: [N] float64 square pixels: of the mask where there is one.
+        areas: [N] float64 square pixels; the mask's area if there is one.
         annotation_ids: [N] int64, the data's own ids.
-        segmentations: list of N str, counts of COCO's compressed RLE, '' where there is no mask.
+        segmentations: list of N str, the counts of COCO's compressed RLE; '' without a mask.
     """
 
     def __init__(self, source: Sequence):
@@ -151,10 +151,10 @@ class Records(Sequence):
 
 
 class SelectedRecords(Sequence):
-    """Some of the records of a split, in their order; it serves as the split's own do."""
+    """Some of the records of a split, in their order; used like `Records`."""
 
     def __init__(self, records: Sequence, rows: np.ndarray):
-        """Takes all records and the [n] indices of those to serve."""
+        """Takes all records and the [n] indices of those to keep."""
         self._records, self._rows = records, rows
 
     def __len__(self) -> int:
@@ -169,12 +169,12 @@ class SelectedRecords(Sequence):
 class Dataset(NamedTuple):
     """One split of a data set.
 
-    name: of the data set.
-    split: with TFDS slicing, e.g. 'train[:10%]'.
+    name: name of the data set.
+    split: name of the split, or a slice in TFDS's notation: 'train[:10%]'.
     class_names: [K], in the order of the labels.
     category_ids: [K], the data's own id of each label.
-    records: random access to its records.
-    checksum: of all splits of the data set (see `checksum`); None where an older detzoo prepared it.
+    records: random access to the records.
+    checksum: `checksum` of all splits of the data set; None if an older detzoo prepared it.
     """
 
     name: str
@@ -196,12 +196,12 @@ def write_dataset(
     """Prepares a data set in a hidden folder beside its place, then moves it there: all of it appears, or nothing.
 
     Args:
-        make_builder: called with `data_dir`.
-        data_dir: where data sets lie; made if missing.
-        overwrite: replace what is in its place, which stays if this fails.
+        make_builder: makes the builder, given `data_dir`.
+        data_dir: the folder of all data sets; made if missing.
+        overwrite: replace a data set in its place; that one stays if this fails.
 
     Returns:
-        The folder of the data set, `data_dir/name/version`.
+        the data set's folder, `data_dir/name/version`.
 
     Raises:
         OSError: it exists already.
@@ -221,19 +221,12 @@ def write_dataset(
         builder.info.write_to_directory(builder.data_path)
         folder = data_dir / builder.name / str(builder.version)
         folder.parent.mkdir(exist_ok=True)
-        replaced = scratch / 'replaced'
-        try:
-            if overwrite and folder.exists():
-                folder.rename(replaced)
-            pathlib.Path(builder.data_dir).rename(folder)
-        finally:
-            if replaced.exists() and not folder.exists():  # cut short between the two
-                replaced.rename(folder)
+        move_folder(pathlib.Path(builder.data_dir), folder, overwrite=overwrite)
     return folder
 
 
 def checksum(splits: Mapping[str, Records]) -> str:
-    """Digests all that a data set's records say, the bytes of their images too: the same wherever they lie, in whatever files.
+    """Computes a digest of a data set's records and their images' bytes, whatever folder and files hold them.
 
     Args:
         splits: the records of each split.
@@ -254,7 +247,7 @@ def checksum(splits: Mapping[str, Records]) -> str:
 
 
 def manual_dir(data_dir: pathlib.Path) -> pathlib.Path:
-    """Returns the folder in which builders look for files which the user has put there: TFDS's usual one."""
+    """Returns the folder in which builders look for files that the user has put there: TFDS's usual one."""
     return data_dir / 'downloads' / 'manual'
 
 
@@ -263,23 +256,23 @@ def decode_image(data: bytes, *, name: str, max_pixels: int = MAX_PIXELS, strict
 
     Args:
         data: the encoded file.
-        name: how to call the file in errors.
-        max_pixels: a larger image is refused from its header, before any memory is taken for it.
-        strict: also refuse an image whose data end early. Costs a second decoding: OpenCV fills what a JPEG lacks with
-            gray and says nothing, so that it is Pillow which finds out.
+        name: name of the file in error messages.
+        max_pixels: an image with more pixels is refused by its header, before memory is taken for it.
+        strict: also refuse an image whose data end early. This takes a second decoding, by Pillow: OpenCV fills what a JPEG
+            lacks with gray and says nothing.
 
     Returns:
         [h, w, 3] uint8.
 
     Raises:
-        DataError: not an image, cut short (always noticed if strict), or larger than `max_pixels`.
+        DataError: it is not an image, is cut short (always noticed if strict), or is larger than `max_pixels`.
     """
     try:
         with PIL.Image.open(io.BytesIO(data)) as image:
             width, height = image.size
             if strict and width * height <= max_pixels:
                 image.load()
-    except Exception as error:  # what Pillow's readers raise on broken bytes is not documented, and varies
+    except Exception as error:  # Pillow does not document what its readers raise on broken bytes
         raise DataError(f'{name}: not a whole image ({error}); replace the file or remove it from the data') from error
     if width * height > max_pixels:
         raise DataError(f'{name}: {width} x {height} pixels are over max_pixels={max_pixels}; downscale it')
@@ -290,10 +283,10 @@ def decode_image(data: bytes, *, name: str, max_pixels: int = MAX_PIXELS, strict
 
 
 def with_objects(dataset: Dataset) -> Dataset:
-    """Leaves out the images without objects, as Detectron and detectron2 do before training; crowds alone are none.
+    """Leaves out the images without objects other than crowds, as Detectron and detectron2 do before training.
 
-    (torchvision's reference training leaves out images without annotations; it keeps those of crowds alone, as empty ones.)
-    All records are read once for it, their images are not decoded.
+    (Torchvision's reference training leaves out images without annotations, but keeps those with crowds only, as empty ones.)
+    All records are read once; images are not decoded.
 
     Raises:
         DataError: no image is left.

@@ -1,9 +1,11 @@
-"""The means to show that foreign weights compute here what they compute at home.
+"""Shows that foreign weights compute the same here as in their own program.
 
-Parity is shown with weights that are drawn, not downloaded: `weights.torchvision_parity` and `weights.darknet_parity` draw
-them from nothing but the names or places and shapes of a file's entries, and run a peer and our detector on the same
-canvas. Here is what both need: `drawn_image` and `drawn_objects`, and `predict_with_intermediates`, `pair_boxes` and
-`match_detections`, with which the tensors on the way and what comes out are compared.
+Weights are drawn, not downloaded: `parity.torchvision` and `parity.darknet` draw them from the names or places and the shapes of
+a file's entries, and run a peer and our detector on the same canvas. This module has what both need:
+
+    drawn_image, drawn_objects -> what is detected in, and trained on
+    predict_with_intermediates -> detections, and the tensors on the way
+    differences, pair_boxes, match_detections, count_partners -> how far two sides agree
 """
 
 import collections
@@ -18,12 +20,11 @@ from detzoo.core import boxes as box_ops
 from detzoo.core.masks import torchvision_frames
 from detzoo.types import Detections, Detector, GroundTruth, Inputs
 
-_TIE = 2e-4  # scores that differ less are in no order: float32 arithmetic in another order moves them by half as much
+_TIE = 2e-4  # closer scores may change places: float32 arithmetic in another order moves them by half as much
 _SAME_IOU = 0.999
-_SAME_PIXELS = (
-    0.01  # of a sliver a pixel thin, which clipping leaves, a thousandth of a pixel is as much as the IoU may lack
-)
-_MASK_SIZE = 28  # of the peers that have masks
+# Clipping leaves slivers a pixel thin, whose IoU falls to `_SAME_IOU` with a thousandth of a pixel.
+_SAME_PIXELS = 0.01
+_MASK_SIZE = 28  # the peers' masks
 _DETECTION = ('boxes', 'labels', 'scores', 'masks')
 
 
@@ -32,7 +33,7 @@ def drawn_image(height: int, width: int, seed: int) -> np.ndarray:
 
     Args:
         height, width: pixels.
-        seed: of the waves.
+        seed: seed for the waves.
 
     Returns:
         [height, width, 3] uint8.
@@ -54,13 +55,13 @@ def drawn_objects(
 
     Args:
         sizes: height and width of each image.
-        counts: objects of each.
-        side: S, pixels; of the squares and of their masks.
+        counts: number of objects of each image.
+        side: S, the side of the squares and of their masks, pixels.
         num_classes: K.
-        seed: of places, labels and masks.
+        seed: seed for places, labels and masks.
 
     Returns:
-        the ground truth of all images, numpy, with as many rows as the most objects.
+        the ground truth of all images, numpy, with as many rows as the largest number of objects.
     """
     random = np.random.RandomState(seed)
     rows = len(counts), max(counts)
@@ -85,16 +86,16 @@ def drawn_objects(
 def predict_with_intermediates(
     detector: Detector, params: Any, model_state: Any, inputs: Inputs
 ) -> tuple[Detections, dict[str, Any]]:
-    """Predicts, and returns what the parts of the network put out on the way; works under `jit`.
+    """Predicts, and also returns the outputs of the network's parts; works under `jit`.
 
     Args:
-        detector: any.
-        params, model_state: of the detector.
+        detector: a detector.
+        params, model_state: the detector's variables.
         inputs: B images.
 
     Returns:
-        the detections, and the outputs of the network's direct submodules by their names ('backbone', 'cls_head', ...); of
-        two stages also 'rois' [B, P, 4], the boxes whose features the second one reads.
+        the detections, and the outputs of the network's direct submodules by their names ('backbone', 'cls_head', ...); with
+        two stages also 'rois' [B, P, 4], the boxes whose features the second stage reads.
     """
     outputs = {}
 
@@ -112,30 +113,32 @@ def predict_with_intermediates(
 
 
 def differences(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """The largest difference of each tensor of theirs to ours of its name, over its own maximum."""
-    return {name: float(abs(ours[name] - tensor).max() / abs(tensor).max()) for name, tensor in theirs.items()}
+    """Computes for each tensor of theirs the largest difference to ours of the same name, over the tensor's maximum."""
+
+    def difference(name: str, tensor: np.ndarray) -> float:
+        largest = abs(ours[name] - tensor).max()
+        return float(largest / abs(tensor).max()) if largest else 0.0  # a tensor may be all zeros
+
+    return {name: difference(name, tensor) for name, tensor in theirs.items()}
 
 
 def pair_boxes(
     ours: np.ndarray, theirs: np.ndarray, *, alike: np.ndarray | bool = True, min_iou: float = 0.5
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs boxes of two implementations: each of theirs, in order, with our free one of most IoU.
+    """Pairs the boxes of two implementations: each of theirs, in order, with the unpaired box of ours of largest IoU.
 
     Args:
         ours: [m, 4] xyxy.
         theirs: [n, 4] xyxy.
-        alike: [n, m] bool, which may be a pair.
-        min_iou: the IoU of a pair is above it.
+        alike: [n, m] bool, which boxes may be a pair.
+        min_iou: pairs have a larger IoU.
 
     Returns:
-        [n] int, the row of ours for each of theirs, or -1; and [n] float64, the IoU of each pair, or 0.
+        [n] int, the row of our box for each of theirs, or -1; and [n] float64, the IoU of each pair, or 0.
     """
-    both = [
-        np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).astype(float) for boxes in (theirs, ours)
-    ]
-    iou = pycocotools.mask.iou(
-        *both, np.zeros(len(ours), np.uint8)
-    )  # in float64, and nothing to compile for every count
+    both = [box_ops.xyxy_to_xywh(boxes).astype(float) for boxes in (theirs, ours)]
+    # In float64, and without compiling for every number of boxes.
+    iou = pycocotools.mask.iou(*both, np.zeros(len(ours), np.uint8))
     iou = np.where(alike, np.reshape(iou, (len(theirs), len(ours))), 0)
     rows, ious = np.full(len(theirs), -1), np.zeros(len(theirs))
     for row in range(len(theirs) if len(ours) else 0):
@@ -152,12 +155,12 @@ def count_partners(
     """Counts the detections that have a partner among others: on the same image, of the same class, with an IoU over 0.5.
 
     Args:
-        results: COCO's results of a split.
-        others: likewise; a detection of these is the partner of one.
-        score: only results above it count.
+        results: detections of a split, as COCO's results.
+        others: likewise; each of them is the partner of one detection at most.
+        score: only results with a higher score count.
 
     Returns:
-        how many have a partner, how many there are, and the mean IoU of the pairs.
+        how many detections have a partner, how many there are, and the mean IoU of the pairs.
     """
     images = collections.defaultdict(lambda: ([], []))
     for side, rows in enumerate((results, others)):
@@ -175,15 +178,16 @@ def count_partners(
 
 
 class Agreement(NamedTuple):
-    """How far two lists of detections are the same one.
+    """How far two lists of detections are the same.
 
-    ours, theirs: their lengths; matched: how many of theirs have a partner of their own in ours.
-    tied: how many of theirs have none, since others of ours with all but the same score took the last places.
+    ours, theirs: lengths of the lists.
+    matched: how many of theirs have a partner of their own in ours.
+    tied: how many of theirs have no partner because others of ours, with nearly the same score, took the last places.
     empty: how many of theirs had no area and were left out.
-    min_iou, max_score_difference: over the partners.
-    apart: how many partners' boxes have an IoU of 0.999 or less, and a corner more than 0.01 pixels from the other's.
-    min_mask_iou: over the partners whose masks are pasted into the same whole pixels; 1 without masks.
-    cut: how many partners' masks are not: what falls between two pixels is cut, so that next to nothing makes a row of them.
+    min_iou, max_score_difference: the extremes over all pairs.
+    apart: in how many pairs the boxes have an IoU of 0.999 or less, and a corner more than 0.01 pixels away.
+    min_mask_iou: the least IoU of masks over the pairs that are pasted into the same whole pixels; 1 without masks.
+    cut: how many pairs are not: frames are cut to whole pixels, so that a tiny difference may move them by a row.
     """
 
     ours: int
@@ -198,23 +202,23 @@ class Agreement(NamedTuple):
     cut: int
 
     def holds(self, *, score: float = 1e-3, mask_iou: float = 0.99) -> bool:
-        """Tells whether the lists are the same one to one, within tolerances."""
+        """Tells whether the lists are the same, one to one, within tolerances."""
         complete = self.ours == self.theirs == self.matched + self.tied
         alike = self.apart == 0 and self.max_score_difference <= score and self.min_mask_iou > mask_iou
         return complete and alike
 
 
 def match_detections(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray], *, limit: int) -> Agreement:
-    """Pairs detections of two implementations: each of theirs, in order, with our free one of its label and most IoU.
+    """Pairs detections of two implementations: theirs, in order, with the unpaired one of ours of that label and largest IoU.
 
-    Boxes that clipping left without area, which torchvision's RetinaNet keeps and we never do, are left out. Where the
-    limit was reached they took the places of as many others, the last of ours, which are left out with them.
+    Boxes that clipping left without area are left out: torchvision's RetinaNet keeps them, we never do. If their list is full,
+    such boxes took the places of as many others, so the same number is left out at the end of ours.
 
     Args:
-        ours: 'boxes' [n, 4] xyxy, 'labels' [n], 'scores' [n], best first, without padding; of some models 'masks'
+        ours: 'boxes' [n, 4] xyxy, 'labels' [n], 'scores' [n], best first, without padding; with some models also 'masks'
             [n, h, w] bool, pixels of the image.
         theirs: likewise.
-        limit: how many detections the two keep of an image.
+        limit: how many detections both keep of an image.
 
     Returns:
         the Agreement; a pair has an IoU above 0.5.
@@ -249,6 +253,6 @@ def match_detections(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.nda
 
 
 def _mask_iou(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """The IoU of each pair of masks [n, h, w] bool, 1 where both are empty: [n]."""
+    """Computes the IoU [n] of each pair of masks [n, h, w] bool; 1 where both are empty."""
     shared, union = (x.sum(axis=(1, 2)) for x in (ours & theirs, ours | theirs))
     return np.where(union > 0, shared / np.maximum(union, 1), 1)

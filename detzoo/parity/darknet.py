@@ -1,12 +1,12 @@
-"""The means to show that darknet's weights compute here what they compute at home.
+"""Runs YOLOs with the same weights here, in OpenCV and in darknet.
 
-    drawn_weights -> a .weights file -> read_weights -> run_detector  -> tensors
-                                     -> OpenCV       -> run_opencv    -> the same tensors, of YOLO v2 and v3
-                                     -> darknet      -> Darknet.run   -> the last layer's output, of v1 too
-                                                        Darknet.detect -> detections of a photo of any size
+    drawn_weights -> a .weights file -> read_weights -> run_detector   -> tensors
+                                     -> OpenCV       -> run_opencv     -> the same tensors, for YOLO v2 and v3
+                                     -> darknet      -> Darknet.run    -> the last layer's output, for v1 too
+                                                        Darknet.detect -> detections in a photo of any size
 
-Parity is shown with weights that are drawn, not downloaded. OpenCV 4 has its own reader of darknet's files and its own
-layers. Nothing but darknet itself runs YOLO v1; `Darknet` needs it, and gcc.
+Weights are drawn, not downloaded. OpenCV 4 has its own reader of darknet's files and its own layers. Only darknet itself runs
+YOLO v1; `Darknet` needs it, and gcc.
 """
 
 import ctypes
@@ -32,12 +32,12 @@ from detzoo.core.postprocess import postprocess, top_per_level
 from detzoo.detectors import make_detector
 from detzoo.parity.compare import predict_with_intermediates
 from detzoo.types import Detections, Inputs, ModelState, Params
-from detzoo.weights.darknet import arguments_of, cfg_text, layers
+from detzoo.weights.darknet_layers import arguments_of, cfg_text, layers
 from detzoo.weights.mapping import Template
 
 
 def drawn_weights(model: Mapping[str, Any], template: Template) -> bytes:
-    """Draws the content of a .weights file, each entry from a stream of its own that its place in the file seeds.
+    """Draws the content of a .weights file, each entry from a stream of its own, seeded by its place in the file.
 
     Activations keep their size through the layers, scores spread over 0..1, and boxes stay near their anchors.
 
@@ -60,7 +60,7 @@ def drawn_weights(model: Mapping[str, Any], template: Template) -> bytes:
                 values = random.standard_normal(shape)
                 inputs = (-1,) if layer.kind == 'local' else tuple(range(1, len(shape)))
                 if index > 0:
-                    # Inputs have been through a leaky ReLU: without their common mean outputs would hardly vary.
+                    # Inputs come from a leaky ReLU: with their common mean outputs would hardly vary.
                     values -= values.mean(axis=inputs, keepdims=True)
                 values *= (1.0 if linear else 1.55) / np.sqrt(np.prod([shape[axis] for axis in inputs]))
             elif kind == 'var':
@@ -87,12 +87,12 @@ def run_detector(
 
     Args:
         model: the arguments of `make_detector`, with 'name' and 'num_classes'.
-        params, model_state: of that detector.
-        image: [H, W, 3] uint8 RGB, of a canvas's size.
+        params, model_state: that detector's variables.
+        image: [H, W, 3] uint8 RGB, as large as a canvas.
 
     Returns:
-        tensors: of YOLO v1 'output' [S * S * (K + 5 P)]; of v2 and v3 as `run_opencv` returns them.
-        detections: of the image.
+        tensors: for YOLO v1 'output' [S * S * (K + 5 P)]; for v2 and v3 as `run_opencv` returns them.
+        detections: detections in the image.
     """
     canvas, arguments = image.shape[:2], arguments_of(model)
     inputs = Inputs(image[None], np.float32([[0, 0, canvas[1], canvas[0]]]))
@@ -113,14 +113,16 @@ def run_detector(
     return jax.tree.map(np.asarray, tensors), detections
 
 
-def run_opencv(model: Mapping[str, Any], template: Template, weights: str, image: np.ndarray) -> dict[str, np.ndarray]:
-    """Runs a YOLO v2 or v3 by OpenCV's reader and layers.
+def run_opencv(
+    model: Mapping[str, Any], template: Template, weights: bytes, image: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Runs a YOLO v2 or v3 with OpenCV's reader and layers.
 
     Args:
         model: the arguments of `make_detector`, with 'name' and 'num_classes'.
         template: (params, model_state) of that detector.
-        weights: the path of its .weights file.
-        image: [H, W, 3] uint8 RGB, of a canvas's size.
+        weights: content of its .weights file.
+        image: [H, W, 3] uint8 RGB, as large as a canvas.
 
     Returns:
         level1, ..., finest first: [h, w, n * (5 + K)], the network's raw outputs.
@@ -129,7 +131,7 @@ def run_opencv(model: Mapping[str, Any], template: Template, weights: str, image
     # To OpenCV `thresh` is a limit on scores, not the loss's.
     text = re.sub(r'^thresh=.*\n', '', cfg_text(model, template, image.shape[:2]), flags=re.MULTILINE)
     text = re.sub(r'^\[(region|yolo)\]\n', r'[\1]\nthresh=0\n', text, flags=re.MULTILINE)
-    net = cv2.dnn.readNetFromDarknet(np.frombuffer(text.encode(), np.uint8), np.fromfile(weights, np.uint8))
+    net = cv2.dnn.readNetFromDarknet(np.frombuffer(text.encode(), np.uint8), np.frombuffer(weights, np.uint8))
     net.setInput(cv2.dnn.blobFromImage(image, 1 / 255))
     ends = [index for index, layer in enumerate(layers(model, template)) if layer.kind in ('region', 'yolo')]
     ends = ends[::-1]  # darknet ends with the finest level
@@ -152,7 +154,7 @@ def select_detections(
 
     Args:
         model: the arguments of `make_detector`, with 'name' and 'num_classes'.
-        tensors: of `run_opencv`.
+        tensors: what `run_opencv` returned.
         canvas: height and width, pixels.
 
     Returns:
@@ -232,10 +234,10 @@ int detect(char *cfg, char *weights, float *pixels, int height, int width, float
 
 
 class Darknet:
-    """Runs networks by darknet itself, through a binding that is compiled for it.
+    """Runs networks with darknet itself, through a binding that is compiled for it.
 
-    folder: with libdarknet.so and include/darknet.h: a checkout of github.com/pjreddie/darknet in which `make` was run,
-    or /usr/lib/darknet, where Debian's package `darknet` has them.
+    `folder` has libdarknet.so and include/darknet.h: a checkout of github.com/pjreddie/darknet in which `make` was run, or
+    /usr/lib/darknet, where Debian's package `darknet` has them.
     """
 
     def __init__(self, folder: str):
@@ -261,15 +263,15 @@ class Darknet:
         """Runs a network on one image.
 
         Args:
-            text: of its .cfg file.
+            text: text of the .cfg file.
             image: [C, H, W], what the network reads; pixels in 0..1.
-            outputs: how many values the last layer has.
-            weights: the path of its .weights file, if it has weights.
-            truth: what the last layer reads of objects: with it the network runs as in training.
+            outputs: number of the last layer's outputs.
+            weights: path of the .weights file, if the network has weights.
+            truth: the objects as the last layer reads them; with it the network runs as in training.
             seen: how many images the network has been trained with.
 
         Returns:
-            the last layer's output and delta, [outputs] float32 each; delta is zeros without a truth.
+            the last layer's output and delta, [outputs] float32 each; delta is zero without a truth.
         """
         (self.path / 'net.cfg').write_text(text)
         output, delta = np.zeros((2, outputs), np.float32)
@@ -288,14 +290,14 @@ class Darknet:
         iou_threshold: float,
         limit: int = 10**5,
     ) -> dict[str, np.ndarray]:
-        """Detects in an image of any size as darknet does: letterbox (of YOLO v1 stretching), network, NMS of each class.
+        """Detects in an image of any size as darknet does: letterbox (YOLO v1 stretches), network, NMS of each class.
 
         Args:
-            text: of the .cfg file.
-            weights: the path of the .weights file.
+            text: text of the .cfg file.
+            weights: path of the .weights file.
             image: [h, w, 3] uint8 RGB.
-            score_threshold: scores exceed it.
-            iou_threshold: of the NMS.
+            score_threshold: scores are higher.
+            iou_threshold: the NMS's threshold.
             limit: how many detections there is room for; darknet has no limit.
 
         Returns:

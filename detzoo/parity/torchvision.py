@@ -1,47 +1,43 @@
-"""The means to show that torchvision's weights compute here what they compute at home; see `weights.parity`.
+"""Runs torchvision's models and our detectors with the same weights.
 
-    drawn_entries -> load_state_dict  -> run_peer     -> tensors, detections, and the image as torchvision resizes it
-                  -> Peer.mapping     -> run_detector -> the same of our detector, on that image
-    the same weights, drawn_training -> peer_losses, detector_losses -> what both are trained on
-    run_classifier, run_backbone -> the same of a classifier's layers
+    drawn_entries -> load_state_dict -> run_peer     -> tensors, detections, and the image as torchvision resizes it
+                  -> Peer.mapping    -> run_detector -> tensors and detections of our detector on that image
+    drawn_training, with the same weights -> peer_losses, detector_losses -> the losses of both
+    run_classifier, run_backbone -> the outputs of a classifier's layers
 
-What runs the peer needs torch and torchvision (the extra `parity`).
+`torchvision_models` says how each model is built and where its tensors are. What runs the peer needs torch and torchvision (the
+extra `parity`).
 """
 
 import contextlib
 import operator
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 
-from detzoo.backbones.mobilenet import mobilenet_v2, mobilenet_v3_large
-from detzoo.backbones.resnet import ResNet
-from detzoo.core import boxes as box_ops
 from detzoo.core.masks import paste_masks
 from detzoo.detectors import make_detector
 from detzoo.detectors.network import IMAGENET_MEAN, IMAGENET_STD
 from detzoo.parity.compare import differences, drawn_objects, pair_boxes, predict_with_intermediates
+from detzoo.parity.torchvision_models import CLASSIFIERS, VIEWS, View, build_peer
 from detzoo.types import Batch, Detector, GroundTruth, Inputs, ModelState, Params
 from detzoo.weights import mapping as weight_mapping
-from detzoo.weights import torchvision
 from detzoo.weights.files import read_entries
-from detzoo.weights.torchvision import PEERS, Peer
+from detzoo.weights.torchvision import PEERS
 
-# The deviation of a convolution's output, for inputs that had deviation 1 before a ReLU; 1.7 where none is named.
+# Standard deviation of a convolution's output for inputs that had deviation 1 before a ReLU; 1.7 where no part is named.
 _GAINS = {
     'backbone.body.13.block.3.': 0.8,  # the two layers of a MobileNet that go into a pyramid
     'backbone.body.16.': 1.1,
     'rpn.head.bbox_pred': 0.1,
     'box_predictor.bbox_pred': 0.4,
     'cls_score': 1.5,
-    'conv5_mask': 3.4,  # torch's IOHW: an output has a quarter of the inputs that its shape tells
+    'conv5_mask': 3.4,  # torch's IOHW: an output has a quarter of the inputs that its shape says
     'mask_fcn_logits': 3.0,
     'extra_blocks': 1.2,
     'fpn.': 0.6,
@@ -57,35 +53,16 @@ _GAINS = {
     '.conv.': 1.2,  # of MobileNetV2, likewise, whose activations end at 6
 }
 
-# Torchvision's arguments of a reduced R-CNN, and ours of the same meaning. Its training draws nothing at random: of a small
-# image it takes all anchors and all RoIs, since there are fewer of them, and fewer positive ones, than are asked for.
-_REDUCED_RCNN = {
-    'min_size': 128,
-    'max_size': 256,
-    'rpn_batch_size_per_image': 20_000,
-    'rpn_post_nms_top_n_train': 100,
-    'box_batch_size_per_image': 200,
-    'box_positive_fraction': 0.1,
-    'box_detections_per_img': 50,
-}
-_OUR_ARGUMENTS = {
-    'rpn_batch_size_per_image': ('rpn', 'samples'),
-    'rpn_post_nms_top_n_train': ('rpn', 'train_post_nms_topk'),
-    'box_batch_size_per_image': ('head', 'samples'),
-    'box_positive_fraction': ('head', 'positive_share'),
-    'box_detections_per_img': ('head', 'max_detections'),
-}
-_OBJECT_SIDE = 56  # of drawn objects, pixels
+_OBJECT_SIDE = 56  # side of drawn objects, pixels
 
 
 def drawn_entries(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Draws weights for a network of torch's layout, each entry from a stream of its own that its name seeds.
+    """Draws weights for a network of torch's layout, each entry from a stream of its own, seeded by its name.
 
-    They keep activations of like size through bottleneck blocks, let scores spread over 0..1, and leave boxes on the
-    image.
+    Activations keep their size through bottleneck blocks, scores spread over 0..1, and boxes stay on the image.
 
     Args:
-        shapes: of the entries by their names; convolutions are OIHW.
+        shapes: the entries' shapes by their names; convolutions are OIHW.
 
     Returns:
         float32 arrays by the same names, without the counters `num_batches_tracked`.
@@ -119,7 +96,7 @@ def _draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _shift(name: str, shape: tuple[int, ...]) -> np.ndarray | float:
-    """The mean of drawn biases: few scores are high, and proposals are larger than anchors, hence of all levels."""
+    """Chooses the mean of drawn biases: few scores are high, and proposals are larger than anchors, so on all levels."""
     if name.endswith('classification_head.cls_logits.bias'):
         return -9
     if name.endswith('cls_score.bias'):
@@ -129,238 +106,11 @@ def _shift(name: str, shape: tuple[int, ...]) -> np.ndarray | float:
     return 0
 
 
-class View(NamedTuple):
-    """How a model of torchvision is built, and where the tensors on its way and on ours are found.
-
-    build: torchvision's model, by keyword arguments.
-    tensors: names of what is compared: feature maps [1, h, w, C], outputs of the heads, anchors and, of two stages,
-        proposals [P, 4]; in the order of the way.
-    parts: of torchvision's model, whose outputs hold them.
-    theirs: from the outputs of these parts to the tensors, torch.
-    ours: from the outputs of our network's parts, and 'anchors', to the tensors.
-    divisor: of the sides of the canvas, which is padded.
-    background: whether torchvision's first class is background, which is our last one.
-    reduced: arguments of `build` for small images, which it does not resize; see `reduced_peer`.
-    losses: our names of the losses that are compared, by torchvision's.
-    alone: whether each image is trained on as a batch of its own, as torchvision divides by an image's positives, not by a
-        batch's.
-    """
-
-    build: Callable[..., Any]
-    tensors: tuple[str, ...]
-    parts: tuple[str, ...]
-    theirs: Callable[[Mapping[str, Any]], list[Any]]
-    ours: Callable[[Mapping[str, Any]], list[jax.Array]]
-    divisor: int
-    background: bool
-    reduced: Mapping[str, Any] = MappingProxyType({})
-    losses: Mapping[str, str] = MappingProxyType({})
-    alone: bool = False
-
-
-def _frozen_resnet50_fpn(**arguments: Any) -> Any:
-    """Builds the backbone as published weights run: frozen batch norm with epsilon 0.
-
-    Torchvision's own functions do that only when they load a published file; else they make a trainable batch norm.
-    """
-    from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
-    from torchvision.ops.misc import FrozenBatchNorm2d
-
-    norm = partial(FrozenBatchNorm2d, eps=0.0)
-    return resnet_fpn_backbone(backbone_name='resnet50', weights=None, norm_layer=norm, **arguments)
-
-
-def _build_retinanet(**changes: Any) -> Any:
-    """Builds retinanet_resnet50_fpn."""
-    from torchvision.models.detection import RetinaNet
-    from torchvision.ops.feature_pyramid_network import LastLevelP6P7
-
-    backbone = _frozen_resnet50_fpn(returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256))
-    return RetinaNet(backbone, 91, **changes)
-
-
-def _build_rcnn(kind: str, **changes: Any) -> Any:
-    """Builds fasterrcnn_resnet50_fpn or maskrcnn_resnet50_fpn."""
-    from torchvision.models import detection
-
-    return getattr(detection, kind)(_frozen_resnet50_fpn(), 91, **changes)
-
-
-def _build(name: str, **changes: Any) -> Any:
-    """Builds a model by the function of torchvision that bears its name."""
-    from torchvision.models import detection
-
-    return getattr(detection, name)(weights=None, weights_backbone=None, num_classes=91, **changes)
-
-
-def _build_mobilenet_rcnn(name: str, **changes: Any) -> Any:
-    """Builds a Faster R-CNN on MobileNetV3-Large as published weights run: frozen batch norm, with torchvision's epsilon."""
-    from torchvision.models.detection.backbone_utils import mobilenet_backbone
-
-    model = _build(name, **changes)
-    model.backbone = mobilenet_backbone(backbone_name='mobilenet_v3_large', weights=None, fpn=True)
-    return model
-
-
-def _their_levels(*outputs: Mapping[str, Any]) -> list[Any]:
-    """The feature maps of parts that put out several by name, channels last."""
-    return [x.permute(0, 2, 3, 1) for levels in outputs for x in levels.values()]
-
-
-def _their_head(outputs: Mapping[str, Any]) -> list[Any]:
-    """What a single-shot detector puts out: cls_logits [1, A, classes], box_deltas [1, A, 4], anchors [A, 4]."""
-    return [outputs['head']['cls_logits'], outputs['head']['bbox_regression'], outputs['anchor_generator'][0]]
-
-
-def _their_stages(outputs: Mapping[str, Any]) -> list[Any]:
-    """What the stages of an R-CNN put out: as `_our_stages`, of levels one after the other; no boxes of background."""
-    import torch
-
-    def flat(levels: Sequence[Any], size: int) -> Any:
-        return torch.cat([x.permute(0, 2, 3, 1).reshape(-1, size) for x in levels])
-
-    objectness_logits, rpn_deltas = outputs['rpn.head']
-    (proposals,), _ = outputs['rpn']
-    cls_logits, box_deltas = outputs['roi_heads.box_predictor']
-    box_deltas = box_deltas.reshape(len(proposals), -1, 4)[:, 1:]
-    rpn = [flat(objectness_logits, 1)[:, 0], flat(rpn_deltas, 4), outputs['rpn.anchor_generator'][0]]
-    return [*rpn, proposals, cls_logits, box_deltas]
-
-
-def _our_stages(outputs: Mapping[str, Any]) -> list[jax.Array]:
-    """What the stages of an R-CNN put out of one image, RoIs without padding.
-
-    Objectness_logits [A], rpn_deltas [A, 4], anchors [A, 4], proposals [P, 4], cls_logits [P, K + 1],
-    box_deltas [P, K, 4].
-    """
-    (objectness_logits,), (rpn_deltas,) = outputs['rpn_head']
-    (rois,) = outputs['rois']
-    valid = np.asarray(box_ops.area(rois)) > 0
-    return [objectness_logits, rpn_deltas, outputs['anchors'], *(x[valid] for x in (rois, *outputs['box_head']))]
-
-
-_RCNN_LOSSES = {
-    'loss_objectness': 'rpn_cls_loss',
-    'loss_rpn_box_reg': 'rpn_box_loss',
-    'loss_classifier': 'cls_loss',
-    'loss_box_reg': 'box_loss',
-}
-_SSD = View(
-    build=partial(_build, 'ssd300_vgg16'),
-    tensors=('level1', 'level2', 'level3', 'level4', 'level5', 'level6', 'cls_logits', 'box_deltas', 'anchors'),
-    parts=('backbone', 'head', 'anchor_generator'),
-    theirs=lambda outputs: [*_their_levels(outputs['backbone']), *_their_head(outputs)],
-    ours=lambda outputs: [
-        outputs.get('l2_norm', outputs['backbone'][0]),
-        outputs['backbone'][1],
-        *outputs['extra_layers'],
-        outputs['cls_head'],
-        outputs['box_head'],
-        outputs['anchors'],
-    ],
-    divisor=1,
-    background=True,
-)
-_RCNN = View(
-    build=partial(_build_rcnn, 'FasterRCNN'),
-    tensors=(
-        *('C2', 'C3', 'C4', 'C5', 'P2', 'P3', 'P4', 'P5', 'P6'),
-        *('objectness_logits', 'rpn_deltas', 'anchors', 'proposals', 'cls_logits', 'box_deltas'),
-    ),
-    parts=('backbone.body', 'backbone', 'rpn.head', 'rpn.anchor_generator', 'rpn', 'roi_heads.box_predictor'),
-    theirs=lambda outputs: [*_their_levels(outputs['backbone.body'], outputs['backbone']), *_their_stages(outputs)],
-    ours=lambda outputs: [*outputs['backbone'], *outputs['fpn'], *_our_stages(outputs)],
-    divisor=32,
-    background=True,
-    reduced=_REDUCED_RCNN,
-    losses=_RCNN_LOSSES,
-)
-_MOBILENET_RCNN = _RCNN._replace(
-    tensors=('block13', 'last', 'level1', 'level2', 'level3', *_RCNN.tensors[-6:]),
-    build=partial(_build_mobilenet_rcnn, 'fasterrcnn_mobilenet_v3_large_fpn'),
-)
-_RETINANET = View(
-    build=_build_retinanet,
-    tensors=('C3', 'C4', 'C5', 'P3', 'P4', 'P5', 'P6', 'P7', 'cls_logits', 'box_deltas', 'anchors'),
-    parts=('backbone.body', 'backbone', 'head', 'anchor_generator'),
-    theirs=lambda outputs: [*_their_levels(outputs['backbone.body'], outputs['backbone']), *_their_head(outputs)],
-    ours=lambda outputs: [
-        *outputs['backbone'][1:],
-        *outputs['fpn'],
-        outputs['cls_head'],
-        outputs['box_head'],
-        outputs['anchors'],
-    ],
-    divisor=32,
-    background=False,
-    reduced=dict(min_size=96, max_size=128),
-)
-VIEWS = {
-    'retinanet_resnet50_fpn': _RETINANET,
-    'ssd300_vgg16': _SSD,
-    'ssdlite320_mobilenet_v3_large': _SSD._replace(build=partial(_build, 'ssdlite320_mobilenet_v3_large')),
-    'fasterrcnn_resnet50_fpn': _RCNN,
-    'maskrcnn_resnet50_fpn': _RCNN._replace(
-        build=partial(_build_rcnn, 'MaskRCNN'), losses={**_RCNN_LOSSES, 'loss_mask': 'mask_loss'}
-    ),
-    # In the second version all batch norms are trained, and published weights run with torchvision's own functions.
-    'retinanet_resnet50_fpn_v2': _RETINANET._replace(
-        build=partial(_build, 'retinanet_resnet50_fpn_v2'),
-        reduced=dict(min_size=128, max_size=256),
-        losses={'classification': 'cls_loss', 'bbox_regression': 'box_loss'},
-        alone=True,
-    ),
-    'fasterrcnn_resnet50_fpn_v2': _RCNN._replace(build=partial(_build, 'fasterrcnn_resnet50_fpn_v2')),
-    'maskrcnn_resnet50_fpn_v2': _RCNN._replace(
-        build=partial(_build, 'maskrcnn_resnet50_fpn_v2'), losses={**_RCNN_LOSSES, 'loss_mask': 'mask_loss'}
-    ),
-    'fasterrcnn_mobilenet_v3_large_fpn': _MOBILENET_RCNN,
-    'fasterrcnn_mobilenet_v3_large_320_fpn': _MOBILENET_RCNN._replace(
-        build=partial(_build_mobilenet_rcnn, 'fasterrcnn_mobilenet_v3_large_320_fpn')
-    ),
-}
-
-
-class Classifier(NamedTuple):
-    """A classifier of torchvision and our backbone of its layers.
-
-    backbone: ours.
-    mapping: of its weights.
-    parts: of torchvision's classifier, which put out what our backbone does.
-    """
-
-    backbone: nn.Module
-    mapping: weight_mapping.Mapping
-    parts: tuple[str, ...]
-
-
-_RESNET_STAGES = ('layer1', 'layer2', 'layer3', 'layer4')
-CLASSIFIERS = {
-    'resnet18': Classifier(ResNet(18), torchvision.RESNET, _RESNET_STAGES),
-    'resnet34': Classifier(ResNet(34), torchvision.RESNET, _RESNET_STAGES),
-    'resnet50': Classifier(ResNet(50), torchvision.RESNET, _RESNET_STAGES),
-    'resnet101': Classifier(ResNet(101), torchvision.RESNET, _RESNET_STAGES),
-    'mobilenet_v2': Classifier(
-        mobilenet_v2(norm_epsilon=1e-5), torchvision.MOBILENET_V2, ('features.14.conv.0', 'features.18')
-    ),
-    'mobilenet_v3_large': Classifier(
-        mobilenet_v3_large(reduced_tail=False), torchvision.MOBILENET_V3_LARGE, ('features.13.block.0', 'features.16')
-    ),
-}
-
-
-def build_classifier(name: str) -> Any:
-    """Builds a classifier of torchvision, a key of CLASSIFIERS, evaluating. Needs torchvision."""
-    from torchvision import models
-
-    return getattr(models, name)(weights=None).eval()
-
-
 def run_classifier(name: str, model: Any, image: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Runs torchvision's classifier on an image [h, w, 3] uint8.
 
     Returns:
-        what its parts put out, [1, h', w', C] each; and logits [1, 1000].
+        the outputs of `Classifier.parts`, [1, h', w', C] each; and logits [1, 1000].
     """
     import torch
 
@@ -370,7 +120,7 @@ def run_classifier(name: str, model: Any, image: np.ndarray) -> tuple[dict[str, 
 
 
 def classify(model: Any, features: np.ndarray) -> np.ndarray:
-    """Lets the last layers of torchvision's classifier tell the classes of features [1, h, w, C]: logits [1, 1000]."""
+    """Runs the last layers of torchvision's classifier on features [1, h, w, C]; returns logits [1, 1000]."""
     import torch
 
     layers = model.fc if hasattr(model, 'fc') else model.classifier
@@ -379,11 +129,11 @@ def classify(model: Any, features: np.ndarray) -> np.ndarray:
 
 
 def run_backbone(name: str, entries: Mapping[str, np.ndarray], image: np.ndarray) -> dict[str, np.ndarray]:
-    """Runs our backbone of a classifier's entries: as `run_classifier`, but without logits."""
+    """Runs our backbone with a classifier's entries; returns the outputs of `Classifier.parts`, as `run_classifier`."""
     backbone, mapping, parts = CLASSIFIERS[name]
     pixels = _pixels(image)
     variables = jax.eval_shape(partial(backbone.init, train=False), jax.random.key(0), pixels)
-    params, model_state = weight_mapping.fill(mapping, entries, (variables.pop('params'), variables))
+    params, model_state = weight_mapping.fill(mapping, entries, (variables.pop('params'), variables)).variables
     outputs = jax.jit(partial(backbone.apply, train=False))({'params': params, **model_state}, pixels)
     return dict(zip(parts, jax.device_get(outputs), strict=True))
 
@@ -393,33 +143,8 @@ def _pixels(image: np.ndarray) -> np.ndarray:
     return ((image[None] - np.array(IMAGENET_MEAN)) / IMAGENET_STD).astype(np.float32)
 
 
-def build_peer(name: str, **changes: Any) -> Any:
-    """Builds torchvision's model. Needs torchvision.
-
-    Args:
-        name: a key of PEERS.
-        **changes: of torchvision's RetinaNet, FasterRCNN or MaskRCNN, for example min_size and max_size, limits of the
-            resized image's sides; none of an SSD. See `View.reduced`.
-
-    Returns:
-        the torch module, evaluating.
-    """
-    return VIEWS[name].build(**changes).eval()
-
-
-def reduced_peer(name: str) -> Peer:
-    """Our counterpart of a model that is built with `View.reduced`."""
-    peer = PEERS[name]
-    model = dict(peer.model)
-    for argument, value in VIEWS[name].reduced.items():
-        if argument in _OUR_ARGUMENTS:
-            group, key = _OUR_ARGUMENTS[argument]
-            model[group] = {**model[group], key: value}
-    return peer._replace(model=model)
-
-
 def class_names(name: str) -> list[str]:
-    """The names of ImageNet's classes. Needs torchvision."""
+    """Lists the names of ImageNet's classes. Needs torchvision."""
     from torchvision import models
 
     return models.get_model_weights(name).DEFAULT.meta['categories']
@@ -438,10 +163,10 @@ def draw_peer(model: Any) -> dict[str, np.ndarray]:
     """Fills torchvision's model with drawn weights. Needs torch.
 
     Args:
-        model: of `build_peer`.
+        model: a module of `build_peer` or `build_classifier`.
 
     Returns:
-        its entries.
+        the entries.
     """
     import torch
 
@@ -457,13 +182,13 @@ def run_peer(
 
     Args:
         name: a key of PEERS.
-        model: of `build_peer`.
+        model: a module of `build_peer`.
         image: [h, w, 3] uint8 RGB.
 
     Returns:
-        tensors: those of `View.tensors`, by name; as to classes, in our order.
-        detections: boxes [n, 4] xyxy pixels of the image, scores [n], labels [n], of a Mask R-CNN masks [n, h, w] bool; as
-            to classes, in our order.
+        tensors: those of `View.tensors`, by name; classes in our order.
+        detections: boxes [n, 4] xyxy pixels of the image, scores [n], labels [n], with a Mask R-CNN masks [n, h, w] bool;
+            classes in our order.
         resized: [h', w', 3] float32 in 0..255, the image as the model resizes it.
     """
     import torch
@@ -485,7 +210,7 @@ def run_peer(
 
 @contextlib.contextmanager
 def _outputs_of(model: Any, parts: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Keeps what parts of a torch module put out while it runs."""
+    """Keeps the outputs of parts of a torch module while the block runs."""
     outputs = {}
 
     def keep(part: str) -> Any:
@@ -508,7 +233,7 @@ def run_detector(
         name: a key of PEERS.
         detector, params, model_state: the counterpart of the peer.
         resized: [h', w', 3] float32 in 0..255, as the peer resizes the image.
-        size: (h, w) of the image before, to whose pixels boxes are mapped as the peer does.
+        size: (h, w) of the image before resizing; boxes are mapped to its pixels as the peer does.
 
     Returns:
         tensors and detections, as `run_peer` returns them.
@@ -529,15 +254,15 @@ def run_detector(
 
 
 def in_order_of(proposals: np.ndarray, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Brings the tensors of RoIs to the order of a peer's proposals, since near ties of scores may change it.
+    """Puts the tensors of RoIs in the order of a peer's proposals, which near ties of scores may change.
 
     Args:
-        proposals: [P, 4], of the peer.
-        tensors: of `run_detector` for an R-CNN.
+        proposals: [P, 4], the peer's.
+        tensors: the tensors of `run_detector` for an R-CNN.
 
     Returns:
-        the tensors; proposals, cls_logits and box_deltas have a row for each of the peer's proposals, NaN where it is none
-        of ours.
+        the tensors; proposals, cls_logits and box_deltas have a row for each of the peer's proposals, NaN if it is not among
+        ours.
     """
     rows, _ = pair_boxes(tensors['proposals'], proposals, min_iou=0.99)
 
@@ -551,16 +276,16 @@ def in_order_of(proposals: np.ndarray, tensors: Mapping[str, np.ndarray]) -> dic
 def compare_entries(
     name: str, entries: Mapping[str, np.ndarray], params: Params, model_state: ModelState, image: np.ndarray
 ) -> dict[str, float]:
-    """Runs torchvision's model with the entries of a file, and ours with the variables made of them. Needs torch.
+    """Compares torchvision's model with a file's entries and ours with the variables made from them. Needs torch.
 
     Args:
         name: a key of PEERS.
-        entries: by torchvision's names, old or new.
-        params, model_state: of our detector.
+        entries: arrays by torchvision's names, old or new.
+        params, model_state: our detector's variables.
         image: [h, w, 3] uint8 RGB.
 
     Returns:
-        the largest difference of each tensor of `View.tensors`, over its maximum.
+        the largest difference of each tensor of `View.tensors`, over the tensor's maximum.
     """
     import torch
 
@@ -572,7 +297,7 @@ def compare_entries(
 
 
 def drawn_training(image: np.ndarray, num_classes: int) -> tuple[list[np.ndarray], GroundTruth]:
-    """Makes three images of one, with four, three and no objects.
+    """Makes three images from one, with four, three and no objects.
 
     Args:
         image: [h, w, 3] uint8, with h < w.
@@ -591,9 +316,9 @@ def peer_losses(name: str, model: Any, images: Sequence[np.ndarray], gt: GroundT
 
     Args:
         name: a key of PEERS.
-        model: of `build_peer` with `View.reduced`.
-        images: each [h, w, 3] uint8 RGB.
-        gt: of these images, with masks of as many cells as their boxes have pixels.
+        model: a module of `build_peer` with `View.reduced`.
+        images: [h, w, 3] uint8 RGB each.
+        gt: ground truth of these images; masks have as many cells as their boxes have pixels.
 
     Returns:
         the losses of `View.losses` by our names.
@@ -647,12 +372,12 @@ def detector_losses(
 
 
 def _batches(view: View, count: int) -> list[slice]:
-    """The rows of images that are trained on together."""
+    """Lists the rows of images that are trained on together."""
     return [slice(row, row + 1) for row in range(count)] if view.alone else [slice(count)]
 
 
 def _padded_batch(images: Sequence[np.ndarray], gt: GroundTruth, divisor: int) -> Batch:
-    """Puts images on a canvas that holds them all."""
+    """Puts images on canvases of one size, which holds each of them."""
     sizes = np.array([image.shape[:2] for image in images])
     canvas = np.zeros((len(images), *-(-sizes.max(axis=0) // divisor) * divisor, 3), np.float32)
     for place, image in zip(canvas, images):
@@ -662,7 +387,7 @@ def _padded_batch(images: Sequence[np.ndarray], gt: GroundTruth, divisor: int) -
 
 
 def _anchors(detector: Detector, params: Params, model_state: ModelState, inputs: Inputs) -> jax.Array:
-    """The anchors of a canvas, [A, 4]: what `assign` matches first. The compiler drops the network: they need it not."""
+    """Finds the anchors of a canvas, [A, 4], which `assign` matches first; the compiler drops the unused network."""
     row = np.zeros((1, 1), bool)
     counts = np.zeros(1, np.int32)
     gt = GroundTruth(np.zeros((1, 1, 4), np.float32), row.astype(np.int32), row, row, counts, counts)

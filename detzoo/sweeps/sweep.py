@@ -6,7 +6,6 @@ experiments/NAME.py -> get_sweep(arg) -> Sweep
 """
 
 import ast
-import difflib
 import operator
 import pathlib
 import runpy
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from detzoo.config import complete, flatten
-from detzoo.errors import ConfigError
+from detzoo.errors import ConfigError, nearest
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -136,8 +135,7 @@ def _set(config: ml_collections.ConfigDict, key: str, value: Any, what: str, par
     """
     known = dict(flatten(config))
     if key not in known:
-        nearest = difflib.get_close_matches(key, known, 1, cutoff=0)[0]
-        raise ConfigError(f'{what}, which is no key of the config: the nearest is {nearest!r}')
+        raise ConfigError(f'{what}, which is no key of the config: the nearest is {nearest(key, known)!r}')
     group, _, name = key.rpartition('.')
     parent = operator.attrgetter(group)(config) if group else config
     try:

@@ -1,21 +1,21 @@
-"""Detectron2's model zoo in ours: the same arrays under other names, kernels OIHW -> HWIO, anchors in another order.
+"""Detectron2's model zoo as ours: the same arrays under other names, kernels OIHW -> HWIO, anchors in another order.
 
-`PEERS` says with which arguments our detectors compute what its R-50 baselines compute, and `Peer.mapping` how their files
-(.pkl, MODEL_ZOO.md) come over; 1x and 3x differ in nothing but weights. Of its conventions:
+`PEERS` has the arguments with which our detectors compute what its R-50 baselines compute; `Peer.mapping` says how their files
+(.pkl, MODEL_ZOO.md) become our variables. 1x and 3x differ only in their weights. Its conventions:
 
-- Pixels are BGR, less a mean, not divided. The authors' own ResNet-50 strides in its first 1x1 convolutions.
-- A cell's anchors are in order of their sizes, for each size its aspect ratios; ours the other way around, as torchvision's.
-  It only matters where a level has several sizes: C4 and RetinaNet.
-- RoIAlign takes as many samples as a bin has cells, of centres. Here it takes at most as many as `max_samples_per_bin`: enough
-  for any RoI on C4, and on a pyramid for those up to 4 times as long as wide. Beyond, a bin's samples are farther apart.
+- Pixels are BGR, minus a mean, not divided. The authors' own ResNet-50 strides in its first 1x1 convolutions.
+- A cell's anchors are ordered by size, then aspect ratio; ours by aspect ratio, then size, as torchvision's. It only matters
+  where a level has several sizes: C4 and RetinaNet.
+- RoIAlign takes as many samples as a bin has cells, at centres. Here `max_samples_per_bin` limits them: enough for any RoI on
+  C4, and on a pyramid for RoIs up to 4 times as long as wide. Beyond that, a bin's samples are farther apart.
 - Background is the last class of a softmax, as here, and classes are COCO's 80 in their order.
 
-Two things differ in details: where a RoI is within a millionth of the size at which it changes its level, it may lie on
-either; and masks are pasted as torchvision does, whose grid is that of whole pixels.
+Two details differ: a RoI within a millionth of the size at which it changes its level may lie on either level; and masks are
+pasted as torchvision does, on the grid of whole pixels.
 
-Nothing here was run against detectron2 itself, which is in no package index, nor with its published files. What stands here is
-from its source at 02b5c4e2; tests hold names and shapes against lists written from that, and each convention against
-arithmetic of their own. Some files also hold their pixels' means, or their anchors: these are compared with the model's.
+Nothing here was run against detectron2 itself, which is in no package index, nor with its published files. It was written from
+the source at 02b5c4e2; tests compare names and shapes with lists written from that source, and each convention with their
+own arithmetic. Some files also hold their pixels' means, or their anchors: these are compared with the model's.
 """
 
 import re
@@ -30,15 +30,15 @@ from detzoo.core.anchors import base_anchors
 from detzoo.detectors.retinanet import octave_sizes
 from detzoo.weights.mapping import ROI_SIDE, Entries, Mapping, Rule, as_convolution, channels_last, torch_names
 
-TOLERANCE = 1e-3  # pixels: of anchors and means that files hold in float32
+TOLERANCE = 1e-3  # pixels, for anchors and means that files hold in float32
 
 
 class Peer(NamedTuple):
     """A model of detectron2's zoo and our counterpart.
 
     model: the arguments of `make_detector`.
-    mapping: of its weights.
-    divisor: of the sides of its canvases; 1: they are the images'.
+    mapping: how its weights become our variables.
+    divisor: the sides of canvases are multiples of it; 1 for canvases as large as the images.
     """
 
     model: dict[str, Any]
@@ -46,7 +46,7 @@ class Peer(NamedTuple):
     divisor: int
 
 
-# Names: of a module of ours, a pattern with numbers, and what is made of them.
+# {pattern of our modules' names, with numbers: a function from these numbers to detectron2's name}.
 _Names = Table[str, Callable[..., str]]
 
 _RESNET: _Names = {
@@ -70,7 +70,7 @@ _RCNN: _Names = {
 
 
 def _under(ours: str, theirs: str, names: _Names) -> _Names:
-    """Puts names into a part of a network."""
+    """Puts the names of a network's modules under those of a part of a larger network."""
 
     def put(name: Callable[..., str]) -> Callable[..., str]:
         return lambda *numbers: f'{theirs}.{name(*numbers)}'
@@ -80,7 +80,7 @@ def _under(ours: str, theirs: str, names: _Names) -> _Names:
 
 _FPN_NAMES: _Names = {
     **_under('backbone', 'backbone.bottom_up', _RESNET),
-    r'fpn/inner(\d)': lambda i: f'backbone.fpn_lateral{i + 1}',  # of C2 on
+    r'fpn/inner(\d)': lambda i: f'backbone.fpn_lateral{i + 1}',  # from C2 on
     r'fpn/layer(\d)': lambda i: f'backbone.fpn_output{i + 1}',
     r'trunk/fc(\d)': lambda i: f'roi_heads.box_head.fc{i}',
     **_RCNN,
@@ -92,7 +92,7 @@ _C4_NAMES: _Names = {
 }
 _RETINANET_NAMES: _Names = {
     **_under('backbone', 'backbone.bottom_up', _RESNET),
-    r'fpn/inner(\d)': lambda i: f'backbone.fpn_lateral{i + 2}',  # of C3 on
+    r'fpn/inner(\d)': lambda i: f'backbone.fpn_lateral{i + 2}',  # from C3 on
     r'fpn/layer(\d)': lambda i: f'backbone.fpn_output{i + 2}',
     r'fpn/extra(\d)': lambda i: f'backbone.top_block.p{i + 5}',
     r'cls_head/conv(\d)': lambda i: f'head.cls_subnet.{2 * i - 2}',  # each second one is a ReLU
@@ -116,14 +116,14 @@ def _name(path: str, *, names: _Names) -> str:
 def _aspect_ratios_first(
     array: np.ndarray, name: str, entries: Entries, *, sizes: int, aspect_ratios: int
 ) -> np.ndarray:
-    """Brings outputs [sizes, aspect ratios, ...] of a cell's anchors into our order [aspect ratios, sizes, ...]."""
-    if len(array) % (sizes * aspect_ratios):  # another head, which is an error of its own
+    """Reorders the outputs of a cell's anchors from [sizes, aspect ratios, ...] to our [aspect ratios, sizes, ...]."""
+    if len(array) % (sizes * aspect_ratios):  # another head, which `fill` refuses by its shape
         return array
     return array.reshape(sizes, aspect_ratios, -1, *array.shape[1:]).swapaxes(0, 1).reshape(array.shape)
 
 
 def _same_conventions(entries: Entries, *, model: dict[str, Any]) -> Entries:
-    """Refuses a file of another config, where the file tells: its pixels' mean and deviation, the anchors of its cells."""
+    """Refuses a file whose pixel mean, deviation or anchors, if it has them, are not those of the model."""
     first_stage = model.get('rpn', model)
     aspect_ratios = first_stage['aspect_ratios']
     expected = {'pixel_mean': model['mean'], 'pixel_std': model['std']}

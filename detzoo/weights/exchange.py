@@ -1,7 +1,8 @@
 """Workdirs from weight files, and weight files from workdirs.
 
-    import_weights: a file, and which model it is of -> a workdir as training leaves it, and a report, layer by layer
-    export_weights: a workdir -> a folder with weights.safetensors, config.json and classes.json; its weights come back bit by bit
+    import_weights: a file, and its model -> a workdir as training leaves it, and a report, layer by layer
+      the file is read once: its bytes -> its checksum, and its entries -> variables and report (`weights.mapping`)
+    export_weights: a workdir -> a folder with weights.safetensors, config.json and classes.json; importing it is the inverse
     export_darknet: the workdir of a YOLO -> .weights, .cfg and .names, which darknet and OpenCV run
 
 A workdir appears whole or not at all.
@@ -12,6 +13,7 @@ import json
 import os
 import pathlib
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +24,7 @@ from absl import logging
 from detzoo.config import complete, read_config, to_json
 from detzoo.config import flatten as flatten_config
 from detzoo.detectors import make_detector
+from detzoo.errors import nearest
 from detzoo.files import check_new_folder, new_folder, write_text
 from detzoo.inference.predictor import evaluation_canvases, load
 from detzoo.run.checkpoint import Checkpoints
@@ -29,11 +32,12 @@ from detzoo.run.classes import Classes, read_classes
 from detzoo.run.workdir import environment
 from detzoo.types import ModelState, Params
 from detzoo.weights import darknet
-from detzoo.weights.files import read_entries, read_metadata, write_entries
-from detzoo.weights.mapping import Mapping, Row, Template, check_values, fill, flatten, report
+from detzoo.weights.darknet_layers import cfg_text
+from detzoo.weights.files import parse_entries, parse_metadata, read_bytes, write_entries
+from detzoo.weights.mapping import Entries, Mapping, Row, Template, check_values, fill, flatten
 from detzoo.weights.zoo import COCO, MODELS, VOC, Model
 
-_COCOS_NAMES = {  # of what darknet's coco.names calls otherwise
+_COCOS_NAMES = {  # by the names that darknet's coco.names has instead
     'aeroplane': 'airplane',
     'diningtable': 'dining table',
     'motorbike': 'motorcycle',
@@ -41,16 +45,19 @@ _COCOS_NAMES = {  # of what darknet's coco.names calls otherwise
     'sofa': 'couch',
     'tvmonitor': 'tv',
 }
-MASK_SIDE = 112  # of ground-truth masks, should the detector be trained further
+MASK_SIDE = 112  # cells along a side of ground-truth masks, should the detector be trained further
 _OURS = Mapping(name_of=lambda path: path, left=(), transpose=False)
-_FILES = ('weights.safetensors', 'config.json', 'classes.json')
+_WEIGHTS, _CONFIG, _CLASSES = 'weights.safetensors', 'config.json', 'classes.json'  # of an exported folder
 
 
 class Imported(NamedTuple):
-    """What a file holds, in our terms.
+    """What a weight file holds, in our terms.
 
-    config, classes, params, model_state: of a detector.
-    rows: where each variable is from, and what is left of the file.
+    config, classes: the detector's.
+    params, model_state: the detector's variables.
+    rows: the report: where each variable comes from, and what of the file is left.
+    content: the file's bytes.
+    entries: the file's arrays by their names there; none in darknet's files, which have no names.
     """
 
     config: ml_collections.ConfigDict
@@ -58,6 +65,8 @@ class Imported(NamedTuple):
     params: Params
     model_state: ModelState
     rows: list[Row]
+    content: bytes = b''
+    entries: Entries = MappingProxyType({})
 
 
 def import_weights(
@@ -71,19 +80,19 @@ def import_weights(
     """Makes a workdir of published weights: `predictor.load`, evaluation and `initialize_from` take it as a trained one.
 
     Args:
-        source: a file of the model's publisher; or, without a model, a folder of `export_weights`.
-        workdir: to be made.
+        source: a file from the model's publisher; or, without a model, a folder of `export_weights`.
+        workdir: the folder to make.
         model: a key of `zoo.MODELS`.
-        cfg, names: in place of the model, the description of a darknet network and the names of its classes, one a line;
-            their category ids are COCO's or VOC's where these are its classes, else 1 to K.
+        cfg, names: in place of the model, files with the description of a darknet network and the names of its classes, one a
+            line. Category ids are COCO's or VOC's if these are its classes, else 1 to K.
 
     Returns:
         what was imported.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, holds something else, or is of another model; or the workdir exists. Nothing is
-            left behind.
+        ValueError: the file is damaged, holds something else, or belongs to another model; or the workdir exists. Nothing
+            is left behind.
     """
     source, workdir = pathlib.Path(source), pathlib.Path(workdir)
     check_new_folder(workdir)
@@ -91,33 +100,45 @@ def import_weights(
         raise FileNotFoundError(f'{source}: there is no such file or folder')
     if (cfg is None) != (names is None) or (cfg is not None and model is not None):
         raise ValueError('give either a model, or both a .cfg and a .names file of a darknet network')
-    file = source if source.is_file() else source / _FILES[0]
-    digest = _sha256(file) if file.is_file() else ''
-    if cfg is not None:
-        imported = read_darknet(source, *_described(cfg, names))
-    elif model is None:
-        imported = read_exported(source)
-    elif model not in MODELS:
-        raise ValueError(f'no model is called {model!r}: {", ".join(MODELS)} are known')
+    if model is not None and model not in MODELS:
+        raise ValueError(
+            f'no model is called {model!r}: the nearest is {nearest(model, MODELS)!r} (all: {", ".join(MODELS)})'
+        )
+    exported = model is None and cfg is None
+    if exported:
+        check_exported(source)
+    content = read_bytes(source / _WEIGHTS if exported else source)
+    digest = hashlib.sha256(content).hexdigest()
+    if exported:
+        imported = read_exported(content, source)
+    elif cfg is not None:
+        imported = read_darknet(content, source, *_described(cfg, names))
     elif (named := model_by_checksum(source, digest)) not in (None, model):
         raise ValueError(f"{source}: this is torchvision's file of {named}: give that as the model")
     elif MODELS[model].mapping is None:
-        imported = read_darknet(source, config_of(MODELS[model]), MODELS[model].classes)
+        imported = read_darknet(content, source, config_of(MODELS[model]), MODELS[model].classes)
     else:
-        imported = read_published(source, MODELS[model])
+        imported = read_named(content, source, config_of(MODELS[model]), MODELS[model].classes, MODELS[model].mapping)
     check_values(flatten((imported.params, imported.model_state)), source)
     origin = dict(source=source.name, model=model, sha256=digest)
-    if file != source:
-        origin = read_metadata(file) | origin
+    if exported:
+        origin = parse_metadata(content, source / _WEIGHTS) | origin
     write_workdir(workdir, imported, imported_from=origin)
     return imported
 
 
 def model_by_checksum(path: pathlib.Path, digest: str) -> str | None:
-    """Names the model of torchvision whose file this is, by the SHA-256, with whose beginning the names of its files end.
+    """Finds the model of torchvision whose file this is: the names of its files end with the first digits of their SHA-256.
+
+    Args:
+        path: the file; only its name counts.
+        digest: the SHA-256 of its bytes.
+
+    Returns:
+        a key of `zoo.MODELS`; None if it is none of these files.
 
     Raises:
-        ValueError: it is named as one of them, but its bytes are others.
+        ValueError: the name is that of a published file, but the bytes are not.
     """
     for name, model in MODELS.items():
         if model.source == 'torchvision':
@@ -126,47 +147,46 @@ def model_by_checksum(path: pathlib.Path, digest: str) -> str | None:
                 return name
             if path.name == file:
                 raise ValueError(
-                    f'{path}: damaged: the name says how its SHA-256 begins, which is {digest[:8]}: fetch it again'
+                    f'{path}: damaged: its SHA-256 begins with {digest[:8]}, not as its name says: fetch it again'
                 )
     return None
 
 
-def read_published(path: pathlib.Path, model: Model) -> Imported:
-    """Reads a file whose entries have names."""
-    entries = read_entries(path)
-    config = config_of(model)
-    template = shapes_of(config, len(model.classes.class_names))
-    params, model_state = fill(model.mapping, entries, template, source=str(path))
-    return Imported(
-        config, model.classes, params, model_state, report(model.mapping, entries, template, source=str(path))
-    )
+def read_named(
+    content: bytes, source: pathlib.Path, config: ml_collections.ConfigDict, classes: Classes, mapping: Mapping
+) -> Imported:
+    """Reads the bytes of a file whose entries have names, into a detector."""
+    entries = parse_entries(content, source)
+    filled = fill(mapping, entries, shapes_of(config, len(classes.class_names)), source=source)
+    return Imported(config, classes, *filled.variables, filled.rows, content, entries)
 
 
-def read_darknet(path: pathlib.Path, config: ml_collections.ConfigDict, classes: Classes) -> Imported:
-    """Reads a .weights file."""
+def read_darknet(content: bytes, source: pathlib.Path, config: ml_collections.ConfigDict, classes: Classes) -> Imported:
+    """Reads the bytes of a .weights file."""
     template = shapes_of(config, len(classes.class_names))
     arguments = {**config.model.to_dict(), 'num_classes': len(classes.class_names)}
-    variables = darknet.read_weights(path, arguments, template)
-    return Imported(config, classes, *variables, darknet.report(path, arguments, template))
+    filled = darknet.parse_weights(content, arguments, template, source=source)
+    return Imported(config, classes, *filled.variables, filled.rows, content)
 
 
-def read_exported(folder: pathlib.Path) -> Imported:
-    """Reads what `export_weights` wrote."""
-    missing = [name for name in _FILES if not (folder / name).is_file()]
+def check_exported(folder: pathlib.Path) -> None:
+    """Refuses a folder that `export_weights` did not write, with a ValueError."""
+    missing = [name for name in (_WEIGHTS, _CONFIG, _CLASSES) if not (folder / name).is_file()]
     if missing:
         raise ValueError(
             f'{folder} is not a folder of export_weights: it has no {", ".join(missing)}. Give that folder, or '
             f'with a file of other weights its model: {", ".join(MODELS)}'
         )
-    weights, config, classes = (folder / name for name in _FILES)
-    classes, config = read_classes(classes), read_config(config)
-    entries, template = read_entries(weights), shapes_of(config, len(classes.class_names))
-    params, model_state = fill(_OURS, entries, template, source=str(weights))
-    return Imported(config, classes, params, model_state, report(_OURS, entries, template, source=str(weights)))
+
+
+def read_exported(content: bytes, folder: pathlib.Path) -> Imported:
+    """Reads a folder of `export_weights`, whose weights are `content`."""
+    classes, config = read_classes(folder / _CLASSES), read_config(folder / _CONFIG)
+    return read_named(content, folder / _WEIGHTS, config, classes, _OURS)
 
 
 def config_of(model: Model) -> ml_collections.ConfigDict:
-    """Makes the whole config of a published detector: to evaluate it on the data it was trained on."""
+    """Makes the complete config with which a published detector is evaluated on the data it was trained on."""
     config = ml_collections.ConfigDict()
     config.data = dict(name='voc' if len(model.classes.class_names) == 20 else 'coco', canvases=model.canvases)
     config.data.recipe = dict(model.recipe)
@@ -179,7 +199,7 @@ def config_of(model: Model) -> ml_collections.ConfigDict:
 
 
 def shapes_of(config: ml_collections.ConfigDict, num_classes: int) -> Template:
-    """The shapes of a detector's (params, model_state)."""
+    """Computes the shapes of a detector's (params, model_state)."""
     detector = make_detector(**config.model, num_classes=num_classes)
     return jax.eval_shape(lambda rng: detector.init(rng, evaluation_canvases(config)[0]), jax.random.key(0))
 
@@ -196,12 +216,12 @@ def write_workdir(workdir: pathlib.Path, imported: Imported, **details: Any) -> 
 
 
 def export_weights(workdir: str | os.PathLike, output: str | os.PathLike, *, step: int | None = None) -> None:
-    """Writes what a run predicts with, averaged parameters where it has them, as safetensors with its config.
+    """Writes what a run predicts with (averaged parameters if it has them) as safetensors with its config.
 
     Args:
-        workdir: of a run.
-        output: a folder, made; its weights.safetensors names variables by their paths ('backbone/stem_conv/kernel').
-        step: of the checkpoint, the newest by default.
+        workdir: the run's folder.
+        output: the folder to make; its weights.safetensors names variables by their paths ('backbone/stem_conv/kernel').
+        step: the checkpoint's step; the newest by default.
 
     Raises:
         FileNotFoundError: there is no such run or checkpoint.
@@ -209,38 +229,38 @@ def export_weights(workdir: str | os.PathLike, output: str | os.PathLike, *, ste
     """
     predictor = load(workdir, step)
     config = predictor.config.copy_and_resolve_references()
-    config.data.data_dir = None  # of another machine
+    config.data.data_dir = None  # it lies on this machine only
     variables = flatten((predictor.params, predictor.model_state))
     entries = {path.partition('/')[2]: np.asarray(array) for path, array in variables.items()}
     with new_folder(output) as folder:
-        write_entries(folder / _FILES[0], entries, {'format': 'detzoo', 'step': str(predictor.step)})
-        write_text(folder / _FILES[1], to_json(config))
-        write_text(folder / _FILES[2], predictor.classes.to_json())
+        write_entries(folder / _WEIGHTS, entries, {'format': 'detzoo', 'step': str(predictor.step)})
+        write_text(folder / _CONFIG, to_json(config))
+        write_text(folder / _CLASSES, predictor.classes.to_json())
 
 
 def export_darknet(
     workdir: str | os.PathLike, output: str | os.PathLike, *, step: int | None = None
 ) -> dict[str, tuple[Any, Any]]:
-    """Writes a YOLO for darknet and OpenCV: MODEL.weights, MODEL.cfg and MODEL.names, of its first evaluation canvas.
+    """Writes a YOLO for darknet and OpenCV: MODEL.weights, MODEL.cfg and MODEL.names, for its first evaluation canvas.
 
     Args:
-        workdir: of a run of a YOLO.
-        output: a folder, made.
-        step: of the checkpoint, the newest by default.
+        workdir: the folder of a YOLO's run.
+        output: the folder to make.
+        step: the checkpoint's step; the newest by default.
 
     Returns:
-        {key of the config: (its value, that of what darknet itself does)} of all that is not part of the network, but of how
-        darknet puts an image on its canvas, and of its NMS. OpenCV leaves both to its caller.
+        {key of the config: (its value, the value for what darknet does)} for what darknet does differently outside of the
+        network: how it puts an image on the canvas, and its NMS. OpenCV leaves both to its caller.
 
     Raises:
         FileNotFoundError: there is no such run or checkpoint.
-        ValueError: darknet has no such network, or it would compute something else; or the folder exists and is not empty.
+        ValueError: darknet has no such network, or would compute something else; or the folder exists and is not empty.
     """
     predictor = load(workdir, step)
     config, (names, _) = predictor.config, predictor.classes
     arguments = {**config.model.to_dict(), 'num_classes': len(names)}
     variables = predictor.params, predictor.model_state
-    description = darknet.cfg_text(arguments, variables, evaluation_canvases(config)[0])
+    description = cfg_text(arguments, variables, evaluation_canvases(config)[0])
     with new_folder(output) as folder:
         darknet.write_weights(folder / f'{config.model.name}.weights', arguments, *variables)
         write_text(folder / f'{config.model.name}.cfg', description)
@@ -253,27 +273,21 @@ def export_darknet(
 
 
 def format_report(rows: Sequence[Row]) -> str:
-    """Writes a report as a table in Markdown: the variables, those that start anew, what is left of the file."""
+    """Writes a report as a table in Markdown."""
     lines = ['| in the file | here | shape | transform | CRC-32 |', '|---|---|---|---|---|']
-    return (
-        '\n'.join(
-            lines
-            + [
-                f'| {row.foreign} | {row.ours} | {" x ".join(map(str, row.shape))} | {row.transform} | {row.checksum} |'
-                for row in rows
-            ]
-        )
-        + '\n'
-    )
+    for row in rows:
+        shape = ' x '.join(map(str, row.shape))
+        lines.append(f'| {row.foreign} | {row.ours} | {shape} | {row.transform} | {row.checksum} |')
+    return '\n'.join(lines) + '\n'
 
 
 def _described(cfg: str | os.PathLike, names: str | os.PathLike) -> tuple[ml_collections.ConfigDict, Classes]:
-    """Makes config and classes of a darknet network from its two files."""
+    """Makes a darknet network's config and classes from its .cfg and .names files."""
     network = darknet.model_of_cfg(cfg)
     try:
         lines = pathlib.Path(names).read_text('utf-8-sig').splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f'{names}: no text in UTF-8 ({error}): save it as such') from error
+        raise ValueError(f'{names}: not text in UTF-8 ({error}): save it in UTF-8') from error
     class_names = tuple(line.strip() for line in lines if line.strip())
     if twice := sorted({name for name in class_names if class_names.count(name) > 1}):
         raise ValueError(f'{names} names twice: {", ".join(twice)}')
@@ -285,8 +299,8 @@ def _described(cfg: str | os.PathLike, names: str | os.PathLike) -> tuple[ml_col
     detector = network.model['name']
     if network.letter_box is None and detector != 'yolo_v1':
         logging.warning(
-            "%s: [net] has no letter_box: images are letterboxed, as darknet's authors do. If the weights are of "
-            "AlexeyAB's darknet, which stretches images, write letter_box=0 there, and import again",
+            "%s: [net] has no letter_box: images are letterboxed, as darknet's authors do. If the weights come from "
+            "AlexeyAB's darknet, which stretches images, write letter_box=0 there and import again",
             cfg,
         )
     recipe = darknet.resizing(detector, network.letter_box)
@@ -297,8 +311,3 @@ def _described(cfg: str | os.PathLike, names: str | os.PathLike) -> tuple[ml_col
             return config, known
     config.data.name = pathlib.Path(names).stem
     return config, Classes(class_names, tuple(range(1, 1 + len(class_names))))
-
-
-def _sha256(path: pathlib.Path) -> str:
-    with open(path, 'rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()

@@ -1,21 +1,22 @@
-"""Foreign weights in our variables: which entry of a file each of them takes, and what is done to it on the way.
+"""Foreign weights as our variables: which entry of a file becomes which variable, and how it is changed.
 
-    entries {name: array} -> prepared -> rules -> for each of our variables: its entry -> transposed -> (params, model_state)
+    entries {name: array} -> prepare -> for each of our variables: its entry -> rules -> transpose -> (params, model_state)
 
-Our tree leads: each variable asks for its entry, so nothing can be left out, and what nobody asked for is an error too,
-unless the mapping declares that it is left. `fill` makes the variables, `report` a table of what it did.
+Our tree leads: each variable asks for its entry, so no variable is left out. An entry that no variable asked for is an
+error too, unless the mapping says that it is left. `fill` makes the variables and reports what it did, row by row.
 """
 
 import os
 import re
 import zlib
 from collections import abc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import flax.traverse_util
 import numpy as np
 
+from detzoo.errors import listed
 from detzoo.types import ModelState, Params
 
 Entries = abc.Mapping[str, np.ndarray]
@@ -24,17 +25,17 @@ Template = tuple[Params, ModelState]  # arrays or shapes, as `Detector.init` or 
 _LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean', 'var': 'running_var'}
 _TORCH_AXES = {4: (2, 3, 1, 0), 2: (1, 0)}  # by rank, torch's axes in our order: OIHW -> HWIO, OI -> IO
 _TRANSPOSED = {4: 'OIHW -> HWIO', 2: 'OI -> IO'}
-_LISTED = 4  # entries a kind of an error message
-ROI_SIDE = 7  # of the features of a RoI, cells, that fully connected layers read, in all published R-CNNs
+_LISTED = 4  # entries of a kind in an error message
+ROI_SIDE = 7  # cells along a side of the RoI features that fully connected layers read, in all published R-CNNs
 LEFT_COUNTERS = (r'num_batches_tracked$', 'a counter of training')
 
 
 class Rule(NamedTuple):
-    """A change of entries that is more than another order of axes.
+    """A change of entries beyond another order of axes.
 
-    pattern: a regular expression that is searched in their names.
+    pattern: a regular expression, searched for in the entries' names.
     change: (array, name, entries) -> array.
-    says: what it does, for the report.
+    says: what the rule does, for the report.
     """
 
     pattern: str
@@ -45,12 +46,12 @@ class Rule(NamedTuple):
 class Mapping(NamedTuple):
     """How the entries of a kind of file become the variables of a kind of detector.
 
-    name_of: from the path of one of our variables, without its collection ('backbone/stem_conv/kernel'), to the name of its
-        entry; ValueError where the other side has no such layer.
-    prepare: renames entries, or derives some from others; ValueError where they tell that they are another model's.
-    rules: what is done to them.
-    left: (pattern of names, reason) of entries that may be left over.
-    anew: a pattern of our paths that keep the template's values where an entry is missing or of another shape; '' for none.
+    name_of: maps the path of one of our variables, without its collection ('backbone/stem_conv/kernel'), to the name of its
+        entry; raises ValueError where the other side has no such layer.
+    prepare: renames entries, or derives some from others; raises ValueError if they are visibly another model's.
+    rules: changes of entries.
+    left: (pattern of names, reason) for entries that may be left over.
+    anew: pattern of our paths; these keep the template's values if their entry is missing or has another shape. '' for none.
     transpose: whether kernels have torch's order of axes.
     """
 
@@ -65,11 +66,11 @@ class Mapping(NamedTuple):
 class Row(NamedTuple):
     """A line of the report.
 
-    foreign: the name in the file, '' for a variable that starts anew.
+    foreign: the entry's name in the file; '' for a variable that starts anew.
     ours: the path of our variable, its collection first; '' for an entry that is left.
-    shape: of our variable, or of the entry that is left.
+    shape: our variable's shape, or that of the entry that is left.
     transform: what was done.
-    checksum: of our variable, see `checksum`.
+    checksum: our variable's `checksum`.
     """
 
     foreign: str
@@ -79,15 +80,23 @@ class Row(NamedTuple):
     checksum: str
 
 
+class Filled(NamedTuple):
+    """Variables made from a file.
+
+    variables: (params, model_state).
+    rows: the report: where each variable comes from, and what of the file is left.
+    """
+
+    variables: Template
+    rows: list[Row]
+
+
 def torch_names(module_of: Callable[[str], str], others: abc.Mapping[str, str] = {}) -> Callable[[str], str]:  # noqa: B006
-    """Names entries as torch does: by their module, and 'weight', 'bias', 'running_mean' or 'running_var'.
+    """Makes a `Mapping.name_of` for torch's names: a module's, then 'weight', 'bias', 'running_mean' or 'running_var'.
 
     Args:
-        module_of: from the path of one of our modules ('stage1_block1/conv1') to its name ('layer1.0.conv1').
-        others: names of entries by the paths of our variables, where they are no module's leaves.
-
-    Returns:
-        `Mapping.name_of`.
+        module_of: maps the path of one of our modules ('stage1_block1/conv1') to torch's name of it ('layer1.0.conv1').
+        others: entries' names by the paths of our variables, for those that are named otherwise.
     """
 
     def name_of(path: str) -> str:
@@ -98,58 +107,47 @@ def torch_names(module_of: Callable[[str], str], others: abc.Mapping[str, str] =
 
 
 def channels_last(array: np.ndarray, name: str, entries: Entries) -> np.ndarray:
-    """Brings the inputs of the fully connected layer that reads RoIs from [C, s, s] to our [s, s, C]: a `Rule.change`."""
-    if array.ndim != 2 or array.shape[1] % ROI_SIDE**2:  # another head, which is an error of its own
+    """Reorders the inputs of the fully connected layer that reads RoIs from [C, s, s] to our [s, s, C]; a `Rule.change`."""
+    if array.ndim != 2 or array.shape[1] % ROI_SIDE**2:  # another head, which `fill` refuses by its shape
         return array
     return array.reshape(len(array), -1, ROI_SIDE**2).swapaxes(1, 2).reshape(array.shape)
 
 
 def as_convolution(array: np.ndarray, name: str, entries: Entries) -> np.ndarray:
-    """Turns the kernel of a deconvolution into the one of a convolution: a `Rule.change`.
+    """Turns the kernel of a deconvolution into that of a convolution; a `Rule.change`.
 
-    Torch's deconvolution spreads each input over the kernel, IOHW; ours convolves a grid with zeros between the inputs,
-    where the kernel's first cell meets the input that torch's last one spread: OIHW, turned by half a turn.
+    Torch's deconvolution spreads each input over the kernel (IOHW). Ours convolves a grid with zeros between the inputs, so
+    the kernel's first cell meets the input that torch's last cell spreads: OIHW, rotated by half a turn.
     """
     return array.swapaxes(0, 1)[..., ::-1, ::-1]
 
 
-def fill(mapping: Mapping, entries: Entries, template: Template, *, source: str = 'the entries') -> Template:
-    """Makes variables of entries.
+def fill(
+    mapping: Mapping, entries: Entries, template: Template, *, source: str | os.PathLike = 'the entries'
+) -> Filled:
+    """Makes variables from entries.
 
     Args:
-        mapping: which of them where.
-        entries: arrays by the names of their file.
+        mapping: which entries become which variables.
+        entries: arrays by their names in the file.
         template: (params, model_state) of the detector, or of its backbone.
-        source: what an error calls the entries, for example their file.
+        source: name of the file in error messages.
 
     Returns:
-        (params, model_state) like the template, numpy but for what starts anew.
+        variables like the template, numpy except for those that start anew; and the report.
 
     Raises:
-        ValueError: if an entry is missing, of another shape, or left over; or if the other side has no such detector.
+        ValueError: an entry is missing, has another shape, or is left over; or the other side has no such detector.
     """
-    variables = {path: value for path, value, _, _ in _assign(mapping, entries, template, source)}
-    variables = flax.traverse_util.unflatten_dict(variables, sep='/')
+    try:
+        prepared = mapping.prepare(entries)
+    except ValueError as error:
+        raise ValueError(f'{source}: {error}') from error
+    assigned = _assign(mapping, prepared, template, source)
+    variables = flax.traverse_util.unflatten_dict({each.path: each.value for each in assigned}, sep='/')
     params = variables.pop('params')
-    return params, {collection: variables.get(collection, {}) for collection in template[1]}
-
-
-def report(mapping: Mapping, entries: Entries, template: Template, *, source: str = 'the entries') -> list[Row]:
-    """Says of each variable where it is from and of each other entry why it is left; the arguments and errors are `fill`'s."""
-    assigned = list(_assign(mapping, entries, template, source))
-    in_file, taken = {id(array): name for name, array in entries.items()}, {name for _, _, name, _ in assigned}
-    entries = mapping.prepare(entries)
-
-    def written(name: str) -> str:
-        """The name that an entry has in the file, unless it was derived from several."""
-        return in_file.get(id(entries.get(name)), name)
-
-    rows = [
-        Row(written(name), path, tuple(value.shape), transform, checksum(value) if name else '')
-        for path, value, name, transform in assigned
-    ]
-    left = [(name, _reason_to_leave(mapping, name)) for name in entries if name not in taken]
-    return rows + [Row(written(name), '', entries[name].shape, f'left: {reason}', '') for name, reason in left]
+    model_state = {collection: variables.get(collection, {}) for collection in template[1]}
+    return Filled((params, model_state), _report(mapping, entries, prepared, assigned))
 
 
 def checksum(value: np.ndarray) -> str:
@@ -158,23 +156,26 @@ def checksum(value: np.ndarray) -> str:
 
 
 def check_values(arrays: abc.Mapping[str, np.ndarray], source: str | os.PathLike[str]) -> None:
-    """Refuses, by a ValueError, what no training leaves, but a transfer that was broken off: no numbers, or zeros.
+    """Refuses numbers that no training leaves, but an incomplete download may: NaNs, negative variances, kernels of zeros.
 
     Args:
-        arrays: by their paths, such as 'params/backbone/stem_conv/kernel'.
-        source: the file that they are from, for the message.
+        arrays: variables by their paths, such as 'params/backbone/stem_conv/kernel'.
+        source: name of the file in the error message.
+
+    Raises:
+        ValueError: there are such numbers.
     """
     for path, value in arrays.items():
         kind = path.rpartition('/')[2]
         if not np.isfinite(value).all():
             what = 'has numbers that are not finite'
         elif kind == 'var' and (value < 0).any():
-            what = 'is a variance, and negative'
+            what = 'has negative variances'
         elif kind == 'kernel' and not value.any():
             what = 'is all zero'
         else:
             continue
-        raise ValueError(f'{source}: what becomes {path} {what}: fetch the file again')
+        raise ValueError(f'{source}: the entry for {path} {what}: fetch the file again')
 
 
 def flatten(variables: Template) -> dict[str, Any]:
@@ -183,13 +184,24 @@ def flatten(variables: Template) -> dict[str, Any]:
     return flax.traverse_util.flatten_dict({'params': params, **model_state}, sep='/')
 
 
-def _assign(mapping: Mapping, entries: Entries, template: Template, source: str) -> Iterator[tuple[str, Any, str, str]]:
-    """Finds for each variable its path, value, the name of its entry ('' if it starts anew) and what was done to it."""
-    try:
-        entries = mapping.prepare(entries)
-    except ValueError as error:
-        raise ValueError(f'{source}: {error}') from error
-    found, asked, missing, misshapen, quantised = [], set(), [], [], []
+class _Assigned(NamedTuple):
+    """A variable and where it comes from.
+
+    path: the variable's path, its collection first.
+    value: an array; the template's leaf if the variable starts anew.
+    name: the entry's name, '' if the variable starts anew.
+    transform: what was done.
+    """
+
+    path: str
+    value: Any
+    name: str
+    transform: str
+
+
+def _assign(mapping: Mapping, entries: Entries, template: Template, source: str | os.PathLike) -> list[_Assigned]:
+    """Gives each variable of the template its prepared entry; the errors are those of `fill`."""
+    assigned, asked, missing, misshapen, quantised = [], set(), [], [], []
     for path, leaf in flatten(template).items():
         path_in_collection = path.partition('/')[2]
         name = mapping.name_of(path_in_collection)
@@ -203,11 +215,11 @@ def _assign(mapping: Mapping, entries: Entries, template: Template, source: str)
         if value is not None and value.shape == tuple(leaf.shape):
             if value.dtype != leaf.dtype:
                 done = [*done, f'{value.dtype} -> {leaf.dtype}']
-            found.append((path, np.asarray(value, leaf.dtype, order='C'), name, '; '.join(done) or 'as it is'))
+            value = np.asarray(value, leaf.dtype, order='C')
+            assigned.append(_Assigned(path, value, name, '; '.join(done) or 'as it is'))
         elif mapping.anew and re.search(mapping.anew, path_in_collection):
-            found.append(
-                (path, leaf, '', 'starts anew: ' + ('no entry' if value is None else f'{name} is {list(shape)}'))
-            )
+            why = 'no entry' if value is None else f'{name} is {list(shape)}'
+            assigned.append(_Assigned(path, leaf, '', f'starts anew: {why}'))
         elif value is None:
             missing.append(name)
         else:
@@ -215,16 +227,38 @@ def _assign(mapping: Mapping, entries: Entries, template: Template, source: str)
     unused = [name for name in entries if name not in asked and _reason_to_leave(mapping, name) is None]
     problems = {'missing': missing, 'of another shape': misshapen, 'quantised': quantised, 'unused': unused}
     if any(problems.values()):
-        listed = '; '.join(f'{kind}: {_listed(names)}' for kind, names in problems.items() if names)
+        found = '; '.join(f'{kind}: {listed(names, most=_LISTED)}' for kind, names in problems.items() if names)
         raise ValueError(
-            f'{source}: not the weights of this model: {listed}. Give a file of this model, or set its depth, width, '
+            f'{source}: not the weights of this model: {found}. Give a file of this model, or set its depth, width, '
             f'norm and num_classes to those of the file{_common_prefix(list(entries))}'
         )
-    yield from found
+    return assigned
 
 
-def _changed(mapping: Mapping, name: str, entries: Entries, source: str) -> tuple[np.ndarray, list[str]]:
-    """Applies the rules that concern an entry: the array, and what they say."""
+def _report(mapping: Mapping, entries: Entries, prepared: Entries, assigned: Iterable[_Assigned]) -> list[Row]:
+    """Lists where each variable comes from, then why each remaining entry is left."""
+    in_file, taken = {id(array): name for name, array in entries.items()}, {each.name for each in assigned}
+
+    def written(name: str) -> str:
+        """The name that an entry has in the file, unless it was derived from several."""
+        return in_file.get(id(prepared.get(name)), name)
+
+    rows = [
+        Row(
+            written(each.name),
+            each.path,
+            tuple(each.value.shape),
+            each.transform,
+            checksum(each.value) if each.name else '',
+        )
+        for each in assigned
+    ]
+    left = [(name, _reason_to_leave(mapping, name)) for name in prepared if name not in taken]
+    return rows + [Row(written(name), '', prepared[name].shape, f'left: {reason}', '') for name, reason in left]
+
+
+def _changed(mapping: Mapping, name: str, entries: Entries, source: str | os.PathLike) -> tuple[np.ndarray, list[str]]:
+    """Applies the rules for an entry: returns the array, and what the rules say."""
     array, done = entries[name], []
     for rule in mapping.rules:
         if re.search(rule.pattern, name):
@@ -232,29 +266,25 @@ def _changed(mapping: Mapping, name: str, entries: Entries, source: str) -> tupl
                 array, done = rule.change(array, name, entries), [*done, rule.says]
             except (ValueError, LookupError, TypeError) as error:
                 raise ValueError(
-                    f'{source}: not the weights of this model: {name} {entries[name].shape}, of which "{rule.says}" '
-                    f'cannot be made ({error}). Give a file of this model'
+                    f'{source}: not the weights of this model: the rule "{rule.says}" fails for {name} '
+                    f'{entries[name].shape} ({error}). Give a file of this model'
                 ) from error
     return array, done
 
 
 def _common_prefix(names: list[str]) -> str:
-    """A hint at names that all begin alike, as wrappers around a model make them."""
+    """Adds a hint if all names begin alike, as a wrapper around the model makes them."""
     prefix = names[0].partition('.')[0] + '.' if names else ''
     alike = len(names) > 1 and all(name.startswith(prefix) for name in names)
     return f'. All names begin with {prefix!r}: save the state dict without it' if alike else ''
 
 
 def _reason_to_leave(mapping: Mapping, name: str) -> str | None:
+    """Why an entry may be left over; None if it may not."""
     return next((reason for pattern, reason in mapping.left if re.search(pattern, name)), None)
 
 
 def _in_file_order(mapping: Mapping, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape that an entry of a file has for a variable of ours."""
+    """The shape of a variable of ours as its entry in the file has it."""
     axes = _TORCH_AXES.get(len(shape)) if mapping.transpose else None
     return shape if axes is None else tuple(shape[axes.index(axis)] for axis in range(len(axes)))
-
-
-def _listed(names: list[str]) -> str:
-    more = len(names) - _LISTED
-    return ', '.join(names[:_LISTED]) + (f' and {more} more' if more > 0 else '')

@@ -1,7 +1,7 @@
-"""Torchvision's models in ours: the same arrays under other names, kernels OIHW -> HWIO.
+"""Torchvision's models as ours: the same arrays under other names, kernels OIHW -> HWIO.
 
-`PEERS` says with which arguments our detectors compute what torchvision's models compute; `Peer.mapping` how their
-weights come over (see `weights.mapping`); `weights.torchvision_parity` compares the two.
+`PEERS` has the arguments with which our detectors compute what torchvision's models compute; `Peer.mapping` says how their
+weights become our variables (see `weights.mapping`); `parity.torchvision` compares the two.
 """
 
 import re
@@ -27,29 +27,31 @@ from detzoo.weights.mapping import (
 
 
 def _with_new_names(entries: Entries) -> Entries:
-    """Renames the entries of old files: each convolution is wrapped now, with its activation or norm beside it."""
+    """Renames the entries of old files: since then each convolution is wrapped together with its activation or norm."""
 
     def new_name(name: str) -> str:
         new = re.sub(r'((?:inner|layer)_blocks\.\d)\.(weight|bias)$', r'\1.0.\2', name)
         new = re.sub(r'(rpn\.head\.conv)\.(weight|bias)$', r'\1.0.0.\2', new)
         new = re.sub(r'mask_fcn(\d)\.(weight|bias)$', lambda m: f'{int(m[1]) - 1}.0.{m[2]}', new)
         new = re.sub(r'(_head\.conv)\.(\d)\.(weight|bias)$', lambda m: f'{m[1]}.{int(m[2]) // 2}.0.{m[3]}', new)
-        return name if new in entries else new  # twice there: the old one is left over, and an error says so
+        return name if new in entries else new  # a file with both: the old name is left over, which is an error
 
     return {new_name(name): array for name, array in entries.items()}
 
 
 def _anchors_background_last(array: np.ndarray, name: str, entries: Entries) -> np.ndarray:
     """Moves the first class of each anchor behind the others, in the last convolution of a level."""
-    anchors = len(entries[name.replace('classification', 'regression')]) // 4  # an error of its own, if there is none
+    anchors = (
+        len(entries[name.replace('classification', 'regression')]) // 4
+    )  # without this entry `fill` raises an error
     return np.roll(array.reshape(anchors, -1, *array.shape[1:]), -1, axis=1).reshape(array.shape)
 
 
 def _vgg_entries(entries: Entries) -> Entries:
     """Derives fc6 and fc7 from the classifier's layers, as SSD does (1512.02325, section 3).
 
-    They take every fourth feature of the fully connected layers, fc6 every third of their 7 x 7 cells. A file without those
-    layers, or with NaN in their place as torchvision's IMAGENET1K_FEATURES, gives none.
+    They take every fourth feature of the fully connected layers, and fc6 every third of their 7 x 7 cells. A file without
+    these layers, or with NaNs instead as torchvision's IMAGENET1K_FEATURES, gives no fc6 and fc7.
     """
     kept = {name: array for name, array in entries.items() if not name.startswith('classifier.')}
     classifier = {name: entries[name] for name in entries if re.match(r'classifier\.[03]\.', name)}
@@ -57,7 +59,9 @@ def _vgg_entries(entries: Entries) -> Entries:
         return kept
     for name, rank in _VGG_CLASSIFIER.items():
         if name not in classifier or classifier[name].ndim != rank:
-            raise ValueError(f'not the weights of a VGG: it has no {name} of {rank} axes. Give a file of torchvision')
+            raise ValueError(
+                f"not the weights of a VGG: it has no {name} of {rank} axes. Give one of torchvision's files"
+            )
     fc6, fc7 = classifier['classifier.0.weight'], classifier['classifier.3.weight']
     fc6 = fc6.reshape(len(fc6), -1, 7, 7)
     kept |= {'fc6.weight': fc6[::4, :, ::3, ::3], 'fc6.bias': classifier['classifier.0.bias'][::4]}
@@ -66,8 +70,8 @@ def _vgg_entries(entries: Entries) -> Entries:
 
 _VGG_CLASSIFIER = {'classifier.0.weight': 2, 'classifier.0.bias': 1, 'classifier.3.weight': 2, 'classifier.3.bias': 1}
 
-# Classifiers, into the backbones of their names.
-_CLASSIFIER = 'the classifier behind the backbone'
+# Classifiers, for the backbones of their names.
+_CLASSIFIER = 'the classifier after the backbone'
 RESNET = Mapping(torch_names(torchvision_names.resnet), left=(LEFT_COUNTERS, (r'^fc\.', _CLASSIFIER)))
 MOBILENET_V2 = Mapping(
     torch_names(torchvision_names.mobilenet_v2), left=(LEFT_COUNTERS, (r'^classifier\.', _CLASSIFIER))
@@ -79,7 +83,7 @@ MOBILENET_V3_LARGE = Mapping(
 )
 VGG = Mapping(torch_names(torchvision_names.vgg), prepare=_vgg_entries, anew='^fc[67]/')
 
-# Detectors. Torchvision's label indices stay in RetinaNet: 91 classes, of which 0, its background, is one like any other.
+# Detectors. RetinaNet keeps torchvision's labels: 91 classes, of which 0, its background, is a class like any other.
 RETINANET = Mapping(torch_names(torchvision_names.retinanet), prepare=_with_new_names)
 _SSD_RULES = (
     Rule(r'classification_head\.module_list\.\d(\.1)?\.(weight|bias)$', _anchors_background_last, 'background last'),
@@ -104,26 +108,28 @@ RCNN_MOBILENET_V3_LARGE = RCNN._replace(name_of=torch_names(torchvision_names.rc
 def load_backbone(path: str, params: Params, model_state: ModelState) -> Template:
     """Reads a classifier into the backbone of a detector.
 
-    What a classifier does not have as the backbone has it stays what it was, as its mapping declares: fc6 and fc7 of VGG where
-    a file has no fully connected layers, the reduced tail of MobileNetV3-Large.
+    Layers that the classifier lacks, or has in another shape, keep their values if its mapping says so: VGG's fc6 and fc7
+    without fully connected layers in the file, and the reduced tail of MobileNetV3-Large.
 
     Args:
-        path: of the file: of torchvision's names, as torch or safetensors write it, or darknet's ('darknet53.conv.74').
-        params: of the detector; its backbone lies under 'backbone', a last stage that RoIs run through under 'trunk'.
-        model_state: of the detector, likewise in each of its collections.
+        path: a file with torchvision's names, written by torch or safetensors, or one of darknet's ('darknet53.conv.74').
+        params: the detector's; its backbone lies under 'backbone', a last stage that runs on RoIs under 'trunk'.
+        model_state: the detector's, with the same modules in each of its collections.
 
     Returns:
-        (params, model_state) with another backbone; the arguments stay as they are.
+        (params, model_state) with another backbone; the arguments are not changed.
 
     Raises:
-        ValueError: if the file has no weights, if torchvision or darknet has no such backbone, or if the entries do not fit.
+        ValueError: the file has no weights, torchvision or darknet has no such backbone, or the entries do not fit.
     """
     if _DARKNET.search(path):
         return darknet.backbone_variables(path, params, model_state)
     entries = read_entries(path)
     mapping = next((mapping for layer, mapping in _CLASSIFIERS.items() if layer in params['backbone']), None)
     if mapping is None:
-        raise ValueError(f'{path}: torchvision has no classifier like the backbone of this model: initialise none')
+        raise ValueError(
+            f'{path}: torchvision has no classifier for the backbone of this model: leave it uninitialised'
+        )
     parts = ['backbone', 'trunk'] if 'stage4_block1' in params.get('trunk', ()) else ['backbone']
 
     def joined(tree: Any) -> Any:
@@ -133,12 +139,12 @@ def load_backbone(path: str, params: Params, model_state: ModelState) -> Templat
         return {**tree, **{part: {name: modules[name] for name in tree[part]} for part in parts}}
 
     template = joined(params), {name: joined(tree) for name, tree in model_state.items()}
-    modules, statistics = fill(mapping, entries, template, source=path)
+    modules, statistics = fill(mapping, entries, template, source=path).variables
     return parted(params, modules), {name: parted(tree, statistics[name]) for name, tree in model_state.items()}
 
 
-_DARKNET = re.compile(r'\.(weights|conv\.\d+)$')  # names of its files
-_CLASSIFIERS = {  # by a layer that none of those below has
+_DARKNET = re.compile(r'\.(weights|conv\.\d+)$')  # how the names of darknet's files end
+_CLASSIFIERS = {  # by a layer that none of the following classifiers has
     'stem_conv': RESNET,
     'block17': MOBILENET_V2,
     'block15': MOBILENET_V3_LARGE,
@@ -150,7 +156,7 @@ class Peer(NamedTuple):
     """A model of torchvision and our counterpart.
 
     model: the arguments of `make_detector`.
-    mapping: of its weights.
+    mapping: how its weights become our variables.
     """
 
     model: dict[str, Any]

@@ -1,9 +1,9 @@
-"""Published detectors: what turns a file of theirs into a run of ours.
+"""Published detectors: what it takes to make a run from their files.
 
     MODELS[name] -> the arguments of our detector, how the file's entries become its variables,
                     how images are resized for it, its classes; and what its authors measured
 
-The names are the publishers'. What is measured here stands in docs/zoo.md.
+The names are the publishers'. docs/zoo.md has what was measured here.
 """
 
 from typing import Any, NamedTuple
@@ -31,13 +31,15 @@ VOC = Classes(voc.CLASS_NAMES, tuple(range(1, 1 + len(voc.CLASS_NAMES))))
 
 
 class Published(NamedTuple):
-    """What the authors of a model say of it.
+    """What the authors of a model say about it.
 
     file: the name of their file.
-    parameters: how many; gflops: of an image, in the publisher's own count: torchvision's are multiplications with their
-        additions, darknet's twice that.
-    AP, mask_AP: of COCO's val2017; AP50: of COCO's test-dev, or of VOC 2007. In percent.
-    sha256: of the file, where one was at hand.
+    parameters: number of parameters.
+    gflops: billions of operations for an image, as the publisher counts: torchvision counts a multiplication with its addition
+        as one operation, darknet as two.
+    AP, mask_AP: on COCO's val2017, in percent.
+    AP50: on COCO's test-dev or VOC 2007, in percent.
+    sha256: the file's SHA-256, if a file was at hand.
     """
 
     file: str
@@ -54,11 +56,11 @@ class Model(NamedTuple):
 
     source: 'torchvision', 'darknet' or 'detectron2'.
     model: the arguments of `make_detector`, with 'name' and 'num_classes'.
-    mapping: of its file's entries; None: darknet's files name nothing.
-    classes: in the order of our labels.
+    mapping: how the file's entries become variables; None for darknet's files, whose entries have no names.
+    classes: the classes, in the order of our labels.
     recipe: how images are resized, keys of `config.data.recipe`.
-    canvases: of `evaluation.canvases`: any image fits one of them, as large as the recipe allows.
-    divisor: of the sides of canvases of their own.
+    canvases: `evaluation.canvases`: any image fits one of them, as large as the recipe allows.
+    divisor: the sides of canvases for single images are multiples of it.
     published: what its authors say.
     """
 
@@ -73,12 +75,12 @@ class Model(NamedTuple):
 
 
 def _with_holes(first: int) -> Classes:
-    """The classes of torchvision's models: all of COCO's numbers from the first on, though some name nothing."""
+    """Makes the classes of torchvision's models: all of COCO's ids from the first one on, also those without a category."""
     return Classes(tuple(_COCO.get(number, 'N/A') for number in range(first, 91)), tuple(range(first, 91)))
 
 
 def _limited(shorter: int, longer: int, interpolation: str) -> dict[str, Any]:
-    """The recipe that resizes images to limits of their sides, and the canvases that take all such images."""
+    """Makes the recipe that resizes images to limits of their sides, and the canvases that hold all such images."""
     side = -(-longer // 32) * 32
     recipe = dict(resize='fit', shorter_side=shorter, longer_side=longer, interpolation=interpolation)
     return dict(recipe=recipe, canvases=((shorter, side), (side, shorter)))

@@ -5,24 +5,24 @@
   python scripts/dev/check_darknet_parity.py --model=all --darknet=darknet --photos=darknet/data --cfg_dir=darknet/cfg
   python scripts/dev/check_darknet_parity.py --model=yolov3-tiny --weights=yolov3-tiny.weights --photos=darknet/data
 
-YOLO v2 and v3 are run by OpenCV. YOLO v1 is run by nothing but darknet itself, and gcc binds it:
+OpenCV runs YOLO v2 and v3. Only darknet itself runs YOLO v1, through a binding that gcc compiles:
 
   git clone https://github.com/pjreddie/darknet && make -C darknet
 
-(Debian's package `darknet` has the same files in /usr/lib/darknet and /usr/share/darknet.) The weights are those of the
-file that --weights names; without it they are drawn, not trained: some hundred megabytes, in a temporary folder. They go
-through our variables, and come back byte for byte. Printed are the largest difference of each tensor over the tensor's
-maximum and, of v2 and v3, how the kept detections agree.
+(Debian's package `darknet` has the same files in /usr/lib/darknet and /usr/share/darknet.) --weights names the file of
+weights; without it they are drawn, not trained: some hundred megabytes, in a temporary folder. They must go through our
+variables and come back byte for byte. Printed are the largest difference of each tensor over the tensor's maximum and, for v2
+and v3, how the kept detections agree.
 
-With --photos, photographs are detected in as well, by darknet itself, from its letterbox (YOLO v1 stretches) to its
-NMS, and by ours with the same recipe. Each photo's threshold is one that about 100 detections exceed: of trained weights a
-low one.
+With --photos, both sides also detect in photographs: darknet itself, from its letterbox (YOLO v1 stretches) to its NMS, and
+our detector with the same recipe. Each photo's threshold is chosen so that about 100 detections exceed it; with trained weights
+it is low.
 
-With --cfg_dir, the .cfg files there of darknet's authors must give the models of `darknet.PUBLISHED`, but for the anchors of
-yolov3-tiny, which the authors corrected after they had trained the weights.
+With --cfg_dir, the .cfg files of darknet's authors in it must give the models of `darknet.PUBLISHED`, except for the anchors of
+yolov3-tiny, which the authors corrected after training the weights.
 
-Exits with 1 if a tensor differs by more than 3e-4, or if the detections are not the same ones: as many, each with the label
-of its partner, IoU > 0.999 (or corners to a hundredth of a pixel), score to 1e-3, or a tenth of a photo's threshold.
+Exits with 1 if a tensor differs by more than 3e-4, or the detections are not the same: as many, each with the label of its
+partner, IoU > 0.999 (or corners to a hundredth of a pixel), scores to 1e-3 or a tenth of a photo's threshold.
 """
 
 import hashlib
@@ -44,15 +44,8 @@ from detzoo.inference.photos import find_images
 from detzoo.parity.compare import differences, drawn_image, match_detections
 from detzoo.parity.darknet import Darknet, drawn_weights, run_detector, run_opencv, select_detections
 from detzoo.types import Inputs
-from detzoo.weights.darknet import (
-    PUBLISHED,
-    arguments_of,
-    cfg_text,
-    model_of_cfg,
-    read_weights,
-    resizing,
-    write_weights,
-)
+from detzoo.weights.darknet import PUBLISHED, model_of_cfg, read_weights, resizing, write_weights
+from detzoo.weights.darknet_layers import arguments_of, cfg_text
 from detzoo.weights.mapping import Template
 from detzoo.weights.zoo import MODELS
 
@@ -63,26 +56,26 @@ _PHOTOS = define_path('photos', None, 'A folder of photographs to detect in, one
 _CFG_DIR = define_path('cfg_dir', None, 'A folder with the .cfg files of the networks.')
 
 TOLERANCE = 3e-4
-_HEADER = 20  # bytes of one that we write
+_HEADER = 20  # bytes of a header that we write
 _CORRECTED = {'yolov3-tiny': ['anchor_sizes']}
 _DETECTION = ('boxes', 'labels', 'scores')
 
 
 def is_published(path: str, name: str) -> bool:
-    """Tells by the checksum whether this is the published file of a network; ValueError if only the name says so."""
+    """Tells by the checksum whether this is a network's published file; raises ValueError if only the name is the same."""
     published, digest = MODELS[name].published, hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
     if pathlib.Path(path).name == published.file and published.sha256 not in (None, digest):
         raise ValueError(
-            f'{path}: not the published file of that name: its SHA-256 begins with {digest[:16]}, that one with '
+            f'{path}: not the published file of that name: its SHA-256 begins with {digest[:16]}, not '
             f'{published.sha256[:16]}. Fetch it again, or give weights of your own another name'
         )
     return digest == published.sha256
 
 
 def read_file(path: str, name: str, template: Template) -> tuple[Template, bool]:
-    """Reads the weights of a network, and tells whether they come back as the file's bytes, whatever its header is."""
+    """Reads the weights of a network, and tells whether writing them gives the file's bytes again, except for its header."""
     model, size = PUBLISHED[name].model, pathlib.Path(path).stat().st_size
-    published, variables = is_published(path, name), read_weights(path, model, template)
+    published, variables = is_published(path, name), read_weights(path, model, template).variables
     with tempfile.NamedTemporaryFile() as again:
         write_weights(again.name, model, *variables)
         same = pathlib.Path(path).read_bytes().endswith(pathlib.Path(again.name).read_bytes()[_HEADER:])
@@ -94,7 +87,7 @@ def read_file(path: str, name: str, template: Template) -> tuple[Template, bool]
 
 
 def check_tensors(model: Mapping[str, Any], canvas: tuple[int, int], variables: Template, weights: str) -> bool:
-    """Compares tensors, and detections of YOLO v2 and v3, of a drawn image of a canvas's size."""
+    """Compares tensors, for YOLO v2 and v3 also detections, of a drawn image as large as a canvas."""
     image = drawn_image(*canvas, seed=0)
     ours, detections = run_detector(model, *variables, image)
     of_v1 = model['name'] == 'yolo_v1'
@@ -102,7 +95,7 @@ def check_tensors(model: Mapping[str, Any], canvas: tuple[int, int], variables: 
         pixels, text = image.transpose(2, 0, 1) / 255, cfg_text(model, variables, canvas)
         theirs = {'output': Darknet(_DARKNET.value).run(text, pixels, ours['output'].size, weights=weights)[0]}
     else:
-        theirs = run_opencv(model, variables, weights, image)
+        theirs = run_opencv(model, variables, pathlib.Path(weights).read_bytes(), image)
     agree = True
     for name, difference in differences(ours, theirs).items():
         agree &= difference <= TOLERANCE  # NaN is no agreement
@@ -124,8 +117,8 @@ def check_photo(
     image, where = place(photo, canvas, ResizeRule(**resizing(model['name'])), rounded=False)
     height, last = where.size[1], np.float32(photo.shape[0] - 1)
     if np.float32(height - 1) * (last / np.float32(height - 1)) < last:
-        image[where.offset[1] + height - 1] = 0  # what darknet loses where rounding puts its last row above the photo's
-    # Darknet has no limits: ours are so wide that no detection among the best 300 misses one.
+        image[where.offset[1] + height - 1] = 0  # darknet loses this row where rounding puts it beyond the photo's last
+    # Darknet has no limits; with ours none of the best 300 detections is lost.
     limits = {'score_threshold': 0.0, 'max_detections': 300} | (
         {} if model['name'] == 'yolo_v1' else {'pre_nms_topk': 10_000}
     )
@@ -143,7 +136,7 @@ def check_photo(
 
     ours = detect(image, where.window)
 
-    # Between the two of the 60th to 140th score that are farthest apart, so that rounding moves none across it.
+    # The threshold lies in the widest gap between the 60th and 140th score, so that rounding moves none across it.
     scores = ours['scores'][60:140]
     gap = np.argmin(np.diff(scores))
     threshold = float(scores[gap : gap + 2].mean())
@@ -155,7 +148,7 @@ def check_photo(
         score_threshold=threshold,
         iou_threshold=arguments_of(model)['iou_threshold'],
     )
-    # Darknet puts the image at whole pixels, and where margins are odd takes half a pixel too much out again.
+    # Darknet puts the image at whole pixels, but subtracts the exact margins again: half a pixel more where they are odd.
     margins = (np.array(canvas[::-1]) - where.size) / 2
     boxes = theirs['boxes'] + np.tile((margins - where.offset) / where.scale, 2)
     theirs['boxes'] = boxes.clip(0, np.tile(photo.shape[1::-1], 2)).astype(np.float32)
@@ -165,7 +158,7 @@ def check_photo(
 def compare(
     name: str, ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray], *, score: float = 1e-3
 ) -> bool:
-    """Prints how far two lists of detections are the same one, and tells whether they are, scores within a tolerance."""
+    """Prints how far two lists of detections are the same, and tells whether they are, with scores within a tolerance."""
     same = match_detections(ours, theirs, limit=sys.maxsize)
     print(
         f'  {name:18}  {same.matched}/{same.theirs} matched (ours: {same.ours}), IoU >= {same.min_iou:.6f}, '
@@ -207,7 +200,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'unknown arguments: {" ".join(argv[1:])}')
     if _WEIGHTS.value and _MODEL.value == 'all':
-        raise app.UsageError('--weights is the file of one network: say which by --model')
+        raise app.UsageError('--weights is the file of one network: name it with --model')
     names = PUBLISHED if _MODEL.value == 'all' else [_MODEL.value]
     sys.exit(not all([check(name) for name in names]))
 

@@ -4,19 +4,24 @@
   python scripts/dev/check_parity.py --model=retinanet_resnet50_fpn
   python scripts/dev/check_parity.py --model=ssd300_vgg16 --images=photos
 
-Both sides see each image on torchvision's own canvas, resized in float: for RetinaNet and the R-CNNs to a shorter side of
-800 and a longer one of at most 1333, padded to a multiple of 32; for SSD to 300 x 300 or 320 x 320. The weights are drawn,
-not trained. Printed are, for each image, the largest difference of each tensor over the tensor's maximum, and how the kept
-detections agree in the pixels of the image. RoIs of an R-CNN are compared in the order of torchvision's proposals. Then
-losses, of three small images: of an R-CNN all anchors and RoIs are sampled, of RetinaNet's second version each image is alone.
-At last the weights of a detector go the way of a published file: torch saves them, in its zip format and in the one before,
-import_weights makes a workdir, and what is found in each image, resized by ourselves, is compared with torchvision's detections,
-each image on a canvas of its own (exact); then, for information, on the canvases that images share.
-Of a classifier ('resnet18', 'mobilenet_v2') the layers are compared that our backbone has, on images as they are, and what
-torchvision's last layers make of them; with --source, a published file, also the class that they tell.
-Exits with 1 if a tensor differs by more than 1e-4, if a proposal has no partner (nan), if the detections are not the same
-ones: as many, each with the label of its partner, IoU > 0.999 (or corners to a hundredth of a pixel), score to 1e-3, IoU of masks
-> 0.99, but for those whose scores tie for the last places of all that are kept; or if a loss differs by more than 1e-3 of itself.
+The weights are drawn, not trained. A detector is compared in three ways:
+
+- Both sides see each image on torchvision's own canvas, resized in float: for RetinaNet and the R-CNNs to a shorter side of
+  800 and a longer one of at most 1333, padded to a multiple of 32; for SSD to 300 x 300 or 320 x 320. Printed are the largest
+  difference of each tensor over the tensor's maximum, and how the kept detections agree in the image's pixels. An R-CNN's RoIs
+  are compared in the order of torchvision's proposals.
+- Losses are compared on three small images. An R-CNN samples all anchors and RoIs; RetinaNet's second version sees each image
+  alone.
+- The weights go the way of a published file: torch saves them, in its zip format and in the older one, import_weights makes a
+  workdir, and the detections in each image, resized by ourselves, are compared with torchvision's: with each image on a canvas
+  of its own (exact), and for information on the canvases that images share.
+
+For a classifier ('resnet18', 'mobilenet_v2') the layers that our backbone has are compared, on images as they are, and the
+output of torchvision's last layers for both; with --source, a published file, also the predicted class.
+
+Exits with 1 if a tensor differs by more than 1e-4, a proposal has no partner (nan), a loss differs by more than 1e-3 of itself,
+or the detections are not the same: as many, each with the label of its partner, IoU > 0.999 (or corners to a hundredth of a
+pixel), scores to 1e-3, IoU of masks > 0.99. Detections whose scores tie for the last places may differ.
 """
 
 import collections
@@ -37,13 +42,12 @@ from detzoo.inference.photos import find_images
 from detzoo.inference.predictor import Predictor, load
 from detzoo.parity import torchvision as parity
 from detzoo.parity.compare import differences, drawn_image, match_detections
+from detzoo.parity.torchvision_models import CLASSIFIERS, VIEWS, build_classifier, build_peer, reduced_peer
 from detzoo.weights.exchange import import_weights
 from detzoo.weights.mapping import fill
 from detzoo.weights.torchvision import PEERS
 
-_MODEL = flags.DEFINE_enum(
-    'model', 'retinanet_resnet50_fpn', [*PEERS, *parity.CLASSIFIERS], "A model, by torchvision's name."
-)
+_MODEL = flags.DEFINE_enum('model', 'retinanet_resnet50_fpn', [*PEERS, *CLASSIFIERS], "A model, by torchvision's name.")
 _SOURCE = define_path('source', None, 'A published file of a classifier, in place of drawn weights.')
 _IMAGES = flags.DEFINE_list(
     'images', [], 'Image files, folders or globs; by default five drawn pictures of different sizes.'
@@ -58,7 +62,7 @@ TRAINING_SIZE = (128, 250)  # which a reduced model does not resize
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'unknown arguments: {" ".join(argv[1:])}')
-    logging.set_verbosity(logging.WARNING)  # checkpoints tell every step otherwise
+    logging.set_verbosity(logging.WARNING)  # otherwise every checkpoint logs its steps
 
     try:
         paths = find_images(_IMAGES.value) if _IMAGES.value else []
@@ -75,14 +79,14 @@ def main(argv: list[str]) -> None:
 
 def classifiers_agree(name: str, images: list[np.ndarray]) -> bool:
     """Compares the layers of a classifier, and tells whether they agree."""
-    model = parity.build_classifier(name)
+    model = build_classifier(name)
     entries = parity.fill_peer(model, _SOURCE.value) if _SOURCE.value else parity.draw_peer(model)
     agree = True
     for index, image in enumerate(images):
         print(f'image {index + 1}: {image.shape[:2]}', flush=True)
         theirs, their_logits = parity.run_classifier(name, model, image)
         ours = parity.run_backbone(name, entries, image)
-        our_logits = parity.classify(model, ours[parity.CLASSIFIERS[name].parts[-1]])
+        our_logits = parity.classify(model, ours[CLASSIFIERS[name].parts[-1]])
         agree &= tensors_agree(ours | {'logits': our_logits}, theirs | {'logits': their_logits})
         if _SOURCE.value:
             names = parity.class_names(name)
@@ -95,11 +99,11 @@ def classifiers_agree(name: str, images: list[np.ndarray]) -> bool:
 def detectors_agree(name: str, images: list[np.ndarray]) -> bool:
     """Compares what a detector computes, and tells whether it agrees."""
     peer = PEERS[name]
-    model = parity.build_peer(name)
+    model = build_peer(name)
     entries = parity.draw_peer(model)
     detector = make_detector(**peer.model)
     template = jax.eval_shape(lambda rng: detector.init(rng, (320, 320)), jax.random.key(0))
-    variables = fill(peer.mapping, entries, template)
+    variables = fill(peer.mapping, entries, template).variables
 
     agree = True
     for index, image in enumerate(images):
@@ -108,7 +112,7 @@ def detectors_agree(name: str, images: list[np.ndarray]) -> bool:
         print(f'image {index + 1}: {image.shape[:2]}, resized to {resized.shape[:2]}', flush=True)
         agree &= tensors_agree(ours, theirs)
         agree &= detections_agree(our_detections, their_detections, peer.max_detections)
-    if parity.VIEWS[name].losses:
+    if VIEWS[name].losses:
         agree &= losses_agree(name, variables)
     return imports_agree(name, model, images) and agree
 
@@ -145,8 +149,8 @@ def detections_agree(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray],
 
 def losses_agree(name: str, variables: tuple) -> bool:
     """Prints the losses of both sides, and tells whether they are the same."""
-    peer = parity.reduced_peer(name)
-    model = parity.build_peer(name, **parity.VIEWS[name].reduced)
+    peer = reduced_peer(name)
+    model = build_peer(name, **VIEWS[name].reduced)
     parity.draw_peer(model)
     training = parity.drawn_training(drawn_image(*TRAINING_SIZE, seed=0), peer.model['num_classes'])
     theirs = parity.peer_losses(name, model, *training)

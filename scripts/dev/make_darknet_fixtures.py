@@ -38,7 +38,8 @@ from absl import app
 from detzoo.cli.paths import define_path
 from detzoo.detectors import make_detector
 from detzoo.parity.darknet import Darknet, drawn_weights
-from detzoo.weights.darknet import PUBLISHED, cfg_text
+from detzoo.weights.darknet import PUBLISHED
+from detzoo.weights.darknet_layers import cfg_text
 
 _DARKNET = define_path('darknet', '/usr/lib/darknet', 'A folder with libdarknet.so and include/darknet.h.')
 

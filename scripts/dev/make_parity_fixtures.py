@@ -1,9 +1,9 @@
-"""Makes the golden outputs of tests/parity/test_parity.py from torchvision itself, so that the test needs no torch.
+"""Makes the golden outputs of tests/parity/test_torchvision_parity.py from torchvision itself, so that the test needs no torch.
 
   pip install torch torchvision
   python scripts/dev/make_parity_fixtures.py
 
-The weights are drawn from the names of their entries (`torchvision_parity.drawn_entries`), so only names and shapes are
+The weights are drawn from the names of their entries (`parity.torchvision.drawn_entries`), so only names and shapes are
 stored, with one small image, every n-th value of each tensor, all detections, and the losses that are compared. Of
 classifiers it is what the layers put out that our backbones have.
 """
@@ -15,16 +15,8 @@ import numpy as np
 from absl import app, flags
 
 from detzoo.parity.compare import drawn_image
-from detzoo.parity.torchvision import (
-    VIEWS,
-    build_classifier,
-    build_peer,
-    draw_peer,
-    drawn_training,
-    peer_losses,
-    run_classifier,
-    run_peer,
-)
+from detzoo.parity.torchvision import draw_peer, drawn_training, peer_losses, run_classifier, run_peer
+from detzoo.parity.torchvision_models import VIEWS, build_classifier, build_peer
 from detzoo.weights.torchvision import PEERS
 
 _MODELS = flags.DEFINE_list('models', [], 'Whose fixtures are made; by default all.')

@@ -58,7 +58,7 @@ TESTS = {
     'detzoo/core/nms.py': ['core/test_nms.py core/test_postprocess.py'],
     'detzoo/core/postprocess.py': ['core/test_postprocess.py'],
     'detzoo/core/roi_features.py': ['core/test_assign_levels.py core/test_roi_features.py'],
-    'detzoo/data/augment.py': ['data/test_augment.py'],
+    'detzoo/data/augment.py': ['data/test_augment.py data/test_colors.py'],
     'detzoo/data/geometry.py': ['data/test_geometry.py data/test_augment.py'],
     'detzoo/data/pipeline.py': ['data/test_pipeline.py'],
     'detzoo/data/proposals.py': ['data/test_proposals.py'],

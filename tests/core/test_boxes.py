@@ -136,3 +136,14 @@ def test_clip_equals_loops():
     clipped = clip(given, window)
     np.testing.assert_array_equal(clipped, expected)
     np.testing.assert_array_equal(boxes.clip(clipped, window), clipped)  # twice is once, and without jit the same
+
+
+@pytest.mark.parametrize(
+    'make', [lambda x: np.array(x, np.float64), lambda x: jnp.array(x, jnp.float32)], ids=['numpy', 'jax']
+)
+def test_xywh_to_xyxy_by_hand_keeps_the_kind_of_array(make):
+    xywh = make([[[10, 20, 30, 5]], [[1 / 3, 0, 0, 7]]])  # any leading axes; the second box has no width
+    xyxy = boxes.xywh_to_xyxy(xywh)
+    assert type(xyxy) is type(xywh) and xyxy.dtype == xywh.dtype
+    np.testing.assert_array_equal(xyxy, make([[[10, 20, 40, 25]], [[1 / 3, 0, 1 / 3, 7]]]))
+    np.testing.assert_array_equal(boxes.xyxy_to_xywh(xyxy), xywh)

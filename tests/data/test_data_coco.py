@@ -216,6 +216,9 @@ BAD_ANNOTATIONS = {
     'RLE size': (change('annotations', 0, segmentation=runs(np.ones((3, 3), bool))), r'\[30, 40\]'),
     'RLE too short': (counts([30, 40]), 'runs which fill'),
     'RLE negative': (counts([-1, 1201]), 'runs which fill'),
+    'RLE of huge numbers': (counts([2**31, 2**31, 1200]), 'runs which fill'),
+    'RLE of fractions': (counts([600.0, 600.0]), 'runs which fill'),
+    'no RLE': (counts(None), 'runs which fill'),
     'RLE text': (counts('zzz~'), 'runs which fill'),
     'RLE text short': (counts('02'), 'runs which fill'),
     'RLE text of a number in 8 letters': (
@@ -291,12 +294,24 @@ def test_prepare_coco_refuses_image(tree, case):
     assert len(prepared.splits['train'].skipped) == 1
 
 
-def test_runs_reads_what_pycocotools_writes():
+def test_rle_takes_what_pycocotools_writes():
     # Up to 6 characters a number; the differences alternate in sign, and a run may take the whole of a large image.
     lengths = [0, 1, 15, 16, 511, 512, 2**20, 3, 2**29 - 1, 2**20, 7, 2**29 - 1, 0, 5]
     height, width = 1, sum(lengths)
     rle = pycocotools.mask.frPyObjects({'size': [height, width], 'counts': lengths}, height, width)
-    assert coco._runs(rle['counts'].decode()) == lengths
+    for counts in (lengths, rle['counts'].decode()):
+        assert coco._rle({'size': [height, width], 'counts': counts}, 'x', height, width) == rle
+        with pytest.raises(DataError, match='runs which fill'):
+            coco._rle({'size': [height, width + 1], 'counts': counts}, 'x', height, width + 1)
+        with pytest.raises(DataError, match='runs which fill'):
+            coco._rle({'size': [height, width - 1], 'counts': counts}, 'x', height, width - 1)
+
+
+@pytest.mark.parametrize('letter', ['P', 'o', '0', '1', '~', 'é', '\0'])
+def test_rle_refuses_long_texts(letter):
+    # A number of 400,000 letters takes Python's integers most of a minute; nothing here makes such a number.
+    with pytest.raises(DataError, match='runs which fill'):
+        coco._rle({'size': [HEIGHT, WIDTH], 'counts': 400_000 * letter}, 'x', HEIGHT, WIDTH)
 
 
 def test_prepare_coco_refuses_repeated_image_ids(tree):

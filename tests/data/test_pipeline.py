@@ -244,7 +244,7 @@ def test_batches_bring_masks_in_the_frames_of_boxes(toy):
 
 
 def test_batches_with_masks_refuse_an_object_without(toy):
-    with pytest.raises(ValueError, match=r'0?[1-9].png: annotation \d+ has no mask, and data.mask_size'):
+    with pytest.raises(ValueError, match=r'0?[1-9].png: annotation \d+ has no mask, but data.mask_size'):
         pipeline.load_augmented(toy(), 3, (48, 64), 3, RECIPE, np.random.RandomState(0), mask_size=8)
 
 

@@ -85,11 +85,11 @@ GOOD = dict(image_id=7, bbox=[1, 2, 3, 4], score=0.5)
     [
         ('box', 'there is no image_id and no bbox and no score'),
         ({key: GOOD[key] for key in ('image_id', 'bbox')}, 'there is no score'),
-        (GOOD | dict(image_id='7'), "image_id '7' is no integer of 64 bits"),
-        (GOOD | dict(image_id=True), 'image_id True is no integer of 64 bits'),
-        (GOOD | dict(image_id=2**63), 'is no integer of 64 bits'),
-        (GOOD | dict(score=None), 'score None is no finite number'),
-        (GOOD | dict(score=float('nan')), 'score nan is no finite number'),
+        (GOOD | dict(image_id='7'), "image_id '7' is not an integer of 64 bits"),
+        (GOOD | dict(image_id=True), 'image_id True is not an integer of 64 bits'),
+        (GOOD | dict(image_id=2**63), 'is not an integer of 64 bits'),
+        (GOOD | dict(score=None), 'score None is not a finite number'),
+        (GOOD | dict(score=float('nan')), 'score nan is not a finite number'),
         (GOOD | dict(bbox=[1, 2, 3]), r'bbox \[1, 2, 3\] is not four finite numbers'),
         (GOOD | dict(bbox=[1, 2, 3, float('inf')]), 'is not four finite numbers'),
         (GOOD | dict(bbox=[1, 2, 3, 10**400]), 'is not four finite numbers'),
@@ -101,7 +101,7 @@ GOOD = dict(image_id=7, bbox=[1, 2, 3, 4], score=0.5)
 def test_read_proposals_names_a_bad_entry(tmp_path, entry, words):
     path = written(tmp_path / 'p.json', [GOOD, entry])
     with pytest.raises(
-        DataError, match=rf'p\.json: entry 1 \(counted from 0\): .*{words}; a proposal is .* Mend it or remove it'
+        DataError, match=rf'p\.json: entry 1 \(counted from 0\): .*{words}; a proposal is .* Fix or remove the entry'
     ):
         read_proposals(path)
 
@@ -114,7 +114,7 @@ def test_read_proposals_names_a_bad_entry(tmp_path, entry, words):
         (b'[' * 100_000, 'p is not JSON, or was cut short'),
         (gzip.compress(json.dumps([GOOD] * 99).encode())[:-20], 'p is not JSON, or was cut short'),
         (b'\x1f\x8bnothing of gzip', 'p is not JSON, or was cut short'),
-        (b'{"annotations": []}', 'p is no list of proposals: export them in the format of COCO results'),
+        (b'{"annotations": []}', 'p is not a list of proposals: export it in the format of COCO results'),
         (None, "cannot read the proposals .*p: No such file.*; give a file's path, or 'ground_truth'"),
     ],
 )

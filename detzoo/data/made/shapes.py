@@ -1,4 +1,4 @@
-"""`shapes`: pictures which draw themselves, the yardstick for every detector and for tiny networks on a CPU.
+"""`shapes`: pictures that draw themselves, the yardstick for every detector and for tiny networks on a CPU.
 
     RandomState([SEED, split, index])   ->  everything of a picture: record i never depends on record i - 1
     `_background`: gradient, waves, stains and scribbles which belong to no class
@@ -63,12 +63,12 @@ CLASS_NAMES = tuple(OUTLINES)
 
 
 class Object(NamedTuple):
-    """What is annotated: one shape, or a crowd of them.
+    """An annotated object: one shape, or a crowd of them.
 
     label: int in 0..K-1.
-    mask: [h, w] bool, its visible pixels.
-    pixels: int, how many it would have in full view.
-    is_crowd: whether it stands for many.
+    mask: [h, w] bool, the visible pixels.
+    pixels: int, how many pixels it would have in full view.
+    is_crowd: whether it stands for many shapes.
     """
 
     label: int
@@ -103,7 +103,7 @@ def draw(split: str, index: int) -> tuple[np.ndarray, list[Object]]:
 
     Args:
         split: 'train' or 'validation'.
-        index: of the picture in its split.
+        index: index of the picture in its split.
 
     Returns:
         image: [h, w, 3] uint8 RGB, sides in `SIDES`.
@@ -181,7 +181,7 @@ def _shape(rng: np.random.RandomState, image: np.ndarray, objects: list[Object])
 def _fill(
     rng: np.random.RandomState, label: int, image: np.ndarray, window: tuple[slice, slice], distance: np.ndarray
 ) -> np.ndarray:
-    """Colours the pixels [n, 3] which a shape touches: plain or hatched, with or without a dark rim."""
+    """Colours the pixels [n, 3] that a shape touches: plain or hatched, with or without a dark rim."""
     touched = _touched(distance)
     fill = np.tile(_colour(rng, label, image[window][touched]), (touched.sum(), 1))
     if rng.rand() < 0.15:
@@ -239,7 +239,7 @@ def _colour(rng: np.random.RandomState, label: int, below: np.ndarray) -> np.nda
 
 
 def _paint(image: np.ndarray, distance: np.ndarray, colour: np.ndarray, opacity: float = 1) -> None:
-    """Covers in place what a shape touches with one colour [3] or one a pixel [n, 3], antialiased at its edge."""
+    """Paints, in place, the pixels that a shape touches: one colour [3], or one a pixel [n, 3], antialiased at its edge."""
     touched = _touched(distance)
     share = opacity * (0.5 - distance[touched]).clip(0, 1)[:, None]
     image[touched] += share * (colour - image[touched])
@@ -256,13 +256,13 @@ def _distance_to_segment(y: np.ndarray, x: np.ndarray, start: np.ndarray, end: n
 
 
 def _interpolation(size: int, knots: int) -> np.ndarray:
-    """Makes the matrix [size, knots] which interpolates linearly between evenly spaced knots."""
+    """Makes the matrix [size, knots] that interpolates linearly between evenly spaced knots."""
     position = np.linspace(0, knots - 1, size)[:, None]
     return (1 - np.abs(position - np.arange(knots))).clip(0, 1)
 
 
 def _window(low: np.ndarray, high: np.ndarray, image: np.ndarray) -> tuple[slice, slice]:
-    """Returns the rows and columns between two corners (x, y), as far as they are in the picture."""
+    """Returns the rows and columns between two corners (x, y), cut at the picture's edges."""
     bounds = zip(low[::-1], high[::-1], image.shape, strict=False)
     rows, columns = (slice(max(0, math.floor(start)), max(0, min(size, math.ceil(end)))) for start, end, size in bounds)
     return rows, columns

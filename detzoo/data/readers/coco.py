@@ -1,4 +1,4 @@
-"""Anyone's COCO annotations and images as a named data set: everything is checked before anything is written.
+"""COCO annotations and images as a named data set: everything is checked before anything is written.
 
     read_document    ->  the JSON file, whole and of COCO's shape
     read_categories  ->  ids and names; labels 0..K-1 follow the ids in ascending order
@@ -7,9 +7,8 @@
     check_files      ->  every image file: decoded once, whole, of the size that the JSON says
     prepare_coco     ->  the data set on disk, for `catalog.open_dataset`
 
-What is wrong with the file as a whole is always an error. What is wrong with one record is an error too, or, if the
-caller says 'skip', leaves it out: an image with its annotations, an annotation alone. COCO's own train2017 needs that:
-a few of its boxes have no height.
+A fault of the file as a whole is always an error. A fault of one record is an error too, or with 'skip' leaves the record
+out: an image with its annotations, or one annotation. COCO's own train2017 needs that: a few of its boxes have no height.
 """
 
 import collections
@@ -18,6 +17,7 @@ import os
 import pathlib
 from typing import Any, Literal
 
+import hotcoco.mask
 import numpy as np
 import pycocotools.mask
 from tqdm import tqdm
@@ -43,13 +43,13 @@ def prepare_coco(
     """Checks two COCO JSON files with their images and writes them as one data set: all of it, or nothing.
 
     Args:
-        name: of the data set: lower-case letters, digits and underscores.
+        name: name of the data set: lower-case letters, digits and underscores.
         train_annotations, validation_annotations: COCO JSON files with the same categories.
         train_images, validation_images: the folders to which `file_name` is relative.
-        data_dir: where data sets lie; None is TFDS's default.
+        data_dir: folder of all data sets; None is TFDS's default.
         on_bad_record: 'error' stops at the first bad image or annotation, 'skip' leaves them out and lists them in
             `skipped.json` in the data set's folder.
-        max_pixels: images with more are bad.
+        max_pixels: images with more pixels are bad records.
         overwrite: replace a data set of that name.
 
     Raises:
@@ -115,12 +115,12 @@ def check_split(
     """Checks all records of a split.
 
     Args:
-        path: of the JSON file, for messages.
-        document: its content.
+        path: the JSON file, for messages.
+        document: the file's content.
         category_ids: [K] in the order of the labels.
-        folder: of the images.
+        folder: folder of the images.
         skip: leave bad records out instead of raising.
-        max_pixels: images with more are bad.
+        max_pixels: images with more pixels are bad records.
 
     Raises:
         DataError: a bad record and not `skip`, or no image is left.
@@ -214,7 +214,7 @@ def _common_categories(documents: list[tuple[pathlib.Path, dict[str, Any]]]) -> 
 
 
 def _where(path: pathlib.Path, kind: str, index: int, entry: dict[str, Any]) -> str:
-    """Names a record in messages: by its id, and by its place in the list, which is there even without an id."""
+    """Names a record in messages: by its id, and by its place in the list, since it may have no id."""
     file_name = f', {entry["file_name"]}' if 'file_name' in entry else ''
     return f'{path}: {kind} {entry.get("id")} ({kind}s[{index}]{file_name})'
 
@@ -227,12 +227,12 @@ def _integer(entry: dict[str, Any], key: str, where: str) -> int:
 
 
 def _is_id(value: Any) -> bool:
-    """Says whether this is an integer of 64 bits; dicts are slow with larger ones, of which any number have one hash."""
+    """Tells whether this is an integer of 64 bits; larger ones may share a hash in any number, which makes dicts slow."""
     return type(value) is int and -(2**63) <= value < 2**63  # a bool is an int too
 
 
 def _are_numbers(values: Any) -> bool:
-    """Says whether this is a list of finite numbers; Python's JSON knows NaN, Infinity and integers of any length."""
+    """Tells whether this is a list of finite numbers; Python's JSON has NaN, Infinity and integers of any length."""
     return isinstance(values, list) and all(type(v) in (int, float) and abs(v) < 1e300 for v in values)
 
 
@@ -244,10 +244,7 @@ def _box(box: Any, where: str, height: int, width: int) -> list[float]:
 
 
 def _rle(segmentation: Any, where: str, height: int, width: int) -> dict[str, Any] | None:
-    """Turns polygons, or RLE of either kind, into one compressed RLE of the whole image; None where there is none.
-
-    pycocotools trusts what it gets and may crash on lengths that do not fit: everything is checked before it's called.
-    """
+    """Turns polygons, or RLE of either kind, into one compressed RLE of the whole image; None where there is none."""
     if not segmentation:
         return None
     if isinstance(segmentation, list):
@@ -261,31 +258,20 @@ def _rle(segmentation: Any, where: str, height: int, width: int) -> dict[str, An
     if not isinstance(segmentation, dict) or segmentation.get('size') != [height, width]:
         raise DataError(f'{where}: segmentation must be polygons, or RLE whose size is [{height}, {width}]')
     counts = segmentation.get('counts')
-    runs = _runs(counts) if isinstance(counts, str) else counts
-    if not _are_numbers(runs) or any(type(run) is not int or run < 0 for run in runs) or sum(runs) != height * width:
+    try:  # pycocotools may crash on bad counts; hotcoco refuses them
+        rle = hotcoco.mask.frPyObjects({'size': [height, width], 'counts': counts}, height, width)
+    except (TypeError, ValueError):
+        rle = None
+    misread = isinstance(counts, str) and rle is not None and rle['counts'] != counts.encode()
+    if rle is None or misread or not _fills(rle['counts'], height * width):
         raise DataError(f'{where}: the RLE counts are not the lengths of runs which fill {height} x {width} pixels')
-    if isinstance(counts, str):
-        return {'size': [height, width], 'counts': counts}
-    return pycocotools.mask.frPyObjects(segmentation, height, width)
+    return rle
 
 
-def _runs(counts: str) -> list[int]:
-    """Reads COCO's compressed counts: six bits a character, five of value and one of "goes on"; from the fourth run
-    on, the difference to the run two before. Returns [-1] for text which is no such thing."""
-    runs: list[int] = []
-    value = shift = 0
-    for character in counts:
-        bits = ord(character) - 48
-        if (
-            not 0 <= bits < 64 or shift > 30
-        ):  # 7 characters hold any number of 32 bits; arithmetic on longer ones is slow
-            return [-1]
-        value |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:
-            continue
-        if bits & 16:
-            value -= 1 << shift  # the sign
-        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-        value = shift = 0
-    return [-1] if shift else runs
+def _fills(counts: bytes, pixels: int) -> bool:
+    """Tells whether the runs of a compressed RLE, which has at most so many pixels, have as many: one less is too few."""
+    try:
+        hotcoco.mask.area({'size': [1, pixels - 1], 'counts': counts})
+    except ValueError:
+        return True
+    return False

@@ -1,12 +1,12 @@
-"""What the readers of annotation formats share: from records they checked to a data set on disk.
+"""What the readers of annotation formats share: checks of records, and writing them as a data set.
 
     check_request -> name, place and policy, before anything is read
     find_file, check_box, check_pixels: an image's file, a box in its image, a file's pixels
     check_files   -> decodes every image of a split, in threads
     write         -> the data set for `catalog.open_dataset`, all of it or nothing
 
-What is wrong with one record raises DataError, which a `BadRecords` turns into the end or, if the caller says 'skip',
-into a line of `skipped.json` in the data set's folder.
+A fault of one record raises DataError. `BadRecords` raises it again, with the remedy, or with 'skip' keeps it as a line of
+`skipped.json` in the data set's folder.
 """
 
 import concurrent.futures
@@ -23,14 +23,16 @@ from tqdm import tqdm
 from detzoo.data import catalog, records
 from detzoo.errors import DataError
 
-TOLERANCE = 2.0  # px by which a box or polygon may leave its image: rounding, as in COCO itself; it's kept as it is
+TOLERANCE = (
+    2.0  # pixels by which a box or polygon may leave its image, as rounding does in COCO; it is stored unchanged
+)
 
 
 class Split(NamedTuple):
     """The checked records of a split.
 
     examples: one dict an image as `records.features` takes it, with the path of its file as `image`.
-    skipped: what was left out, a sentence each.
+    skipped: a message for each record that was left out.
     """
 
     examples: list[dict[str, Any]]
@@ -38,11 +40,11 @@ class Split(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """What `write` wrote.
+    """A data set that `write` wrote.
 
-    folder: of the data set.
+    folder: the data set's folder.
     class_names: [K].
-    splits: by name.
+    splits: the splits by name.
     """
 
     folder: pathlib.Path
@@ -58,7 +60,7 @@ class Checked(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def __init__(
         self, *, name: str, categories: dict[int, str], splits: dict[str, Split], annotations: str, **kwargs: Any
     ):
-        """Takes `categories` by ascending id, the splits and what the annotations are, next to TFDS's own arguments."""
+        """Takes, besides TFDS's own arguments, `categories` by ascending id, the splits, and the annotations' format."""
         self.name = name
         self._categories = categories
         self._splits = splits
@@ -83,7 +85,7 @@ class Checked(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 class BadRecords:
-    """What to do with bad records of a split: `add` raises, or with `skip` keeps the message in `messages`."""
+    """The bad records of a split: `add` raises, or with `skip` keeps the message in `messages`."""
 
     def __init__(self, skip: bool):
         self.skip = skip
@@ -91,18 +93,18 @@ class BadRecords:
 
     def add(self, error: DataError) -> None:
         if not self.skip:
-            raise DataError(f"{error}. Mend it, or leave bad records out with on_bad_record='skip'") from error
+            raise DataError(f"{error}. Fix the record, or leave bad records out with on_bad_record='skip'") from error
         self.messages.append(str(error))
 
 
 def check_request(name: str, data_dir: pathlib.Path, on_bad_record: str, overwrite: bool) -> None:
-    """Refuses a name that can't be that of a new data set, and an unknown policy."""
+    """Refuses a name that a new data set cannot have, and an unknown policy."""
     if on_bad_record not in ('error', 'skip'):
         raise DataError(f"on_bad_record must be 'error' or 'skip', not {on_bad_record!r}")
     if not re.fullmatch('[a-z][a-z0-9_]*', name):
         raise DataError(f'name {name!r} must be lower-case letters, digits and underscores, a letter first')
     if name in catalog.builders():
-        raise DataError(f'{name!r} is a data set of detzoo itself; choose another name')
+        raise DataError(f"{name!r} is one of detzoo's own data sets; choose another name")
     if (data_dir / name).exists() and not overwrite:
         raise DataError(f'{data_dir / name} exists; choose another name, or replace it (overwrite=True)')
 
@@ -114,13 +116,13 @@ def check_size(height: int, width: int, where: str, max_pixels: int) -> None:
 
 
 def find_file(name: str, folder: pathlib.Path, where: str) -> pathlib.Path:
-    """Finds a file by its name inside of a folder, and nowhere else."""
+    """Finds a file by its name inside a folder, and nowhere else."""
     try:
         file = (folder / name).resolve(strict=True)
     except (OSError, RuntimeError, ValueError) as error:  # missing; links in a circle; no name of a file at all
         raise DataError(f'{where}: there is no file {name!r} in {folder}') from error
     if pathlib.PurePath(name).is_absolute() or not file.is_relative_to(folder.resolve()):
-        raise DataError(f'{where}: file_name leads out of {folder}; use paths inside of it')
+        raise DataError(f'{where}: file_name leads out of {folder}; use paths inside it')
     if not file.is_file():
         raise DataError(f'{where}: {file} is not a file')
     return file
@@ -155,16 +157,16 @@ def check_files(examples: dict[str, dict[str, Any]], source: str, bad: BadRecord
     """Checks the pixels of all images of a split.
 
     Args:
-        examples: by how to call each in messages.
-        source: how to call the split in messages.
-        bad: of the split.
-        max_pixels: images with more are bad.
+        examples: the records, by their names in messages.
+        source: name of the split in messages.
+        bad: the split's bad records, to which others are added.
+        max_pixels: images with more pixels are bad records.
 
     Returns:
-        Split of the good ones, in their order.
+        the good records, in their order.
 
     Raises:
-        DataError: a bad record which is not to be skipped, or no image is left.
+        DataError: a record is bad and not to be skipped, or no image is left.
     """
     good = []
     with concurrent.futures.ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
@@ -196,11 +198,11 @@ def write(
     """Writes checked splits as a data set.
 
     Args:
-        name: of the data set.
+        name: name of the data set.
         categories: [K] names by ascending id.
-        splits: by name.
-        data_dir: where data sets lie.
-        annotations: what they were, for the description: 'COCO'.
+        splits: the splits by name.
+        data_dir: folder of all data sets.
+        annotations: the annotations' format, for the description: 'COCO'.
         overwrite: replace a data set of that name.
 
     Raises:

@@ -9,9 +9,9 @@
 VOC counts pixels from 1, and a box includes those of both its corners: 1..w is the whole width. In continuous
 coordinates its box is (xmin - 1, ymin - 1, xmax, ymax), whose plain IoU is VOC's with "+ 1" on every side.
 
-An object marked `difficult` is one that VOC's metric neither asks for nor counts as a false positive. It is stored as a
-crowd, which says the same here: never a positive, and what lies in it is ignored, in training as in evaluation. (SSD's
-authors train on difficult objects of VOC as on any other; darknet leaves them out, so that there they are background.)
+VOC's metric neither asks for an object marked `difficult` nor counts it as a false positive. It is stored as a crowd, which
+means the same here: it is never a positive, and what lies in it is ignored, in training and in evaluation. (SSD's authors
+train on VOC's difficult objects as on any other; darknet leaves them out, so that they are background.)
 
 VOC names images by text. Their ids are numbers here, 1, 2, ... in the order of the lists, and `file_name` holds the name.
 """
@@ -53,13 +53,13 @@ def prepare_voc(
     """Checks lists of images with their annotations and writes them as one data set: all of it, or nothing.
 
     Args:
-        name: of the data set: lower-case letters, digits and underscores.
-        root: the folder VOCdevkit, in which VOC2007 or VOC2012 lie.
+        name: name of the data set: lower-case letters, digits and underscores.
+        root: the folder VOCdevkit, with VOC2007 or VOC2012 in it.
         train_splits, validation_splits: the lists that make up each split, year and name: '2007_trainval'.
-        data_dir: where data sets lie; None is TFDS's default.
+        data_dir: folder of all data sets; None is TFDS's default.
         on_bad_record: 'error' stops at the first bad image or object, 'skip' leaves them out and lists them in
             `skipped.json` in the data set's folder.
-        max_pixels: images with more are bad.
+        max_pixels: images with more pixels are bad records.
         overwrite: replace a data set of that name.
 
     Raises:
@@ -114,7 +114,7 @@ def check_split(
         parts: ('2007_trainval', names of its images) each.
         image_ids: the ids to give.
         skip: leave bad records out instead of raising.
-        max_pixels: images with more are bad.
+        max_pixels: images with more pixels are bad records.
 
     Raises:
         DataError: a bad record and not `skip`, or no image is left.
@@ -143,7 +143,7 @@ def read_example(
     bad: BadRecords,
     max_pixels: int,
 ) -> dict[str, Any]:
-    """Reads the XML file of an image; returns it as an example of `records.features`."""
+    """Reads the XML file of an image; returns an example for `records.features`."""
     folder = root / f'VOC{year}'
     where = str(folder / 'Annotations' / f'{name}.xml')
     annotation = read_annotation(folder / 'Annotations' / f'{name}.xml')
@@ -187,7 +187,7 @@ def read_annotation(path: pathlib.Path) -> xml.etree.ElementTree.Element:
 
 
 def read_object(node: xml.etree.ElementTree.Element, where: str, height: int, width: int) -> dict[str, Any]:
-    """Reads an `object` of an image of that size; returns it as an object of `records.features`, without its id."""
+    """Reads an `object` of an image of that size; returns an object for `records.features`, without its id."""
     name = node.findtext('name', '').strip()
     if name not in CLASS_NAMES:
         raise DataError(f"{where}: none of VOC's 20 classes; data with classes of their own come as --format=coco")
