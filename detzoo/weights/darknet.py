@@ -28,6 +28,7 @@ import jax
 import numpy as np
 from tqdm.auto import tqdm
 
+from detzoo.backbones.darknet import PLAIN, STRIDES
 from detzoo.detectors import DETECTORS, make_detector
 from detzoo.types import ModelState, Params
 from detzoo.weights.darknet_cfg import KNOWN, SCALES, check_same, likely_model, read_cfg
@@ -39,7 +40,7 @@ Shapes = Mapping[str, tuple[int, ...]]  # of our variables by their paths: 'para
 _COLLECTIONS = ('params', 'batch_stats', 'frozen')
 _SEEN = 'counters/images_seen'  # the variable that lies in a file's header
 # What darknet computes with whatever a .cfg file says.
-_FIXED = {'mean': (0.0, 0.0, 0.0), 'std': (255.0, 255.0, 255.0), 'norm_epsilon': 1e-6}
+_FIXED = {'mean': (0.0, 0.0, 0.0), 'std': (255.0, 255.0, 255.0), 'backbone.norm_epsilon': 1e-6}
 PREDICTION = {
     'pad_value': 0.5,
     'clip_before_nms': False,
@@ -111,9 +112,11 @@ class Described(NamedTuple):
 
 def arguments_of(model: Mapping[str, Any]) -> dict[str, Any]:
     """Completes the arguments of `make_detector`, without 'name', with the defaults of the detector."""
-    bound = inspect.signature(DETECTORS[model['name']]).bind(**{key: model[key] for key in model if key != 'name'})
+    signature = inspect.signature(DETECTORS[model['name']])
+    bound = signature.bind(**{key: model[key] for key in model if key != 'name'})
     bound.apply_defaults()
-    return bound.arguments
+    whole = {**signature.parameters['backbone'].default, **bound.arguments['backbone']}
+    return {**bound.arguments, 'backbone': whole}
 
 
 def layers(model: Mapping[str, Any], template: Template) -> list[Layer]:
@@ -133,9 +136,15 @@ def layers(model: Mapping[str, Any], template: Template) -> list[Layer]:
     if describe is None:
         raise ValueError(f'darknet has no {model["name"]}, but yolo_v1, yolo_v2 and yolo_v3')
     arguments = arguments_of(model)
+    backbone = arguments['backbone']
     for key, value in _FIXED.items():
-        if not np.array_equal(arguments[key], value):
-            raise ValueError(f'{key} is {arguments[key]}: darknet always computes with {value}')
+        given = backbone['norm_epsilon'] if key == 'backbone.norm_epsilon' else arguments[key]
+        if not np.array_equal(given, value):
+            raise ValueError(f'{key} is {given}: darknet always computes with {value}')
+    if backbone['name'] not in (*PLAIN, 'darknet53'):
+        raise ValueError(
+            f"backbone.name is {backbone['name']!r}: darknet's files have the backbones {', '.join(PLAIN)} and darknet53"
+        )
     return describe(arguments, _shapes(template))
 
 
@@ -155,7 +164,7 @@ def cfg_text(model: Mapping[str, Any], template: Template, canvas: tuple[int, in
     """
     described = layers(model, template)
     canvas = tuple(canvas)
-    stride = 2 ** (arguments_of(model)['stages'] - (model['name'] != 'yolo_v1'))
+    stride = arguments_of(model)['backbone_stride'] * (2 if model['name'] == 'yolo_v1' else 1)
     if canvas[0] % stride or canvas[1] % stride:
         raise ValueError(f'the canvas is {canvas}: darknet needs multiples of {stride}, the stride of this network')
     side = described[-1].options.get('side')
@@ -185,8 +194,10 @@ def model_of_cfg(path: str | os.PathLike[str]) -> Described:
     model = {**likely_model(theirs, str(path)), **PREDICTION}
     required = {key: model.pop(key) for key in ('name', 'num_classes')}
     defaults = arguments_of(required)
-    model = required | {key: value for key, value in model.items() if value != defaults[key]}
-    network = f'our {model["name"]} with the {arguments_of(model)["backbone"]} backbone'
+    backbone = {key: value for key, value in model['backbone'].items() if value != defaults['backbone'][key]}
+    model = required | {key: value for key, value in model.items() if key != 'backbone' and value != defaults[key]}
+    model |= {'backbone': backbone} if backbone else {}
+    network = f'our {model["name"]} with the {arguments_of(model)["backbone"]["name"]} backbone'
     try:
         detector = make_detector(**model)
         template = jax.eval_shape(lambda rng: detector.init(rng, net.canvas), jax.random.key(0))
@@ -283,12 +294,13 @@ def backbone_variables(path: str | os.PathLike[str], params: Params, model_state
         ValueError: if the backbone is none of darknet's, or of another length than the file.
     """
     shapes, variables = _shapes((params, model_state)), flatten((params, model_state))
-    arguments = _backbone_of(params.get('backbone', {}))
-    if arguments is None:
+    found = _backbone_of(params.get('backbone', {}))
+    if found is None:
         raise ValueError(
             f"{path}: the backbone of this model is none of darknet's: give a file of another kind, or a yolo"
         )
-    described, _ = _backbone(shapes, arguments)
+    name, stages = found
+    described, _ = _backbone(shapes, name, stages)
     weighted = [(index, layer) for index, layer in enumerate(described) if layer.entries]
 
     content = pathlib.Path(path).read_bytes()
@@ -298,9 +310,9 @@ def backbone_variables(path: str | os.PathLike[str], params: Params, model_state
     if there not in (needed, whole):
         raise ValueError(
             f'{path}: not the weights of this backbone: {there:,} bytes follow its header; the {len(weighted)} '
-            f'convolutions of this {arguments["backbone"]} have {needed:,}, with a classifier of {_CLASSES} classes '
-            f"{whole:,}. Set the model's backbone, width and stages to those of the file, cut the file behind the "
-            'backbone by `darknet partial`, or fetch it again'
+            f'convolutions of this {name} have {needed:,}, with a classifier of {_CLASSES} classes '
+            f"{whole:,}. Set the model's backbone.name, backbone.width and backbone_stride to those of the file, cut the file "
+            'behind the backbone by `darknet partial`, or fetch it again'
         )
     if there == whole:
         left = f"{path}: its last convolution, which tells ImageNet's {_CLASSES} classes apart, is left"
@@ -311,8 +323,8 @@ def backbone_variables(path: str | os.PathLike[str], params: Params, model_state
     return variables.pop('params'), variables
 
 
-def _backbone_of(modules: Collection[str]) -> dict[str, Any] | None:
-    """Tells a `backbones.darknet.Darknet` by the names of its modules: its architecture and stages; None: no such."""
+def _backbone_of(modules: Collection[str]) -> tuple[str, int] | None:
+    """Tells a `backbones.darknet.Darknet` by the names of its modules: its name, and how many stages it has; None: no such."""
     stages = [stage for stage in range(1, 7) if any(name.startswith(f'stage{stage}_conv') for name in modules)]
     if not stages:
         return None
@@ -322,7 +334,7 @@ def _backbone_of(modules: Collection[str]) -> dict[str, Any] | None:
         backbone = 'extraction'
     else:
         backbone = 'darknet19' if 'stage3_conv2' in modules else 'tiny'
-    return {'backbone': backbone, 'stages': stages[-1]}
+    return backbone, stages[-1]
 
 
 def _read(
@@ -442,30 +454,36 @@ def _numbered(shapes: Shapes, prefix: str, suffix: str = '/conv/kernel') -> list
     return list(itertools.takewhile(lambda name: f'params/{name}{suffix}' in shapes, names))
 
 
-def _backbone(shapes: Shapes, arguments: Mapping[str, Any]) -> tuple[list[Layer], list[int]]:
+def _backbone(shapes: Shapes, name: str, stages: int) -> tuple[list[Layer], list[int]]:
     """The layers of a `backbones.darknet.Darknet`, and the number of each stage's last one."""
     described, ends = [], []
-    for stage in range(1, arguments['stages'] + 1):
-        name = f'backbone/stage{stage}'
-        if arguments['backbone'] == 'darknet53':
-            described.append(_convolution(shapes, f'{name}_conv', stride=1 if stage == 1 else 2))
-            for block in _numbered(shapes, f'{name}_block', '_conv1/conv/kernel'):
+    for stage in range(1, stages + 1):
+        path = f'backbone/stage{stage}'
+        if name == 'darknet53':
+            described.append(_convolution(shapes, f'{path}_conv', stride=1 if stage == 1 else 2))
+            for block in _numbered(shapes, f'{path}_block', '_conv1/conv/kernel'):
                 described += [_convolution(shapes, f'{block}_conv{i}') for i in (1, 2)]
                 described.append(Layer('shortcut', {'from': -3, 'activation': 'linear'}))
         else:
-            strided = arguments['backbone'] == 'extraction' and stage == 2
+            strided = name == 'extraction' and stage == 2
             if stage > 1 and not strided:
                 described.append(_max_pool())
             described += [
-                _convolution(shapes, conv, stride=2 if strided else 1) for conv in _numbered(shapes, f'{name}_conv')
+                _convolution(shapes, conv, stride=2 if strided else 1) for conv in _numbered(shapes, f'{path}_conv')
             ]
         ends.append(len(described) - 1)
     return described, ends
 
 
+def _described_backbone(arguments: Mapping[str, Any], shapes: Shapes) -> tuple[list[Layer], list[int]]:
+    """The layers of a detector's backbone, as `_backbone` has them."""
+    stages = STRIDES.index(arguments['backbone_stride']) + 1
+    return _backbone(shapes, arguments['backbone']['name'], stages)
+
+
 def _yolo_v1(arguments: Mapping[str, Any], shapes: Shapes) -> list[Layer]:
     """The layers of a `detectors.yolo_v1`."""
-    described, _ = _backbone(shapes, arguments)
+    described, _ = _described_backbone(arguments, shapes)
     large = arguments['local_features'] is not None
     if not large:
         described.append(_max_pool())
@@ -497,7 +515,7 @@ def _yolo_v1(arguments: Mapping[str, Any], shapes: Shapes) -> list[Layer]:
 
 def _yolo_v2(arguments: Mapping[str, Any], shapes: Shapes) -> list[Layer]:
     """The layers of a `detectors.yolo_v2`."""
-    described, ends = _backbone(shapes, arguments)
+    described, ends = _described_backbone(arguments, shapes)
     passthrough = arguments['passthrough_features'] is not None
     if not passthrough:
         described.append(_max_pool(stride=1))
@@ -512,7 +530,7 @@ def _yolo_v2(arguments: Mapping[str, Any], shapes: Shapes) -> list[Layer]:
             Layer('route', {'layers': f'-1,{coarse}'}),
         ]
     described += [_convolution(shapes, last), _convolution(shapes, 'head/output')]
-    sizes, stride = arguments['anchor_sizes'], 2 ** (arguments['stages'] - 1)
+    sizes, stride = arguments['anchor_sizes'], arguments['backbone_stride']
     options = {
         'anchors': _listed(side / stride for size in sizes for side in size),
         'bias_match': 1,
@@ -531,8 +549,8 @@ def _yolo_v2(arguments: Mapping[str, Any], shapes: Shapes) -> list[Layer]:
 
 def _yolo_v3(arguments: Mapping[str, Any], shapes: Shapes) -> list[Layer]:
     """The layers of a `detectors.yolo_v3`."""
-    described, ends = _backbone(shapes, arguments)
-    if arguments['backbone'] == 'tiny':
+    described, ends = _described_backbone(arguments, shapes)
+    if arguments['small_head']:
         described.append(_max_pool(stride=1))
     levels = arguments['anchor_sizes']
     sizes = [size for level in levels for size in level]
@@ -580,8 +598,14 @@ def _of_cells(*sides: float) -> tuple[tuple[float, float], ...]:
 _COCO_V2 = _of_cells(0.57273, 0.677385, 1.87446, 2.06253, 3.33843, 5.47434, 7.88282, 3.52778, 9.77052, 9.16828)
 _VOC_V2 = _of_cells(1.3221, 1.73145, 3.19275, 4.00944, 5.05587, 8.09892, 9.47112, 4.84053, 11.2364, 10.0071)
 _VOC_V2_TINY = _of_cells(1.08, 1.19, 3.42, 4.41, 6.63, 11.38, 9.42, 5.11, 16.62, 10.52)
-_V1_TINY = {**PREDICTION, 'name': 'yolo_v1', 'backbone': 'tiny', 'head_features': (1024, 256), 'local_features': None}
-_V2_TINY = {**PREDICTION, 'name': 'yolo_v2', 'backbone': 'tiny', 'passthrough_features': None}
+_V1_TINY = {
+    **PREDICTION,
+    'name': 'yolo_v1',
+    'backbone': {'name': 'tiny'},
+    'head_features': (1024, 256),
+    'local_features': None,
+}
+_V2_TINY = {**PREDICTION, 'name': 'yolo_v2', 'backbone': {'name': 'tiny'}, 'passthrough_features': None}
 
 # By the names of their .cfg files; NAME.weights but for tiny-yolov1.weights.
 PUBLISHED = {
@@ -602,7 +626,8 @@ PUBLISHED = {
             **PREDICTION,
             'name': 'yolo_v3',
             'num_classes': 80,
-            'backbone': 'tiny',
+            'backbone': {'name': 'tiny'},
+            'small_head': True,
             'head_features': 256,
             # What its weights were trained with. The .cfg file of today has 10 x 14, 23 x 27 and 37 x 58 on the finer level, a
             # correction of its authors' for trainings to come (github.com/pjreddie/darknet, issue 851).
