@@ -1,13 +1,12 @@
 """Faster R-CNN: *Towards Real-Time Object Detection with Region Proposal Networks* (arXiv 1506.01497), on a feature
 pyramid (1612.03144) or on C4 alone (1512.03385, appendix A).
 
-    images [B, H, W, 3] -> normalise -> ResNet -> levels: FPN P2..P6 (strides 4..64), or C4 (stride 16);
-                                     or MobileNetV3-Large -> FPN of its last stage (strides 32, 32, 64)
+    images [B, H, W, 3] -> normalise -> backbone -> levels: FPN P2..P6 (strides 4..64), or C4 (stride 16)
       -> RPN, on every level: objectness_logits [B, A], deltas [B, A, 4]
       -> decode -> the best of each level -> clip -> NMS -> proposals [B, P, 4]
       -> rois [B, R, 4]: in training sampled from proposals and ground truth, else the proposals
       -> features of each RoI [B, R, s, s, C] -> fully connected layers, behind convolutions if there are any, or with C4
-         the ResNet's last stage
+         the last stage of the backbone
       -> cls_logits [B, R, K + 1], background last; box_deltas [B, R, K, 4]
     loss:    anchors x ground truth -> match -> sample -> cross-entropy, smooth L1;
              rois likewise; each sum divided by the number of its samples
@@ -38,10 +37,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from detzoo.backbones import make_backbone, make_last_stage
 from detzoo.backbones.fpn import FPN
-from detzoo.backbones.mobilenet import mobilenet_v3_large
 from detzoo.backbones.norms import make_norm
-from detzoo.backbones.resnet import LastStage, ResNet
 from detzoo.core import matching
 from detzoo.detectors import network as network_ops
 from detzoo.detectors import stages
@@ -57,6 +55,8 @@ from detzoo.detectors.stages import (
     make_roi_reader,
 )
 from detzoo.types import Array, Assignment, Batch, Detections, Detector, Inputs
+
+BACKBONE = arguments_of(make_backbone) | dict(name='resnet50', norm='frozen_batch_norm')
 
 
 def run_convolutions(
@@ -141,12 +141,8 @@ def make_body(
     dtype: Any,
     axis_name: str | None,
     *,
-    backbone: str = 'resnet',
-    depth: int = 50,
-    width: float = 1.0,
-    stride_in_1x1: bool = False,
-    norm: str = 'frozen_batch_norm',
-    norm_epsilon: float = 1e-5,
+    backbone: Mapping[str, Any] = BACKBONE,
+    backbone_strides: Sequence[int] = (4, 8, 16, 32),
     fpn_features: int | None = 256,
     fpn_norm: str | None = None,
     trunk_conv_layers: int = 0,
@@ -159,49 +155,40 @@ def make_body(
     Args:
         dtype: data type in which they compute.
         axis_name: the mapped axis of the devices, or None.
-        backbone: 'resnet', or on a pyramid 'mobilenet_v3_large'.
-        depth: 18, 34, 50 or 101 layers of the ResNet.
-        width: factor on the channels of the backbone.
-        stride_in_1x1: whether the bottleneck blocks of a ResNet, from depth 50, stride in their first 1x1 convolution (the paper,
-            detectron2), or in their 3x3 convolution (torchvision).
-        norm: normalisation of the backbone: 'batch_norm' (synchronised over devices), 'frozen_batch_norm' or 'group_norm'.
-        norm_epsilon: what is added to the variances of the backbone.
-        fpn_features: channels of the pyramid; None: no pyramid, but C4, whose trunk is the last stage of the ResNet.
-        fpn_norm: normalisation after the convolutions of the pyramid: None, or as norm.
+        backbone: arguments of `make_backbone`. For C4 it needs a last stage that can run on features of RoIs, as ResNets have.
+        backbone_strides: strides of the feature maps from which the pyramid is made, pixels, finest first. C4 has stride 16.
+        fpn_features: channels of the pyramid; None: no pyramid, but C4, whose trunk is the last stage of the backbone.
+        fpn_norm: normalisation after the convolutions of the pyramid: None, or as that of the backbone.
         trunk_conv_layers, trunk_fc_layers: number of convolutions and of fully connected layers of the trunk on a pyramid.
         trunk_features: outputs of a fully connected layer.
-        trunk_norm: normalisation after the convolutions of the trunk: None, or as norm.
+        trunk_norm: normalisation after the convolutions of the trunk: None, or as that of the backbone.
     """
     if trunk_norm is not None and not trunk_conv_layers:
         raise ValueError(
             f'trunk_norm is {trunk_norm!r}: it follows the convolutions of the head, and trunk_conv_layers is 0'
         )
-    common = dict(width=width, norm=norm, norm_epsilon=norm_epsilon, axis_name=axis_name, dtype=dtype)
-    resnet = dict(depth=depth, stride_in_1x1=stride_in_1x1, **common)
+    for finer, coarser in zip(backbone_strides, backbone_strides[1:]):
+        if coarser not in (finer, 2 * finer):
+            raise ValueError(
+                f'backbone_strides is {backbone_strides}: each must be the one before it, or twice as much'
+            )
+    if fpn_features is None and (fpn_norm is not None or trunk_conv_layers):
+        raise ValueError(
+            'fpn_features is None: C4 has neither a pyramid nor a head of its own, set fpn_norm to None and '
+            'trunk_conv_layers to 0'
+        )
+    backbone = {**BACKBONE, **backbone}
+    strides = (16,) if fpn_features is None else tuple(backbone_strides)
+    make_stages = partial(make_backbone, strides, dtype, axis_name, **backbone)
+    make_stages()  # raises its errors here, not where parameters are drawn
     if fpn_features is None:
-        if backbone == 'mobilenet_v3_large':
-            raise ValueError(
-                'fpn_features is None: mobilenet_v3_large has no C4 with a last stage behind it, set it to 256'
-            )
-        if fpn_norm is not None or trunk_conv_layers:
-            raise ValueError(
-                'fpn_features is None: C4 has neither a pyramid nor a head of its own, set fpn_norm to None and '
-                'trunk_conv_layers to 0'
-            )
+        make_trunk = partial(make_last_stage, dtype, axis_name, **backbone)
+        make_trunk()
+        return Body(make_stages, None, make_trunk, strides, roi_levels=1)
     make_fpn = partial(FPN, fpn_features, 'pool', fpn_norm, axis_name, dtype)
     make_trunk = partial(Trunk, trunk_conv_layers, trunk_fc_layers, trunk_features, trunk_norm, axis_name, dtype)
-    if backbone == 'mobilenet_v3_large':
-        make_backbone = partial(mobilenet_v3_large, reduced_tail=False, outputs=('block13', 'last'), **common)
-        # Two levels have one stride: RoIs are read from the first, as in torchvision.
-        return Body(make_backbone, make_fpn, make_trunk, strides=(32, 32, 64), roi_levels=1)
-    if backbone != 'resnet':
-        raise ValueError(f"backbone is {backbone!r}: use 'resnet' or 'mobilenet_v3_large'")
-    if fpn_features is None:
-        return Body(
-            partial(ResNet, stages=3, **resnet), None, partial(LastStage, **resnet), strides=(16,), roi_levels=1
-        )
-    # RoIs are not read from P6, which is the RPN's alone.
-    return Body(partial(ResNet, stages=4, **resnet), make_fpn, make_trunk, strides=(4, 8, 16, 32, 64), roi_levels=4)
+    # The last level is the RPN's alone. Where two levels have one stride, RoIs are read from the first, as in torchvision.
+    return Body(make_stages, make_fpn, make_trunk, (*strides, 2 * strides[-1]), roi_levels=len(set(strides)))
 
 
 class FasterRCNN(nn.Module):

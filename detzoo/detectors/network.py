@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,9 +18,25 @@ IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
-def arguments_of(make: Callable) -> dict[str, Any]:
-    """Lists the arguments of a stage's function that have defaults, with them: a group of a config's keys."""
-    return {name: x.default for name, x in inspect.signature(make).parameters.items() if x.default is not x.empty}
+class Arguments(dict):
+    """Arguments of a function with their defaults: a group of a config's keys.
+
+    make: the function, whose annotations tell what each may be.
+    """
+
+    def __init__(self, make: Callable, defaults: Mapping[str, Any]):
+        super().__init__(defaults)
+        self.make = make
+
+    def __or__(self, changes: Mapping[str, Any]) -> 'Arguments':
+        """Changes defaults."""
+        return Arguments(self.make, {**self, **changes})
+
+
+def arguments_of(make: Callable) -> Arguments:
+    """Lists the arguments of a function that have defaults."""
+    parameters = inspect.signature(make).parameters.values()
+    return Arguments(make, {x.name: x.default for x in parameters if x.default is not x.empty})
 
 
 def with_arguments_of(inner: Callable) -> Callable[[Callable], Callable]:

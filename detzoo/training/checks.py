@@ -34,10 +34,10 @@ def check(
         ConfigError: the detector, the devices or the run to start from do not fit the config.
         DataError: the detector lacks proposals, or takes none.
     """
-    if config.model.get('norm') == 'frozen_batch_norm' and not (config.initialize_backbone or config.initialize_from):
+    if config.model.backbone.norm == 'frozen_batch_norm' and not (config.initialize_backbone or config.initialize_from):
         raise ConfigError(
-            "model.norm is 'frozen_batch_norm', which without the statistics of trained weights normalises nothing: set "
-            "initialize_backbone to a classifier's file, initialize_from to a workdir, or model.norm to 'batch_norm'"
+            "model.backbone.norm is 'frozen_batch_norm', which without the statistics of trained weights normalises nothing: "
+            "set initialize_backbone to a classifier's file, initialize_from to a workdir, or model.backbone.norm to 'batch_norm'"
         )
     try:
         detector = detector_of(config, len(data.class_names), parallel.AXIS)
@@ -101,7 +101,7 @@ def check_canvases(config: ml_collections.ConfigDict, detector: Detector) -> Non
             raise ConfigError(f'this {config.model.name} does not fit a canvas of {side}: {error}') from error
         except ZeroDivisionError as error:  # an initialiser divides by the number of channels
             raise ConfigError(
-                f'a layer of this {config.model.name} has no channels: raise model.width or its features'
+                f'a layer of this {config.model.name} has no channels: raise model.backbone.width or its features'
             ) from error
         shapes[canvas] = jax.tree.map(lambda x: x.shape, variables)
         if shapes[canvas] != shapes[first]:

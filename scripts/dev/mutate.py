@@ -67,7 +67,7 @@ TESTS = {
     'detzoo/detectors/network.py': ['detectors/test_detectors.py -k "yolo_v2 or retinanet"'],
     'detzoo/detectors/rpn.py': ['detectors/test_faster_rcnn.py', 'detectors/test_detectors.py -k faster_rcnn'],
     'detzoo/detectors/stages.py': ['detectors/test_faster_rcnn.py', 'detectors/test_detectors.py -k faster_rcnn'],
-    'detzoo/detectors/retinanet.py': ['detectors/test_detectors.py -k retinanet'],
+    'detzoo/detectors/retinanet.py': ['detectors/test_retinanet.py', 'detectors/test_detectors.py -k retinanet'],
     'detzoo/detectors/ssd.py': ['detectors/test_ssd.py', 'detectors/test_detectors.py -k ssd'],
     'detzoo/detectors/yolo_v1.py': [
         'detectors/test_yolo.py -k "v1 or weights"',

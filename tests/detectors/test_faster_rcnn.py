@@ -51,7 +51,10 @@ def test_faster_rcnn_has_as_many_parameters_as_torchvision(name, parameters):
 def test_faster_rcnn_on_c4_has_the_parameters_of_its_parts():
     # ResNet-50 without its classifier; the RPN's 3x3 convolution and its outputs for 15 anchors; the head's on 2048 features.
     arguments = dict(
-        name='faster_rcnn', fpn_features=None, rpn=dict(anchor_sizes=((32, 64, 128, 256, 512),)), norm='batch_norm'
+        name='faster_rcnn',
+        fpn_features=None,
+        rpn=dict(anchor_sizes=((32, 64, 128, 256, 512),)),
+        backbone=dict(norm='batch_norm'),
     )
     rpn = 9 * 1024 * 1024 + 1024 + 1025 * 15 * 5
     assert count(arguments, 80) == 23_508_032 + rpn + 2049 * (81 + 320)
@@ -344,7 +347,7 @@ def test_rois_that_ask_for_more_samples_are_counted():
 
 def test_large_rois_are_read_from_the_first_of_two_levels_of_one_stride():
     # By its size the second RoI belongs to a level of stride 64, which is the RPN's alone.
-    body = faster_rcnn.make_body(np.float32, None, backbone='mobilenet_v3_large')
+    body = faster_rcnn.make_body(np.float32, None, backbone=dict(name='mobilenet_v3_large'), backbone_strides=(32, 32))
     strides, roi_levels = body.strides, body.roi_levels
     levels = [np.full((1, 1280 // stride, 1280 // stride, 1), i, np.float32) for i, stride in enumerate(strides, 1)]
     rois = np.float32([[[0, 0, 64, 64], [0, 0, 1200, 1200]]])
@@ -359,8 +362,9 @@ def test_large_rois_are_read_from_the_first_of_two_levels_of_one_stride():
         (dict(rpn=dict(anchor_strides='canvas')), "rpn.anchor_strides is 'canvas'"),
         (dict(rpn=dict(anchor_sizes=((8,), (8, 9)))), 'rpn.anchor_sizes must have equally many'),
         (dict(roi=dict(operator='crop')), "roi.operator is 'crop': use one of align, pool, warp"),
-        (dict(backbone='vgg16'), "backbone is 'vgg16': use 'resnet' or 'mobilenet_v3_large'"),
-        (dict(backbone='mobilenet_v3_large', fpn_features=None), 'fpn_features is None: mobilenet_v3_large has no C4'),
+        (dict(backbone=dict(name='vgg')), "backbone.name is 'vgg': use one of resnet18"),
+        (dict(backbone=dict(name='vgg16'), fpn_features=None), 'vgg16.: it has no last stage that could run on'),
+        (dict(backbone_strides=(4, 16)), r'backbone_strides is \(4, 16\): each must be'),
         (dict(trunk_norm='batch_norm'), "trunk_norm is 'batch_norm': .* trunk_conv_layers is 0"),
         (dict(fpn_features=None), 'rpn.anchor_sizes has 5 levels, the pyramid 1'),
         (TINY_FASTER_RCNN_C4 | dict(fpn_norm='batch_norm'), 'fpn_features is None: C4 has neither a pyramid'),
@@ -374,7 +378,7 @@ def test_faster_rcnn_refuses(changes, words):
 
 def test_mask_rcnn_takes_every_argument_of_faster_rcnn():
     ours, theirs = (inspect.signature(detector.make).parameters for detector in (faster_rcnn, mask_rcnn))
-    assert {'num_classes', 'depth', 'trunk_features', 'rpn', 'class_agnostic', 'axis_name'} < {*ours}
+    assert {'num_classes', 'backbone', 'trunk_features', 'rpn', 'class_agnostic', 'axis_name'} < {*ours}
     assert dict(theirs) == dict(ours) | {name: theirs[name] for name in ('mask_roi', 'mask', 'mask_loss_weight')}
 
 

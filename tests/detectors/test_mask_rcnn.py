@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY_MASK_RCNN, TINY_MASK_RCNN_C4
+from conftest import TINY_MASK_RCNN, TINY_MASK_RCNN_C4, with_backbone
 
 from detzoo.core.matching import IGNORE, NEGATIVE
 from detzoo.detectors import make_detector, mask_rcnn
@@ -37,7 +37,8 @@ def test_mask_rcnn_has_as_many_parameters_as_torchvision(name, parameters):
 
 
 def test_a_joint_head_adds_a_deconvolution_and_the_masks():
-    arguments = dict(fpn_features=None, rpn=dict(anchor_sizes=((32, 64, 128, 256, 512),)), norm='batch_norm')
+    anchors = dict(anchor_sizes=((32, 64, 128, 256, 512),))
+    arguments = dict(fpn_features=None, rpn=anchors, backbone=dict(norm='batch_norm'))
     boxes = count(arguments | dict(name='faster_rcnn'), 80)
     masks = count(arguments | dict(name='mask_rcnn', mask=dict(layers=0)), 80)
     assert masks == boxes + 4 * 2048 * 256 + 256 + 257 * 80
@@ -116,10 +117,11 @@ def test_targets_may_be_averages(make_ground_truth):
 
 
 def test_positive_rois_alone_make_the_statistics_and_the_loss_of_the_mask_head():
-    arguments = dict(
-        rpn=None, norm='frozen_batch_norm', mask_loss_weight=0.5, mask=dict(layers=1, features=8, norm='batch_norm')
+    mask = dict(layers=1, features=8, norm='batch_norm')
+    arguments = with_backbone(TINY_MASK_RCNN, norm='frozen_batch_norm') | dict(
+        rpn=None, mask_loss_weight=0.5, mask=mask
     )
-    detector = make_detector(num_classes=3, **TINY_MASK_RCNN | arguments)
+    detector = make_detector(num_classes=3, **arguments)
     variables = jax.jit(detector.init, static_argnums=1)(KEY, (64, 64))
     images = np.random.RandomState(0).randint(0, 256, (1, 64, 64, 3)).astype(np.uint8)
     box = np.float32([[8, 8, 24, 24]])
