@@ -22,14 +22,14 @@ from typing import Any, NamedTuple
 
 from detzoo.files import new_file, write_text
 
-FINISHED, FAILED = 'finished', 'failed'
+WAITING, FINISHED, FAILED = 'waiting', 'finished', 'failed'
 
 
 class Result(NamedTuple):
     """What came out of a run.
 
     run, group, series, trained: see `sweep.Run`.
-    status: FINISHED or FAILED.
+    status: FINISHED or FAILED; WAITING in a plan.
     reason: why it failed, a line; or ''.
     config: complete, as nested dicts.
     changes: {dotted key: [value in the sweep's first run, value here]}.

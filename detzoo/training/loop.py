@@ -53,7 +53,11 @@ PICTURES = 4  # of the validation split, drawn at every evaluation
 
 
 def train_and_evaluate(
-    config: ml_collections.ConfigDict, workdir: str | os.PathLike, *, profile_steps: int = 0
+    config: ml_collections.ConfigDict,
+    workdir: str | os.PathLike,
+    *,
+    profile_steps: int = 0,
+    on_results: Callable[[dict[str, Any], dict[str, Any], list[dict[str, Any]]], None] = lambda *results: None,
 ) -> dict[str, Any]:
     """Trains the detector of a config on all devices, and evaluates it.
 
@@ -61,6 +65,8 @@ def train_and_evaluate(
         config: see `detzoo.config`.
         workdir: where everything goes; one that exists goes on where it was. With several replicas, a folder of workdirs.
         profile_steps: how many steps to record with JAX's profiler, into the workdir's TensorBoard.
+        on_results: is called at the end with the last metrics, the ground truth of the validation split, and the detections
+            as COCO results; of several replicas, with the first one's.
 
     Returns:
         the COCO metrics at the end (see `evaluation.coco.coco_metrics`); of several replicas, the first one's.
@@ -148,7 +154,9 @@ def train_and_evaluate(
             if due:
                 evaluations = evaluate_at(step)  # after the checkpoint, which an error then leaves
         evaluations = evaluations or evaluate_each(evaluate, state, len(replicas))  # of a finished run
-    return evaluations[0]['metrics']
+    last = evaluations[0]
+    on_results(last['metrics'], last['truth'], last['results'])
+    return last['metrics']
 
 
 def training_images(config: ml_collections.ConfigDict, data: Dataset) -> Dataset:
@@ -366,6 +374,8 @@ def make_evaluation(
             metrics=coco_metrics(truth, results, kinds),
             loss=float(losses[whole if whole.any() else slice(None), 0].mean()),
             pictures=draw_pictures(dataset, results),
+            truth=truth,
+            results=results,
         )
 
     return evaluate
