@@ -23,6 +23,7 @@ import numpy as np
 from scipy import special
 
 from detzoo.evaluation import coco
+from detzoo.evaluation.precision import precision_envelope
 
 THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)  # axis T
 _RECALLS = np.linspace(0, 1, 101)
@@ -199,8 +200,7 @@ def _class_average(found: ClassMatches, weight: np.ndarray, count: np.ndarray, r
             skipped = np.cumsum(weight[found.images[ignored]], axis=0)
             before = np.searchsorted(ignored, hits)  # how many ignored detections precede each hit
             judged[before > 0] -= skipped[before[before > 0] - 1]
-        precision = right / np.maximum(judged, _TINY)
-        precision = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
+        precision = precision_envelope(right / np.maximum(judged, _TINY))
         points = np.searchsorted(_RECALLS, right / np.maximum(count, _TINY), side='right')  # recall points reached
         points[1:] = np.diff(points, axis=0)  # of them, those that no earlier hit reached
         total += np.einsum('hs,hs->s', precision, points)

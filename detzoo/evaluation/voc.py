@@ -19,9 +19,10 @@ tenths lies just above these, and a recall of exactly 3/10 falls short.
 from typing import Any
 
 import numpy as np
-import pycocotools.mask
 
 from detzoo.evaluation.coco import check_detections, check_ground_truth, class_table, show
+from detzoo.evaluation.overlaps import box_overlaps
+from detzoo.evaluation.precision import best_precision
 
 MIN_IOU = 0.5
 
@@ -71,9 +72,7 @@ def average_precision(
     if not positives:
         return None, None
     hits = _hits(objects, detections)
-    found = np.cumsum(hits)
-    precision = found / np.arange(1, len(hits) + 1)
-    best = np.maximum.accumulate(precision[::-1])[::-1]  # at this recall or a higher one
+    found, best = best_precision(hits)
     at_tenths = [best[10 * found >= tenths * positives][:1].sum() for tenths in range(11)]  # 0 beyond the last recall
     return float(np.mean(at_tenths)), float(best[hits].sum() / positives)  # recall grows by 1 / positives at each hit
 
@@ -108,11 +107,8 @@ def _hits(objects: list[dict[str, Any]], detections: list[dict[str, Any]]) -> np
     matched = np.full(len(detections), -1)  # the object that each overlaps most, if by half
     for image_id in detections_of.keys() & rows_of.keys():
         rows, indices = np.array(rows_of[image_id]), np.array(detections_of[image_id])
-        boxes = [
-            np.array([source[i]['bbox'] for i in chosen], np.float64)
-            for source, chosen in ((detections, indices), (objects, rows))
-        ]
-        iou = pycocotools.mask.iou(*boxes, np.zeros(len(rows), np.uint8))  # [detections, objects]
+        of_image = [detections[i] for i in indices], [objects[i] for i in rows]
+        iou = box_overlaps(*of_image, np.zeros(len(rows), bool))
         matched[indices] = np.where(iou.max(axis=1) >= MIN_IOU, rows[iou.argmax(axis=1)], -1)
 
     order = np.argsort([-detection['score'] for detection in detections], kind='stable')
