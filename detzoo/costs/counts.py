@@ -1,4 +1,4 @@
-"""What programs need, counted: parameters, multiplications, and the FLOPs and memory that their compilers say.
+"""What programs need: parameters, multiplications, and the FLOPs and memory that their compilers report.
 
 parameter_count(params)            -> numbers
 multiply_adds(function, ...)       -> as papers count
@@ -53,7 +53,8 @@ def compiled_cost(compiled: Any) -> Cost:
 def multiply_adds(function: Callable[..., Any], *arguments: Any) -> int:
     """Counts the multiplications, each with its addition, of a function's convolutions and matrix products.
 
-    As papers and model zoos count: padding and all, the rest nothing, bodies of loops as often as they are known to run.
+    This is how papers and model zoos count: padding counts, all other operations do not, and the body of a loop counts as often
+    as the loop is known to run.
 
     Args:
         function: of JAX.

@@ -1,4 +1,4 @@
-"""Measured time, on the devices that are there."""
+"""Measured time of programs on the devices of this machine."""
 
 import os
 import time
@@ -13,11 +13,11 @@ from tqdm.auto import tqdm
 def interleaved_latency(
     steps: Mapping[Any, Callable[[], Any]], *, repeats: int, budget: float
 ) -> dict[Any, np.ndarray]:
-    """Times functions that return arrays, in turn: each once a round, run to its end, after a round that is not counted.
+    """Times functions that return arrays: in each round every function runs once, to its end; a first round is not counted.
 
     Args:
         steps: {name: what to time}.
-        repeats: rounds at most.
+        repeats: largest number of rounds.
         budget: seconds after which no further round starts; there are 3 at least.
 
     Returns:

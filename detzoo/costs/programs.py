@@ -1,4 +1,4 @@
-"""The programs whose costs are asked for: a config's training step and prediction, lowered for any devices.
+"""The programs whose costs are counted: the training step and the prediction of a config, lowered for any devices.
 
 train_program, predict_program(config, ...) -> a lowered program: shapes only, no parameter is made
 random_batch(config, ...)                   -> a batch for it
@@ -77,7 +77,7 @@ def state_shapes(config: ml_collections.ConfigDict, num_classes: int) -> Any:
 def train_program(config: ml_collections.ConfigDict, num_classes: int, devices: Sequence[Any]) -> Any:
     """Lowers the training step on the first canvas for devices, with `training.batch_size` images on all of them.
 
-    Of `training.num_replicas`, each has so many.
+    With several replicas (`training.num_replicas`), each has that many images.
 
     Raises:
         ValueError: the batch cannot be split over the devices.
@@ -107,7 +107,7 @@ def predict_program(config: ml_collections.ConfigDict, num_classes: int, devices
 def _share(
     config: ml_collections.ConfigDict, section: str, canvas: tuple[int, int], num_classes: int, lead: tuple[int, ...]
 ) -> Batch:
-    """The shapes of a section's batch split over devices, of which `lead` begins with the number."""
+    """Splits the batch of a section over devices, and returns its shapes; `lead` are the leading axes, devices first."""
     count, devices = config[section].batch_size, lead[0]
     if count % devices:
         key = f'{section}.batch_size'

@@ -9,13 +9,13 @@ This module can be imported before the environment is set: it imports jax where 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-# For compiling for TPUs on a machine that has none: to be in the environment before jax is imported. libtpu then asks no
-# metadata server, does not complain about its answers, and lets several processes load it at once (it would leave a lock
-# file behind and refuse the next one); JAX's own device is the CPU.
+# Environment variables for compiling for TPUs on a machine that has none; jax must be imported after they are set. libtpu then
+# asks no metadata server, and several processes can load it at once (otherwise it leaves a lock file behind that stops the next
+# one). JAX's own device is the CPU.
 TPU_ENVIRONMENT = {
     'JAX_PLATFORMS': 'cpu',
     'TPU_SKIP_MDS_QUERY': '1',
-    'TPU_ACCELERATOR_TYPE': 'v5litepod-8',  # of the machine, were it one: not what is compiled for
+    'TPU_ACCELERATOR_TYPE': 'v5litepod-8',  # stands for this machine; programs may be compiled for another one
     'TPU_WORKER_HOSTNAMES': 'localhost',
     'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
 }
@@ -44,7 +44,7 @@ CHIPS = {
 
 
 def topology_devices(topology: str) -> Sequence[Any]:
-    """Describes TPUs to compile for: devices that need not be there, and that nothing can run on.
+    """Describes TPUs to compile for; they need not exist, and nothing can run on these descriptions.
 
     `TPU_ENVIRONMENT` must have been in the environment when jax was imported.
 
@@ -53,7 +53,7 @@ def topology_devices(topology: str) -> Sequence[Any]:
 
     Raises:
         ImportError: libtpu is not installed.
-        ValueError: of this kind of chip nothing is known.
+        ValueError: the kind of chip is unknown.
     """
     chip_of(topology)
     try:

@@ -1,8 +1,8 @@
-"""The time that a program would take on TPUs, as their compiler estimates it: an estimate, never a measurement.
+"""The time that a program would take on TPUs, as their compiler estimates it; nothing is measured.
 
     compiled program, topology -> `estimated_time`: the compiler's cycles, by named scope -> Estimate
 
-Estimates lack what `Estimate` names.
+`Estimate` says what the estimate leaves out.
 """
 
 import collections
@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from detzoo.costs.scopes import OTHER, STAGES, stage_of
 from detzoo.costs.tpu import chip_of
 
-SMALL = 1024  # numbers, a vector register: operations on fewer are never missed
-# Operations that do nothing, or that wait for what runs beside the computation.
+SMALL = 1024  # numbers, which fill a vector register: operations on fewer need no figure
+# Operations that do nothing, or that wait for transfers beside the computation.
 FREE = frozenset(
     'parameter constant tuple get-tuple-element bitcast after-all partition-id copy-start copy-done slice-start slice-done '
     'async-done async-update'.split()
@@ -23,13 +23,13 @@ FREE_CALLS = 'AllocateBuffer', 'ConcatBitcast'  # of opcode custom-call
 
 
 class Estimate(NamedTuple):
-    """The TPU compiler's estimate of a program's time, one operation after the other. Never a measurement.
+    """The TPU compiler's estimate of a program's time, operation by operation.
 
-    seconds: of each stage that has any, backward operations included, and of OTHER.
-    not_counted: how many operations of each kind, on SMALL numbers or more, carry no figure (sorts, gathers,
-        collectives): the time lacks them, and is a lower bound that far.
-    bounded_loops: loops that count as often as the one integer in their condition allows; they may end earlier.
-    loops_counted_once: loops of which even that is not known, since data decide when they end (those of the NMS).
+    seconds: {stage: seconds, backward operations included}, with OTHER; stages without any are left out.
+    not_counted: {kind: number} of operations on SMALL numbers or more without a figure (sorts, gathers, collectives); their
+        time is missing, which makes the estimate a lower bound.
+    bounded_loops: loops that are counted as often as the one integer in their condition allows; they may end earlier.
+    loops_counted_once: loops whose data decide when they end, such as those of the NMS.
     """
 
     seconds: dict[str, float]
@@ -47,7 +47,7 @@ def estimated_time(compiled: Any, topology: str) -> Estimate:
     """Sums the TPU compiler's cycles of a program over its operations, by the stage they lie in.
 
     Args:
-        compiled: for the topology; or its text.
+        compiled: a program compiled for the topology, or its text.
         topology: see `topology_devices`.
 
     Raises:
@@ -82,7 +82,7 @@ class _Operation(NamedTuple):
 
 
 class _Module:
-    """The text of a compiled program: cycles(computation) -> {stage: cycles}; also counts what the cycles lack."""
+    """The text of a compiled program: cycles(computation) -> {stage: cycles}; counts the operations without cycles too."""
 
     def __init__(self, text: str):
         self.computations: dict[str, list[_Operation]] = {}
@@ -117,7 +117,7 @@ class _Module:
         return total
 
     def _staged(self, cycles: collections.Counter, caller: _Operation) -> collections.Counter:
-        """Gives what has no stage in a loop's body, such as copies, to the stage of the loop."""
+        """Gives operations of a loop's body that have no stage, such as copies, to the stage of the loop."""
         cycles[stage_of(caller.line)] += cycles.pop(OTHER, 0)
         return +cycles
 

@@ -10,23 +10,22 @@ PAIRS = 28  # of 8 groups; more are shown as a matrix
 
 
 def comparison_blocks(findings: Findings) -> list[Any]:
-    """Tabulates all pairs, as a matrix if they are many."""
+    """Makes a table of all pairs, or a matrix if there are many."""
     if not findings.pairs:
         return []
     metric = name_of(findings.judged)
     how = []
     if not all(pair.over_images for pair in findings.pairs):
         how.append(
-            f'Over images and trainings: the error of a difference in {metric} has a part of images, which are drawn with '
-            'replacement for all trainings alike, and a part of trainings, from what those of a group differ by; interval and '
-            "p-value are of Student's t, with as many degrees of freedom as the parts have (`crossed_test` in "
-            '`detzoo/evaluation/statistics.py`).'
+            f'Over images and trainings: the error of a difference in {metric} combines its variance over images, from resamples '
+            'that are the same for all trainings, with the variance over the trainings of each group. Interval and p-value are '
+            "those of Student's t with Satterthwaite's degrees of freedom (`crossed_test` in `detzoo/evaluation/statistics.py`)."
         )
     if any(pair.over_images for pair in findings.pairs):
         how.append(
-            f'Over images only, where a group has one seed: the same images, drawn with replacement for both, give the interval '
-            f'of a difference in {metric}; the images of a pair, swapped at random {findings.permutations} times, its p-value. '
-            'A difference is one of these trained networks, not of their methods.'
+            f'Over images only, where a group has one seed: the interval of a difference in {metric} is from a bootstrap with the '
+            f'same images for both groups, the p-value from {findings.permutations} random swaps of their detections, image by '
+            'image. The difference is between these trained networks, not between their methods.'
         )
     how.append(f'p-values are adjusted by Holm for {counted(len(findings.pairs), "comparison")}.')
     table = _matrix(findings, metric) if len(findings.pairs) > PAIRS else _pair_table(findings, metric)
@@ -73,7 +72,7 @@ def _matrix(findings: Findings, metric: str) -> Table:
         return Cell(text, best=True) if pair.differ else Cell(f'{text} n.d.', faint=True)
 
     rows = [[row, *(cell(row, column) for column in names)] for row in names]
-    caption = f'{metric} of the row less that of the column, percentage points. Bold: different; n.d.: {NOT}.'
+    caption = f'{metric} of the row minus that of the column, percentage points. Bold: different; n.d.: {NOT}.'
     if any(pair.over_images for pair in findings.pairs):
         caption += ' †: over images only, of the trained networks, not of their methods.'
     return Table(caption, ['group', *names], rows)

@@ -14,7 +14,7 @@ from detzoo.report.values import PRICES, price_of
 
 
 def cost_columns(findings: Findings) -> dict[str, Callable[[Group], float]]:
-    """Columns of the results, with the costs of the fewest images that were measured: {head: number of a group}."""
+    """Makes columns of costs for the table of results, at the smallest batch size: {head: function of a group}."""
     if not findings.costs:
         return {}
     batch = min(batch for of_group in findings.costs.values() for batch in of_group)
@@ -26,7 +26,7 @@ def cost_columns(findings: Findings) -> dict[str, Callable[[Group], float]]:
 
 
 def cost_blocks(findings: Findings) -> list[Any]:
-    """Draws accuracy over time and memory, and tabulates what prediction costs, by stage too."""
+    """Draws accuracy over time and memory, and makes tables of the costs of prediction and of its stages."""
     estimated = [_estimate_table(findings.estimates)] if findings.estimates else []
     if not findings.costs:
         return estimated
@@ -35,9 +35,10 @@ def cost_blocks(findings: Findings) -> list[Any]:
     devices = listed(dict.fromkeys(f'{row["device"]}, {row["dtype"]}' for row in measured))
     blocks: list[Any] = [
         Paragraph(
-            f'What predicting costs on {devices}, of trained detectors on validation images. Times are of all images at once, '
-            'medians of many runs after a warm-up. A stage takes what the program that ends with it takes more than the one '
-            'before: next to nothing may come out below 0. Its peak memory is that of this program.'
+            f'Costs of prediction on {devices}, by trained detectors on validation images. Times are medians of many runs after a '
+            'warm-up, for all images at once. The time of a stage is that of the program which ends with it, minus that of the '
+            'program which ends before it, so that a stage with almost nothing to do may come out below 0. Its peak memory is '
+            'that of the program which ends with it.'
         )
     ]
     drawn = {(axes['x'], axes['y'], axes['batch']) for axes in findings.sweep['figures']}
@@ -56,7 +57,7 @@ def cost_blocks(findings: Findings) -> list[Any]:
 
 
 def _stage_table(rows: Mapping[str, dict[str, Any]], batch: int) -> Table:
-    """Tabulates the stages of groups."""
+    """Makes a table of the stages of groups."""
     cells = [
         [
             f'{name}, {stage["stage"]}',
@@ -74,7 +75,7 @@ def _stage_table(rows: Mapping[str, dict[str, Any]], batch: int) -> Table:
 
 
 def _cost_table(measured: Sequence[dict[str, Any]]) -> Table:
-    """Tabulates groups by the number of images at once."""
+    """Makes a table of groups and batch sizes."""
     cells = []
     for row in measured:
         times = (row[f'{part}{quantile}_seconds'] for part in ('', 'network_', 'post_') for quantile in ('p50', 'p90'))
@@ -90,13 +91,13 @@ def _cost_table(measured: Sequence[dict[str, Any]]) -> Table:
                 f'{row["compile_seconds"]:.1f}',
             ]
         )
-    caption = 'Median (p50) and 90 % quantile (p90) of times in ms: of all, of the network, and of post-processing.'
+    caption = 'Median (p50) and 90 % quantile (p90) of times in ms: of all of prediction, of the network, and of post-processing.'
     columns = ['group', 'images', 'canvas', 'p50', 'p90', 'network p50', 'network p90', 'post p50', 'post p90']
     return Table(caption, [*columns, 'GFLOPs an image', 'peak MiB', 'compile s'], cells)
 
 
 def _estimate_table(estimates: Sequence[dict[str, Any]]) -> Table:
-    """Tabulates what the TPU compiler says."""
+    """Makes a table of the TPU compiler's estimates."""
     cells = [
         [
             row['name'],
@@ -111,7 +112,7 @@ def _estimate_table(estimates: Sequence[dict[str, Any]]) -> Table:
     ]
     caption = (
         'Prediction on TPUs as their compiler estimates it; nothing was measured. Times are lower bounds: sorts, reshapes and '
-        'collectives have no figure. FLOPs and memory are of a chip.'
+        'collectives have no figure. FLOPs and memory are those of one chip.'
     )
     columns = ['group', 'chips', 'images a chip', 'ms', 'GFLOPs', 'peak MiB', 'ms by stage']
     return Table(caption, columns, cells, words=['chips', 'ms by stage'])

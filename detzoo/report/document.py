@@ -28,10 +28,10 @@ class Verbatim(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """Of a table.
+    """A cell of a table.
 
-    best: of its column, in bold.
-    faint: of little weight.
+    best: whether it is the best of its column, in bold.
+    faint: whether it is grey.
     """
 
     text: str
@@ -42,11 +42,11 @@ class Cell(NamedTuple):
 class Table(NamedTuple):
     """A table.
 
-    columns: their heads. The first names the rows.
-    rows: of cells; a str is Cell(str).
+    columns: heads of the columns; the first column names the rows.
+    rows: cells, each a Cell or a str.
     words: columns that hold words instead of numbers, besides the first.
-    notes: {row: what is to be said of it}.
-    folded: whether a page may fold it away, where it has scripts.
+    notes: {number of a row: a note below it}.
+    folded: whether a page with scripts shows it folded.
     """
 
     caption: str
@@ -68,7 +68,7 @@ class Table(NamedTuple):
 
 
 class Drawing(NamedTuple):
-    """A figure; name is of its files."""
+    """A figure; its files have the name."""
 
     name: str
     caption: str
@@ -90,7 +90,7 @@ class Gallery(NamedTuple):
 
 
 class Chooser(NamedTuple):
-    """What differs between two of these runs: {run: {config key: value}}. Only a page can ask."""
+    """Shows in which config keys two of these runs differ: {run: {config key: value}}. Only a page with scripts can."""
 
     runs: dict[str, dict[str, Any]]
 

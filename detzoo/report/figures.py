@@ -39,7 +39,7 @@ def scatter(
     if pareto:
         caption += ' Grey: the Pareto front of these numbers.'
     if absent:
-        caption += f' Not shown, for want of a number: {listed(absent)}.'
+        caption += f' Not shown because a number is missing: {listed(absent)}.'
     places = '; '.join(f'{point.group} {_short(point.y)} at {_short(point.x)}' for point in points)
     alt = f'{y_label} over {x_label}: {places}.'
     figure = plots.scatter(points, findings.looks, x_label, y_label, log=log, pareto=pareto)

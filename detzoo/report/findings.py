@@ -2,7 +2,7 @@
 
     Store -> `read_findings`: means over seeds, intervals, comparisons of pairs, curves, kinds of errors -> Findings
 
-What a group with one seed takes part in is over images only: about this trained network, not about its method.
+A comparison with a group of one seed is over images only: it is about this trained network, not about its method.
 `report` says them in words, tables and figures.
 """
 
@@ -31,7 +31,7 @@ SWEEP = 'experiment', 'docstring', 'metrics', 'figures', 'runs'  # of sweep.json
 
 
 class Group(NamedTuple):
-    """The runs that differ in their seed only, as far as they are."""
+    """Runs that differ only in their seed."""
 
     name: str
     series: str
@@ -79,9 +79,9 @@ class Pair(NamedTuple):
 
 
 class Findings(NamedTuple):
-    """All numbers of a report; by the names of groups, in the order of the sweep.
+    """All numbers of a report, by the names of groups, in the order of the sweep.
 
-    sweep: of sweep.json.
+    sweep: contents of sweep.json.
     judged: the metric that has intervals and comparisons: the sweep's first, if it can have them, or else AP.
     intervals, pairs, precision, errors, counts: of groups that have this metric: not of those without masks, or objects.
     permutations: of each comparison over images only.
@@ -92,7 +92,7 @@ class Findings(NamedTuple):
     costs: {group: {batch: row of costs.json, see `stages.measure`}}.
     estimates: rows of estimates.json, see `estimates.estimate`, in the order of groups.
     images: {ground truth: its numbers of 'images', 'objects' and 'classes'}.
-    forgotten: runs with results that the sweep has no more.
+    forgotten: runs that have results but are no longer in the sweep.
     packed: whether judgements are kept in place of detections and pictures, see `pack`.
     looks: of groups in figures.
     """
@@ -124,7 +124,7 @@ def read_findings(folder: str | os.PathLike, resamples: int = 1000) -> Findings:
         resamples: of the bootstrap, and at least as many permutations.
 
     Raises:
-        FileNotFoundError: the folder is none of a sweep, or lacks detections or ground truth of a finished run.
+        FileNotFoundError: the folder holds no sweep, or lacks the detections or the ground truth of a finished run.
         ValueError: a file of it cannot be read.
     """
     store = Store(folder)
@@ -164,7 +164,7 @@ def read_findings(folder: str | os.PathLike, resamples: int = 1000) -> Findings:
 
 
 def read_groups(store: Store) -> tuple[dict[str, Any], list[Group], list[str]]:
-    """Reads what was planned and what came out: sweep.json, the groups, and the runs that the sweep has no more.
+    """Reads what was planned and what came out: sweep.json, the groups, and the runs that are no longer in the sweep.
 
     Raises:
         FileNotFoundError, ValueError: see `read_findings`.
@@ -181,7 +181,7 @@ def read_groups(store: Store) -> tuple[dict[str, Any], list[Group], list[str]]:
 
 
 def _as_planned(result: Result, plan: Result) -> Result:
-    """Takes from the plan what the experiment may have thought over since."""
+    """Takes group, series and published metrics from the plan: the experiment may have changed them since."""
     return result._replace(group=plan.group, series=plan.series, published=plan.published)
 
 
@@ -302,7 +302,7 @@ def _costs(store: Store, groups: Sequence[Group]) -> dict[str, dict[int, dict[st
 
 
 class Part(NamedTuple):
-    """The groups of one ground truth, of which a sweep rarely has two: then words and the names of files tell it."""
+    """The groups that share a ground truth. Most sweeps have one; with several, titles and file names say which."""
 
     truth: str
     groups: list[Group]
@@ -311,6 +311,7 @@ class Part(NamedTuple):
 
 
 def parts_by_truth(findings: Findings) -> list[Part]:
+    """Lists the groups by their ground truth."""
     several = len(findings.images) > 1
     return [
         Part(

@@ -31,7 +31,7 @@ def pack(folder: str | os.PathLike, output: str | os.PathLike, resamples: int = 
         resamples: see `read_findings`.
 
     Raises:
-        FileNotFoundError: the folder is none of a sweep, or lacks the files of a finished run.
+        FileNotFoundError: the folder holds no sweep, or lacks files of a finished run.
         ValueError: a file of it cannot be read, or there is something at `output` already.
         OSError: nothing can be written there.
     """

@@ -1,6 +1,6 @@
-"""A report of a sweep: what was found, in words, tables, figures and pictures.
+"""A report of a sweep, in words, tables, figures and pictures.
 
-    `findings.read_findings` -> Findings -> `sections`: what is said of them -> [document.Section]
+    `findings.read_findings` -> Findings -> `sections` -> [document.Section]
       -> DIR/report.md, DIR/report.html, DIR/figures/
 
 Both files say the same. The page is one file, with figures and pictures inside. The same store gives the same bytes.
@@ -55,7 +55,7 @@ def write_report(folder: str | os.PathLike, resamples: int = 1000) -> list[pathl
 
 
 def sections(findings: Findings) -> list[Section]:
-    """Writes a report, what is missing left out."""
+    """Writes the sections of a report; sections without content are left out."""
     parts = {
         'Question': question_blocks,
         'Summary': summary_blocks,

@@ -24,8 +24,8 @@ def training_blocks(findings: Findings) -> list[Any]:
             plots.Curve(group, training['step'], _numbers(training['loss']), validation['step'], 100 * values)
         )
     caption = (
-        f'Training loss, averaged over some steps, and {metric} on the validation images. A line is a run. The losses of '
-        'different detectors are not to be compared.'
+        f'Training loss, averaged over some steps, and {metric} on the validation images. Each line is a run. Losses of '
+        'different detectors cannot be compared.'
     )
     last = (f'{curve.group} {percent(curve.validation[-1] / 100)}' for curve in curves if len(curve.validation))
     alt = f'Training loss and validation {metric} over steps. Last {metric}: {"; ".join(last)}.'
@@ -75,7 +75,7 @@ def _precision_of(findings: Findings, part: Part) -> list[Any]:
 
 
 def class_blocks(findings: Findings) -> list[Any]:
-    """Draws and tabulates AP by class."""
+    """Draws AP by class, and makes a table of it."""
     return [block for part in parts_by_truth(findings) for block in _classes_of(findings, part)]
 
 
@@ -99,19 +99,19 @@ def _classes_of(findings: Findings, part: Part) -> list[Any]:
 
 
 def _class_mean(group: Group, name: str, key: str) -> float:
-    """Averages a metric of a class over seeds, in percent; NaN where there is none."""
+    """Averages a metric of a class over seeds, in percent; NaN if there is none."""
     return 100 * mean([value for run in group.finished if (value := run.per_class.get(name, {}).get(key)) is not None])
 
 
 def error_blocks(findings: Findings) -> list[Any]:
-    """Draws and tabulates the kinds of errors."""
+    """Draws the kinds of errors, and makes a table of them."""
     if not findings.errors:
         return []
     ap50 = 'mask AP50' if findings.judged.startswith('mask_') else 'AP50'
     text = Paragraph(
-        f'What each kind of error costs: the {ap50} that would be gained if it alone were fixed (TIDE, arXiv 2008.08115). '
-        'A detection has a wrong class, a wrong place, or both, is a second one of its object, or is on background; an object '
-        'may be missed. The gains do not add up. A high one says where there is most to win.'
+        f'The cost of each kind of error: the {ap50} that fixing it alone would gain (TIDE, arXiv 2008.08115). '
+        'A detection may have the wrong class, the wrong place, or both, be a duplicate, or lie on background; an object may be '
+        'missed. The gains do not add up. The largest one shows where there is most to gain.'
     )
     kinds = {name: {kind: of[kind] for kind in ERRORS} for name, of in findings.errors.items()}
     caption = f'Points of {ap50} that each kind of error costs, the mean over seeds.'

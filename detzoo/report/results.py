@@ -1,4 +1,4 @@
-"""The table of groups with their metrics, and what is published beside them."""
+"""The table of groups with their metrics, and the one of published metrics."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ from detzoo.sweeps.store import FAILED
 
 
 def result_blocks(findings: Findings) -> list[Any]:
-    """Tabulates the groups, and what is published beside them."""
+    """Makes the table of groups, and the one of published metrics."""
     metrics, judged = findings.sweep['metrics'], findings.judged
     prefix = 'mask_' if judged.startswith('mask_') else ''
     sizes = [prefix + size for size in SIZES if prefix + size not in metrics]
@@ -56,21 +56,19 @@ def result_blocks(findings: Findings) -> list[Any]:
     caption = (
         f'Metrics in percent, mean and standard deviation over seeds, the highest in bold; the interval is of '
         f'{name_of(judged)}, over {over(findings)}. '
-        'Minutes are of a run, on a machine that may have done other things.'
+        'Minutes are those of one run; the machine may have done other things at the same time.'
     )
     if costs:
-        caption += ' The last two columns are time and memory of prediction, see its cost.'
+        caption += ' The last two columns are time and memory of prediction.'
     blocks: list[Any] = [Table(caption, [*before, *costs], rows, words=['over'], notes=notes)]
     if shared := [run for group in findings.groups for run in group.finished if run.trained]:
         trainings = listed(dict.fromkeys(run.trained for run in shared))
-        blocks.append(
-            Paragraph(f'Not trained anew, but with the training of {trainings}: {listed(run.run for run in shared)}.')
-        )
+        blocks.append(Paragraph(f'These runs share the training of {trainings}: {listed(run.run for run in shared)}.'))
     return [*blocks, *_published(findings)]
 
 
 def _published(findings: Findings) -> list[Table]:
-    """Sets what was measured beside what is published, each with its difference to the first row."""
+    """Makes a table of measured and published metrics, each with its difference to the first group."""
     metrics = [
         metric for metric in findings.sweep['metrics'] if any(metric in _of_paper(group) for group in findings.groups)
     ]
@@ -89,7 +87,7 @@ def _published(findings: Findings) -> list[Table]:
             )
         rows.append(row)
     columns = ['group', *(f'{name_of(metric)} {what}' for metric in metrics for what in ('here', 'published'))]
-    caption = f'Beside what is published, percent; in parentheses the difference to {first.name}.'
+    caption = f'Measured here and published, percent; in parentheses the difference to {first.name}.'
     return [Table(caption, columns, rows)]
 
 

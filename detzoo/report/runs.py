@@ -10,7 +10,7 @@ from detzoo.report.values import current
 
 
 def difference_blocks(findings: Findings) -> list[Any]:
-    """Gives the configs of all runs, as far as they differ, and how they differ from the first."""
+    """Lists the config keys in which runs differ from the first one; a page can compare any two."""
     runs = [run for group in findings.groups for run in group.runs]
     runs.sort(key=lambda run: [row['run'] for row in findings.sweep['runs']].index(run.run))
     if len(runs) < 2:
@@ -24,7 +24,7 @@ def difference_blocks(findings: Findings) -> list[Any]:
         changed = differences(configs[runs[0].run], configs[run.run])
         rows += [[run.run, code(key), code(before), code(here)] for key, (before, here) in changed.items()]
         rows += [[run.run, 'none', '', '']] if not changed else []
-    caption = f'Differences to the first run, {runs[0].run}.'
+    caption = f'Differences from the first run, {runs[0].run}.'
     columns = ['run', 'config key', runs[0].run, 'here']
     return [
         Chooser({run.run: {key: leaves[run.run].get(key) for key in varied} for run in runs}),
@@ -33,7 +33,7 @@ def difference_blocks(findings: Findings) -> list[Any]:
 
 
 def setup_blocks(findings: Findings) -> list[Any]:
-    """Says with what the results were made."""
+    """Lists the devices, versions and data of the results."""
     runs = [run for group in findings.groups for run in group.finished]
     rows = [['experiment', code(findings.sweep['experiment'])]]
     rows.append(['command', code(f'python scripts/sweep.py --experiment={findings.sweep["experiment"]} --workdir=DIR')])
@@ -45,4 +45,4 @@ def setup_blocks(findings: Findings) -> list[Any]:
     for name, size in findings.images.items():
         sizes = f'{size["images"]} images, {size["objects"]} objects, {size["classes"]} classes'
         rows.append([f'validation data {name}', sizes])
-    return [Table('With what the results were made.', ['what', 'value'], rows, words=['value'])]
+    return [Table('How the results were made.', ['what', 'value'], rows, words=['value'])]

@@ -1,7 +1,7 @@
 """The first words of a report: what was asked, and what came out.
 
 Findings -> `title_of`, `question_blocks`: the experiment's docstring
-  -> `summary_blocks`: how many runs ended how, which group is best, and which differences are to be believed
+  -> `summary_blocks`: how many runs finished, which group is best, and which differences are significant
 """
 
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ FEW = 4  # groups to be named in a sentence
 
 
 def title_of(findings: Findings) -> str:
-    """Takes the question that the experiment asks: the first paragraph of its docstring; or its name."""
+    """Returns the question of the experiment, the first paragraph of its docstring, or else its name."""
     return ' '.join(findings.sweep['docstring'].strip().partition('\n\n')[0].split()) or findings.sweep['experiment']
 
 
 def question_blocks(findings: Findings) -> list[Any]:
-    """Gives the experiment's docstring but for its first paragraph."""
+    """Returns the docstring of the experiment without its first paragraph."""
     blocks: list[Any] = []
     for part in findings.sweep['docstring'].strip().split('\n\n')[1:]:
         lines = part.strip('\n').splitlines()
@@ -33,7 +33,7 @@ def question_blocks(findings: Findings) -> list[Any]:
 
 
 def summary_blocks(findings: Findings) -> list[Any]:
-    """Says in words how many runs there are, which group is best, and which differences are to be believed."""
+    """Says how many runs finished, which group is best, and which differences are significant."""
     runs = [run for group in findings.groups for run in group.runs]
     finished, failed = ([run for run in runs if run.status == status] for status in (FINISHED, FAILED))
     missing = [run for run in runs if run.status not in (FINISHED, FAILED)]
@@ -46,7 +46,7 @@ def summary_blocks(findings: Findings) -> list[Any]:
     if missing:
         blocks.append(Paragraph(f'Not run yet: {listed(run.run for run in missing)}.'))
     if findings.forgotten:
-        blocks.append(Paragraph(f'Left out, since the experiment has them no longer: {listed(findings.forgotten)}.'))
+        blocks.append(Paragraph(f'Left out because the experiment no longer has them: {listed(findings.forgotten)}.'))
     for truth in findings.images:
         blocks += _ranking(findings, truth)
     if findings.intervals:
@@ -55,7 +55,7 @@ def summary_blocks(findings: Findings) -> list[Any]:
 
 
 def _ranking(findings: Findings, truth: str) -> list[Paragraph]:
-    """Says which group has most on a ground truth, and from which others it can be told."""
+    """Says which group is best on a ground truth, and from which groups it differs."""
     groups = [group for group in findings.groups if group.truth == truth and group.name in findings.intervals]
     if not groups:
         return []
@@ -82,7 +82,7 @@ def _ranking(findings: Findings, truth: str) -> list[Paragraph]:
 
 
 def _verdicts(best: str, pairs: Sequence[Pair]) -> str:
-    """Says from which groups the best one is distinguishable, and from which not."""
+    """Says from which groups the best one can be distinguished, and from which it cannot."""
 
     def others(differ: bool) -> list[str]:
         nearest_first = sorted(pairs, key=lambda pair: abs(pair.comparison.difference))
@@ -104,20 +104,20 @@ def _verdicts(best: str, pairs: Sequence[Pair]) -> str:
 
 
 def _caveat(findings: Findings) -> str:
-    """Says what the intervals and p-values are about, and what they are not."""
+    """Says what the intervals and p-values mean, and what they do not mean."""
     judged = [group for group in findings.groups if group.name in findings.intervals]
     single = [group.name for group in judged if group.over_images]
     sentences = []
     if len(single) < len(judged):
         sentences.append(
-            'What is over images and trainings is about configurations, trained anew and judged on other images like these.'
+            'Intervals and p-values over images and trainings are about configurations: how they would do if they were trained '
+            'again and judged on other images like these.'
         )
     if single:
         named = f' ({listed(single)})' if len(single) <= FEW else ''
         sentences.append(
-            'What is over images only is about the very networks that were trained, on other images like these. It supports no '
-            'conclusion about their methods: how far another training would be from one is not known of the '
-            f'{counted(len(single), "group")} with one seed{named}.'
+            'Those over images only are about these trained networks on other images like these. They support no conclusion '
+            f'about methods: how much trainings vary is unknown for {counted(len(single), "group")} with one seed{named}.'
         )
     if findings.pairs:
         comparisons = counted(len(findings.pairs), 'comparison')
@@ -130,7 +130,7 @@ def _caveat(findings: Findings) -> str:
     least = max(1 / (1 + findings.permutations), 2.0 ** (1 - fewest))
     if all(pair.over_images for pair in findings.pairs) and least * len(findings.pairs) >= SIGNIFICANT:
         sentences.append(
-            f'Nothing can be distinguishable here: for so many comparisons {counted(fewest, "image")} and '
-            f'{findings.permutations} permutations are too few.'
+            f'Nothing can be distinguishable here: {counted(fewest, "image")} and {findings.permutations} permutations are too '
+            'few for so many comparisons.'
         )
     return ' '.join(sentences)

@@ -12,7 +12,7 @@ from detzoo.sweeps.store import Result
 
 SIZES = 'APs', 'APm', 'APl'
 NOT = 'not distinguishable'
-OVER = {True: 'images only', False: 'images and trainings'}  # of what has, or not, a group of one seed
+OVER = {True: 'images only', False: 'images and trainings'}  # whether a group of one seed is involved
 
 
 def percent(value: float | None) -> str:
@@ -49,11 +49,12 @@ def counted(number: int, noun: str) -> str:
 
 
 def mean(values: Sequence[float]) -> float:
+    """Averages values; NaN where there are none."""
     return float(np.mean(values)) if len(values) else np.nan
 
 
 def deviation_of(values: Sequence[float]) -> float | None:
-    """The standard deviation of what seeds are a sample of; None for one seed."""
+    """Estimates the standard deviation over seeds from a sample; None for one seed."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
@@ -64,22 +65,24 @@ def mean_and_deviation(values: Sequence[float]) -> str:
 
 
 def span(low: float, high: float, sign: str = '') -> str:
+    """Writes an interval of 0..1 in percent: 41.2 to 43.0."""
     return f'{100 * low:{sign}.1f} to {100 * high:{sign}.1f}'
 
 
 def one_digit(value: float) -> str:
+    """Writes a number with one digit, and NaN as a dash."""
     return '–' if np.isnan(value) else f'{value:.1f}'
 
 
 def mark_best(
     rows: list[list[Any]], values: Sequence[Sequence[float]], columns: Sequence[int], most: bool = True
 ) -> None:
-    """Marks the best numbers of columns, as they are shown, where not all are equal.
+    """Marks the best number of each column, unless all numbers look the same.
 
     Args:
-        rows: of a table, to be changed.
-        values: a row of numbers for each row, NaN where there is none; as many as columns.
-        columns: of the table.
+        rows: cells of a table, changed in place.
+        values: the numbers of each row in these columns; NaN where there is none.
+        columns: positions in a row.
         most: whether more is better.
     """
     for place, column in enumerate(columns):
@@ -91,7 +94,7 @@ def mark_best(
 
 
 def over(findings: Findings) -> str:
-    """Says what the intervals of groups are over."""
+    """Says whether intervals are over images, or over images and trainings."""
     kinds = {OVER[group.over_images] for group in findings.groups if group.name in findings.intervals}
     return ' or, of one seed, '.join(sorted(kinds))
 

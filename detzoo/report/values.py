@@ -1,4 +1,4 @@
-"""What can stand at an axis of a figure: a metric, a cost of prediction or a config key of a group.
+"""The numbers of a group that a figure can show: a metric, a cost of prediction or a config key.
 
 Findings, Group, name -> `value_of`, `error_bar`; `label_of`: the name of the axis
 """
@@ -20,8 +20,8 @@ MEASURED = {'seconds', 'peak_bytes', 'flops'}
 class Price(NamedTuple):
     """A cost of prediction.
 
-    label: of an axis.
-    of: finds it in a row of `stages.measure`, in the label's unit.
+    label: name of the axis.
+    of: finds the cost in a row of `stages.measure`, in the unit of the label.
     """
 
     label: str
@@ -45,7 +45,7 @@ def price_of(findings: Findings, group: Group, name: str, batch: int) -> float |
 
 
 def value_of(findings: Findings, group: Group, name: str, batch: int) -> float | str | None:
-    """Finds a metric, a cost or a config key of a group; a key that is no number comes as a word."""
+    """Finds a metric, a cost or a config key of a group; a key that is not a number becomes a word."""
     if not group.finished:
         return None
     if name in PRICES:
@@ -77,7 +77,7 @@ def images_of_split(split: str) -> int | None:
 
 
 def error_bar(findings: Findings, group: Group, metric: str) -> tuple[float | None, float | None]:
-    """The ends of an error bar: of the interval or, of a metric that has none, the standard deviation over seeds."""
+    """Finds the ends of an error bar: the interval of the judged metric, or the standard deviation over seeds of another one."""
     if metric == findings.judged:
         interval = findings.intervals.get(group.name)
         return (100 * interval.low, 100 * interval.high) if interval else (None, None)

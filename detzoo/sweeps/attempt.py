@@ -1,9 +1,9 @@
-"""One run of a sweep, in a process of its own: trains, evaluates and draws, and writes down what came out.
+"""One run of a sweep, in a process of its own: it is trained, evaluated and drawn, and its results are written.
 
 `attempt`: train_and_evaluate in runs/RUN -> results/RUN/{detections.json.gz, curves.json, panels/, assignment/}
-  -> last result.json, of a run that failed too
+  -> result.json, at the end, even if the run failed
 
-python -m detzoo.sweeps.attempt DIR RUN       what the processes of a sweep run
+python -m detzoo.sweeps.attempt DIR RUN       the command of a run's process
 """
 
 import fcntl
@@ -28,9 +28,14 @@ ROOT = pathlib.Path(__file__).parents[2]  # the checkout, or the folder of insta
 
 
 def attempt(folder: str, run: str) -> bool:
-    """Trains, evaluates and draws a run of a sweep, in the process of the run; returns whether it is finished.
+    """Trains, evaluates and draws a run of a sweep, and writes its result.json, unless the process is killed.
 
-    Whatever happens but the death of the process, its result.json says what came out.
+    Args:
+        folder: the folder of the sweep.
+        run: its name.
+
+    Returns:
+        whether it is finished.
     """
     store = Store(folder)
     planned = next(Result(**row) for row in store.sweep()['runs'] if row['run'] == run)
@@ -54,7 +59,7 @@ def attempt(folder: str, run: str) -> bool:
 
 
 class _Clock:
-    """Counts the seconds of all attempts at a run, in a file that is as old as a few seconds when the process is killed."""
+    """Counts the seconds of all attempts at a run, in a file that is written every 5 seconds: the process may be killed."""
 
     def __init__(self, path: pathlib.Path):
         self.path, self.start, self.end = path, time.monotonic(), threading.Event()
@@ -70,7 +75,7 @@ class _Clock:
         self.thread.join()
 
     def seconds(self) -> float:
-        """Counts till now."""
+        """Returns the seconds of this attempt so far and of all earlier ones."""
         return round(self.before + time.monotonic() - self.start, 1)
 
     def _count(self) -> None:
@@ -80,7 +85,7 @@ class _Clock:
 
 
 def _train(store: Store, planned: Result) -> Result:
-    """Trains a run and writes the files from which it is reported."""
+    """Trains a run, and writes the files that its report needs."""
     from detzoo.costs.counts import parameter_count
     from detzoo.costs.latency import device_name
     from detzoo.evaluation import write_detections
@@ -118,7 +123,7 @@ def _train(store: Store, planned: Result) -> Result:
 
 
 def _take_training(source: pathlib.Path, workdir: pathlib.Path) -> None:
-    """Copies what another run has trained, all or a part, if there is such and this run has none of its own yet."""
+    """Copies the checkpoints of another run, unless that run has none or this one has its own."""
     if has_checkpoints(workdir) or not has_checkpoints(source):
         return
     workdir.mkdir(parents=True, exist_ok=True)
@@ -126,12 +131,12 @@ def _take_training(source: pathlib.Path, workdir: pathlib.Path) -> None:
     scratch = workdir / 'checkpoints.tmp'
     shutil.rmtree(scratch, ignore_errors=True)
     shutil.copytree(source / 'checkpoints', scratch)
-    shutil.rmtree(workdir / 'checkpoints', ignore_errors=True)  # of damaged or unfinished ones, in the way of these
+    shutil.rmtree(workdir / 'checkpoints', ignore_errors=True)  # it holds nothing but damaged or unfinished ones
     scratch.rename(workdir / 'checkpoints')
 
 
 def _draw(store: Store, truth: str, run: str, predictor: Any, ground_truth: dict[str, Any], detections: Any) -> None:
-    """Draws the first images with the objects, with what was found, and with what training would learn from."""
+    """Draws the first images with their objects, with the detections, and with what training assigns."""
     from detzoo.data.catalog import open_dataset
     from detzoo.sweeps.assignments import draw_assignments
     from detzoo.training.loop import draw_pictures

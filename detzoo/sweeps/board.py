@@ -14,7 +14,7 @@ class Board:
 
     def __init__(self, store: Store, runs: list[Result]):
         self.store, self.runs = store, runs
-        self.first: dict[str, tuple[float, int]] = {}  # when a run was first seen to step, and at which step
+        self.first: dict[str, tuple[float, int]] = {}  # time and step at which a run was first seen to train
         self.pace: dict[str, float] = {}  # seconds a step
 
     def rows(self, running: dict[str, Any], done: dict[str, Result]) -> list[dict[str, Any]]:
@@ -49,7 +49,7 @@ class Board:
             with open(path, 'rb') as file:
                 file.seek(max(0, path.stat().st_size - 4096))
                 step = json.loads(file.read().splitlines()[-1])['step']
-        except (OSError, ValueError, IndexError, KeyError):  # not there yet, or a line that is being written
+        except (OSError, ValueError, IndexError, KeyError):  # the file is missing, or its last line is being written
             return self.first.get(run, (0.0, 0))[1]
         now = time.monotonic()
         since, start = self.first.setdefault(run, (now, step))

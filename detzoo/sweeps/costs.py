@@ -15,10 +15,10 @@ from detzoo.sweeps.store import Store
 
 
 def measure_costs(store: Store, batch_sizes: Sequence[int] = (1, 8)) -> list[dict[str, Any]]:
-    """Measures what prediction costs, of all groups with a finished run in one pass, and writes costs.json.
+    """Measures the costs of prediction of all groups in one pass, and writes costs.json.
 
-    The first finished run of a group predicts, with its trained weights. Nothing is measured if costs.json has these groups
-    already.
+    Each group is measured by its first finished run, with its trained weights. Nothing is measured if costs.json has these
+    groups already.
 
     Returns:
         the rows of `stages.measure`; 'name' is the group.
@@ -42,10 +42,10 @@ def measure_costs(store: Store, batch_sizes: Sequence[int] = (1, 8)) -> list[dic
 
 
 def estimate_costs(store: Store, topology: str) -> None:
-    """Estimates what prediction would cost on TPUs, of all groups with a finished run, and writes estimates.json.
+    """Estimates the costs of prediction on TPUs of all groups with a finished run, and writes estimates.json.
 
     Raises:
-        ValueError: it did not work; the process said why.
+        ValueError: it failed; the process has printed the reason.
     """
     command = [sys.executable, '-m', 'detzoo.sweeps.estimates', str(store.folder), topology]
     if subprocess.run(command, env=process_environment() | TPU_ENVIRONMENT, check=False).returncode:

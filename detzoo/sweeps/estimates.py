@@ -1,10 +1,10 @@
-"""What programs would cost on TPUs that need not be there, as the TPU compiler says: estimates, never measurements.
+"""What programs would cost on TPUs, as the TPU compiler estimates; no TPU is needed, and nothing is measured.
 
     config, topology -> the compiled training step or prediction (see `costs.programs`) -> `estimate`: a row
     python -m detzoo.sweeps.estimates DIR TOPOLOGY: prediction of all groups of a sweep -> DIR/estimates.json
 
-The environment has to be that of TPUs before jax is imported (`costs.tpu.TPU_ENVIRONMENT`); a sweep, whose trainings inherit
-its environment, starts this as a process of its own.
+`costs.tpu.TPU_ENVIRONMENT` must be in the environment before jax is imported. A sweep therefore starts this as a process of its
+own: its trainings inherit the environment of the sweep.
 """
 
 import json
@@ -44,7 +44,7 @@ def estimate(config: ml_collections.ConfigDict, num_classes: int, topology: str,
 
     Raises:
         ImportError: libtpu is not installed.
-        ValueError: the batch cannot be split over the chips, or of this kind of chip nothing is known.
+        ValueError: the batch cannot be split over the chips, or the kind of chip is unknown.
     """
     devices = topology_devices(topology)
     lower, section = PROGRAMS[program]

@@ -16,7 +16,7 @@ class Handle(Protocol):
     """A run that was started."""
 
     def ended(self) -> str | None:
-        """None while it runs; then how its process ended, should it have left no result."""
+        """Returns None while the run goes on, then a line that says how its process ended."""
 
 
 class Launcher(Protocol):
@@ -55,7 +55,7 @@ class _Process:
         if code is None:
             return None
         if code < 0:
-            hint = ', as the system does where memory is short' if -code == signal.SIGKILL else ''
+            hint = ', often because memory ran out' if -code == signal.SIGKILL else ''
             return f'killed by {signal.Signals(-code).name}{hint}'
         return f'exit code {code}, see {self.log}'
 
@@ -67,9 +67,9 @@ class Cluster:
         """Prepares to submit jobs.
 
         Args:
-            folder: of the sweep; where all nodes see it.
+            folder: the folder of the sweep, which all nodes must see.
             cluster: 'slurm', or 'local' for processes of this machine.
-            options: submitit's parameters, for example {'slurm_partition': 'gpu', 'gpus_per_node': 1, 'timeout_min': 600}.
+            options: parameters of submitit, for example {'slurm_partition': 'gpu', 'gpus_per_node': 1, 'timeout_min': 600}.
 
         Raises:
             ImportError: submitit is not installed.
@@ -100,12 +100,12 @@ class _Job:
         self.job, self.result = job, result
 
     def ended(self) -> str | None:
-        if self.result.exists() or self.job.done():  # the scheduler is asked ever more seldom
+        if self.result.exists() or self.job.done():  # submitit asks the scheduler less and less often
             return f'job {self.job.job_id} {self.job.state.lower()}, see {self.job.paths.stderr}'
         return None
 
 
 def process_environment() -> dict[str, str]:
-    """The environment of a process that finds this package."""
+    """Returns the environment for a process that imports this package."""
     paths = [str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])]
     return os.environ | {'PYTHONPATH': os.pathsep.join(paths)}

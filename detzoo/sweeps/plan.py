@@ -1,4 +1,4 @@
-"""What the runs of an experiment are to be, before any has started: the contents of sweep.json."""
+"""The plan of a sweep, which becomes sweep.json: its runs with their configs, before any has started."""
 
 import pathlib
 from collections.abc import Sequence
@@ -11,11 +11,14 @@ from detzoo.sweeps.sweep import ROOT, config_of, load_sweep
 
 
 def plan(experiment: str, arguments: Sequence[str] = ()) -> dict[str, Any]:
-    """Writes an experiment as the contents of sweep.json.
+    """Plans the runs of an experiment.
 
     Args:
         experiment: a file of experiments/, with an argument after a colon.
         arguments: flags for every run, for example '--config.training.steps=100'.
+
+    Returns:
+        the contents of sweep.json.
 
     Raises:
         ConfigError: see `load_sweep` and `config_of`; or a run has replicas.

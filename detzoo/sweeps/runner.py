@@ -1,12 +1,12 @@
-"""Runs a sweep: each training in a process of its own, so that one that fails, or is killed, ends no other.
+"""Runs a sweep: each training in a process of its own, so that a failure ends only that training.
 
-    experiment -> `plan.plan`: what each Result is to be of -> sweep.json
+    experiment -> `plan.plan`: the runs with their configs -> sweep.json
       -> `run_sweep`: starts what is not finished, by a launcher, and shows how far the runs are
            `attempt`, in the process of a run: train, evaluate, draw -> results/RUN/, last result.json
       -> results.jsonl
 
-A sweep that was cut, by whatever, goes on with the same call: what is finished stays, what was cut goes on from its last
-checkpoint. A run that failed is tried again.
+A sweep that was interrupted goes on with the same call: finished runs stay, interrupted ones go on from their last checkpoint,
+and failed ones are tried again.
 """
 
 import contextlib
@@ -33,13 +33,13 @@ def run_sweep(
     jobs: int = 1,
     show: Callable[[list[dict[str, Any]]], None] = lambda rows: None,
 ) -> list[Result]:
-    """Trains what a sweep has not finished.
+    """Trains the runs of a sweep that are not finished.
 
     Args:
-        folder: of the sweep.
-        planned: of `plan`.
+        folder: the folder of the sweep.
+        planned: the contents of sweep.json, see `plan`.
         launcher: where runs go; processes on this machine by default.
-        jobs: runs at once, at most.
+        jobs: largest number of runs at once.
         show: is called twice a second with a row for each run: 'run', 'status', 'step', 'steps', 'left' (seconds, or
             None), 'AP', 'reason'.
 
@@ -78,7 +78,7 @@ def run_sweep(
 
 @contextlib.contextmanager
 def _only_one(store: Store) -> Iterator[None]:
-    """Holds the folder of a sweep; the system lets go of it however the process ends."""
+    """Locks the folder of a sweep; the system releases the lock when the process ends."""
     store.folder.mkdir(parents=True, exist_ok=True)
     with open(store.folder / 'lock', 'w') as file:
         try:
@@ -89,7 +89,7 @@ def _only_one(store: Store) -> Iterator[None]:
 
 
 def _check(store: Store, planned: dict[str, Any]) -> dict[str, Result]:
-    """Finds the runs that need nothing any more, and refuses a folder whose results are of something else."""
+    """Finds the runs that are finished, and refuses a folder with results of another sweep or of other configs."""
     with contextlib.suppress(FileNotFoundError):
         before = read_file(store.folder / 'sweep.json', lambda: store.sweep()['experiment'])
         if before != planned['experiment']:
@@ -109,12 +109,12 @@ def _check(store: Store, planned: dict[str, Any]) -> dict[str, Result]:
                 f'{store.folder}: run {result.run!r} was finished with another config ({keys}): take another folder'
             )
         if result.steps >= row['config']['training']['steps']:
-            store.write_result(result)  # it may have been left by a run that outlived its sweep
+            store.write_result(result)  # the run may have outlived the sweep that started it
             done[result.run] = result
     return done
 
 
 def _left_by(store: Store, run: str) -> Result | None:
-    """Reads what a run left as its result."""
+    """Reads the result.json of a run, if there is one."""
     path = store.results_of(run) / 'result.json'
     return read_file(path, lambda: Result(**json.loads(path.read_text()))) if path.exists() else None

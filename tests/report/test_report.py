@@ -89,7 +89,7 @@ def test_report_judges_by_the_statistics_of_the_stored_detections(markdown, stor
 def test_report_tells_what_is_over_images_only(markdown):
     assert 'Highest AP: good, 74.7 (95 % interval over images and trainings: ' in markdown
     assert '). good is distinguishable from bad (69.8 less). Over images only, the trained good is ' in markdown
-    assert 'is not known of the 1 group with one seed (middle).' in markdown
+    assert 'is unknown for 1 group with one seed (middle).' in markdown
     assert 'the interval is of AP, over images and trainings or, of one seed, images only.' in markdown
     assert 'Bars: the 95 % interval over images and trainings or, of one seed, images only.' in markdown
     assert '0.05 or more' in markdown and 'Nothing can be distinguishable' not in markdown
@@ -230,7 +230,7 @@ def test_report_of_few_images_says_that_nothing_can_be_told_apart(copy, markdown
     assert 'Nothing can be distinguishable here' not in rendered(copy)  # over trainings there is something
     rewrite_sweep(copy, runs=[run for run in copy.sweep()['runs'] if run['seed'] == 0])
     text = rendered(copy)
-    assert 'Nothing can be distinguishable here: for so many comparisons 5 images and 120 permutations' in text
+    assert 'Nothing can be distinguishable here: 5 images and 120 permutations are too few for so many' in text
     assert {row['verdict'] for row in table_after(text, 'Comparisons').values()} == {'not distinguishable'}
 
 
@@ -258,7 +258,7 @@ def test_report_follows_the_experiment_as_it_is_now(copy):
     rewrite_sweep(copy, runs=runs)
     text = rendered(copy)
     assert table_after(text, 'Results', skip=1)['good']['AP published'] == '99.5'
-    assert 'Left out, since the experiment has them no longer: bad_seed0 and bad_seed1.' in text
+    assert 'Left out because the experiment no longer has them: bad_seed0 and bad_seed1.' in text
     assert text.count('bad') == 2
 
 

@@ -348,7 +348,7 @@ def test_sweep_killed_at_will_ends_with_the_same_results(experiment, tiny_run, d
         os.kill(pid, signal.SIGKILL)
     output, errors = sweep.communicate(timeout=300)
     assert sweep.returncode == 1 and '1 of 3 runs are finished' in output, errors
-    assert 'a: failed: killed by SIGKILL, as the system does where memory is short' in errors
+    assert 'a: failed: killed by SIGKILL, often because memory ran out' in errors
     results = {result.run: result for result in store.results()}
     assert results['nan'].reason.startswith('FloatingPointError: step 2: the loss is nan') and results['nan'].steps == 0
     assert results['strict'].status == FINISHED  # went on where the other's training was cut
