@@ -9,7 +9,7 @@ from detzoo.report.page import write_report
 from detzoo.sweeps.store import Store
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session')
 def store(tmp_path_factory):
     """A reported store; to be copied before it is changed."""
     made = make_store(tmp_path_factory.mktemp('sweep'))
@@ -17,12 +17,12 @@ def store(tmp_path_factory):
     return made
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session')
 def page(store):
     return Page((store.folder / 'report.html').read_text(encoding='utf-8'))
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session')
 def markdown(store):
     return (store.folder / 'report.md').read_text(encoding='utf-8')
 

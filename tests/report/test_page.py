@@ -91,16 +91,17 @@ def test_report_without_optional_files_leaves_them_out(copy):
 
 
 def test_report_of_odd_names_escapes_them(copy):
-    odd = 'a<b>|*$x$`'
+    odd = 'a<b>"|*$x$`'
     runs = [{**run, 'group': odd} if run['group'] == 'middle' else run for run in copy.sweep()['runs']]
     rewrite_sweep(copy, runs=runs)
     rows = [row._replace(group=odd) if row.group == 'middle' else row for row in copy.results()]
     (copy.folder / 'results.jsonl').write_text('\n'.join(json.dumps(row._asdict()) for row in rows))
     written = sections(read_findings(copy.folder, 10))
     drawings = [block for section in written for block in section.blocks if isinstance(block, Drawing)]
-    page = Page(to_html('title', written, {drawing.name: plots.svg(drawing.figure) for drawing in drawings}))
+    page = Page(to_html(odd, written, {drawing.name: plots.svg(drawing.figure) for drawing in drawings}))
     assert 'b' not in {tag for tag, _ in page.elements}
-    assert 'a<b>|*$x$' in page.text and any('a<b>|*$x$' in text for text in page.texts)
+    assert 'a<b>"|*$x$' in page.text and any('a<b>"|*$x$' in text for text in page.texts)
+    assert any(odd in alt for alt in page.attributes('alt')) and any(odd in of for of in page.attributes('aria-label'))
 
 
 def test_scripts_report_writes_the_same_bytes_again(copy, run_script):
