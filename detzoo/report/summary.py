@@ -116,8 +116,9 @@ def _caveat(findings: Findings) -> str:
     if single:
         named = f' ({listed(single)})' if len(single) <= FEW else ''
         sentences.append(
-            'Those over images only are about these trained networks on other images like these. They support no conclusion '
-            f'about methods: how much trainings vary is unknown for {counted(len(single), "group")} with one seed{named}.'
+            'Intervals and p-values over images only are about these trained networks on other images like these. They support no '
+            'conclusion about methods: how much trainings vary is unknown for '
+            f'{counted(len(single), "group")} with one seed{named}.'
         )
     if findings.pairs:
         comparisons = counted(len(findings.pairs), 'comparison')
