@@ -22,7 +22,7 @@ import hotcoco
 import numpy as np
 from scipy import special
 
-from detzoo.evaluation import coco
+from detzoo.evaluation.coco import check_inputs
 from detzoo.evaluation.precision import precision_envelope
 
 THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)  # axis T
@@ -88,14 +88,9 @@ def match_images(ground_truth: dict[str, Any], detections: list[dict[str, Any]],
     Raises:
       ValueError: the kind is unknown, there are no images, or as `coco_metrics`.
     """
-    if kind not in ('bbox', 'segm'):
-        raise ValueError(f"kind must be 'bbox' or 'segm', not {kind!r}")
+    check_inputs(ground_truth, detections, kind)
     if not ground_truth['images']:
         raise ValueError('the ground truth has no images')
-    coco.check_ground_truth(ground_truth)
-    coco.check_detections(ground_truth, detections)
-    if kind == 'segm':
-        coco.check_masks(ground_truth, detections)
     truth = hotcoco.COCO(ground_truth)
     evaluator = hotcoco.COCOeval(truth, truth.load_res(detections), kind)
     evaluator.params.area_rng, evaluator.params.area_rng_lbl = evaluator.params.area_rng[:1], ['all']

@@ -44,7 +44,7 @@ from typing import Any, NamedTuple
 import hotcoco
 import numpy as np
 
-from detzoo.evaluation import coco
+from detzoo.evaluation.coco import check_inputs
 from detzoo.evaluation.overlaps import box_overlaps, mask_overlaps
 from detzoo.evaluation.precision import best_precision
 
@@ -101,17 +101,12 @@ def error_breakdown(
       ValueError: the kind is unknown, the thresholds are not 0 < background < foreground <= 1, masks of an image differ in
         size, or as `coco_metrics`.
     """
-    if kind not in ('bbox', 'segm'):
-        raise ValueError(f"kind must be 'bbox' or 'segm', not {kind!r}")
     if not 0 < background_iou < foreground_iou <= 1:
         raise ValueError(
             f'thresholds must be 0 < background < foreground <= 1, not background {background_iou}, '
             f'foreground {foreground_iou}'
         )
-    coco.check_ground_truth(ground_truth)
-    coco.check_detections(ground_truth, detections)
-    if kind == 'segm':
-        coco.check_masks(ground_truth, detections)
+    check_inputs(ground_truth, detections, kind)
     judged = _judge(ground_truth, detections, kind, foreground_iou, background_iou)
     objects = np.bincount(judged.object_labels, minlength=len(ground_truth['categories']))  # [K]
     fixed = _fixable(judged)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from detzoo.evaluation.coco import check_detections, check_ground_truth, class_table, show
+from detzoo.evaluation.coco import check_inputs, class_table, show
 from detzoo.evaluation.overlaps import box_overlaps
 from detzoo.evaluation.precision import best_precision
 
@@ -41,8 +41,7 @@ def voc_metrics(ground_truth: dict[str, Any], detections: list[dict[str, Any]]) 
     Raises:
       ValueError: an image_id or category_id is unknown, a score or box is not finite, or an id or name is used twice.
     """
-    check_ground_truth(ground_truth)
-    check_detections(ground_truth, detections)
+    check_inputs(ground_truth, detections)
     images = {image['id'] for image in ground_truth['images']}
     objects = [row for row in ground_truth['annotations'] if row['image_id'] in images]
     per_class = {}
