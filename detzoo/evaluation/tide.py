@@ -28,13 +28,13 @@ is neither right nor wrong; but it has a kind, is counted as such, and may find 
 
 Differences from COCO's AP50: a class that has detections and no objects counts, with AP 0; so a fix that removes its last
 detection takes the class out of the mean. The 100 detections are those of an image, not of a class and image. Of
-objects overlapped equally the first is taken. A crowd must be overlapped by more than f, not just by f. That a recall
-reaches a hundredth is decided with whole numbers.
+objects overlapped equally the first is taken. A crowd must be overlapped by more than f, not just by f. Whether a recall
+reaches a hundredth is decided with integers.
 
-Differences from tidecv: none of the numbers where scores differ. Detections of equal scores keep their order (of the
+Differences from tidecv: none where all scores differ. Detections of equal scores keep their order (of the
 images, then of the list) throughout; tidecv keeps it for AP, but once anything is fixed it ranks what is left wrong before
-what was right, which makes dAP smaller, and sets a negative one to 0. Here none is negative. Without any class left to
-average the AP has no meaning, and is None; there that is a division by zero.
+what was right, which makes dAP smaller, and sets a negative one to 0. Here none is negative. Without a
+class to average, AP is None; tidecv divides by zero.
 """
 
 import functools
@@ -222,7 +222,7 @@ def _judge_image(
 
 
 def _fixable(judged: _Judged) -> np.ndarray:
-    """Says which detections find an object when their kind is fixed: of each unfound object the best one that aims at it.
+    """Selects the detections that find an object when their kind is fixed: for each unfound object, the best that aims at it.
 
     Returns:
       [N] bool.

@@ -6,14 +6,14 @@
       -> `voc_metrics` -> `format_voc_table`
 
 Differences from COCO's AP50: a detection is compared with the object it overlaps most, and is a false positive if
-that was found already, though it may overlap another one by half; precision is not sampled at 101 recalls; and no more
-than the detector's own limit bounds the number of detections.
+that was found already, though it may overlap another one by half; precision is not sampled at 101 recalls; and only the
+detector's own limit bounds the number of detections.
 
 Objects marked `difficult` are ignored: here they are those with `iscrowd` (see `data.voc`). VOC adds 1 to the sides of boxes
 since it counts the pixels that a box includes; in continuous coordinates (xmin - 1 to xmax) that is the plain IoU.
 
-Difference from the devkits: that a recall reaches 0.3, 0.6 or 0.7 is decided with whole numbers. There a sum of rounded
-tenths lies just above these, and a recall of exactly 3/10 falls short.
+Difference from the devkits: whether a recall reaches 0.3, 0.6 or 0.7 is decided with integers. In the devkits a sum of rounded
+tenths lies just above these values, and a recall of exactly 3/10 falls short.
 """
 
 from typing import Any
@@ -91,7 +91,7 @@ def format_voc_table(metrics: dict[str, Any]) -> str:
 
 
 def _hits(objects: list[dict[str, Any]], detections: list[dict[str, Any]]) -> np.ndarray:
-    """Says of each detection of a class, the best score first, whether it is a hit; those on difficult objects are left out.
+    """Tells for each detection of a class, the best score first, whether it is a hit; those on difficult objects are left out.
 
     Returns:
       [n] bool, n <= len(detections).
