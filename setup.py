@@ -9,7 +9,7 @@ ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r"^__version__ = '(.+)'$", (ROOT / 'detzoo' / '__init__.py').read_text('utf-8'), re.M).group(1)
 README = ROOT / 'README.md'
 
-PLOTS = ['matplotlib>=3.9']
+PLOTS = ['jinja2>=3.1', 'markupsafe', 'matplotlib>=3.9']  # jinja2 fills in a report's page, and markupsafe escapes it
 CLUSTER = ['submitit>=1.5']
 
 setup(

@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from detzoo.costs import TPU_ENVIRONMENT
-from detzoo.costs.cost import CHIPS
+from detzoo.costs.tpu import CHIPS, TPU_ENVIRONMENT
 
 ROOT = pathlib.Path(__file__).parents[1]
 DEVICES = {'v5e:2x4': 8, 'v4:2x2x1': 4}
@@ -139,7 +138,7 @@ def test_estimates_have_all_stages_and_no_more_than_the_peak(case, rows):
 
 OPERATORS = """
 import functools, jax, jax.numpy as jnp
-from detzoo.costs.cost import topology_devices
+from detzoo.costs.tpu import topology_devices
 from detzoo.core import roi_features
 
 device = topology_devices('v5e:2x2')[0]

@@ -49,14 +49,14 @@ def progress(message: str) -> None:
 
 def compiled(name: str, lower):
     """Lowers and compiles a program: (compiled, its row of results)."""
-    from detzoo.costs import cost
+    from detzoo.costs.counts import compiled_cost
 
     progress(f'{name}: compiling')
     start = time.perf_counter()
     program = lower().compile()
     seconds = time.perf_counter() - start
     progress(f'{name}: compiled in {seconds:.0f} s')
-    return program, {'program': name, 'compile_seconds': seconds, **cost.compiled_cost(program)._asdict()}
+    return program, {'program': name, 'compile_seconds': seconds, **compiled_cost(program)._asdict()}
 
 
 def estimate(config, num_classes: int, topology: str):
@@ -73,7 +73,7 @@ def estimate(config, num_classes: int, topology: str):
 
 
 def print_estimate(row) -> None:
-    from detzoo.costs.cost import chip_of
+    from detzoo.costs.tpu import chip_of
 
     chip = chip_of(row['topology'])
     gigabytes = {key: row[f'{key}_bytes'] / 1e9 for key in ('argument', 'temporary', 'peak')}
@@ -101,7 +101,9 @@ def measure(config, num_classes: int):
     import jax
     import numpy as np
 
-    from detzoo.costs import cost, stages
+    from detzoo.costs import stages
+    from detzoo.costs.latency import interleaved_latency
+    from detzoo.costs.programs import random_batch, train_program
     from detzoo.data.pipeline import shard
     from detzoo.run import parallel
     from detzoo.training.finetune import initial_state
@@ -115,8 +117,8 @@ def measure(config, num_classes: int):
 
     devices, count, replicas = jax.local_devices(), config.training.batch_size, config.training.num_replicas
     name = f'train step, {count} images' + (f' x {replicas}' if replicas > 1 else '')
-    program, row = compiled(name, lambda: cost.train_program(config, num_classes, devices))
-    batch = shard(cost.random_batch(config, config.data.canvases[0], count, num_classes), len(devices))
+    program, row = compiled(name, lambda: train_program(config, num_classes, devices))
+    batch = shard(random_batch(config, config.data.canvases[0], count, num_classes), len(devices))
     batch = parallel.put(stack([batch] * replicas, axis=1))
     state = initial_state(config, detector_of(config, num_classes, parallel.AXIS))
     state = parallel.replicate(stack([state] * replicas))
@@ -126,7 +128,7 @@ def measure(config, num_classes: int):
         state, metrics = program(state, batch)
         return metrics
 
-    (seconds,) = cost.interleaved_latency({'': train}, repeats=REPEATS.value, budget=BUDGET.value).values()
+    (seconds,) = interleaved_latency({'': train}, repeats=REPEATS.value, budget=BUDGET.value).values()
     p50, p90 = np.quantile(seconds, (0.5, 0.9)).tolist()
     yield {**row, 'p50_seconds': p50, 'p90_seconds': p90, 'runs': len(seconds)}
 
@@ -153,7 +155,9 @@ def main(argv: list[str]) -> None:
     import jax
 
     from detzoo.config import complete
-    from detzoo.costs import cost
+    from detzoo.costs.counts import parameter_count
+    from detzoo.costs.latency import device_name
+    from detzoo.costs.programs import state_shapes
     from detzoo.errors import ConfigError
     from detzoo.files import check_writable, new_file
     from detzoo.inference.predictor import evaluation_canvases
@@ -167,7 +171,7 @@ def main(argv: list[str]) -> None:
         sys.exit(f'error: {error}')
     canvases = config.data.canvases[0], evaluation_canvases(config)[0]
     sizes = ' and '.join(f'{height}x{width}' for height, width in dict.fromkeys(canvases))
-    parameters = cost.parameter_count(cost.state_shapes(config, num_classes).params)
+    parameters = parameter_count(state_shapes(config, num_classes).params)
     print(
         f'{config.model.name}, {parameters:,} parameters, {num_classes} classes, canvas {sizes}, JAX {jax.__version__}'
     )
@@ -175,7 +179,7 @@ def main(argv: list[str]) -> None:
         rows = (row for topology in TPU.value for row in estimate(config, num_classes, topology))
         show = print_estimate
     else:
-        print(f'{jax.local_device_count()} x {cost.device_name()}; FLOPs and memory are of one device')
+        print(f'{jax.local_device_count()} x {device_name()}; FLOPs and memory are of one device')
         print(
             f'{"program":<24}{"GFLOP":>10}{"args MB":>11}{"temp. MB":>11}{"peak MB":>10}{"compile s":>11}'
             f'{"p50 ms":>10}{"p90 ms":>10}{"runs":>6}'
@@ -195,7 +199,7 @@ def main(argv: list[str]) -> None:
 
 if __name__ == '__main__':
     if any(argument.startswith(('--tpu', '-tpu')) for argument in sys.argv):  # before the config imports jax
-        from detzoo.costs import TPU_ENVIRONMENT
+        from detzoo.costs.tpu import TPU_ENVIRONMENT
 
         os.environ.update(TPU_ENVIRONMENT)
     app.run(main)

@@ -25,9 +25,9 @@ def main(argv: list[str]) -> None:
     try:
         from detzoo.report.page import write_report
     except ModuleNotFoundError as error:
-        if error.name != 'matplotlib':
+        if error.name not in ('jinja2', 'markupsafe', 'matplotlib'):
             raise
-        sys.exit("error: reports need matplotlib: pip install 'detzoo[plots]'")
+        sys.exit("error: reports need matplotlib and jinja2: pip install 'detzoo[plots]'")
     try:
         paths = write_report(WORKDIR.value, RESAMPLES.value)
     except (OSError, ValueError) as error:

@@ -85,23 +85,26 @@ class Shown:
 def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     from detzoo.errors import ConfigError
-    from detzoo.sweeps import runner
+    from detzoo.sweeps.costs import estimate_costs, measure_costs
+    from detzoo.sweeps.launchers import Cluster
+    from detzoo.sweeps.plan import plan
+    from detzoo.sweeps.runner import run_sweep
     from detzoo.sweeps.store import FAILED, Store
 
     folder = Store(WORKDIR.value).folder
     try:
-        planned = runner.plan(EXPERIMENT.value, argv[1:])
+        planned = plan(EXPERIMENT.value, argv[1:])
         launcher = None
         if CLUSTER.value:
             pairs = (option.partition('=') for option in OPTIONS.value)
             options = {key: int(value) if value.isdigit() else value for key, _, value in pairs}
-            launcher = runner.Cluster(folder, CLUSTER.value, options)
+            launcher = Cluster(folder, CLUSTER.value, options)
         with Shown() as show:
-            results = runner.run_sweep(folder, planned, launcher, jobs=JOBS.value, show=show)
+            results = run_sweep(folder, planned, launcher, jobs=JOBS.value, show=show)
         if COSTS.value:
-            runner.measure_costs(Store(folder))
+            measure_costs(Store(folder))
             if TPU.value:
-                runner.estimate_costs(Store(folder), TPU.value)
+                estimate_costs(Store(folder), TPU.value)
     except (ConfigError, ImportError, OSError, ValueError) as error:
         sys.exit(f'error: {error}')
     failed = [result.run for result in results if result.status == FAILED]

@@ -21,7 +21,10 @@ import numpy as np
 from jax.extend import core as jax_core
 from tqdm.auto import tqdm
 
-from detzoo.costs import cost
+from detzoo.costs.counts import Cost, compiled_cost, parameter_count
+from detzoo.costs.latency import device_name, interleaved_latency
+from detzoo.costs.programs import random_batch
+from detzoo.costs.scopes import OTHER, stage_in
 from detzoo.data.catalog import open_dataset
 from detzoo.data.pipeline import evaluation_batches
 from detzoo.data.proposals import load_proposals
@@ -54,7 +57,7 @@ class Program(NamedTuple):
 
     batch: int
     stage: str
-    cost: cost.Cost
+    cost: Cost
     compile_seconds: float
     run: Callable[[], Any]
 
@@ -94,7 +97,7 @@ def segments(jaxpr: Any) -> list[Segment]:
 
 def _stages_of(equation: Any) -> set[str]:
     """The stage in whose scope an equation lies, or else those that begin inside it (in a jit, a scan, a branch)."""
-    if stage := cost.stage_in(str(equation.source_info.name_stack)):
+    if stage := stage_in(str(equation.source_info.name_stack)):
         return {stage}
     parts = jax.tree.leaves(list(equation.params.values()), is_leaf=lambda part: hasattr(part, 'eqns'))
     return {stage for part in parts for inner in getattr(part, 'eqns', ()) for stage in _stages_of(inner)}
@@ -122,7 +125,7 @@ def prefix(closed: Any, end: int) -> Callable[..., list[jax.Array]]:
 
 
 def stage_parameters(jaxpr: Any, params: Any) -> dict[str, int]:
-    """Counts the parameters of each stage: that which uses them first; those that none uses are in cost.OTHER.
+    """Counts the parameters of each stage: that which uses them first; those that none uses are in OTHER.
 
     Args:
         jaxpr: of predict(params, model_state, inputs).
@@ -137,10 +140,10 @@ def stage_parameters(jaxpr: Any, params: Any) -> dict[str, int]:
             for variable in equation.invars:
                 index = position.pop(id(variable), None)
                 if index is not None:
-                    counts[stage] = counts.get(stage, 0) + cost.parameter_count(leaves[index])
+                    counts[stage] = counts.get(stage, 0) + parameter_count(leaves[index])
         start = end
     if position:  # of an RPN whose proposals are given
-        counts[cost.OTHER] = cost.parameter_count([leaves[index] for index in position.values()])
+        counts[OTHER] = parameter_count([leaves[index] for index in position.values()])
     return counts
 
 
@@ -160,9 +163,7 @@ def prepare(config: ml_collections.ConfigDict, num_classes: int, batch_sizes: Se
     classes = Classes(tuple(map(str, range(num_classes))), tuple(range(num_classes)))
     predictor = Predictor(config, classes, 0, state.params, state.model_state)
     canvas = evaluation_canvases(config)[0]
-    return _compile(
-        predictor, {size: [cost.random_batch(config, canvas, size, num_classes).inputs] for size in batch_sizes}
-    )
+    return _compile(predictor, {size: [random_batch(config, canvas, size, num_classes).inputs] for size in batch_sizes})
 
 
 def prepare_trained(predictor: Predictor, batch_sizes: Sequence[int] = (1, 8)) -> Prepared:
@@ -209,7 +210,7 @@ def _compile(predictor: Predictor, inputs: Mapping[int, Sequence[Inputs]]) -> Pr
             start = time.perf_counter()
             compiled = jax.jit(prefix(closed, end)).lower(*leaves[0]).compile()
             seconds = time.perf_counter() - start
-            programs.append(Program(batch, stage, cost.compiled_cost(compiled), seconds, _in_turn(compiled, leaves)))
+            programs.append(Program(batch, stage, compiled_cost(compiled), seconds, _in_turn(compiled, leaves)))
     return Prepared(predictor.config, parameters, programs)
 
 
@@ -234,13 +235,13 @@ def measure(prepared: Mapping[str, Prepared], *, repeats: int = 50, budget: floa
 
     Returns:
         a row for each name and batch size, numbers of all its images: 'name', 'batch', 'canvas', 'device', 'dtype',
-        'parameters', the fields of `cost.Cost`, 'compile_seconds' (of the whole), 'runs', 'p50_seconds' and 'p90_seconds';
+        'parameters', the fields of `counts.Cost`, 'compile_seconds' (of the whole), 'runs', 'p50_seconds' and 'p90_seconds';
         the same times as 'network_...' of all but post-processing, and 'post_...'; and 'stages', in their order, with
         'stage', 'parameters', 'flops', 'peak_bytes' (of the largest prefix that ends with it) and 'p50_seconds'. Parameters
         that prediction never uses are in no stage.
     """
     steps = {(name, index): program.run for name, one in prepared.items() for index, program in enumerate(one.programs)}
-    times = cost.interleaved_latency(steps, repeats=repeats, budget=budget)
+    times = interleaved_latency(steps, repeats=repeats, budget=budget)
     rows = []
     for name, one in prepared.items():
         for batch in dict.fromkeys(program.batch for program in one.programs):
@@ -275,7 +276,7 @@ def _row(name: str, one: Prepared, batch: int, indices: Sequence[int], seconds: 
         name=name,
         batch=batch,
         canvas=list(evaluation_canvases(one.config)[0]),
-        device=cost.device_name(),
+        device=device_name(),
         dtype=one.config.model.dtype,
         parameters=sum(one.parameters.values()),
         **programs[-1].cost._asdict(),

@@ -100,8 +100,7 @@ def class_agnostic(
     Raises:
       ValueError: as `coco_metrics`.
     """
-    check_ground_truth(ground_truth)
-    check_detections(ground_truth, detections)
+    check_inputs(ground_truth, detections)
 
     def one_category(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         # Equal scores, and equal IoUs, are resolved by order, and pycocotools concatenates the categories.
@@ -183,10 +182,8 @@ def _precision_recall(
     ground_truth: dict[str, Any], detections: list[dict[str, Any]], kind: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Runs the evaluator: precision [T, R, K, A, M] and recall [T, K, A, M], float64 in 0..1 or -1 where absent."""
-    check_ground_truth(ground_truth)
-    check_detections(ground_truth, detections)
+    check_inputs(ground_truth, detections, kind)
     if kind == 'segm':
-        check_masks(ground_truth, detections)
         ground_truth = {**ground_truth, 'annotations': [_with_region(row) for row in ground_truth['annotations']]}
         # The evaluator takes the area of a result from its box, if it has one, even when it compares masks.
         detections = [{key: value for key, value in row.items() if key != 'bbox'} for row in detections]
@@ -222,7 +219,25 @@ def _class_names(ground_truth: dict[str, Any]) -> list[str]:
     return [category['name'] for category in sorted(ground_truth['categories'], key=lambda category: category['id'])]
 
 
-def check_ground_truth(ground_truth: dict[str, Any]) -> None:
+def check_inputs(ground_truth: dict[str, Any], detections: list[dict[str, Any]], kind: str = 'bbox') -> None:
+    """Refuses what cannot be evaluated, or would only make the numbers lower.
+
+    Args:
+      ground_truth, detections: see `coco_metrics`.
+      kind: 'bbox' for boxes, 'segm' for masks.
+
+    Raises:
+      ValueError: as `coco_metrics`.
+    """
+    if kind not in _SECTIONS:
+        raise ValueError(f"kind must be 'bbox' or 'segm', not {kind!r}")
+    _check_ground_truth(ground_truth)
+    _check_detections(ground_truth, detections)
+    if kind == 'segm':
+        _check_masks(ground_truth, detections)
+
+
+def _check_ground_truth(ground_truth: dict[str, Any]) -> None:
     """Refuses what would be counted twice, skipped or put into the wrong range of areas."""
     for table, key in (('images', 'id'), ('categories', 'id'), ('categories', 'name'), ('annotations', 'id')):
         for value, count in Counter(row[key] for row in ground_truth[table]).most_common(1):
@@ -236,7 +251,7 @@ def check_ground_truth(ground_truth: dict[str, Any]) -> None:
             raise ValueError(f"annotation {row['id']}: it has no 'area'")
 
 
-def check_detections(ground_truth: dict[str, Any], detections: list[dict[str, Any]]) -> None:
+def _check_detections(ground_truth: dict[str, Any], detections: list[dict[str, Any]]) -> None:
     """Refuses detections that could match nothing, or that have no rank."""
     images = {image['id'] for image in ground_truth['images']}
     categories = {category['id'] for category in ground_truth['categories']}
@@ -249,7 +264,7 @@ def check_detections(ground_truth: dict[str, Any], detections: list[dict[str, An
             raise ValueError(f'detection {index}: score {row["score"]} and box {row["bbox"]} must be finite')
 
 
-def check_masks(ground_truth: dict[str, Any], detections: list[dict[str, Any]]) -> None:
+def _check_masks(ground_truth: dict[str, Any], detections: list[dict[str, Any]]) -> None:
     """Refuses rows without a mask, which would quietly match nothing; a crowd needs none."""
     files = {image['id']: image.get('file_name', image['id']) for image in ground_truth['images']}
     for row in ground_truth['annotations']:

@@ -1,4 +1,4 @@
-"""How sure a COCO AP is, and whether two detectors differ: images are drawn many times, but matched once.
+"""How certain a COCO AP is, and whether two detectors differ: images are drawn many times, but matched once.
 
     ground truth, detections -> `match_images`: COCO's matching -> Matches
       -> `average_precision` of the images, each counted as often as its weight says
@@ -9,9 +9,9 @@
     T  IoU thresholds .50, .55, ... .95        N  detections of a class, at most 100 an image
     K  categories in the order of their ids    S  weightings of the images
 
-A configuration that is trained again, with another seed or another order of rounding, gets another AP. What is over images
-only is about the very networks that were trained, and says nothing of their configurations: of one training nothing can tell
-how far the next would be from it. What is over images and trainings needs two trainings of each configuration, better three.
+A configuration that is trained again, with another seed or another order of rounding, gets another AP. An interval over images
+only is about the trained networks, and says nothing about their configurations: one training does not tell how far the next
+would be from it. An interval over images and trainings needs two trainings of each configuration, better three.
 """
 
 import math
@@ -22,7 +22,8 @@ import hotcoco
 import numpy as np
 from scipy import special
 
-from detzoo.evaluation import coco
+from detzoo.evaluation.coco import check_inputs
+from detzoo.evaluation.precision import precision_envelope
 
 THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)  # axis T
 _RECALLS = np.linspace(0, 1, 101)
@@ -87,14 +88,9 @@ def match_images(ground_truth: dict[str, Any], detections: list[dict[str, Any]],
     Raises:
       ValueError: the kind is unknown, there are no images, or as `coco_metrics`.
     """
-    if kind not in ('bbox', 'segm'):
-        raise ValueError(f"kind must be 'bbox' or 'segm', not {kind!r}")
+    check_inputs(ground_truth, detections, kind)
     if not ground_truth['images']:
         raise ValueError('the ground truth has no images')
-    coco.check_ground_truth(ground_truth)
-    coco.check_detections(ground_truth, detections)
-    if kind == 'segm':
-        coco.check_masks(ground_truth, detections)
     truth = hotcoco.COCO(ground_truth)
     evaluator = hotcoco.COCOeval(truth, truth.load_res(detections), kind)
     evaluator.params.area_rng, evaluator.params.area_rng_lbl = evaluator.params.area_rng[:1], ['all']
@@ -121,6 +117,7 @@ def match_images(ground_truth: dict[str, Any], detections: list[dict[str, Any]],
 
 
 def _no_detections() -> ClassMatches:
+    """Makes the matches of a class without detections."""
     flags = np.zeros((len(THRESHOLDS), 0), bool)
     return ClassMatches(np.zeros(0), np.zeros(0, np.int64), flags, flags)
 
@@ -199,8 +196,7 @@ def _class_average(found: ClassMatches, weight: np.ndarray, count: np.ndarray, r
             skipped = np.cumsum(weight[found.images[ignored]], axis=0)
             before = np.searchsorted(ignored, hits)  # how many ignored detections precede each hit
             judged[before > 0] -= skipped[before[before > 0] - 1]
-        precision = right / np.maximum(judged, _TINY)
-        precision = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
+        precision = precision_envelope(right / np.maximum(judged, _TINY))
         points = np.searchsorted(_RECALLS, right / np.maximum(count, _TINY), side='right')  # recall points reached
         points[1:] = np.diff(points, axis=0)  # of them, those that no earlier hit reached
         total += np.einsum('hs,hs->s', precision, points)
@@ -387,6 +383,7 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 
 
 def _trainings(matches: Matches | Sequence[Matches]) -> list[Matches]:
+    """Makes a list of one training or several."""
     trainings = [matches] if isinstance(matches, Matches) else list(matches)
     if not trainings:
         raise ValueError('there are no matches to judge')
@@ -394,7 +391,7 @@ def _trainings(matches: Matches | Sequence[Matches]) -> list[Matches]:
 
 
 def _check(trainings: Sequence[Matches], level: float, **counts: int) -> None:
-    """Refuses what cannot be drawn, and what must not be compared."""
+    """Refuses matches that cannot be compared, and numbers out of range."""
     first = trainings[0]
     for other in trainings[1:]:
         if other.image_ids != first.image_ids:
@@ -459,7 +456,7 @@ def _satterthwaite(parts: Sequence[tuple[float, int]]) -> tuple[float, float]:
 
 
 def _interleave(a: Matches, b: Matches) -> Matches:
-    """Joins two detectors to one on twice the images: weights (1, 0) of an image take it from a, (0, 1) from b."""
+    """Joins two detectors to one on twice the images: weights (1, 0) take an image from a, (0, 1) from b."""
 
     def places(found: ClassMatches, side: int) -> ClassMatches:
         return found._replace(scores=-np.arange(len(found.scores), dtype=np.float64), images=2 * found.images + side)

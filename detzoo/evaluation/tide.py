@@ -28,22 +28,25 @@ is neither right nor wrong; but it has a kind, is counted as such, and may find 
 
 Differences from COCO's AP50: a class that has detections and no objects counts, with AP 0; so a fix that removes its last
 detection takes the class out of the mean. The 100 detections are those of an image, not of a class and image. Of
-objects overlapped equally the first is taken. A crowd must be overlapped by more than f, not just by f. That a recall
-reaches a hundredth is decided with whole numbers.
+objects overlapped equally the first is taken. A crowd must be overlapped by more than f, not just by f. Whether a recall
+reaches a hundredth is decided with integers.
 
-Differences from tidecv: none of the numbers where scores differ. Detections of equal scores keep their order (of the
+Differences from tidecv: none where all scores differ. Detections of equal scores keep their order (of the
 images, then of the list) throughout; tidecv keeps it for AP, but once anything is fixed it ranks what is left wrong before
-what was right, which makes dAP smaller, and sets a negative one to 0. Here none is negative. Without any class left to
-average the AP has no meaning, and is None; there that is a division by zero.
+what was right, which makes dAP smaller, and sets a negative one to 0. Here none is negative. Without a
+class to average, AP is None; tidecv divides by zero.
 """
 
+import functools
 from collections import defaultdict
 from typing import Any, NamedTuple
 
+import hotcoco
 import numpy as np
-import pycocotools.mask
 
-from detzoo.evaluation import coco
+from detzoo.evaluation.coco import check_inputs
+from detzoo.evaluation.overlaps import box_overlaps, mask_overlaps
+from detzoo.evaluation.precision import best_precision
 
 ERRORS = ('classification', 'localization', 'both', 'duplicate', 'background', 'missed')
 MAX_DETECTIONS = 100  # of an image
@@ -98,17 +101,12 @@ def error_breakdown(
       ValueError: the kind is unknown, the thresholds are not 0 < background < foreground <= 1, masks of an image differ in
         size, or as `coco_metrics`.
     """
-    if kind not in ('bbox', 'segm'):
-        raise ValueError(f"kind must be 'bbox' or 'segm', not {kind!r}")
     if not 0 < background_iou < foreground_iou <= 1:
         raise ValueError(
             f'thresholds must be 0 < background < foreground <= 1, not background {background_iou}, '
             f'foreground {foreground_iou}'
         )
-    coco.check_ground_truth(ground_truth)
-    coco.check_detections(ground_truth, detections)
-    if kind == 'segm':
-        coco.check_masks(ground_truth, detections)
+    check_inputs(ground_truth, detections, kind)
     judged = _judge(ground_truth, detections, kind, foreground_iou, background_iou)
     objects = np.bincount(judged.object_labels, minlength=len(ground_truth['categories']))  # [K]
     fixed = _fixable(judged)
@@ -157,6 +155,7 @@ def _judge(
     def labels(rows: list[dict[str, Any]]) -> np.ndarray:
         return np.array([label_of[row['category_id']] for row in rows], np.int64)
 
+    overlaps = box_overlaps if kind == 'bbox' else functools.partial(mask_overlaps, truth=hotcoco.COCO(ground_truth))
     scores, parts, object_labels, found = [np.zeros(0)], [], [labels([])], [np.zeros(0, bool)]
     total = 0  # objects in the images before
     for image in ground_truth['images']:
@@ -164,7 +163,7 @@ def _judge(
         results = sorted(results_of[image['id']], key=lambda row: -row['score'])[:MAX_DETECTIONS]
         crowd = np.array([bool(row.get('iscrowd', 0)) for row in rows], bool)
         row_labels, result_labels = labels(rows), labels(results)
-        iou = _overlaps(results, rows, crowd, kind, image)  # [n, m]; of crowds, the share of the detection inside
+        iou = overlaps(results, rows, crowd)  # [n, m]; of crowds, the share of the detection inside
         same_class = result_labels[:, None] == row_labels
         matched, kinds, targets = _judge_image(iou[:, ~crowd], same_class[:, ~crowd], foreground, background)
         in_crowd = ((iou > foreground) & same_class & crowd).any(axis=1)
@@ -223,7 +222,7 @@ def _judge_image(
 
 
 def _fixable(judged: _Judged) -> np.ndarray:
-    """Says which detections find an object when their kind is fixed: of each unfound object the best one that aims at it.
+    """Selects the detections that find an object when their kind is fixed: for each unfound object, the best that aims at it.
 
     Returns:
       [N] bool.
@@ -258,31 +257,6 @@ def _average_precision(hits: np.ndarray, objects: int) -> float:
       hits: [n] bool, of a class, the best detection first.
       objects: of the class, > 0.
     """
-    found = np.cumsum(hits)
-    precision = found / np.arange(1, len(hits) + 1)
-    best = np.maximum.accumulate(precision[::-1])[::-1]
+    found, best = best_precision(hits)
     reached = np.searchsorted(100 * found, np.arange(101) * objects)
     return float(np.append(best, 0)[reached].mean())
-
-
-def _overlaps(
-    results: list[dict[str, Any]], rows: list[dict[str, Any]], crowd: np.ndarray, kind: str, image: dict[str, Any]
-) -> np.ndarray:
-    """Computes IoU, or for crowds the share of the detection inside, between n results and m annotations: [n, m]."""
-    if kind == 'bbox':
-        shapes = [np.array([row['bbox'] for row in part], np.float64).reshape(-1, 4) for part in (results, rows)]
-    else:
-        shapes = [[_rle(row['segmentation'], image) for row in part] for part in (results, rows)]
-    iou = np.reshape(pycocotools.mask.iou(*shapes, crowd.astype(np.uint8)), (len(results), len(rows)))
-    if (iou < 0).any():  # how pycocotools marks it
-        raise ValueError(f'image {image["id"]}: its masks differ in size')
-    return iou
-
-
-def _rle(segmentation: Any, image: dict[str, Any]) -> dict[str, Any]:
-    """Turns polygons, or RLE of either kind, into one compressed RLE."""
-    if isinstance(segmentation, list):
-        return pycocotools.mask.merge(pycocotools.mask.frPyObjects(segmentation, image['height'], image['width']))
-    if isinstance(segmentation['counts'], list):
-        return pycocotools.mask.frPyObjects(segmentation, image['height'], image['width'])
-    return segmentation

@@ -6,22 +6,23 @@
       -> `voc_metrics` -> `format_voc_table`
 
 Differences from COCO's AP50: a detection is compared with the object it overlaps most, and is a false positive if
-that was found already, though it may overlap another one by half; precision is not sampled at 101 recalls; and no more
-than the detector's own limit bounds the number of detections.
+that was found already, though it may overlap another one by half; precision is not sampled at 101 recalls; and only the
+detector's own limit bounds the number of detections.
 
 Objects marked `difficult` are ignored: here they are those with `iscrowd` (see `data.voc`). VOC adds 1 to the sides of boxes
 since it counts the pixels that a box includes; in continuous coordinates (xmin - 1 to xmax) that is the plain IoU.
 
-Difference from the devkits: that a recall reaches 0.3, 0.6 or 0.7 is decided with whole numbers. There a sum of rounded
-tenths lies just above these, and a recall of exactly 3/10 falls short.
+Difference from the devkits: whether a recall reaches 0.3, 0.6 or 0.7 is decided with integers. In the devkits a sum of rounded
+tenths lies just above these values, and a recall of exactly 3/10 falls short.
 """
 
 from typing import Any
 
 import numpy as np
-import pycocotools.mask
 
-from detzoo.evaluation.coco import check_detections, check_ground_truth, class_table, show
+from detzoo.evaluation.coco import check_inputs, class_table, show
+from detzoo.evaluation.overlaps import box_overlaps
+from detzoo.evaluation.precision import best_precision
 
 MIN_IOU = 0.5
 
@@ -40,8 +41,7 @@ def voc_metrics(ground_truth: dict[str, Any], detections: list[dict[str, Any]]) 
     Raises:
       ValueError: an image_id or category_id is unknown, a score or box is not finite, or an id or name is used twice.
     """
-    check_ground_truth(ground_truth)
-    check_detections(ground_truth, detections)
+    check_inputs(ground_truth, detections)
     images = {image['id'] for image in ground_truth['images']}
     objects = [row for row in ground_truth['annotations'] if row['image_id'] in images]
     per_class = {}
@@ -71,9 +71,7 @@ def average_precision(
     if not positives:
         return None, None
     hits = _hits(objects, detections)
-    found = np.cumsum(hits)
-    precision = found / np.arange(1, len(hits) + 1)
-    best = np.maximum.accumulate(precision[::-1])[::-1]  # at this recall or a higher one
+    found, best = best_precision(hits)
     at_tenths = [best[10 * found >= tenths * positives][:1].sum() for tenths in range(11)]  # 0 beyond the last recall
     return float(np.mean(at_tenths)), float(best[hits].sum() / positives)  # recall grows by 1 / positives at each hit
 
@@ -93,7 +91,7 @@ def format_voc_table(metrics: dict[str, Any]) -> str:
 
 
 def _hits(objects: list[dict[str, Any]], detections: list[dict[str, Any]]) -> np.ndarray:
-    """Says of each detection of a class, the best score first, whether it is a hit; those on difficult objects are left out.
+    """Tells for each detection of a class, the best score first, whether it is a hit; those on difficult objects are left out.
 
     Returns:
       [n] bool, n <= len(detections).
@@ -108,11 +106,8 @@ def _hits(objects: list[dict[str, Any]], detections: list[dict[str, Any]]) -> np
     matched = np.full(len(detections), -1)  # the object that each overlaps most, if by half
     for image_id in detections_of.keys() & rows_of.keys():
         rows, indices = np.array(rows_of[image_id]), np.array(detections_of[image_id])
-        boxes = [
-            np.array([source[i]['bbox'] for i in chosen], np.float64)
-            for source, chosen in ((detections, indices), (objects, rows))
-        ]
-        iou = pycocotools.mask.iou(*boxes, np.zeros(len(rows), np.uint8))  # [detections, objects]
+        of_image = [detections[i] for i in indices], [objects[i] for i in rows]
+        iou = box_overlaps(*of_image, np.zeros(len(rows), bool))
         matched[indices] = np.where(iou.max(axis=1) >= MIN_IOU, rows[iou.argmax(axis=1)], -1)
 
     order = np.argsort([-detection['score'] for detection in detections], kind='stable')

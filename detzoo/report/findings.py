@@ -2,10 +2,11 @@
 
     Store -> `read_findings`: means over seeds, intervals, comparisons of pairs, curves, kinds of errors -> Findings
 
-What a group with one seed takes part in is over images only: about this trained network, not about its method.
+A comparison with a group of one seed is over images only: it is about this trained network, not about its method.
 `report` says them in words, tables and figures.
 """
 
+import functools
 import itertools
 import json
 import os
@@ -15,20 +16,22 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
-from detzoo.evaluation import pr_curves, read_detections, statistics
+from detzoo.evaluation import read_detections, statistics
 from detzoo.evaluation.statistics import Comparison, Interval, Matches
-from detzoo.evaluation.tide import error_breakdown
 from detzoo.report import plots
+from detzoo.report.judgement import JUDGEMENT, Judgement, judge, read_judgement
 from detzoo.sweeps.store import FINISHED, Result, Store, read_file
 
 SIGNIFICANT = 0.05
 PERMUTATIONS = 10_000  # at most
 THRESHOLDS = {'AP': statistics.THRESHOLDS, 'AP50': (0.5,), 'AP75': (0.75,)}  # of metrics that can be judged
+DETECTIONS = 'detections.json.gz'
+SIZE = 'size.json'  # of a ground truth that is not kept itself
 SWEEP = 'experiment', 'docstring', 'metrics', 'figures', 'runs'  # of sweep.json
 
 
 class Group(NamedTuple):
-    """The runs that differ in their seed only, as far as they are."""
+    """Runs that differ only in their seed."""
 
     name: str
     series: str
@@ -52,6 +55,10 @@ class Group(NamedTuple):
         """Lists a metric of the finished runs, in percent; those that lack it are left out."""
         return [100 * value for run in self.finished if (value := run.metrics.get(metric)) is not None]
 
+    def has(self, metric: str) -> bool:
+        """Whether all finished runs, one at least, have a metric."""
+        return bool(self.finished) and all(run.metrics.get(metric) is not None for run in self.finished)
+
 
 class Pair(NamedTuple):
     """Two groups: how much more `group` has than `other`.
@@ -72,9 +79,9 @@ class Pair(NamedTuple):
 
 
 class Findings(NamedTuple):
-    """All numbers of a report; by the names of groups, in the order of the sweep.
+    """All numbers of a report, by the names of groups, in the order of the sweep.
 
-    sweep: of sweep.json.
+    sweep: contents of sweep.json.
     judged: the metric that has intervals and comparisons: the sweep's first, if it can have them, or else AP.
     intervals, pairs, precision, errors, counts: of groups that have this metric: not of those without masks, or objects.
     permutations: of each comparison over images only.
@@ -85,7 +92,8 @@ class Findings(NamedTuple):
     costs: {group: {batch: row of costs.json, see `stages.measure`}}.
     estimates: rows of estimates.json, see `estimates.estimate`, in the order of groups.
     images: {ground truth: its numbers of 'images', 'objects' and 'classes'}.
-    forgotten: runs with results that the sweep has no more.
+    forgotten: runs that have results but are no longer in the sweep.
+    packed: whether judgements are kept in place of detections and pictures, see `pack`.
     looks: of groups in figures.
     """
 
@@ -104,15 +112,8 @@ class Findings(NamedTuple):
     estimates: list[dict[str, Any]]
     images: dict[str, dict[str, int]]
     forgotten: list[str]
+    packed: bool
     looks: dict[str, plots.Style]
-
-
-class _Judged(NamedTuple):
-    """What the detections of a run show."""
-
-    precision: dict[str, dict[str, np.ndarray] | None]
-    matches: Matches
-    errors: dict[str, Any]
 
 
 def read_findings(folder: str | os.PathLike, resamples: int = 1000) -> Findings:
@@ -123,29 +124,14 @@ def read_findings(folder: str | os.PathLike, resamples: int = 1000) -> Findings:
         resamples: of the bootstrap, and at least as many permutations.
 
     Raises:
-        FileNotFoundError: the folder is none of a sweep, or lacks detections or ground truth of a finished run.
+        FileNotFoundError: the folder holds no sweep, or lacks the detections or the ground truth of a finished run.
         ValueError: a file of it cannot be read.
     """
     store = Store(folder)
-    sweep = read_file(store.folder / 'sweep.json', lambda: {key: store.sweep()[key] for key in SWEEP})
-    results = {result.run: result for result in read_file(store.folder / 'results.jsonl', store.results)}
-    planned = read_file(store.folder / 'sweep.json', lambda: [Result(**row) for row in sweep['runs']])
-    runs = [_as_planned(results.get(run.run, run), run) for run in planned]
-    groups = [
-        Group(name, next(run.series for run in runs if run.group == name), [run for run in runs if run.group == name])
-        for name in dict.fromkeys(run.group for run in runs)
-    ]
+    sweep, groups, forgotten = read_groups(store)
     finished = [group for group in groups if group.finished]
-    judged = _judged_metric(sweep['metrics'])
-    truths = {
-        name: _ground_truth(store, name)
-        for name in dict.fromkeys(run.truth for group in finished for run in group.finished)
-    }
-    judgements = {
-        group.name: [_judge(store, run, truths[run.truth], judged) for run in group.finished]
-        for group in finished
-        if all(run.metrics.get(judged) is not None for run in group.finished)
-    }
+    judged = judged_metric(sweep['metrics'])
+    judgements = {group.name: judgements_of(store, group, kind_of(judged)) for group in finished if group.has(judged)}
     matches = {name: [seed.matches for seed in seeds] for name, seeds in judgements.items()}
     thresholds = THRESHOLDS[judged.removeprefix('mask_')]
     intervals = {name: _interval(seeds, resamples, thresholds) for name, seeds in matches.items()}
@@ -167,40 +153,81 @@ def read_findings(folder: str | os.PathLike, resamples: int = 1000) -> Findings:
         counts={name: _mean_of([seed.errors['counts'] for seed in seeds]) for name, seeds in judgements.items()},
         costs=_costs(store, finished),
         estimates=[row for group in finished for row in estimates if row['name'] == group.name],
-        images={name: _sizes(truth) for name, truth in truths.items()},
-        forgotten=sorted(results.keys() - {run.run for run in planned}),
+        images={
+            name: truth_size(store, name)
+            for name in dict.fromkeys(run.truth for group in finished for run in group.finished)
+        },
+        forgotten=forgotten,
+        packed=any(is_packed(store, run) for group in finished for run in group.finished),
         looks=plots.styles({group.name: group.series for group in groups}),
     )
 
 
+def read_groups(store: Store) -> tuple[dict[str, Any], list[Group], list[str]]:
+    """Reads what was planned and what came out: sweep.json, the groups, and the runs that are no longer in the sweep.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_findings`.
+    """
+    sweep = read_file(store.folder / 'sweep.json', lambda: {key: store.sweep()[key] for key in SWEEP})
+    results = {result.run: result for result in read_file(store.folder / 'results.jsonl', store.results)}
+    planned = read_file(store.folder / 'sweep.json', lambda: [Result(**row) for row in sweep['runs']])
+    runs = [_as_planned(results.get(run.run, run), run) for run in planned]
+    groups = [
+        Group(name, next(run.series for run in runs if run.group == name), [run for run in runs if run.group == name])
+        for name in dict.fromkeys(run.group for run in runs)
+    ]
+    return sweep, groups, sorted(results.keys() - {run.run for run in planned})
+
+
 def _as_planned(result: Result, plan: Result) -> Result:
-    """Takes from the plan what the experiment may have thought over since."""
+    """Takes group, series and published metrics from the plan: the experiment may have changed them since."""
     return result._replace(group=plan.group, series=plan.series, published=plan.published)
 
 
-def _judged_metric(metrics: Sequence[str]) -> str:
+def judged_metric(metrics: Sequence[str]) -> str:
     """Chooses the metric that intervals and comparisons are of."""
     return metrics[0] if metrics and metrics[0].removeprefix('mask_') in THRESHOLDS else 'AP'
 
 
+def kind_of(metric: str) -> str:
+    """Says what a metric compares: 'bbox' or 'segm'."""
+    return 'segm' if metric.startswith('mask_') else 'bbox'
+
+
+def is_packed(store: Store, run: Result) -> bool:
+    """Tells whether the judgement of a run is kept in place of its detections."""
+    folder = store.results_of(run.run)
+    return (folder / JUDGEMENT).exists() and not (folder / DETECTIONS).exists()
+
+
+def judgements_of(store: Store, group: Group, kind: str) -> list[Judgement]:
+    """Reads the judgements of a group's runs, or compares their detections with the ground truth."""
+    truth = None
+    judgements = []
+    for run in group.finished:
+        folder = store.results_of(run.run)
+        if is_packed(store, run):
+            path = folder / JUDGEMENT
+            judgements.append(read_file(path, functools.partial(read_judgement, path, kind)))
+        else:
+            path, truth = folder / DETECTIONS, truth or _ground_truth(store, group.truth)
+            judgements.append(read_file(path, lambda path=path, truth=truth: judge(truth, read_detections(path), kind)))
+    return judgements
+
+
+def truth_size(store: Store, name: str) -> dict[str, int]:
+    """Reads or counts the 'images', 'objects' and 'classes' of a ground truth."""
+    path = store.truth(name) / SIZE
+    if path.exists():
+        return read_file(path, lambda: json.loads(path.read_text()))
+    truth = _ground_truth(store, name)
+    objects = sum(not row.get('iscrowd', 0) for row in truth['annotations'])
+    return dict(images=len(truth['images']), objects=objects, classes=len(truth['categories']))
+
+
 def _ground_truth(store: Store, name: str) -> dict[str, Any]:
     return read_file(store.truth(name) / 'ground_truth.json.gz', lambda: store.ground_truth(name))
-
-
-def _judge(store: Store, run: Result, truth: dict[str, Any], judged: str) -> _Judged:
-    """Matches the detections of a run with the ground truth."""
-    path = store.results_of(run.run) / 'detections.json.gz'
-    kind = 'segm' if judged.startswith('mask_') else 'bbox'
-
-    def judge() -> _Judged:
-        detections = read_detections(path)
-        return _Judged(
-            pr_curves(truth, detections, kind),
-            statistics.match_images(truth, detections, kind),
-            error_breakdown(truth, detections, kind),
-        )
-
-    return read_file(path, judge)
 
 
 def _interval(seeds: Sequence[Matches], resamples: int, thresholds: Sequence[float]) -> Interval:
@@ -274,7 +301,24 @@ def _costs(store: Store, groups: Sequence[Group]) -> dict[str, dict[int, dict[st
     return {group.name: costs[group.name] for group in groups if group.name in costs}
 
 
-def _sizes(truth: dict[str, Any]) -> dict[str, int]:
-    """Counts what a ground truth has."""
-    objects = sum(not row.get('iscrowd', 0) for row in truth['annotations'])
-    return dict(images=len(truth['images']), objects=objects, classes=len(truth['categories']))
+class Part(NamedTuple):
+    """The groups that share a ground truth. Most sweeps have one; with several, titles and file names say which."""
+
+    truth: str
+    groups: list[Group]
+    where: str
+    suffix: str
+
+
+def parts_by_truth(findings: Findings) -> list[Part]:
+    """Lists the groups by their ground truth."""
+    several = len(findings.images) > 1
+    return [
+        Part(
+            truth,
+            [group for group in findings.groups if group.truth == truth],
+            where=f' on {truth}' if several else '',
+            suffix=f'-{truth}' if several else '',
+        )
+        for truth in findings.images
+    ]

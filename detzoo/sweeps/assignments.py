@@ -17,9 +17,9 @@ def draw_assignments(predictor: Predictor, dataset: Dataset, index: int = 0) -> 
     """Draws how a trained detector's stages match an image, as a training step would.
 
     Args:
-        predictor: of `predictor.load`.
-        dataset: a split with the objects.
-        index: of the image.
+        predictor: a trained detector, from `predictor.load`.
+        dataset: a split with annotations.
+        index: number of the image in the split.
 
     Returns:
         {stage: [h, w, 3] uint8}, see `visualize.draw_assignment`.

@@ -1,10 +1,10 @@
-"""What programs would cost on TPUs that need not be there, as the TPU compiler says: estimates, never measurements.
+"""What programs would cost on TPUs, as the TPU compiler estimates; no TPU is needed, and nothing is measured.
 
-    config, topology -> the compiled training step or prediction (see `cost`) -> `estimate`: a row
+    config, topology -> the compiled training step or prediction (see `costs.programs`) -> `estimate`: a row
     python -m detzoo.sweeps.estimates DIR TOPOLOGY: prediction of all groups of a sweep -> DIR/estimates.json
 
-The environment has to be that of TPUs before jax is imported (`costs.TPU_ENVIRONMENT`); a sweep, whose trainings inherit
-its environment, starts this as a process of its own.
+`costs.tpu.TPU_ENVIRONMENT` must be in the environment before jax is imported. A sweep therefore starts this as a process of its
+own: its trainings inherit the environment of the sweep.
 """
 
 import json
@@ -16,13 +16,16 @@ import ml_collections
 from tqdm.auto import tqdm
 
 from detzoo.config import from_json
-from detzoo.costs import cost
+from detzoo.costs.counts import compiled_cost
+from detzoo.costs.programs import predict_program, train_program
+from detzoo.costs.tpu import topology_devices
+from detzoo.costs.tpu_time import estimated_time
 from detzoo.files import write_text
 from detzoo.sweeps.store import Store
 
 PROGRAMS = {
-    'train step': (cost.train_program, 'training'),
-    'predict': (cost.predict_program, 'evaluation'),
+    'train step': (train_program, 'training'),
+    'predict': (predict_program, 'evaluation'),
 }
 
 
@@ -36,26 +39,26 @@ def estimate(config: ml_collections.ConfigDict, num_classes: int, topology: str,
         program: a key of PROGRAMS. Its batch size is the config's, of all chips together.
 
     Returns:
-        'topology', 'program', 'images' (of all chips), 'chips', 'compile_seconds', the numbers of `cost.Cost` and
-        `cost.Estimate`, and 'total_seconds' of the estimate.
+        'topology', 'program', 'images' (of all chips), 'chips', 'compile_seconds', the numbers of `counts.Cost` and
+        `tpu_time.Estimate`, and 'total_seconds' of the estimate.
 
     Raises:
         ImportError: libtpu is not installed.
-        ValueError: the batch cannot be split over the chips, or of this kind of chip nothing is known.
+        ValueError: the batch cannot be split over the chips, or the kind of chip is unknown.
     """
-    devices = cost.topology_devices(topology)
+    devices = topology_devices(topology)
     lower, section = PROGRAMS[program]
     start = time.perf_counter()
     compiled = lower(config, num_classes, devices).compile()
     seconds = time.perf_counter() - start
-    estimated = cost.estimated_time(compiled, topology)
+    estimated = estimated_time(compiled, topology)
     return dict(
         topology=topology,
         program=program,
         images=config[section].batch_size,
         chips=len(devices),
         compile_seconds=seconds,
-        **cost.compiled_cost(compiled)._asdict(),
+        **compiled_cost(compiled)._asdict(),
         **estimated._asdict(),
         total_seconds=estimated.total,
     )
@@ -64,7 +67,7 @@ def estimate(config: ml_collections.ConfigDict, num_classes: int, topology: str,
 def main(folder: str, topology: str) -> None:
     """Estimates prediction, an image a chip, of all groups of a sweep that have no estimate for the topology yet."""
     store = Store(folder)
-    chips = len(cost.topology_devices(topology))
+    chips = len(topology_devices(topology))
     for name, result in tqdm(store.first_of_groups().items(), desc=f'compiling for {topology}', unit='group'):
         rows = store.estimates()
         if any((row['name'], row['topology']) == (name, topology) for row in rows):

@@ -6,9 +6,10 @@
     DIR/truth/NAME/               ground_truth.json.gz (a COCO dict) and panels/IMAGE_ID.jpg of a validation split
     DIR/costs.json                what prediction costs (`sweep.py --costs`)
     DIR/estimates.json            what it would cost on TPUs (`sweep.py --costs --tpu=TOPOLOGY`)
-    DIR/runs/RUN/                 the workdir of the run: checkpoints and logs; reports do without
+    DIR/runs/RUN/                 the workdir of the run: checkpoints and logs, which reports do not need
 
-Every file is complete or not there. Only the process of the sweep writes results.jsonl.
+Every file is complete or not there. Only the process of the sweep writes results.jsonl. Packed results (`report.pack`) have
+results/RUN/judgement.json.xz in place of detections and pictures, and truth/NAME/size.json in place of the ground truth.
 """
 
 import gzip
@@ -22,14 +23,14 @@ from typing import Any, NamedTuple
 
 from detzoo.files import new_file, write_text
 
-FINISHED, FAILED = 'finished', 'failed'
+WAITING, FINISHED, FAILED = 'waiting', 'finished', 'failed'
 
 
 class Result(NamedTuple):
-    """What came out of a run.
+    """The outcome of a run.
 
     run, group, series, trained: see `sweep.Run`.
-    status: FINISHED or FAILED.
+    status: FINISHED or FAILED; WAITING in a plan.
     reason: why it failed, a line; or ''.
     config: complete, as nested dicts.
     changes: {dotted key: [value in the sweep's first run, value here]}.
@@ -101,7 +102,7 @@ class Store:
         return rows
 
     def write_result(self, result: Result) -> None:
-        """Adds a result; one that is there of the same run gives way."""
+        """Adds a result, or replaces the earlier one of the same run."""
         rows = [row for row in self.results() if row.run != result.run] + [result]
         self.folder.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps(row._asdict(), allow_nan=False) + '\n' for row in rows]
@@ -156,7 +157,7 @@ def truth_name(data: str, split: str) -> str:
 
 
 def read_file(path: pathlib.Path, read: Callable[[], Any]) -> Any:
-    """Reads a file, or says which one cannot be read."""
+    """Calls `read`; an error that the contents of a file cause becomes a ValueError that names the file."""
     try:
         return read()
     except FileNotFoundError:

@@ -1,7 +1,7 @@
 """A sweep: runs that differ in what an experiment asks about, and in nothing else.
 
 experiments/NAME.py -> get_sweep(arg) -> Sweep
-  -> `sweeps.runner`: each run in a process of its own -> `sweeps.store`: what came out
+  -> `plan`, `runner`: each run in a process of its own -> `store`: what came out
   -> `report.page`: tables and figures
 """
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from absl import app
 
-from detzoo.costs.cost import multiply_adds, parameter_count
+from detzoo.costs.counts import multiply_adds, parameter_count
 from detzoo.detectors import make_detector
 from detzoo.types import Inputs
 from detzoo.weights.exchange import config_of, shapes_of

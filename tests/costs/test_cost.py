@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 
 from detzoo.config import complete
-from detzoo.costs import cost
+from detzoo.costs.counts import compiled_cost, multiply_adds, parameter_count
+from detzoo.costs.latency import interleaved_latency
+from detzoo.costs.programs import random_batch, train_program
+from detzoo.costs.scopes import stage_in, stage_of
+from detzoo.costs.tpu import topology_devices
+from detzoo.costs.tpu_time import estimated_time
 
 # As the TPU compiler writes it, shortened. Cycles: backbone 1000 forward + 2000 backward; post 100 rounds of 30 + 3 + 5
 # (the copy of 3 has no name, and is the loop's) and 8 rounds of 50; loss max(7, 9) of two branches; other 40 without a
@@ -75,12 +80,12 @@ def small_config(**model):
 
 def test_parameter_count_of_arrays_and_shapes():
     tree = {'kernel': np.zeros((3, 3, 2, 5)), 'bias': jax.ShapeDtypeStruct((5,), jnp.float32), 'scale': np.float32(1)}
-    assert cost.parameter_count(tree) == 90 + 5 + 1
+    assert parameter_count(tree) == 90 + 5 + 1
 
 
 def test_compiled_cost_of_a_matrix_product():
     f = jax.jit(lambda a, b: a @ b)
-    found = cost.compiled_cost(f.lower(np.zeros((32, 64), np.float32), np.zeros((64, 16), np.float32)).compile())
+    found = compiled_cost(f.lower(np.zeros((32, 64), np.float32), np.zeros((64, 16), np.float32)).compile())
     assert found.flops == 2 * 32 * 64 * 16
     assert found.argument_bytes == 4 * (32 * 64 + 64 * 16)
     assert found.output_bytes == 4 * 32 * 16
@@ -89,13 +94,13 @@ def test_compiled_cost_of_a_matrix_product():
 
 def test_compiled_cost_counts_donated_memory_once():
     f = jax.jit(lambda x: x + 1, donate_argnums=0)
-    found = cost.compiled_cost(f.lower(np.zeros(1000, np.float32)).compile())
+    found = compiled_cost(f.lower(np.zeros(1000, np.float32)).compile())
     assert (found.argument_bytes, found.output_bytes) == (4000, 4000)
     assert found.peak_bytes == 4000 + found.temporary_bytes
 
 
 def test_estimated_time_of_a_program_written_by_hand():
-    found = cost.estimated_time(PROGRAM, 'v5e:2x4')
+    found = estimated_time(PROGRAM, 'v5e:2x4')
     cycles = {stage: seconds * 1.5e9 for stage, seconds in found.seconds.items()}
     expected = {'backbone': 1000 + 2000, 'post': 100 * (30 + 3 + 5) + 8 * 50, 'loss': 9, 'other': 40 + 60}
     assert cycles == pytest.approx(expected)
@@ -105,7 +110,7 @@ def test_estimated_time_of_a_program_written_by_hand():
 
 
 def test_estimated_time_counts_a_loop_without_a_bound_once():
-    found = cost.estimated_time(PROGRAM.replace('"known_trip_count"', '"unknown"'), 'v5e:2x4')
+    found = estimated_time(PROGRAM.replace('"known_trip_count"', '"unknown"'), 'v5e:2x4')
     assert found.seconds['post'] * 1.5e9 == pytest.approx(100 * (30 + 3 + 5) + 50)
     assert found.loops_counted_once == 1
 
@@ -120,7 +125,7 @@ def test_estimated_time_reads_the_loops_of_a_real_program():
     text = jax.jit(f).lower(np.zeros((40, 40), np.float32)).compile().as_text()
     lines = [f'{line}, "estimated_cycles":"100"' if '/dot_general' in line else line for line in text.splitlines()]
     assert lines != text.splitlines()
-    found = cost.estimated_time('\n'.join(lines), 'v4:2x2x1')
+    found = estimated_time('\n'.join(lines), 'v4:2x2x1')
     assert found.seconds == {'post': pytest.approx(7 * 100 / 1.05e9)}
     assert found.loops_counted_once == 0
 
@@ -128,12 +133,12 @@ def test_estimated_time_reads_the_loops_of_a_real_program():
 def test_estimated_time_needs_a_tpu_program():
     compiled = jax.jit(lambda x: x + 1).lower(np.zeros(3, np.float32)).compile()
     with pytest.raises(ValueError, match='not compiled for a TPU'):
-        cost.estimated_time(compiled, 'v5e:2x4')
+        estimated_time(compiled, 'v5e:2x4')
 
 
 def test_topology_of_an_unknown_chip_is_refused():
     with pytest.raises(ValueError, match="'v9x:1' is of no known chip: use v4, v5e, v6e"):
-        cost.topology_devices('v9x:1')
+        topology_devices('v9x:1')
 
 
 @pytest.mark.parametrize(
@@ -146,29 +151,29 @@ def test_topology_of_an_unknown_chip_is_refused():
     ],
 )
 def test_stage_of_names(name, stage):
-    assert cost.stage_of(f'  %x = f32[] add(%a), metadata={{op_name="{name}" stack_frame_id=3}}') == stage
+    assert stage_of(f'  %x = f32[] add(%a), metadata={{op_name="{name}" stack_frame_id=3}}') == stage
 
 
 def test_random_batch_is_valid_and_seeded():
     config = small_config()
-    batch = cost.random_batch(config, (64, 96), 2, num_classes=5)
+    batch = random_batch(config, (64, 96), 2, num_classes=5)
     assert batch.inputs.images.shape == (2, 64, 96, 3)
     boxes = batch.gt.boxes
     assert boxes.shape == (2, 3, 4) and (boxes[..., 2:] > boxes[..., :2]).all()
     assert (boxes >= 0).all() and (boxes <= [96, 64, 96, 64]).all()
     assert batch.gt.labels.max() < 5
-    again = cost.random_batch(config, (64, 96), 2, num_classes=5)
+    again = random_batch(config, (64, 96), 2, num_classes=5)
     jax.tree.map(np.testing.assert_array_equal, batch, again)
 
 
 def test_random_batch_has_proposals_where_the_config_gives_them():
     config = small_config()
-    plain = cost.random_batch(config, (64, 96), 2, num_classes=5)
+    plain = random_batch(config, (64, 96), 2, num_classes=5)
     assert plain.inputs.proposals is None
     config.data.max_proposals = 7
     for key in ('train_proposals', 'validation_proposals'):
         config.data.update(dict(train_proposals=None, validation_proposals=None) | {key: 'ground_truth'})
-        inputs = cost.random_batch(config, (64, 96), 2, num_classes=5).inputs
+        inputs = random_batch(config, (64, 96), 2, num_classes=5).inputs
         boxes = inputs.proposals
         assert boxes.shape == (2, 7, 4) and boxes.dtype == np.float32 and (boxes[..., 2:] > boxes[..., :2]).all()
         assert inputs.proposals_valid.shape == (2, 7) and inputs.proposals_valid.all()
@@ -179,7 +184,7 @@ def test_train_program_needs_no_weights():
     """The file does not exist; no parameter is made either. Each of 2 devices gets its half of the batch."""
     config = small_config()
     config.training.batch_size = 4
-    lowered = cost.train_program(config, 5, jax.devices()[:2])
+    lowered = train_program(config, 5, jax.devices()[:2])
     images = lowered.in_avals[0][1].inputs.images
     assert images.shape == (2, 2, 64, 64, 3)
 
@@ -187,7 +192,7 @@ def test_train_program_needs_no_weights():
 def test_train_program_has_an_axis_of_replicas():
     config = small_config()
     config.training.batch_size, config.training.num_replicas = 4, 3
-    state, batch = cost.train_program(config, 5, jax.devices()[:2]).in_avals[0]
+    state, batch = train_program(config, 5, jax.devices()[:2]).in_avals[0]
     assert batch.inputs.images.shape == (2, 3, 2, 64, 64, 3)
     assert all(leaf.shape[:2] == (2, 3) for leaf in jax.tree.leaves(state))
 
@@ -196,16 +201,16 @@ def test_train_program_refuses_a_batch_that_cannot_be_split():
     config = small_config()
     config.training.batch_size = 3
     with pytest.raises(ValueError, match='training.batch_size is 3, not a multiple of the 2 devices'):
-        cost.train_program(config, 5, jax.devices()[:2])
+        train_program(config, 5, jax.devices()[:2])
 
 
 def test_interleaved_latency_takes_turns_and_runs_at_least_three_rounds():
     runs = []
     steps = {name: (lambda name=name: runs.append(name) or np.zeros(1)) for name in 'ab'}
-    times = cost.interleaved_latency(steps, repeats=50, budget=0.0)
+    times = interleaved_latency(steps, repeats=50, budget=0.0)
     assert {name: seconds.shape for name, seconds in times.items()} == {'a': (3,), 'b': (3,)}
     assert runs == list('abababab')  # with the round that is not counted
-    assert cost.interleaved_latency(steps, repeats=5, budget=60.0)['b'].shape == (5,)
+    assert interleaved_latency(steps, repeats=5, budget=60.0)['b'].shape == (5,)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +225,7 @@ def test_interleaved_latency_takes_turns_and_runs_at_least_three_rounds():
     ],
 )
 def test_stage_in_finds_whole_scopes(scopes, stage):
-    assert cost.stage_in(scopes) == stage
+    assert stage_in(scopes) == stage
 
 
 def test_multiply_adds_by_hand():
@@ -240,4 +245,4 @@ def test_multiply_adds_by_hand():
     arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     first, second = 2 * 4 * 5 * 7 * 27, 2 * 4 * 5 * 7 * 9
     third, fourth = 2 * 4 * 5 * 7 * 24, 3 * 2 * 8 * 10 * 36
-    assert cost.multiply_adds(function, *arguments) == first + second + third + fourth
+    assert multiply_adds(function, *arguments) == first + second + third + fourth

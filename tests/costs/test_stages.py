@@ -20,7 +20,9 @@ from conftest import (
 )
 
 from detzoo.config import complete
-from detzoo.costs import cost, stages
+from detzoo.costs import stages
+from detzoo.costs.counts import compiled_cost, parameter_count
+from detzoo.costs.programs import random_batch, state_shapes
 from detzoo.data.catalog import open_dataset
 from detzoo.data.geometry import place, resize_rule
 from detzoo.data.records import decode_image
@@ -52,8 +54,8 @@ def config_of(model):
 def traced(model):
     """A tiny detector's prediction as a closed jaxpr, and the shapes of its parameters."""
     config = config_of(model)
-    state = cost.state_shapes(config, 3)
-    inputs = cost.random_batch(config, CANVAS, 2, 3).inputs
+    state = state_shapes(config, 3)
+    inputs = random_batch(config, CANVAS, 2, 3).inputs
     return jax.make_jaxpr(detector_of(config, 3).predict)(state.params, state.model_state, inputs), state.params
 
 
@@ -141,7 +143,7 @@ def test_prefixes_cost_what_their_products_do():
     closed = jax.make_jaxpr(product)(X, WEIGHTS)
     weights = [WEIGHTS[name] for name in 'abcd']
     flops = [
-        cost.compiled_cost(jax.jit(stages.prefix(closed, segment.end)).lower(X, *weights).compile()).flops
+        compiled_cost(jax.jit(stages.prefix(closed, segment.end)).lower(X, *weights).compile()).flops
         for segment in stages.segments(closed.jaxpr)
     ]
     products = np.cumsum([0, 2 * 4 * 8 * 16, 2 * 4 * 16 * 32, 2 * 4 * 32 * 32, 2 * 4 * 32 * 2])
@@ -158,7 +160,7 @@ def test_stage_parameters_are_those_first_used_there():
 @pytest.mark.parametrize('model', TINY.values(), ids=TINY)
 def test_every_parameter_and_equation_belongs_to_a_stage(model):
     closed, params = traced(model)
-    assert sum(stages.stage_parameters(closed.jaxpr, params).values()) == cost.parameter_count(params)
+    assert sum(stages.stage_parameters(closed.jaxpr, params).values()) == parameter_count(params)
     names = [segment.stage for segment in stages.segments(closed.jaxpr)]
     two_stage = {'rpn', 'roi'} if 'rcnn' in model['name'] else set()
     assert names[:2] == ['input', 'backbone'] and {'heads', 'post'} | two_stage <= set(names)
@@ -197,7 +199,7 @@ def test_the_last_prefix_is_prediction(prepared, name):
     config, last = prepared[name].config, prepared[name].programs[-1]
     assert (config.model.head if name == 'mask_rcnn' else config.model).score_threshold == 0
     state = initial_state(config, detector_of(config, 3, parallel.AXIS))
-    inputs = cost.random_batch(config, CANVAS, last.batch, 3).inputs
+    inputs = random_batch(config, CANVAS, last.batch, 3).inputs
     expected = jax.jit(detector_of(config, 3).predict)(state.params, state.model_state, inputs)
     assert last.batch == 2 and expected.valid.any() and expected.boxes.shape == (2, 10, 4)
     found = jax.tree.unflatten(jax.tree.structure(expected), last.run())

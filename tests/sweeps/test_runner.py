@@ -17,8 +17,12 @@ from detzoo.errors import ConfigError
 from detzoo.evaluation import coco_metrics, read_detections
 from detzoo.files import write_text
 from detzoo.run.metrics import read_metrics
-from detzoo.sweeps import estimates, runner
-from detzoo.sweeps.store import FAILED, FINISHED, Result, Store, truth_name
+from detzoo.sweeps import attempt, estimates, runner
+from detzoo.sweeps.costs import estimate_costs
+from detzoo.sweeps.curves import curves
+from detzoo.sweeps.launchers import Cluster
+from detzoo.sweeps.plan import plan
+from detzoo.sweeps.store import FAILED, FINISHED, WAITING, Result, Store, truth_name
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -83,12 +87,12 @@ SEEDS = "with_seeds([Run('a', CONFIG, {'model.backbone.width': 0.25}, series='s'
 
 
 def test_plan_writes_configs_and_differences_to_the_first_run(experiment):
-    planned = runner.plan(experiment(SEEDS), ['--config.training.steps=5'])
+    planned = plan(experiment(SEEDS), ['--config.training.steps=5'])
     assert planned['docstring'] == 'What is asked?' and planned['metrics'] == ['AP']
     assert planned['figures'] == [{'x': 'seed', 'y': 'AP', 'log': False, 'pareto': False, 'batch': 1}]
     runs = [Result(**row) for row in planned['runs']]
     assert [run.run for run in runs] == ['a_seed0', 'a_seed1', 'a_seed2', 'a_seed3']
-    assert {(run.group, run.series, run.status) for run in runs} == {('a', 's', runner.WAITING)}
+    assert {(run.group, run.series, run.status) for run in runs} == {('a', 's', WAITING)}
     assert [run.config['seed'] for run in runs] == [run.seed for run in runs] == [0, 1, 2, 3]
     assert {run.config['training']['steps'] for run in runs} == {5} and {
         run.config['model']['backbone']['width'] for run in runs
@@ -109,21 +113,21 @@ def test_plan_refuses_arguments_that_no_run_takes(experiment):
         ('--config.training.steps', 'what is'),
     ):
         with pytest.raises(ConfigError, match=words):
-            runner.plan(experiment(SEEDS), [argument])
+            plan(experiment(SEEDS), [argument])
 
 
 def test_plan_refuses_what_is_no_number(experiment):
     with pytest.raises(ConfigError, match="run 'a': optimizer.learning_rate is nan: it must be a finite number"):
-        runner.plan(experiment("[Run('a', CONFIG, {'optimizer.learning_rate': float('nan')})]"))
+        plan(experiment("[Run('a', CONFIG, {'optimizer.learning_rate': float('nan')})]"))
 
 
 def test_plan_refuses_replicas(experiment):
     with pytest.raises(ConfigError, match="run 'a_seed0': a run is one training, not 2 replicas: list seeds"):
-        runner.plan(experiment(SEEDS), ['--config.training.num_replicas=2'])
+        plan(experiment(SEEDS), ['--config.training.num_replicas=2'])
 
 
 def test_run_sweep_keeps_to_the_number_of_jobs_and_to_the_order(experiment, tmp_path):
-    planned = runner.plan(experiment(SEEDS))
+    planned = plan(experiment(SEEDS))
     fake = Fake(tmp_path / 'sweep', dict.fromkeys(['a_seed0', 'a_seed1', 'a_seed2', 'a_seed3'], FINISHED))
     shown = []
     results = runner.run_sweep(tmp_path / 'sweep', planned, fake, jobs=2, show=shown.append)
@@ -140,61 +144,61 @@ def test_run_sweep_keeps_to_the_number_of_jobs_and_to_the_order(experiment, tmp_
 def test_run_sweep_records_what_fails_and_tries_it_again(experiment, tmp_path):
     path, folder = experiment(SEEDS), tmp_path / 'sweep'
     ends = dict.fromkeys(['a_seed0', 'a_seed2', 'a_seed3'], FINISHED) | {'a_seed1': 'kill'}
-    first = runner.run_sweep(folder, runner.plan(path), Fake(folder, ends))
+    first = runner.run_sweep(folder, plan(path), Fake(folder, ends))
     assert [result.status for result in first] == [FINISHED, FAILED, FINISHED, FINISHED]
     assert first[1].reason == 'killed by SIGKILL' and first[1].changes == {'seed': [0, 1]}
 
     fake = Fake(folder, dict.fromkeys(['a_seed1'], FINISHED))
-    second = runner.run_sweep(folder, runner.plan(path), fake)
+    second = runner.run_sweep(folder, plan(path), fake)
     assert fake.started == ['a_seed1'] and [result.status for result in second] == [FINISHED] * 4
     assert sorted(result.run for result in Store(folder).results()) == [
         f'a_seed{seed}' for seed in range(4)
     ]  # a row each
 
     fake = Fake(folder, {})
-    assert runner.run_sweep(folder, runner.plan(path), fake) == second and not fake.started
+    assert runner.run_sweep(folder, plan(path), fake) == second and not fake.started
 
 
 def test_run_sweep_takes_what_outlived_an_earlier_sweep(experiment, tmp_path):
     path, folder = experiment(SEEDS), tmp_path / 'sweep'
     fake = Fake(folder, dict.fromkeys(['a_seed0', 'a_seed1', 'a_seed2', 'a_seed3'], FINISHED))
-    results = runner.run_sweep(folder, runner.plan(path), fake)
+    results = runner.run_sweep(folder, plan(path), fake)
     (folder / 'results.jsonl').unlink()  # as if the process had been killed before it wrote them
     again = Fake(folder, {})
-    assert runner.run_sweep(folder, runner.plan(path), again) == results and not again.started
+    assert runner.run_sweep(folder, plan(path), again) == results and not again.started
     assert Store(folder).results() == results
 
 
 def test_run_sweep_goes_on_with_more_steps(experiment, tmp_path):
     path, folder = experiment("[Run('a', CONFIG)]"), tmp_path / 'sweep'
-    runner.run_sweep(folder, runner.plan(path), Fake(folder, {'a': FINISHED}))
+    runner.run_sweep(folder, plan(path), Fake(folder, {'a': FINISHED}))
     fake = Fake(folder, {'a': FINISHED})
-    (result,) = runner.run_sweep(folder, runner.plan(path, ['--config.training.steps=32']), fake)
+    (result,) = runner.run_sweep(folder, plan(path, ['--config.training.steps=32']), fake)
     assert fake.started == ['a'] and result.steps == 32 and len(Store(folder).results()) == 1
 
 
 def test_run_sweep_refuses_a_folder_of_something_else(experiment, tmp_path):
     path, folder = experiment("[Run('a', CONFIG)]"), tmp_path / 'sweep'
-    runner.run_sweep(folder, runner.plan(path), Fake(folder, {'a': FINISHED}))
+    runner.run_sweep(folder, plan(path), Fake(folder, {'a': FINISHED}))
     with pytest.raises(
         ConfigError, match="'a' was finished with another config .seed was 0, is 5.: take another folder"
     ):
-        runner.run_sweep(folder, runner.plan(path, ['--config.seed=5']), Fake(folder, {}))
+        runner.run_sweep(folder, plan(path, ['--config.seed=5']), Fake(folder, {}))
     other = pathlib.Path(path).with_name('other.py')
     other.write_text(pathlib.Path(path).read_text())
     with pytest.raises(ConfigError, match='holds the sweep of .*experiment.py: take another folder for .*other.py'):
-        runner.run_sweep(folder, runner.plan(str(other)), Fake(folder, {}))
+        runner.run_sweep(folder, plan(str(other)), Fake(folder, {}))
     with runner._only_one(Store(folder)), pytest.raises(ConfigError, match='a sweep is running in'):
-        runner.run_sweep(folder, runner.plan(path), Fake(folder, {}))
+        runner.run_sweep(folder, plan(path), Fake(folder, {}))
 
 
 def test_a_run_that_shares_a_training_waits_for_it(experiment, tmp_path):
     runs = "[Run('b', CONFIG, trained='a'), Run('a', CONFIG)]"
     fake = Fake(tmp_path / 'sweep', {'a': FINISHED, 'b': FINISHED})
-    runner.run_sweep(tmp_path / 'sweep', runner.plan(experiment(runs)), fake, jobs=2)
+    runner.run_sweep(tmp_path / 'sweep', plan(experiment(runs)), fake, jobs=2)
     assert fake.started == ['a', 'b'] and fake.most == 1
     with pytest.raises(ConfigError, match="'b' shares the training of 'c', which is no run"):
-        runner.plan(experiment("[Run('b', CONFIG, trained='c')]"))
+        plan(experiment("[Run('b', CONFIG, trained='c')]"))
 
 
 def test_a_training_is_taken_by_a_run_without_checkpoints_of_its_own(tmp_path):
@@ -206,13 +210,13 @@ def test_a_training_is_taken_by_a_run_without_checkpoints_of_its_own(tmp_path):
     for file in ('a/checkpoints/8.damaged/x', 'a/metrics.jsonl', 'b/checkpoints/4.damaged/x'):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text('')
-    runner._take_training(source, workdir)
+    attempt._take_training(source, workdir)
     assert names() == ['4.damaged']
     (source / 'checkpoints' / '8.damaged').rename(source / 'checkpoints' / '8')
-    runner._take_training(source, workdir)
+    attempt._take_training(source, workdir)
     assert names() == ['8'] and (workdir / 'metrics.jsonl').exists()
     (source / 'checkpoints' / '8').rename(source / 'checkpoints' / '9')
-    runner._take_training(source, workdir)
+    attempt._take_training(source, workdir)
     assert names() == ['8']
 
 
@@ -221,13 +225,13 @@ def test_estimates_are_made_once_for_each_group_and_topology(experiment, tmp_pat
     folder, calls = tmp_path / 'sweep', []
     ends = {'a_seed0': 'kill', 'a_seed1': FINISHED, 'b': FINISHED}
     runs = "[*with_seeds([Run('a', CONFIG)], range(2)), Run('b', CONFIG, {'model.backbone.width': 0.25})]"
-    runner.run_sweep(folder, runner.plan(experiment(runs)), Fake(folder, ends))
+    runner.run_sweep(folder, plan(experiment(runs)), Fake(folder, ends))
 
     def estimate(config, num_classes, topology, program):
         calls.append((config.seed, config.model.backbone.width, config.evaluation.batch_size, topology, program))
         return {'topology': topology, 'chips': 8}
 
-    monkeypatch.setattr(estimates.cost, 'topology_devices', lambda topology: range(8))
+    monkeypatch.setattr(estimates, 'topology_devices', lambda topology: range(8))
     monkeypatch.setattr(estimates, 'estimate', estimate)
     for topology in ('v5e:2x4', 'v5e:2x4', 'v6e:2x4'):
         estimates.main(folder, topology)
@@ -244,16 +248,16 @@ def test_estimates_are_made_once_for_each_group_and_topology(experiment, tmp_pat
 
 def test_estimates_that_fail_are_an_error(tmp_path):
     with pytest.raises(ValueError, match='no estimates for gpu: see above'):
-        runner.estimate_costs(Store(tmp_path), 'gpu')
+        estimate_costs(Store(tmp_path), 'gpu')
 
 
 def test_attempt_keeps_runs_apart_whose_names_have_dots(experiment, tmp_path, monkeypatch):
     folder = tmp_path / 'sweep'
     folder.mkdir()
-    planned = runner.plan(experiment("[Run('a_0.25', CONFIG), Run('a_0.5', CONFIG, {'seed': 1})]"))
+    planned = plan(experiment("[Run('a_0.25', CONFIG), Run('a_0.5', CONFIG, {'seed': 1})]"))
     write_text(folder / 'sweep.json', json.dumps(planned))
-    monkeypatch.setattr(runner, '_train', lambda store, planned: planned._replace(status=FINISHED))
-    assert runner.attempt(str(folder), 'a_0.25') and runner.attempt(str(folder), 'a_0.5')
+    monkeypatch.setattr(attempt, '_train', lambda store, planned: planned._replace(status=FINISHED))
+    assert attempt.attempt(str(folder), 'a_0.25') and attempt.attempt(str(folder), 'a_0.5')
     assert sorted(path.name for path in (folder / 'runs').iterdir()) == [
         'a_0.25.lock',
         'a_0.25.seconds',
@@ -265,13 +269,13 @@ def test_attempt_keeps_runs_apart_whose_names_have_dots(experiment, tmp_path, mo
 def test_attempt_records_what_was_raised(experiment, tmp_path, monkeypatch):
     folder = tmp_path / 'sweep'
     folder.mkdir()
-    write_text(folder / 'sweep.json', json.dumps(runner.plan(experiment("[Run('a', CONFIG)]"))))
+    write_text(folder / 'sweep.json', json.dumps(plan(experiment("[Run('a', CONFIG)]"))))
 
     def fail(store, planned):
         raise MemoryError('no room\nfor 3 arrays')
 
-    monkeypatch.setattr(runner, '_train', fail)
-    assert not runner.attempt(str(folder), 'a')
+    monkeypatch.setattr(attempt, '_train', fail)
+    assert not attempt.attempt(str(folder), 'a')
     result = json.loads((folder / 'results' / 'a' / 'result.json').read_text())
     assert (result['status'], result['reason'], result['run']) == (FAILED, 'MemoryError: no room', 'a')
 
@@ -303,12 +307,12 @@ def test_curves_average_the_training_loss():
     rows = [{'step': step, 'loss': float(step)} for step in range(1, 901)]
     rows.insert(450, {'step': 450, 'validation/loss': 2.0, 'validation/AP': None})
     rows.append({'step': 900, 'validation/loss': 1.0, 'validation/AP': 0.25})
-    curves = runner.curves(rows)
-    assert curves['validation'] == {'step': [450, 900], 'loss': [2.0, 1.0], 'AP': [None, 0.25]}
-    assert curves['training']['step'] == list(range(3, 901, 3)) and curves['training']['loss'] == list(
+    made = curves(rows)
+    assert made['validation'] == {'step': [450, 900], 'loss': [2.0, 1.0], 'AP': [None, 0.25]}
+    assert made['training']['step'] == list(range(3, 901, 3)) and made['training']['loss'] == list(
         np.arange(2.0, 900, 3)
     )
-    assert runner.curves(rows[:2]) == {'training': {'step': [1, 2], 'loss': [1.0, 2.0]}, 'validation': {'step': []}}
+    assert curves(rows[:2]) == {'training': {'step': [1, 2], 'loss': [1.0, 2.0]}, 'validation': {'step': []}}
 
 
 def sweep_script(path, folder):
@@ -330,7 +334,7 @@ def wait_for_step(store, run, step, seconds=200):
 
 def processes_of(folder, run=''):
     """The processes that run something of a sweep."""
-    found = subprocess.run(['pgrep', '-f', f'sweeps.runner {folder} {run}'], capture_output=True, text=True)
+    found = subprocess.run(['pgrep', '-f', f'sweeps.attempt {folder} {run}'], capture_output=True, text=True)
     return [int(pid) for pid in found.stdout.split()]
 
 
@@ -347,7 +351,7 @@ def test_sweep_killed_at_will_ends_with_the_same_results(experiment, tiny_run, d
         os.kill(pid, signal.SIGKILL)
     output, errors = sweep.communicate(timeout=300)
     assert sweep.returncode == 1 and '1 of 3 runs are finished' in output, errors
-    assert 'a: failed: killed by SIGKILL, as the system does where memory is short' in errors
+    assert 'a: failed: killed by SIGKILL, often because memory ran out' in errors
     results = {result.run: result for result in store.results()}
     assert results['nan'].reason.startswith('FloatingPointError: step 2: the loss is nan') and results['nan'].steps == 0
     assert results['strict'].status == FINISHED  # went on where the other's training was cut
@@ -391,8 +395,8 @@ def test_sweep_killed_at_will_ends_with_the_same_results(experiment, tiny_run, d
 def test_cluster_runs_jobs_and_takes_up_those_that_are_there(experiment, tmp_path):
     """By submitit's local executor, whose jobs are processes; that a job still waits in a queue is made up."""
     store = Store(tmp_path / 'sweep')
-    planned = runner.plan(experiment("[Run('a', CONFIG, {'training.steps': 2})]"))
-    launcher = runner.Cluster(store.folder, 'local', {'timeout_min': 5})
+    planned = plan(experiment("[Run('a', CONFIG, {'training.steps': 2})]"))
+    launcher = Cluster(store.folder, 'local', {'timeout_min': 5})
     (result,) = runner.run_sweep(store.folder, planned, launcher)
     assert (result.status, result.steps) == (FINISHED, 2), result.reason
     job_id = (store.folder / 'runs' / 'a.job').read_text()

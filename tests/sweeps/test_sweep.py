@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from detzoo.config import differences
-from detzoo.costs.cost import random_batch
+from detzoo.costs.programs import random_batch
 from detzoo.data.records import Dataset
 from detzoo.errors import ConfigError
 from detzoo.inference.predictor import detector_of

@@ -1,0 +1,80 @@
+"""What programs need: parameters, multiplications, and the FLOPs and memory that their compilers report.
+
+parameter_count(params)            -> numbers
+multiply_adds(function, ...)       -> as papers count
+compiled_cost(lowered.compile())   -> Cost, of one device
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.extend.core
+import numpy as np
+
+
+class Cost(NamedTuple):
+    """What a compiled program needs on each device.
+
+    flops: a multiply-add is two. Loops count as often as the compiler knows them to run, or else once.
+    bytes_accessed: of memory, by all operations.
+    argument_bytes, output_bytes, temporary_bytes: of memory. An output in place of a donated argument is in both.
+    peak_bytes: arguments, outputs and temporaries, what is donated counted once.
+    """
+
+    flops: float
+    bytes_accessed: float
+    argument_bytes: int
+    output_bytes: int
+    temporary_bytes: int
+    peak_bytes: int
+
+
+def parameter_count(params: Any) -> int:
+    """Counts the numbers in a tree of arrays or shapes."""
+    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params))
+
+
+def compiled_cost(compiled: Any) -> Cost:
+    """Reads the cost of a compiled program (`jax.jit(f).lower(...).compile()`), of one of its devices."""
+    analysis, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    total = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    return Cost(
+        flops=analysis['flops'],
+        bytes_accessed=analysis['bytes accessed'],
+        argument_bytes=memory.argument_size_in_bytes,
+        output_bytes=memory.output_size_in_bytes,
+        temporary_bytes=memory.temp_size_in_bytes,
+        peak_bytes=total - memory.alias_size_in_bytes,
+    )
+
+
+def multiply_adds(function: Callable[..., Any], *arguments: Any) -> int:
+    """Counts the multiplications, each with its addition, of a function's convolutions and matrix products.
+
+    This is how papers and model zoos count: padding counts, all other operations do not, and the body of a loop counts as often
+    as the loop is known to run.
+
+    Args:
+        function: of JAX.
+        arguments: arrays or shapes.
+    """
+    return _multiply_adds(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _multiply_adds(jaxpr: Any) -> int:
+    count = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == 'conv_general_dilated':
+            kernel, dimensions = equation.invars[1].aval.shape, equation.params['dimension_numbers']
+            taps = math.prod(kernel) // kernel[dimensions.rhs_spec[0]]  # of an output: with the channels of its group
+            # A deconvolution convolves zeros too, which nobody counts.
+            count += equation.outvars[0].aval.size * taps // math.prod(equation.params['lhs_dilation'])
+        elif equation.primitive.name == 'dot_general':
+            ((contracted, _), _) = equation.params['dimension_numbers']
+            shape = equation.invars[0].aval.shape
+            count += equation.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
+        times = equation.params.get('length', 1) if equation.primitive.name == 'scan' else 1
+        count += times * sum(map(_multiply_adds, jax.extend.core.jaxprs_in_params(equation.params)))
+    return count

@@ -1,0 +1,116 @@
+"""The programs whose costs are counted: the training step and the prediction of a config, lowered for any devices.
+
+train_program, predict_program(config, ...) -> a lowered program: shapes only, no parameter is made
+random_batch(config, ...)                   -> a batch for it
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from detzoo.inference.dataset import make_predict_step
+from detzoo.inference.predictor import detector_of, evaluation_canvases
+from detzoo.run import parallel
+from detzoo.training.finetune import initial_state
+from detzoo.training.loop import make_train_step
+from detzoo.types import Batch, GroundTruth, Inputs
+
+
+def random_batch(
+    config: ml_collections.ConfigDict, canvas: tuple[int, int], count: int, num_classes: int, seed: int = 0
+) -> Batch:
+    """Draws a batch: noise for images, `data.max_boxes` boxes each; `data.max_proposals` too if the config gives proposals.
+
+    Args:
+        config: complete.
+        canvas: (H, W), pixels.
+        count: images.
+        num_classes: K.
+        seed: of the draw.
+
+    Returns:
+        Batch, numpy.
+    """
+    rng = np.random.RandomState(seed)
+    (height, width), rows = canvas, config.data.max_boxes
+
+    def draw_boxes(rows: int) -> np.ndarray:
+        start = rng.uniform(0, 0.75, (count, rows, 2))
+        size = rng.uniform(0.02, 0.25, (count, rows, 2))
+        return np.float32(np.concatenate([start, start + size], axis=-1) * [width, height, width, height])
+
+    boxes = draw_boxes(rows)
+    labels = rng.randint(0, num_classes, (count, rows)).astype(np.int32)
+    none = np.zeros(count, np.int32)
+    true = np.ones((count, rows), bool)
+    images = rng.randint(0, 256, (count, height, width, 3), np.uint8)
+    side = config.data.mask_size
+    gt = GroundTruth(
+        boxes=boxes,
+        labels=labels,
+        valid=true,
+        crowd=~true,
+        dropped=none,
+        cropped=none,
+        masks=rng.uniform(size=(count, rows, side, side)) < 0.7 if side else None,
+    )
+    window = np.tile(np.float32([0, 0, width, height]), (count, 1))
+    given = ()
+    if config.data.train_proposals or config.data.validation_proposals:
+        given = draw_boxes(config.data.max_proposals), np.ones((count, config.data.max_proposals), bool)
+    return Batch(Inputs(images, window, *given), gt, np.arange(count, dtype=np.int32), np.ones(count, bool))
+
+
+def shapes(tree: Any, *lead: int) -> Any:
+    """Replaces arrays by their shapes, with leading axes, of devices for example."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*lead, *x.shape), x.dtype), tree)
+
+
+def state_shapes(config: ml_collections.ConfigDict, num_classes: int) -> Any:
+    """The shapes of a config's TrainState; no parameter is made, no file read."""
+    detector = detector_of(config, num_classes, parallel.AXIS)
+    return jax.eval_shape(lambda: initial_state(config, detector))
+
+
+def train_program(config: ml_collections.ConfigDict, num_classes: int, devices: Sequence[Any]) -> Any:
+    """Lowers the training step on the first canvas for devices, with `training.batch_size` images on all of them.
+
+    With several replicas (`training.num_replicas`), each has that many images.
+
+    Raises:
+        ValueError: the batch cannot be split over the devices.
+    """
+    lead = len(devices), *filter(lambda count: count > 1, [config.training.num_replicas])
+    batch = _share(config, 'training', config.data.canvases[0], num_classes, lead)
+    state = state_shapes(config, num_classes)
+    detector = detector_of(config, num_classes, parallel.AXIS)
+    step = make_train_step(config, detector, state, devices=devices)
+    return step.lower(shapes(state, *lead), batch)
+
+
+def predict_program(config: ml_collections.ConfigDict, num_classes: int, devices: Sequence[Any]) -> Any:
+    """Lowers the evaluation's step on its first canvas for devices, with `evaluation.batch_size` images on all of them.
+
+    Raises:
+        ValueError: the batch cannot be split over the devices.
+    """
+    canvas = evaluation_canvases(config)[0]
+    batch = _share(config, 'evaluation', canvas, num_classes, (len(devices),))
+    state = state_shapes(config, num_classes)
+    detector = detector_of(config, num_classes, parallel.AXIS)
+    step = make_predict_step(detector, [canvas], devices=devices)
+    return step.lower(*shapes((state.params, state.model_state), len(devices)), batch)
+
+
+def _share(
+    config: ml_collections.ConfigDict, section: str, canvas: tuple[int, int], num_classes: int, lead: tuple[int, ...]
+) -> Batch:
+    """Splits the batch of a section over devices, and returns its shapes; `lead` are the leading axes, devices first."""
+    count, devices = config[section].batch_size, lead[0]
+    if count % devices:
+        key = f'{section}.batch_size'
+        raise ValueError(f'{key} is {count}, not a multiple of the {devices} devices: set --config.{key}')
+    return shapes(jax.eval_shape(lambda: random_batch(config, canvas, count // devices, num_classes)), *lead)

@@ -1,0 +1,127 @@
+"""What the detections of a run show: all that a report needs of them, in a hundredth of the space.
+
+    ground truth, detections -> `judge` -> Judgement
+    Judgement -> `write_judgement` -> results/RUN/judgement.json.xz -> `read_judgement`
+
+The repository keeps judgements in place of detections, see `pack`. Every number that a report takes from one is the same.
+"""
+
+import json
+import lzma
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from detzoo.evaluation import pr_curves, statistics
+from detzoo.evaluation.statistics import ClassMatches, Matches
+from detzoo.evaluation.tide import error_breakdown
+from detzoo.files import new_file
+
+JUDGEMENT = 'judgement.json.xz'
+
+
+class Judgement(NamedTuple):
+    """What the detections of a run show.
+
+    kind: 'bbox' or 'segm', what was compared with the objects.
+    precision: of `evaluation.pr_curves`.
+    matches: of `statistics.match_images`.
+    errors: of `tide.error_breakdown`.
+    """
+
+    kind: str
+    precision: dict[str, dict[str, np.ndarray] | None]
+    matches: Matches
+    errors: dict[str, Any]
+
+
+def judge(truth: dict[str, Any], detections: list[dict[str, Any]], kind: str) -> Judgement:
+    """Compares detections with the ground truth.
+
+    Args:
+        truth: a COCO dict.
+        detections: COCO results.
+        kind: 'bbox' for boxes, 'segm' for masks.
+
+    Raises:
+        ValueError: see `coco_metrics`.
+    """
+    return Judgement(
+        kind,
+        pr_curves(truth, detections, kind),
+        statistics.match_images(truth, detections, kind),
+        error_breakdown(truth, detections, kind),
+    )
+
+
+def write_judgement(path: str | os.PathLike, judgement: Judgement) -> None:
+    """Writes a judgement as compressed JSON: complete or not at all, and the same bytes for the same judgement.
+
+    Scores are not kept, only their order, which is all that AP and its tests look at.
+    """
+    matches = judgement.matches
+    content = dict(
+        kind=judgement.kind,
+        precision={
+            name: None if curve is None else {key: values.tolist() for key, values in curve.items()}
+            for name, curve in judgement.precision.items()
+        },
+        errors=judgement.errors,
+        image_ids=matches.image_ids,
+        objects=matches.objects.tolist(),
+        classes=[
+            dict(images=found.images.tolist(), hits=_to_bits(found.hits), ignored=_to_bits(found.ignored))
+            for found in matches.classes
+        ],
+    )
+    text = json.dumps(content, allow_nan=False, separators=(',', ':'))
+    with new_file(path) as scratch:
+        scratch.write_bytes(lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME))
+
+
+def read_judgement(path: str | os.PathLike, kind: str) -> Judgement:
+    """Reads what `write_judgement` wrote.
+
+    Args:
+        path: of the file.
+        kind: what is to be judged.
+
+    Raises:
+        ValueError: the file is damaged, or judges the other kind.
+    """
+    try:
+        content = json.loads(lzma.decompress(pathlib.Path(path).read_bytes()))
+    except (lzma.LZMAError, ValueError) as error:
+        raise ValueError(f'{path} is damaged ({error}): restore it, or pack the sweep again') from error
+    if content['kind'] != kind:
+        raise ValueError(f'{path} judges {content["kind"]}, and the report asks for {kind}: pack the sweep again')
+    classes = tuple(
+        ClassMatches(
+            scores=-np.arange(len(found['images']), dtype=np.float64),
+            images=np.array(found['images'], np.int64),
+            hits=_from_bits(found['hits']),
+            ignored=_from_bits(found['ignored']),
+        )
+        for found in content['classes']
+    )
+    return Judgement(
+        kind,
+        {
+            name: None if curve is None else {key: np.array(values) for key, values in curve.items()}
+            for name, curve in content['precision'].items()
+        },
+        Matches(tuple(content['image_ids']), np.array(content['objects'], np.int64), classes),
+        content['errors'],
+    )
+
+
+def _to_bits(flags: np.ndarray) -> list[int]:
+    """Writes the flags of each detection, [T, N] bool, as a number whose bit t is that of threshold t."""
+    return (2 ** np.arange(len(flags)) @ flags).tolist()
+
+
+def _from_bits(numbers: list[int]) -> np.ndarray:
+    """Undoes `_to_bits`."""
+    return (np.array(numbers, np.int64) >> np.arange(len(statistics.THRESHOLDS))[:, None] & 1).astype(bool)

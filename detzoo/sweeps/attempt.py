@@ -1,0 +1,179 @@
+"""One run of a sweep, in a process of its own: it is trained, evaluated and drawn, and its results are written.
+
+`attempt`: train_and_evaluate in runs/RUN -> results/RUN/{detections.json.gz, curves.json, panels/, assignment/}
+  -> result.json, at the end, even if the run failed
+
+python -m detzoo.sweeps.attempt DIR RUN       the command of a run's process
+"""
+
+import fcntl
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+from detzoo.config import from_json
+from detzoo.files import write_text
+from detzoo.run.metrics import read_metrics
+from detzoo.run.workdir import has_checkpoints
+from detzoo.sweeps.curves import curves
+from detzoo.sweeps.store import FAILED, FINISHED, Result, Store, truth_name
+
+ROOT = pathlib.Path(__file__).parents[2]  # the checkout, or the folder of installed packages
+
+
+def attempt(folder: str, run: str) -> bool:
+    """Trains, evaluates and draws a run of a sweep, and writes its result.json, unless the process is killed.
+
+    Args:
+        folder: the folder of the sweep.
+        run: its name.
+
+    Returns:
+        whether it is finished.
+    """
+    store = Store(folder)
+    planned = next(Result(**row) for row in store.sweep()['runs'] if row['run'] == run)
+    runs = store.workdir(run).parent
+    runs.mkdir(parents=True, exist_ok=True)
+    store.results_of(run).mkdir(parents=True, exist_ok=True)
+    with open(runs / f'{run}.lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # an earlier attempt may be about to end
+        path = store.results_of(run) / 'result.json'
+        path.unlink(missing_ok=True)
+        with _Clock(runs / f'{run}.seconds') as clock:
+            try:
+                result = _train(store, planned)
+            except Exception as error:
+                lines = str(error).splitlines() or ['']
+                result = planned._replace(status=FAILED, reason=f'{type(error).__name__}: {lines[0]}')
+                sys.excepthook(type(error), error, error.__traceback__)  # into the log
+        result = result._replace(seconds=clock.seconds())
+        write_text(path, json.dumps(result._asdict(), indent=1) + '\n')
+    return result.status == FINISHED
+
+
+class _Clock:
+    """Counts the seconds of all attempts at a run, in a file that is written every 5 seconds: the process may be killed."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path, self.start, self.end = path, time.monotonic(), threading.Event()
+        self.before = float(path.read_text()) if path.exists() else 0.0
+        self.thread = threading.Thread(target=self._count, daemon=True)
+
+    def __enter__(self) -> '_Clock':
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.end.set()
+        self.thread.join()
+
+    def seconds(self) -> float:
+        """Returns the seconds of this attempt so far and of all earlier ones."""
+        return round(self.before + time.monotonic() - self.start, 1)
+
+    def _count(self) -> None:
+        while not self.end.wait(5):
+            write_text(self.path, str(self.seconds()))
+        write_text(self.path, str(self.seconds()))
+
+
+def _train(store: Store, planned: Result) -> Result:
+    """Trains a run, and writes the files that its report needs."""
+    from detzoo.costs.counts import parameter_count
+    from detzoo.costs.latency import device_name
+    from detzoo.evaluation import write_detections
+    from detzoo.inference.predictor import load
+    from detzoo.run.parallel import keep_compilations
+    from detzoo.training.loop import train_and_evaluate
+
+    keep_compilations()
+    config = from_json(json.dumps(planned.config))
+    workdir, folder = store.workdir(planned.run), store.results_of(planned.run)
+    if planned.trained:
+        _take_training(store.workdir(planned.trained), workdir)
+    results: list[Any] = []
+    train_and_evaluate(config, workdir, on_results=lambda *last: results.extend(last))
+    metrics, truth, detections = results
+    predictor = load(workdir)
+
+    name = truth_name(config.data.name, config.data.validation_split)
+    store.write_ground_truth(name, truth)
+    write_detections(folder / 'detections.json.gz', detections)
+    write_text(folder / 'curves.json', json.dumps(curves(read_metrics(workdir))) + '\n')
+    _draw(store, name, planned.run, predictor, detections)
+    environment = json.loads((workdir / 'environment.json').read_text())
+    masks = {f'mask_{key}': value for key, value in metrics.get('masks', {}).items()}
+    return planned._replace(
+        status=FINISHED,
+        versions={'python': environment['python'], **environment['versions'], 'commit': code_version()},
+        device={'kind': device_name(), 'count': environment['devices']},
+        steps=predictor.step,
+        parameters=parameter_count(predictor.params),
+        metrics=metrics['boxes'] | masks,
+        per_class=metrics['per_class'],
+        truth=name,
+    )
+
+
+def _take_training(source: pathlib.Path, workdir: pathlib.Path) -> None:
+    """Copies the checkpoints of another run, unless that run has none or this one has its own."""
+    if has_checkpoints(workdir) or not has_checkpoints(source):
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    shutil.copy(source / 'metrics.jsonl', workdir)
+    scratch = workdir / 'checkpoints.tmp'
+    shutil.rmtree(scratch, ignore_errors=True)
+    shutil.copytree(source / 'checkpoints', scratch)
+    shutil.rmtree(workdir / 'checkpoints', ignore_errors=True)  # it holds nothing but damaged or unfinished ones
+    scratch.rename(workdir / 'checkpoints')
+
+
+def _draw(store: Store, truth: str, run: str, predictor: Any, detections: Any) -> None:
+    """Draws the first images with their objects, with the detections, and with what training assigns."""
+    from detzoo.data.catalog import open_dataset
+    from detzoo.sweeps.assignments import draw_assignments
+    from detzoo.training.evaluation import draw_objects, draw_results
+    from detzoo.visualize import write_image
+
+    config = predictor.config
+    dataset = open_dataset(config.data.name, config.data.validation_split, config.data.data_dir)
+    for folder, pictures in (
+        (store.truth(truth) / 'panels', draw_objects(dataset)),
+        (store.results_of(run) / 'panels', draw_results(dataset, detections)),
+        (store.results_of(run) / 'assignment', draw_assignments(predictor, dataset)),
+    ):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, picture in pictures.items():
+            write_image(folder / f'{name}.jpg', picture)
+
+
+def code_version() -> str:
+    """Names the commit of the code, with '+' where files differ from it; 'unknown' outside of a checkout."""
+    git = ['git', '-C', str(ROOT)]
+    try:
+        commit = subprocess.run([*git, 'rev-parse', 'HEAD'], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run(
+            [*git, 'status', '--porcelain', '-uno'], capture_output=True, text=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return 'unknown'
+    return commit[:12] + ('+' if changed.strip() else '')
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process when its parent has ended."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+if __name__ == '__main__':
+    threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
+    sys.exit(0 if attempt(*sys.argv[1:]) else 1)

@@ -1,0 +1,111 @@
+"""Where the runs of a sweep go: processes of this machine, or jobs of a cluster."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+from typing import Any, Protocol
+
+from detzoo.files import write_text
+from detzoo.sweeps.attempt import ROOT, attempt
+from detzoo.sweeps.store import Store
+
+
+class Handle(Protocol):
+    """A run that was started."""
+
+    def ended(self) -> str | None:
+        """Returns None while the run goes on, then a line that says how its process ended."""
+
+
+class Launcher(Protocol):
+    """Where runs go."""
+
+    def start(self, run: str) -> Handle:
+        """Starts a run of the sweep's folder."""
+
+
+class Processes:
+    """Runs on this machine; they end with the process of the sweep."""
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder = folder
+
+    def start(self, run: str) -> Handle:
+        """Starts a process whose output goes to runs/RUN.log."""
+        (self.folder / 'runs').mkdir(exist_ok=True)
+        with open(self.folder / 'runs' / f'{run}.log', 'a') as log:
+            process = subprocess.Popen(
+                [sys.executable, '-m', 'detzoo.sweeps.attempt', str(self.folder), run],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=process_environment(),
+            )
+        return _Process(process, self.folder / 'runs' / f'{run}.log')
+
+
+class _Process:
+    def __init__(self, process: subprocess.Popen, log: pathlib.Path):
+        self.process, self.log = process, log
+
+    def ended(self) -> str | None:
+        code = self.process.poll()
+        if code is None:
+            return None
+        if code < 0:
+            hint = ', often because memory ran out' if -code == signal.SIGKILL else ''
+            return f'killed by {signal.Signals(-code).name}{hint}'
+        return f'exit code {code}, see {self.log}'
+
+
+class Cluster:
+    """Jobs of a cluster, one a run, by submitit (pip install 'detzoo[cluster]'); they outlive the process of the sweep."""
+
+    def __init__(self, folder: pathlib.Path, cluster: str, options: dict[str, Any]):
+        """Prepares to submit jobs.
+
+        Args:
+            folder: the folder of the sweep, which all nodes must see.
+            cluster: 'slurm', or 'local' for processes of this machine.
+            options: parameters of submitit, for example {'slurm_partition': 'gpu', 'gpus_per_node': 1, 'timeout_min': 600}.
+
+        Raises:
+            ImportError: submitit is not installed.
+        """
+        try:
+            import submitit
+        except ImportError as error:
+            raise ImportError("a cluster needs submitit: pip install 'detzoo[cluster]'") from error
+        self.folder = folder.resolve()
+        self.executor = submitit.AutoExecutor(folder=self.folder / 'jobs', cluster=cluster)
+        self.executor.update_parameters(**options)
+        self.job = {'slurm': submitit.SlurmJob, 'local': submitit.LocalJob}[cluster]
+
+    def start(self, run: str) -> Handle:
+        """Submits a job, or takes up the one that an earlier process of the sweep submitted."""
+        path, result = self.folder / 'runs' / f'{run}.job', Store(self.folder).results_of(run) / 'result.json'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        job = self.job(self.folder / 'jobs', path.read_text()) if path.exists() else None
+        if job is None or job.done(force_check=True):
+            result.unlink(missing_ok=True)  # of an earlier job
+            job = self.executor.submit(attempt, str(self.folder), run)
+            write_text(path, job.job_id)
+        return _Job(job, result)
+
+
+class _Job:
+    def __init__(self, job: Any, result: pathlib.Path):
+        self.job, self.result = job, result
+
+    def ended(self) -> str | None:
+        if self.result.exists() or self.job.done():  # submitit asks the scheduler less and less often
+            return f'job {self.job.job_id} {self.job.state.lower()}, see {self.job.paths.stderr}'
+        return None
+
+
+def process_environment() -> dict[str, str]:
+    """Returns the environment for a process that imports this package."""
+    paths = [str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])]
+    return os.environ | {'PYTHONPATH': os.pathsep.join(paths)}

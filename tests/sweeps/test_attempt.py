@@ -1,0 +1,30 @@
+"""One run of a sweep, in this process."""
+
+import json
+
+from detzoo.evaluation import read_detections
+from detzoo.inference import dataset
+from detzoo.sweeps.attempt import attempt
+from detzoo.sweeps.store import FINISHED, Result, Store
+
+
+def test_attempt_predicts_its_validation_split_once(tiny_config, tiny_run, tmp_path, monkeypatch):
+    store, predicted, evaluation_batches = Store(tmp_path), [], dataset.evaluation_batches
+    store.workdir('tiny').parent.mkdir()
+    store.workdir('tiny').symlink_to(tiny_run)
+    run = Result('again', 'again', 'again', 'waiting', '', tiny_config().to_dict(), {}, 0, {}, trained='tiny')
+    (tmp_path / 'sweep.json').write_text(json.dumps({'runs': [run._asdict()]}))
+
+    def count(split, *arguments, **options):
+        predicted.append(split.split)
+        return evaluation_batches(split, *arguments, **options)
+
+    monkeypatch.setattr(dataset, 'evaluation_batches', count)
+    assert attempt(str(tmp_path), 'again') and predicted == ['validation']
+    result = json.loads((store.results_of('again') / 'result.json').read_text())
+    assert (result['status'], result['steps']) == (FINISHED, 16)
+
+    metrics, truth, detections = dataset.evaluate_workdir(store.workdir('again'))
+    assert read_detections(store.results_of('again') / 'detections.json.gz') == detections
+    assert store.ground_truth(result['truth']) == json.loads(json.dumps(truth))
+    assert (metrics['step'], metrics['boxes'], metrics['per_class']) == (16, result['metrics'], result['per_class'])
