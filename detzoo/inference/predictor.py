@@ -112,7 +112,7 @@ def load(workdir: str | os.PathLike, step: int | None = None, *, exact: bool | N
     workdir = pathlib.Path(workdir)
     if not (workdir / 'config.json').exists():
         raise FileNotFoundError(
-            f'{workdir} is not the workdir of a run: it has no config.json; train one with scripts/train.py'
+            f'{workdir} is not the workdir of a run: it has no config.json; detzoo train and detzoo import make workdirs'
         )
     config = read_config(workdir / 'config.json')
     if exact is not None:

@@ -35,8 +35,9 @@ from detzoo.files import write_text
 from detzoo.run.metrics import read_metrics
 from detzoo.run.workdir import has_checkpoints
 from detzoo.sweeps.store import FAILED, FINISHED, Result, Store, read_file, truth_name
-from detzoo.sweeps.sweep import ROOT, config_of, load_sweep
+from detzoo.sweeps.sweep import config_of, full_name, load_sweep
 
+ROOT = pathlib.Path(__file__).parents[2]  # the checkout, or the folder of installed packages
 WAITING = 'waiting'
 POINTS = 300  # of a training curve, at most
 
@@ -55,18 +56,18 @@ class Launcher(Protocol):
         """Starts a run of the sweep's folder."""
 
 
-def plan(experiment: str, arguments: Sequence[str] = ()) -> dict[str, Any]:
+def plan(experiment: str, settings: Sequence[str] = ()) -> dict[str, Any]:
     """Writes an experiment as the contents of sweep.json.
 
     Args:
-        experiment: a file of experiments/, with an argument after a colon.
-        arguments: flags for every run, for example '--config.training.steps=100'.
+        experiment: a name or the path of a file, with an argument after a colon.
+        settings: changes of every run's config as text, for example 'training.steps=100'.
 
     Raises:
         ConfigError: see `load_sweep` and `config_of`; or a run has replicas.
     """
     sweep, docstring = load_sweep(experiment)
-    configs = [config_of(run, arguments) for run in sweep.runs]
+    configs = [config_of(run, settings) for run in sweep.runs]
     runs = []
     for run, config in zip(sweep.runs, configs):
         if config.training.num_replicas > 1:
@@ -88,10 +89,8 @@ def plan(experiment: str, arguments: Sequence[str] = ()) -> dict[str, Any]:
                 trained=run.trained,
             )._asdict()
         )
-    path = pathlib.Path(experiment.partition(':')[0]).resolve()
-    name = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
     return dict(
-        experiment=name + experiment[len(experiment.partition(':')[0]) :],
+        experiment=full_name(experiment),
         docstring=docstring,
         metrics=list(sweep.metrics),
         figures=[axes._asdict() for axes in sweep.figures],
@@ -505,6 +504,8 @@ def _environment() -> dict[str, str]:
 
 def code_version() -> str:
     """Names the commit of the code, with '+' where files differ from it; 'unknown' outside of a checkout."""
+    if not (ROOT / '.git').exists():  # installed: the folder may lie in a repository of something else
+        return 'unknown'
     git = ['git', '-C', str(ROOT)]
     try:
         commit = subprocess.run([*git, 'rev-parse', 'HEAD'], capture_output=True, text=True, check=True).stdout.strip()
