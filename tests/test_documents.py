@@ -33,7 +33,7 @@ SOURCES = [
 DOCUMENTS = [*MARKDOWN, *SOURCES, *sorted(ROOT.glob('experiments/*.ipynb')), *sorted(ROOT.glob('scripts/*.sh'))]
 SETUP = (ROOT / 'setup.py').read_text()
 FOLDERS = 'detzoo|configs|experiments|scripts|docs|tests'
-KEY = re.compile(r'(data|model|training|optimizer|evaluation)(\.\w+)+')
+KEY = re.compile(r'(data|model|training|optimizer|evaluation)(\.(?!jsonl?$)\w+)+')
 NOT_HERE = ('utils.py',)  # files that are named because they are not wanted
 OURS = re.compile(r'[A-Z]{2,}|^my|^\.\.\.|\$')  # something of the reader's
 
