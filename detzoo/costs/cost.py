@@ -394,7 +394,7 @@ def _share(
     count, devices = config[section].batch_size, lead[0]
     if count % devices:
         key = f'{section}.batch_size'
-        raise ValueError(f'{key} is {count}: it must be a multiple of the number of devices, {devices}')
+        raise ValueError(f'{key} is {count}, not a multiple of the {devices} devices: set --config.{key}')
     return shapes(jax.eval_shape(lambda: random_batch(config, canvas, count // devices, num_classes)), *lead)
 
 

@@ -112,7 +112,8 @@ def load(workdir: str | os.PathLike, step: int | None = None, *, exact: bool | N
     workdir = pathlib.Path(workdir)
     if not (workdir / 'config.json').exists():
         raise FileNotFoundError(
-            f'{workdir} is not the workdir of a run: it has no config.json; detzoo train and detzoo import make workdirs'
+            f'{workdir} is not the workdir of a run: it has no config.json. Give a folder that a training, or an import of '
+            'weights, has written'
         )
     config = read_config(workdir / 'config.json')
     if exact is not None:

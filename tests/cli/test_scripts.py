@@ -88,7 +88,7 @@ def test_train_names_a_value_it_cannot_use(run_script, data_dir, tmp_path, argum
 def test_scripts_name_what_is_missing(run_script, tmp_path, picture, tiny_run, name):
     others = [f'--images={picture}', f'--output={tmp_path}/output'] if name == 'predict' else []
     finished = run_script(name, f'--workdir={tmp_path}/nothing', *others)
-    assert is_one_error(finished, f'{tmp_path}/nothing is not the workdir of a run', 'detzoo train')
+    assert is_one_error(finished, f'{tmp_path}/nothing is not the workdir of a run', 'a training')
     finished = run_script(name, f'--workdir={tiny_run}', '--checkpoint=7', *others)
     assert is_one_error(finished, 'no checkpoint of step 7', '16')
     assert run_script(name, *others).code == 1  # no --workdir
