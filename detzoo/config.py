@@ -4,7 +4,6 @@ A config file sets what its experiment is about and calls `complete`, so that ev
 whole: two of them can be compared key by key, and each key can be set on the command line.
 """
 
-import difflib
 import functools
 import inspect
 import json
@@ -21,7 +20,7 @@ from ml_collections import config_dict
 from detzoo.allowed import check_value
 from detzoo.data.augment import check_recipe
 from detzoo.detectors import DETECTORS
-from detzoo.errors import ConfigError
+from detzoo.errors import ConfigError, nearest
 
 FILLED_IN = ('num_classes', 'axis_name')  # of a detector's arguments: known from the data and the devices
 MUTABLE = ('data.data_dir', 'training.steps', 'training.checkpoint_every', 'training.evaluate_every')
@@ -149,8 +148,7 @@ def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         if key not in known and not (value is None and key in optional):
             if key in optional:
                 raise ConfigError(f'{key} is {value!r}: it must be None or a group of keys')
-            nearest = difflib.get_close_matches(key, known, 1, cutoff=0)[0]
-            raise ConfigError(f'there is no config key {key!r}: the nearest is {nearest!r}')
+            raise ConfigError(f'there is no config key {key!r}: the nearest is {nearest(key, known)!r}')
         if value is not None or not (key in optional or known[key] is None):
             try:
                 check_value(key, value, example(whole, key))
@@ -302,7 +300,7 @@ def find_file(kind: str, name_or_path: str) -> tuple[pathlib.Path, str]:
         the path of the file, and the argument, '' if there is none.
 
     Raises:
-        ConfigError: there is no such file; the message has the nearest names.
+        ConfigError: there is no such file; the message has the nearest name.
     """
     name, _, argument = name_or_path.partition(':')
     path = pathlib.Path(name).expanduser()
@@ -311,9 +309,9 @@ def find_file(kind: str, name_or_path: str) -> tuple[pathlib.Path, str]:
     known = {file.stem: file for file in sorted(own_folder(kind).glob('*.py'))}
     if path.stem in known and name in (path.stem, path.name, f'{kind}/{path.name}'):
         return known[path.stem], argument
-    nearest = ', '.join(difflib.get_close_matches(path.stem, known, 3, cutoff=0))
     raise ConfigError(
-        f'there is no {kind[:-1]} {name!r}: give the path of a file, or a name; the nearest are {nearest}'
+        f'there is no {kind[:-1]} {name!r}: give a name, of which the nearest is {nearest(path.stem, known)!r}, '
+        'or the path of a file'
     )
 
 
@@ -344,6 +342,5 @@ def check_key(config: ml_collections.ConfigDict, key: str) -> str:
     """
     known = dict(flatten(config))
     if key not in known:
-        nearest = difflib.get_close_matches(key, known, 1, cutoff=0)[0]
-        raise ConfigError(f'there is no config key {key!r}: the nearest is {nearest!r}')
+        raise ConfigError(f'there is no config key {key!r}: the nearest is {nearest(key, known)!r}')
     return key

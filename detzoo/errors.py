@@ -1,4 +1,10 @@
-"""What detzoo raises when a user can mend it: a command prints the message, which names the file or key and the remedy."""
+"""Errors that a user can fix: a command prints the message, which names the file or key and the remedy.
+
+`nearest` and `listed` are the words that such messages share.
+"""
+
+import difflib
+from collections.abc import Iterable
 
 
 class ConfigError(ValueError):
@@ -23,3 +29,17 @@ class FirstProcessError(RuntimeError):
 
 class RecompilationError(RuntimeError):
     """A function was traced for a shape that nobody announced."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Finds the known name that is most like another; there must be at least one."""
+    return difflib.get_close_matches(name, known, 1, cutoff=0)[0]
+
+
+def listed(words: Iterable[str], most: int | None = None) -> str:
+    """Lists words: 'a, b and c'; where there are more than `most`, 'a, b and 7 more'."""
+    words = list(words)
+    if most is not None and len(words) > most:
+        words = [*words[:most], f'{len(words) - most} more']
+    *first, last = words or ['']
+    return f'{", ".join(first)} and {last}' if first else last

@@ -33,7 +33,7 @@ def test_load_config_takes_a_file_of_the_current_folder_first(monkeypatch, tmp_p
 @pytest.mark.parametrize(
     'name, changes, words',
     [
-        ('retinanet_shape', {}, "no config 'retinanet_shape': .* nearest are retinanet_shapes, "),
+        ('retinanet_shape', {}, "no config 'retinanet_shape': .* nearest is 'retinanet_shapes'"),
         ('elsewhere/retinanet_shapes.py', {}, "no config 'elsewhere/retinanet_shapes.py'"),
         ('ssd_shapes:c4', {}, "has no variant 'c4'"),
         ('ssd_shapes', {'model.widht': 0.5}, "no config key 'model.widht': the nearest is 'model.width'"),

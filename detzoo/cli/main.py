@@ -12,7 +12,6 @@ long, so that help comes at once. It has
 
 import ast
 import contextlib
-import difflib
 import importlib
 import pathlib
 import sys
@@ -23,7 +22,7 @@ from types import ModuleType
 from absl import app, flags
 
 import detzoo
-from detzoo.errors import ConfigError, DataError, FirstProcessError, InUseError, RecompilationError
+from detzoo.errors import ConfigError, DataError, FirstProcessError, InUseError, RecompilationError, nearest
 
 # The module of each command.
 COMMANDS = {
@@ -51,9 +50,9 @@ def main() -> None:
     elif arguments[0] == '--version':
         print(f'detzoo {detzoo.__version__}')
     elif arguments[0] not in COMMANDS:
-        nearest = difflib.get_close_matches(arguments[0], COMMANDS, 1, cutoff=0)[0]
         sys.exit(
-            f'error: there is no command {arguments[0]!r}: the nearest is {nearest!r}; detzoo --help lists them all'
+            f'error: there is no command {arguments[0]!r}: the nearest is {nearest(arguments[0], COMMANDS)!r}; '
+            'detzoo --help lists them all'
         )
     else:
         sys.argv = [f'detzoo {arguments[0]}', *arguments[1:]]

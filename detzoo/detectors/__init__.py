@@ -1,11 +1,11 @@
 """The detectors, each one file: `DETECTORS` names their `make` functions."""
 
-import difflib
 import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from detzoo.detectors import faster_rcnn, mask_rcnn, retinanet, ssd, yolo_v1, yolo_v2, yolo_v3
+from detzoo.errors import nearest
 from detzoo.types import Detector
 
 DETECTORS = {
@@ -39,9 +39,8 @@ def make_detector(name: str, **kwargs: Any) -> Detector:
     known = _flat({key: parameter.default for key, parameter in parameters.items()})
     for key in _flat(kwargs):
         if key not in known and key not in parameters:  # a group may be None as a whole
-            nearest = difflib.get_close_matches(key, known, 1, cutoff=0)
             raise TypeError(
-                f'{name} takes no argument {key!r}: the nearest is {nearest[0]!r} (all: {", ".join(known)})'
+                f'{name} takes no argument {key!r}: the nearest is {nearest(key, known)!r} (all: {", ".join(known)})'
             )
     return DETECTORS[name](**kwargs)
 

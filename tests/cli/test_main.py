@@ -85,7 +85,7 @@ def test_help_imports_no_jax():
         (['sweep', '--experiment=e', '--workdir=w', '--setps=5'], "unexpected argument '--setps=5'"),
         (
             ['train', '--config=retinanet_shape', '--workdir=w'],
-            "no config 'retinanet_shape'.*nearest are retinanet_shapes",
+            "no config 'retinanet_shape'.*nearest is 'retinanet_shapes'",
         ),
         (['train', '--config=ssd_shapes:c4', '--workdir=w'], "ssd_shapes.py has no variant 'c4'"),
         (['export', '--output=w'], 'give either --workdir'),
