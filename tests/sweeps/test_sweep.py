@@ -242,4 +242,4 @@ def test_speed_accuracy_scales_what_is_as_large_as_objects():
 def test_experiments_say_their_command():
     for path in EXPERIMENTS:
         doc = runpy.run_path(str(path))['__doc__']
-        assert f'--experiment=experiments/{path.name}' in doc or 'bash scripts/quickstart.sh' in doc
+        assert f'--experiment={path.stem} ' in doc or 'bash scripts/quickstart.sh' in doc
