@@ -55,8 +55,9 @@ def test_scripts_are_commands_that_explain_themselves(run_script, script):
     defined = re.findall(r"(?:DEFINE_\w+|define_path)\(\s*'(\w+)'", source) + ['config'] * ('define_config' in source)
     listed = re.findall(r'^  --(?:\[no\])?(\w+) ', finished.stdout, re.MULTILINE)
     assert sorted(listed) == sorted(defined)  # and none of absl's own
-    required = re.findall(r'^  --(\w+) [^()]*(?:\([^()]*\)[^()]*)*\(required\)', finished.stdout, re.MULTILINE)
-    assert listed[: len(required)] == required
+    entries = re.split(r'\n  (?=--)', finished.stdout.partition('\nFlags:')[2])[1:]
+    required = [entry.rstrip().endswith('(required)') for entry in entries]
+    assert len(entries) == len(listed) and required[0] and required == sorted(required, reverse=True)
 
 
 def test_commands_are_all_scripts_too():
@@ -98,6 +99,19 @@ def test_commands_say_in_one_line_what_is_wrong(run_script, arguments, words):
     assert (
         finished.code == 1 and re.search(f'^error: .*{words}', finished.stderr) and 'Traceback' not in finished.stderr
     )
+
+
+@pytest.mark.parametrize('error', main.MENDABLE)
+def test_one_line_errors_end_with_the_message(error):
+    with pytest.raises(SystemExit, match='^error: take another$'), main.one_line_errors():
+        raise error('take another')
+
+
+def test_one_line_errors_leave_other_errors_alone():
+    with pytest.raises(ValueError), main.one_line_errors():
+        raise ValueError('a fault of detzoo')
+    with pytest.raises(SystemExit), main.one_line_errors([ValueError]):
+        raise ValueError('a damaged file')
 
 
 def test_train_finds_configs_by_name_from_anywhere(run_script, monkeypatch, tmp_path):
