@@ -1,9 +1,9 @@
 """The command `detzoo`: finds a command, explains it, and runs it.
 
-    detzoo COMMAND --flag=value ...     the same as python scripts/COMMAND.py --flag=value ...
+    detzoo COMMAND --flag=value ...
 
-A command is a module of this folder. Its docstring is its help. Importing it defines its flags, and imports nothing that takes
-long, so that help comes at once. It has
+The files of scripts/ are the same commands. A command is a module of this folder. Its docstring is its help. Importing it
+defines its flags, and imports nothing that takes long, so that help comes at once. It has
 
     main(settings)      does the work; `settings` are the KEY=VALUE of --config.KEY=VALUE, for commands of HANDS_ON
     ERRORS              optional: exceptions whose message is all that a user needs, besides those of MENDABLE
@@ -12,6 +12,7 @@ long, so that help comes at once. It has
 
 import ast
 import contextlib
+import functools
 import importlib
 import pathlib
 import sys
@@ -71,12 +72,8 @@ def run(command: str) -> None:
         sys.exit()
     if hasattr(module, 'before_flags'):
         module.before_flags(sys.argv)
-
-    def work(settings: list[str]) -> None:
-        with one_line_errors(getattr(module, 'ERRORS', ())):
-            module.main(settings)
-
-    app.run(work, flags_parser=lambda argv: read_flags(command, argv))
+    with one_line_errors(getattr(module, 'ERRORS', ())):
+        app.run(module.main, flags_parser=functools.partial(read_flags, command))
 
 
 @contextlib.contextmanager
@@ -97,29 +94,25 @@ def read_flags(command: str, argv: Sequence[str]) -> list[str]:
         missing = [f'--{flag.name}' for flag in flags_of(COMMANDS[command]) if is_required(flag) and flag.value is None]
         about_missing = str(error).endswith('must have a value other than None.')
         what = f'detzoo {command} needs {" and ".join(missing)}' if about_missing else error
-        sys.exit(f'error: {what}; see detzoo {command} --help')
+        sys.exit(f'error: {what} (see detzoo {command} --help)')
     settings = [argument.removeprefix('--config.') for argument in rest if argument.startswith('--config.')]
     others = [argument for argument in rest if not (hands_on and argument.startswith('--config.'))]
     if others:
         sys.exit(
             f'error: unexpected argument {others[0]!r}: arguments have the form --FLAG=VALUE, with quotes around a value '
-            f'that has spaces or *; see detzoo {command} --help'
+            f'that has spaces or * (see detzoo {command} --help)'
         )
     return settings
 
 
 def overview() -> str:
     """Lists the commands, each with the first line of its docstring."""
-    lines = [
-        'Object detectors in JAX, side by side under controlled variables.',
-        '',
-        'Usage: detzoo COMMAND --FLAG=VALUE ...',
-    ]
-    lines += ['', 'Commands:']
+    lines = [detzoo.__doc__, '', 'Usage: detzoo COMMAND --FLAG=VALUE ...', '', 'Commands:']
     for command, module in COMMANDS.items():
         source = pathlib.Path(__file__).with_name(f'{module}.py').read_text(encoding='utf-8')
         lines.append(f'  {command:11}{ast.get_docstring(ast.parse(source)).splitlines()[0]}')
-    return '\n'.join([*lines, '', 'detzoo COMMAND --help explains a command and lists its flags.'])
+    lines += ['', 'detzoo COMMAND --help explains a command and lists its flags.']
+    return '\n'.join(lines)
 
 
 def help_of(module: ModuleType) -> str:

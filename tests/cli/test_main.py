@@ -80,7 +80,7 @@ def test_help_imports_no_jax():
 @pytest.mark.parametrize(
     'arguments, words',
     [
-        (['train', '--workdir=w'], 'detzoo train needs --config; see detzoo train --help'),
+        (['train', '--workdir=w'], 'detzoo train needs --config .see detzoo train --help'),
         (['evaluate', '--workdri=w'], "'workdri'. Did you mean: workdir"),
         (['evaluate', '--workdir=w', 'a.png'], "unexpected argument 'a.png': arguments have the form --FLAG=VALUE"),
         (['sweep', '--experiment=e', '--workdir=w', '--setps=5'], "unexpected argument '--setps=5'"),
