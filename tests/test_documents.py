@@ -19,6 +19,7 @@ from typing import NamedTuple
 import pytest
 from absl import flags
 
+import detzoo
 from detzoo.cli.main import COMMANDS, flags_of, is_required
 from detzoo.config import find_file, flatten, load_config, own_folder
 from detzoo.errors import ConfigError
@@ -256,6 +257,42 @@ def wrong_in(fragments, command_flags):
 @pytest.mark.parametrize('path', DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_document_names_what_there_is(path, command_flags):
     assert wrong_in(fragments_of(path), command_flags) == []
+
+
+def wrong_python(source):
+    """What is wrong with the names of detzoo in a piece of Python: what it imports, and the configs that it loads."""
+    wrong = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module.partition('.')[0] == 'detzoo':
+            module = importlib.import_module(node.module)
+            wrong += [f'there is no {node.module}.{name.name}' for name in node.names if not hasattr(module, name.name)]
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == 'detzoo':
+            wrong += [] if hasattr(detzoo, node.attr) else [f'there is no detzoo.{node.attr}']
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == 'load_config':
+            wrong += named_config(ast.literal_eval(node.args[0]))[1]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            wrong += wrong_name(node.value)
+    return wrong
+
+
+@pytest.mark.parametrize('path', MARKDOWN, ids=lambda path: str(path.relative_to(ROOT)))
+def test_python_of_a_document_names_what_there_is(path):
+    blocks = re.findall(r'^```python\n(.*?)^```', path.read_text(encoding='utf-8'), re.MULTILINE | re.DOTALL)
+    assert [wrong for block in blocks for wrong in wrong_python(block)] == []
+
+
+@pytest.mark.parametrize(
+    'source, words',
+    [
+        ('from detzoo.config import load_confg', 'no detzoo.config.load_confg'),
+        ('detzoo.laod("runs/a")', 'no detzoo.laod'),
+        ('load_config("retinanet_shape")', "no config 'retinanet_shape'"),
+        ('load_config("ssd_shapes", {"training.stesp": 5})', 'no config key training.stesp'),
+    ],
+)
+def test_what_is_wrong_in_python_is_found(source, words):
+    (wrong,) = wrong_python(source)
+    assert words in wrong
 
 
 @pytest.mark.parametrize('path', sorted(ROOT.glob('experiments/*.ipynb')), ids=lambda path: path.stem)
