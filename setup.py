@@ -22,7 +22,11 @@ setup(
     license='Apache-2.0',
     license_files=['LICENSE'],
     python_requires='>=3.11',
-    packages=find_packages(include=['detzoo', 'detzoo.*']),
+    entry_points={'console_scripts': ['detzoo = detzoo.cli.main:main']},
+    # configs/ and experiments/ stand at the top of the repository, where they are read and edited. They are installed inside the
+    # package, so that their names work anywhere: detzoo train --config=retinanet_shapes.
+    packages=[*find_packages(include=['detzoo', 'detzoo.*']), 'detzoo.configs', 'detzoo.experiments'],
+    package_dir={'detzoo.configs': 'configs', 'detzoo.experiments': 'experiments'},
     package_data={'detzoo.report': ['template.html']},
     install_requires=[
         'absl-py',
@@ -52,8 +56,8 @@ setup(
         # Curves, figures and reports. Run by the tests.
         'plots': PLOTS,
         # The tests, on CPU; scripts/test.sh installs this and `tpu`. Installed and run on Python 3.11 and 3.12.
-        'test': ['ipykernel', 'nbclient', 'pytest>=8', 'ruff', *PLOTS, *CLUSTER],
-        # For working on the code: the hooks of .pre-commit-config.yaml. Installed on Python 3.12; the hooks were not run.
+        'test': ['ipykernel', 'nbclient', 'pytest>=8', 'ruff', 'setuptools>=77', *PLOTS, *CLUSTER],
+        # For working on the code: the hooks of .pre-commit-config.yaml. Installed on Python 3.12; the hooks run on 3.11.
         'dev': ['pre-commit', 'pytest>=8', 'ruff', *PLOTS],
         # Sweeps on a SLURM cluster. Run on one of a single node; the tests run it with submitit's local processes.
         'cluster': CLUSTER,

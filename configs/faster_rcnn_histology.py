@@ -1,6 +1,6 @@
 """Faster R-CNN on `histology`: nuclei of three kinds in real tissue, for a laptop.
 
-    python scripts/train.py --config=configs/faster_rcnn_histology.py --workdir=runs/faster_rcnn_histology
+    detzoo train --config=faster_rcnn_histology --workdir=runs/faster_rcnn_histology
 
 24 tiles train, so augmentation decides: crops at about twice their size, flips, quarter turns, changes of colour.
 

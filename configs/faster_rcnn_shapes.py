@@ -1,6 +1,6 @@
 """Faster R-CNN on `shapes`, for a laptop.
 
-    python scripts/train.py --config=configs/faster_rcnn_shapes.py --workdir=runs/faster_rcnn
+    detzoo train --config=faster_rcnn_shapes --workdir=runs/faster_rcnn
 
 Measured: AP 0.512, AP50 0.783 after 1100 steps, seed 0, in 7 minutes on 2 cores of an x86-64 machine that others shared.
 """

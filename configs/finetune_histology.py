@@ -1,8 +1,8 @@
 """Any detector that was trained elsewhere, on `histology`: what it knows stays, its classes start anew.
 
-    python scripts/import_weights.py --source=retinanet_resnet50_fpn_coco-eeacb38b.pth --model=retinanet_resnet50_fpn \\
+    detzoo import --source=retinanet_resnet50_fpn_coco-eeacb38b.pth --model=retinanet_resnet50_fpn \\
         --workdir=runs/retinanet_coco
-    python scripts/train.py --config=configs/finetune_histology.py:runs/retinanet_coco --workdir=runs/finetuned
+    detzoo train --config=finetune_histology:runs/retinanet_coco --workdir=runs/finetuned
 
 The argument is a workdir: of imported weights, or of a run. Its model section is taken over unchanged, and how it resizes
 images; layers whose shape depends on the number of classes are drawn, and listed when the run begins. To keep early layers

@@ -1,6 +1,6 @@
 """Mask R-CNN on `histology`: nuclei of three kinds in real tissue, with their outlines, for a laptop.
 
-    python scripts/train.py --config=configs/mask_rcnn_histology.py --workdir=runs/mask_rcnn_histology
+    detzoo train --config=mask_rcnn_histology --workdir=runs/mask_rcnn_histology
 
 24 tiles train, so augmentation decides: crops at about twice their size, flips, quarter turns, changes of colour.
 

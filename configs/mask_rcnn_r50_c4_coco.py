@@ -1,14 +1,14 @@
 """Mask R-CNN R50-C4 on COCO: *Mask R-CNN* (arXiv 1703.06870).
 
-    python scripts/prepare_data.py --name=coco \\
+    detzoo prepare --name=coco \\
         --train_annotations=annotations/instances_train2017.json --train_images=train2017 \\
         --validation_annotations=annotations/instances_val2017.json --validation_images=val2017 \\
         --on_bad_record=skip
-    python scripts/train.py --config=configs/mask_rcnn_r50_c4_coco.py --workdir=runs/mask_rcnn_r50_c4_coco \\
+    detzoo train --config=mask_rcnn_r50_c4_coco --workdir=runs/mask_rcnn_r50_c4_coco \\
         --config.initialize_backbone=resnet50-0676ba61.pth
 
-`--on_bad_record=skip` leaves out what is wrong with single records and lists it: of train2017 two boxes of height 0 are known
-(images 200365 and 550395). A long list means that an archive was not unpacked whole.
+`--on_bad_record=skip` leaves bad records out and lists them. Two boxes of height 0 are known in train2017 (images 200365
+and 550395). A long list means that an archive was not unpacked whole.
 
 It needs torchvision's ImageNet ResNet-50 (ResNet50_Weights.IMAGENET1K_V1), since frozen batch norm without its statistics
 does not train. Meant for 8 TPU chips (2 images each), or as many devices as divide 16. It was not trained here.
@@ -19,10 +19,10 @@ One canvas of 1344 x 1344 takes every image as the paper resizes it, at the pric
 orientation.
 
 Where the papers are silent or brief, their authors' code (github.com/facebookresearch/Detectron, its config
-12_2017_baselines/e2e_mask_rcnn_R-50-C4_1x) decides. Other than there, biases learn at the same rate as
-weights (there at twice), the warm-up starts at 1/500 of the rate (there at 1/3), anchors that leave the image are trained
-too, blocks stride in their 3x3 convolution and pixels are RGB, as torchvision's weights want it. Mask logits start
-at a deviation of 0.01 (there from He's initialisation).
+12_2017_baselines/e2e_mask_rcnn_R-50-C4_1x) decides. Differences from that code: biases learn at the same rate as weights
+(there at twice the rate); the warm-up starts at 1/500 of the rate (there at 1/3); anchors that leave the image are trained
+too; blocks stride in their 3x3 convolution and pixels are RGB, as torchvision's weights expect; mask logits start at a
+deviation of 0.01 (there from He's initialisation).
 """
 
 import ml_collections

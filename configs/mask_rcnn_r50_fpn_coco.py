@@ -1,14 +1,14 @@
 """Mask R-CNN R50-FPN on COCO: *Mask R-CNN* (arXiv 1703.06870).
 
-    python scripts/prepare_data.py --name=coco \\
+    detzoo prepare --name=coco \\
         --train_annotations=annotations/instances_train2017.json --train_images=train2017 \\
         --validation_annotations=annotations/instances_val2017.json --validation_images=val2017 \\
         --on_bad_record=skip
-    python scripts/train.py --config=configs/mask_rcnn_r50_fpn_coco.py --workdir=runs/mask_rcnn_r50_fpn_coco \\
+    detzoo train --config=mask_rcnn_r50_fpn_coco --workdir=runs/mask_rcnn_r50_fpn_coco \\
         --config.initialize_backbone=resnet50-0676ba61.pth
 
-`--on_bad_record=skip` leaves out what is wrong with single records and lists it: of train2017 two boxes of height 0 are known
-(images 200365 and 550395). A long list means that an archive was not unpacked whole.
+`--on_bad_record=skip` leaves bad records out and lists them. Two boxes of height 0 are known in train2017 (images 200365
+and 550395). A long list means that an archive was not unpacked whole.
 
 It needs torchvision's ImageNet ResNet-50 (ResNet50_Weights.IMAGENET1K_V1), since frozen batch norm without its statistics
 does not train. Meant for 8 TPU chips (2 images each), or as many devices as divide 16. It was not trained here.
@@ -17,7 +17,7 @@ paper 33.6 mask AP (table 2a, 160k steps).
 
 What a step costs on a TPU, without having one:
 
-    python scripts/benchmark.py --config=configs/mask_rcnn_r50_fpn_coco.py --tpu=v5e:2x4 \\
+    detzoo benchmark --config=mask_rcnn_r50_fpn_coco --tpu=v5e:2x4 \\
         --config.data.canvases='((1024, 1024),)' --config.evaluation.canvases='((1024, 1024),)'
 
 At 1024 x 1024, 2 images a chip, that says 4.3 GB of a chip's 17.2 (nothing is rematerialised), and 195 ms without gathers and
@@ -27,11 +27,11 @@ One canvas of 1344 x 1344 takes every image as the paper resizes it, at the pric
 orientation.
 
 Where the papers are silent or brief, their authors' code (github.com/facebookresearch/Detectron, its config
-12_2017_baselines/e2e_mask_rcnn_R-50-FPN_1x) decides. Other than there, biases learn at the same rate as
-weights (there at twice), the warm-up starts at 1/500 of the rate (there at 1/3), anchors that leave the image are trained
-too, blocks stride in their 3x3 convolution and pixels are RGB, as torchvision's weights want it. Training keeps 2000
-proposals of each image (there of a GPU's two images together), fully connected layers start at a deviation of
-sqrt(2 / fan_in) (there sqrt(1 / fan_in)), mask logits at 0.01 (there from He's initialisation).
+12_2017_baselines/e2e_mask_rcnn_R-50-FPN_1x) decides. Differences from that code: biases learn at the same rate as weights
+(there at twice the rate); the warm-up starts at 1/500 of the rate (there at 1/3); anchors that leave the image are trained
+too; blocks stride in their 3x3 convolution and pixels are RGB, as torchvision's weights expect; training keeps 2000
+proposals of each image (there of a GPU's two images together); fully connected layers start at a deviation of sqrt(2 /
+fan_in) (there sqrt(1 / fan_in)); mask logits start at 0.01 (there from He's initialisation).
 """
 
 import ml_collections

@@ -1,7 +1,7 @@
 """Mask R-CNN on `shapes`, for a laptop: with split heads on a pyramid, and `:c4` with a joint head on C4.
 
-    python scripts/train.py --config=configs/mask_rcnn_shapes.py --workdir=runs/mask_rcnn
-    python scripts/train.py --config=configs/mask_rcnn_shapes.py:c4 --workdir=runs/mask_rcnn_c4
+    detzoo train --config=mask_rcnn_shapes --workdir=runs/mask_rcnn
+    detzoo train --config=mask_rcnn_shapes:c4 --workdir=runs/mask_rcnn_c4
 
 Measured, seed 0, on 2 cores of an AMD EPYC: box AP 0.509, AP50 0.773 and mask AP 0.475, AP50 0.738 after 850 steps, which take
 5.3 minutes where nothing else runs. `:c4` is for comparing what is done with RoIs, see experiments/roi_features.py.

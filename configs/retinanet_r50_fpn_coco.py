@@ -1,15 +1,15 @@
 """RetinaNet R50-FPN on COCO: the recipe of *Focal Loss for Dense Object Detection* (arXiv 1708.02002, sections 4.1 and 5).
 
-    python scripts/prepare_data.py --name=coco \\
+    detzoo prepare --name=coco \\
         --train_annotations=annotations/instances_train2017.json --train_images=train2017 \\
         --validation_annotations=annotations/instances_val2017.json --validation_images=val2017 \\
         --on_bad_record=skip
-    python scripts/train.py --config=configs/retinanet_r50_fpn_coco.py --workdir=runs/retinanet_coco \\
+    detzoo train --config=retinanet_r50_fpn_coco --workdir=runs/retinanet_coco \\
         --config.initialize_backbone=resnet50-0676ba61.pth
-    python scripts/train.py --config=configs/retinanet_r50_fpn_coco.py:scratch --workdir=runs/retinanet_coco_scratch
+    detzoo train --config=retinanet_r50_fpn_coco:scratch --workdir=runs/retinanet_coco_scratch
 
-`--on_bad_record=skip` leaves out what is wrong with single records and lists it: of train2017 two boxes of height 0 are known
-(images 200365 and 550395). A long list means that an archive was not unpacked whole.
+`--on_bad_record=skip` leaves bad records out and lists them. Two boxes of height 0 are known in train2017 (images 200365
+and 550395). A long list means that an archive was not unpacked whole.
 
 The first needs torchvision's ImageNet ResNet-50 (ResNet50_Weights.IMAGENET1K_V1), since frozen batch norm without its
 statistics does not train; `:scratch` needs no weights: synchronised batch norm, group norm in the heads, three times the
@@ -20,19 +20,20 @@ Published: 35.7 AP on test-dev (table 1e: ResNet-50, 800 pixels; val2017 are the
 to 35 hours on 8 GPUs (section 4.1, the range of the table's models). Of `:scratch` no result is published. What a step
 costs on a TPU, without having one:
 
-    python scripts/benchmark.py --config=configs/retinanet_r50_fpn_coco.py --tpu=v5e:2x4
+    detzoo benchmark --config=retinanet_r50_fpn_coco --tpu=v5e:2x4
 
 That says 208 ms, so 5.2 hours for the 90k steps, and 6.3 GB of a chip's 17.2: the compiler's estimate, not a
 measurement, and without all-reduce and input pipeline.
 
-One canvas of 1344 x 1344 takes every image as the paper resizes it, at the price of padding: a picture of 640 x 480
-becomes 1067 x 800 and fills 47 % of it. Evaluation has one canvas for each orientation, 60 % of the pixels; training
-cannot without another recipe, since all images of a step share one, and those of the other orientation would shrink.
+One canvas of 1344 x 1344 takes every image as the paper resizes it, at the price of padding: a picture of 640 x 480 becomes
+1067 x 800 and fills 47 % of it. Evaluation has one canvas for each orientation, with 60 % of the pixels. Training cannot do
+the same: all images of a step share a canvas, and those of the other orientation would shrink.
 
-Where the paper is silent or brief, its authors' code (github.com/facebookresearch/Detectron) decides: warm-up, the longer side,
-frozen first layers, best anchors matched, the beta of smooth L1. Other than there, biases learn at the same rate as
-weights (there at twice), the warm-up starts at 1/500 of the rate (there at 1/3), blocks stride in their 3x3 convolution
-and pixels are RGB, as torchvision's weights want it; see also the end of `detzoo.detectors.retinanet`'s docstring.
+Where the paper is silent or brief, its authors' code (github.com/facebookresearch/Detectron) decides: warm-up, the longer
+side, frozen first layers, best anchors matched, the beta of smooth L1. Differences from that code: biases learn at the same
+rate as weights (there at twice the rate); the warm-up starts at 1/500 of the rate (there at 1/3); blocks stride in their
+3x3 convolution and pixels are RGB, as torchvision's weights expect. See also the end of `detzoo.detectors.retinanet`'s
+docstring.
 """
 
 import ml_collections

@@ -1,6 +1,6 @@
 """RetinaNet on `shapes`, for a laptop.
 
-    python scripts/train.py --config=configs/retinanet_shapes.py --workdir=runs/shapes
+    detzoo train --config=retinanet_shapes --workdir=runs/shapes
 
 Measured: AP 0.554, AP50 0.797 after 1400 steps, seed 0, in 4.5 minutes on 2 cores of an x86-64 machine (0.16 s a step).
 """

@@ -1,7 +1,7 @@
 """SSD on `histology`: nuclei of three kinds in real tissue, for a laptop.
 
-    python scripts/train.py --config=configs/ssd_histology.py --workdir=runs/ssd_histology
-    python scripts/train.py --config=configs/ssd_histology.py:mobilenet_v2 --workdir=runs/ssdlite_histology \\
+    detzoo train --config=ssd_histology --workdir=runs/ssd_histology
+    detzoo train --config=ssd_histology:mobilenet_v2 --workdir=runs/ssdlite_histology \\
         --config.initialize_backbone=mobilenet_v2-b0353104.pth
 
 `:mobilenet_v2` is SSDLite on MobileNetV2 (arXiv 1801.04381, section 6.2), to start from torchvision's ImageNet classifier:

@@ -1,6 +1,6 @@
 """SSD on `shapes`, for a laptop.
 
-    python scripts/train.py --config=configs/ssd_shapes.py --workdir=runs/ssd_shapes
+    detzoo train --config=ssd_shapes --workdir=runs/ssd_shapes
 
 Measured: AP 0.484, AP50 0.758 after 2000 steps, seed 0, in 3.9 minutes on 2 cores of an AMD EPYC.
 """

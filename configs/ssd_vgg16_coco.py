@@ -1,19 +1,19 @@
 """SSD of VGG-16 on COCO: the recipe of *SSD* (arXiv 1512.02325, sections 3.4 and 3.6) as its authors' code has it.
 
-    python scripts/prepare_data.py --name=coco \\
+    detzoo prepare --name=coco \\
         --train_annotations=annotations/instances_train2017.json --train_images=train2017 \\
         --validation_annotations=annotations/instances_val2017.json --validation_images=val2017 \\
         --on_bad_record=skip
-    python scripts/train.py --config=configs/ssd_vgg16_coco.py --workdir=runs/ssd300_coco \\
+    detzoo train --config=ssd_vgg16_coco --workdir=runs/ssd300_coco \\
         --config.initialize_backbone=vgg16_features-amdegroot-88682ab5.pth
 
-`--on_bad_record=skip` leaves out what is wrong with single records and lists it: of train2017 two boxes of height 0 are known
-(images 200365 and 550395). A long list means that an archive was not unpacked whole.
+`--on_bad_record=skip` leaves bad records out and lists them. Two boxes of height 0 are known in train2017 (images 200365
+and 550395). A long list means that an archive was not unpacked whole.
 
-`:512` is SSD512. The weights are those of torchvision's VGG16_Weights.IMAGENET1K_FEATURES; see configs/ssd_vgg16_voc.py,
-of which this differs in the anchors, which are smaller, and in the number of steps. Images without objects are among those
-that are trained, as in the lists that the authors' code makes (data/coco/create_list.py); without positives they choose no
-negatives either.
+`:512` is SSD512. The weights are those of torchvision's VGG16_Weights.IMAGENET1K_FEATURES. This recipe differs from
+configs/ssd_vgg16_voc.py in its smaller anchors and in the number of steps. Training uses images without objects too, as in
+the lists that the authors' code makes (data/coco/create_list.py); without positives such an image chooses no negatives
+either.
 
 Not trained here. Published: 25.1 AP, 43.1 AP50 (SSD512: 28.8, 48.5) on test-dev (table 6, SSD300* and SSD512*), after
 400k steps (github.com/weiliu89/caffe, branch ssd, examples/ssd/ssd_coco.py); trained on trainval35k, which is train2017.

@@ -1,21 +1,21 @@
 """SSD of VGG-16 on Pascal VOC: the recipe of *SSD* (arXiv 1512.02325, sections 3.1 and 3.6) as its authors' code has it.
 
-    python scripts/prepare_data.py --format=voc --name=voc --voc_root=VOCdevkit \\
+    detzoo prepare --format=voc --name=voc --voc_root=VOCdevkit \\
         --train_splits=2007_trainval,2012_trainval --validation_splits=2007_test
-    python scripts/train.py --config=configs/ssd_vgg16_voc.py --workdir=runs/ssd300_voc \\
+    detzoo train --config=ssd_vgg16_voc --workdir=runs/ssd300_voc \\
         --config.initialize_backbone=vgg16_features-amdegroot-88682ab5.pth
-    python scripts/evaluate.py --workdir=runs/ssd300_voc --voc
+    detzoo evaluate --workdir=runs/ssd300_voc --voc
 
 `:512` is SSD512. The weights are those of torchvision's VGG16_Weights.IMAGENET1K_FEATURES, made by VGG's authors: their
-pixels are not divided by a deviation. That file has no fc6 and fc7, which start anew; without weights at all, a VGG
-without norms hardly learns.
+pixels are not divided by a deviation. That file has no fc6 and fc7, which start anew. Without any weights, a VGG without
+norms hardly learns.
 
 Not trained here. Published: 77.2 mAP (SSD512: 79.8) on VOC 2007 test (table 6, SSD300* and SSD512*), after 120k steps.
 
-Where the paper is brief, the code (github.com/weiliu89/caffe, branch ssd, examples/ssd/ssd_pascal.py) decides: steps, anchors
-of whole pixels, colours. Other than there, a short warm-up precedes (there none), biases learn at the same rate as weights
-(there at twice), training resizes linearly, as evaluation does (there by a method drawn), and of objects marked difficult see
-`detzoo.data.readers.voc`.
+Where the paper is brief, the code (github.com/weiliu89/caffe, branch ssd, examples/ssd/ssd_pascal.py) decides: steps,
+anchors of whole pixels, colours. Differences from that code: training begins with a short warm-up (there none); biases
+learn at the same rate as weights (there at twice the rate); training resizes linearly, as evaluation does (there by a
+random method); objects marked difficult are treated as `detzoo.data.readers.voc` says.
 """
 
 import ml_collections

@@ -1,6 +1,6 @@
 """YOLO v1, v2 and v3 on `histology`: nuclei of three kinds in real tissue, for a laptop.
 
-    python scripts/train.py --config=configs/yolo_histology.py:v3 --workdir=runs/yolo_v3_histology
+    detzoo train --config=yolo_histology:v3 --workdir=runs/yolo_v3_histology
 
 `:v1` and `:v2` are the other two. 24 tiles train, so augmentation decides: crops, flips, quarter turns, changes of colour.
 

@@ -1,6 +1,6 @@
 """YOLO v1, v2 and v3 on `shapes`, for a laptop.
 
-    python scripts/train.py --config=configs/yolo_shapes.py:v3 --workdir=runs/yolo_v3
+    detzoo train --config=yolo_shapes:v3 --workdir=runs/yolo_v3
 
 `:v1` and `:v2` are the other two.
 

@@ -1,21 +1,21 @@
 """YOLO v1 on Pascal VOC: the recipe of *You Only Look Once* (arXiv 1506.02640, section 2.2), as cfg/yolov1.cfg of darknet
 and cfg/yolov1-tiny.cfg have it.
 
-    python scripts/prepare_data.py --format=voc --name=voc --voc_root=VOCdevkit \\
+    detzoo prepare --format=voc --name=voc --voc_root=VOCdevkit \\
         --train_splits=2007_trainval,2012_trainval --validation_splits=2007_test
-    python scripts/train.py --config=configs/yolov1_voc.py --workdir=runs/yolov1_voc \\
+    detzoo train --config=yolov1_voc --workdir=runs/yolov1_voc \\
         --config.initialize_backbone=extraction.conv.weights
-    python scripts/evaluate.py --workdir=runs/yolov1_voc --voc
-    python scripts/train.py --config=configs/yolov1_voc.py:tiny --workdir=runs/yolov1_tiny_voc
+    detzoo evaluate --workdir=runs/yolov1_voc --voc
+    detzoo train --config=yolov1_voc:tiny --workdir=runs/yolov1_tiny_voc
 
-Not trained here. Published: 63.4 mAP on VOC 2007 test, 52.7 for the small net (table 1, there called Fast YOLO), from a
-network whose first 20 layers were trained on ImageNet first: extraction.weights of darknet's page, which `darknet partial`
-cuts behind layer 24. Without `initialize_backbone` the net starts from nothing: expect less.
+Not trained here. Published: 63.4 mAP on VOC 2007 test, 52.7 for the small net (table 1, there called Fast YOLO), with 20
+layers that were trained on ImageNet first: extraction.weights of darknet's page, which `darknet partial` cuts after layer
+24. Without `initialize_backbone` the net starts from random weights: expect less.
 
-Other than in darknet, the learning rate rises in a line (there in three steps, of the small net in four, to ten and twenty
-times that of the cfg's first line), what lies outside of a moved image is gray (there its border goes on), an object of which
-less than a quarter is seen is ignored (there it is an object), as are objects marked difficult (there background, see
-`detzoo.data.readers.voc`), and batch norm normalises by all 64 images (there by 8 at a time).
+Differences from darknet: the learning rate rises in a line (there in three steps, or four for the small net, to ten and
+twenty times the first rate of the cfg); the area outside a moved image is gray (there the border is repeated); an object of
+which less than a quarter is visible is ignored (there it counts); objects marked difficult are ignored (there they are
+background, see `detzoo.data.readers.voc`); batch norm normalises over all 64 images (there over 8 at a time).
 """
 
 import ml_collections

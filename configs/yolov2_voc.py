@@ -1,19 +1,19 @@
 """YOLO v2 on Pascal VOC: the recipe of *YOLO9000* (arXiv 1612.08242, section 3), as darknet's cfg/yolov2-voc.cfg has it.
 
-    python scripts/prepare_data.py --format=voc --name=voc --voc_root=VOCdevkit \\
+    detzoo prepare --format=voc --name=voc --voc_root=VOCdevkit \\
         --train_splits=2007_trainval,2012_trainval --validation_splits=2007_test
-    python scripts/train.py --config=configs/yolov2_voc.py --workdir=runs/yolov2_voc \\
+    detzoo train --config=yolov2_voc --workdir=runs/yolov2_voc \\
         --config.initialize_backbone=darknet19_448.conv.23
-    python scripts/evaluate.py --workdir=runs/yolov2_voc --voc
+    detzoo evaluate --workdir=runs/yolov2_voc --voc
 
-Not trained here. Published: 76.8 mAP on VOC 2007 test at 416 x 416 (table 3), from a Darknet-19 trained on
-ImageNet, whose file darknet's page offers; without `initialize_backbone` the net starts from nothing: expect less.
+Not trained here. Published: 76.8 mAP on VOC 2007 test at 416 x 416 (table 3), with a Darknet-19 that was trained on
+ImageNet, whose file darknet's page offers. Without `initialize_backbone` the net starts from random weights: expect less.
 
-Multi-scale training draws one of ten canvases every ten steps (section 2); each is compiled once. Other than in darknet, the
-warm-up of the learning rate is a line (there a power of 4), canvases are drawn to the end (there the last 200 steps see the
-largest), batch norm normalises by all 64 images (there by 8 at a time), colours change before the image is placed on gray (there
-afterwards, so that the gray becomes lighter or darker too), and objects marked difficult are ignored (there they are background,
-see `detzoo.data.readers.voc`).
+Multi-scale training draws one of ten canvases every ten steps (section 2); each is compiled once. Differences from darknet:
+the learning rate warms up in a line (there as a power of 4); canvases are drawn to the end (there the last 200 steps see
+the largest); batch norm normalises over all 64 images (there over 8 at a time); colours change before the image is placed
+on gray (there afterwards, so that the gray becomes lighter or darker too); objects marked difficult are ignored (there they
+are background, see `detzoo.data.readers.voc`).
 """
 
 import ml_collections

@@ -1,24 +1,24 @@
 """YOLO v3 on COCO: the recipe of *YOLOv3: An Incremental Improvement* (arXiv 1804.02767), as darknet's cfg/yolov3.cfg has it.
 
-    python scripts/prepare_data.py --name=coco \\
+    detzoo prepare --name=coco \\
         --train_annotations=annotations/instances_train2017.json --train_images=train2017 \\
         --validation_annotations=annotations/instances_val2017.json --validation_images=val2017 \\
         --on_bad_record=skip
-    python scripts/train.py --config=configs/yolov3_coco.py --workdir=runs/yolov3_coco \\
+    detzoo train --config=yolov3_coco --workdir=runs/yolov3_coco \\
         --config.initialize_backbone=darknet53.conv.74
-    python scripts/train.py --config=configs/yolov3_coco.py:tiny --workdir=runs/yolov3_coco_tiny
+    detzoo train --config=yolov3_coco:tiny --workdir=runs/yolov3_coco_tiny
 
-`--on_bad_record=skip` leaves out what is wrong with single records and lists it: of train2017 two boxes of height 0 are known
-(images 200365 and 550395). A long list means that an archive was not unpacked whole.
+`--on_bad_record=skip` leaves bad records out and lists them. Two boxes of height 0 are known in train2017 (images 200365
+and 550395). A long list means that an archive was not unpacked whole.
 
-Not trained here. Published, from a backbone trained on ImageNet first (AP 33.0, AP50 57.9 at 608 x 608 on test-dev,
-table 3; AP50 33.1 for the small net at 416, says darknet's page).
-Without `initialize_backbone` the net starts from nothing: expect less.
+Not trained here. Published, with a backbone that was trained on ImageNet first: AP 33.0, AP50 57.9 at 608 x 608 on test-dev
+(table 3); AP50 33.1 for the small net at 416 (darknet's page). Without `initialize_backbone` the net starts from random
+weights: expect less.
 
-Multi-scale training draws one of ten canvases every ten steps; each is compiled once. Other than in darknet, the warm-up of
-the learning rate is a line (there a power of 4), canvases are drawn to the end (there the last 200 steps see the largest),
-batch norm normalises by all 64 images (there by 4 at a time), and colours change before the image is placed on gray (there
-afterwards, so that the gray becomes lighter or darker too).
+Multi-scale training draws one of ten canvases every ten steps; each is compiled once. Differences from darknet: the
+learning rate warms up in a line (there as a power of 4); canvases are drawn to the end (there the last 200 steps see the
+largest); batch norm normalises over all 64 images (there over 4 at a time); colours change before the image is placed on
+gray (there afterwards, so that the gray becomes lighter or darker too).
 """
 
 import ml_collections

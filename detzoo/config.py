@@ -10,6 +10,7 @@ import json
 import operator
 import os
 import pathlib
+import runpy
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -34,7 +35,7 @@ def defaults() -> ml_collections.ConfigDict:
     c.seed = 0  # of initialisation, data order, augmentation and sampling
 
     c.data = ml_collections.ConfigDict()
-    c.data.name = 'shapes'  # a data set: 'shapes', 'histology', or a name given to scripts/prepare_data.py
+    c.data.name = 'shapes'  # a data set: 'shapes', 'histology', or a name given to detzoo prepare
     c.data.data_dir = config_dict.placeholder(str)  # where data sets lie; default: ~/tensorflow_datasets
     c.data.train_split = 'train'  # TFDS notation: 'train[:10%]' is its first tenth
     c.data.validation_split = 'validation'
@@ -324,3 +325,87 @@ def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) 
     keys = sorted(old_leaves.keys() | new_leaves.keys())
     pairs = {key: (old_leaves.get(key), new_leaves.get(key)) for key in keys}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def load_config(name_or_path: str, changes: Mapping[str, Any] | None = None) -> ml_collections.ConfigDict:
+    """Loads a config, and changes some of its keys.
+
+    Args:
+        name_or_path: a config of detzoo ('mask_rcnn_shapes') or the path of a file, with a variant after a colon
+            ('mask_rcnn_shapes:c4'); see `find_file`.
+        changes: values by dotted keys, for example {'training.steps': 500}.
+
+    Returns:
+        a config with every key.
+
+    Raises:
+        ConfigError: there is no such config, variant or key, or a value is not allowed.
+    """
+    path, argument = find_file('configs', name_or_path)
+    content = runpy.run_path(str(path))
+    if 'get_config' not in content:
+        raise ConfigError(f'{path} is not a config: it has no function get_config')
+    config = content['get_config'](argument) if argument else content['get_config']()
+    for key, value in (changes or {}).items():
+        set_key(config, key, value)
+    return complete(config)
+
+
+def find_file(kind: str, name_or_path: str) -> tuple[pathlib.Path, str]:
+    """Finds a config or an experiment.
+
+    A path is looked up in the current folder first. A name, or a path like 'configs/ssd_shapes.py' that is not there, is
+    looked up among those of detzoo.
+
+    Args:
+        kind: 'configs' or 'experiments'.
+        name_or_path: a name or a path, with an argument after the first colon.
+
+    Returns:
+        the path of the file, and the argument, '' if there is none.
+
+    Raises:
+        ConfigError: there is no such file; the message has the nearest name.
+    """
+    name, _, argument = name_or_path.partition(':')
+    path = pathlib.Path(name).expanduser()
+    if path.suffix == '.py' and path.is_file():
+        return path, argument
+    known = {file.stem: file for file in sorted(own_folder(kind).glob('*.py'))}
+    if path.stem in known and name in (path.stem, path.name, f'{kind}/{path.name}'):
+        return known[path.stem], argument
+    raise ConfigError(
+        f'there is no {kind[:-1]} {name!r}: give a name, of which the nearest is {nearest(path.stem, known)!r}, '
+        'or the path of a file'
+    )
+
+
+def own_folder(kind: str) -> pathlib.Path:
+    """The folder of detzoo's own 'configs' or 'experiments': inside an installed package, beside it in a checkout."""
+    package = pathlib.Path(__file__).parent
+    return package / kind if (package / kind).is_dir() else package.parent / kind
+
+
+def set_key(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
+    """Sets a dotted key.
+
+    Raises:
+        ConfigError: there is no such key, or it cannot have a value of this type.
+    """
+    group, _, name = check_key(config, key).rpartition('.')
+    try:
+        functools.reduce(operator.getitem, group.split('.') if group else (), config).update({name: value})
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f'{key} cannot be {value!r}: {error}') from error
+
+
+def check_key(config: ml_collections.ConfigDict, key: str) -> str:
+    """Returns the dotted key if a config has it.
+
+    Raises:
+        ConfigError: it has none of this name; the message has the nearest.
+    """
+    known = dict(flatten(config))
+    if key not in known:
+        raise ConfigError(f'there is no config key {key!r}: the nearest is {nearest(key, known)!r}')
+    return key

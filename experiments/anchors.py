@@ -1,7 +1,7 @@
 """How many anchors does a cell need, and must they fit the data?
 
-    python scripts/sweep.py --experiment=experiments/anchors.py --workdir=runs/anchors
-    python scripts/report.py --workdir=runs/anchors
+    detzoo sweep --experiment=anchors --workdir=runs/anchors
+    detzoo report --workdir=runs/anchors
 
 The papers' answers. RetinaNet (arXiv 1708.02002, table 1c): three aspect ratios gain 2.1 AP over one, two sizes another 1.8,
 and more than 2 sizes x 3 ratios nothing. YOLO v2 (arXiv 1612.08242, table 1): five anchors clustered by IoU cover the data's boxes

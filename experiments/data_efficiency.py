@@ -1,10 +1,10 @@
 """Which detector learns most from few images?
 
-    python scripts/sweep.py --experiment=experiments/data_efficiency.py --workdir=runs/data_efficiency
-    python scripts/report.py --workdir=runs/data_efficiency
+    detzoo sweep --experiment=data_efficiency --workdir=runs/data_efficiency
+    detzoo report --workdir=runs/data_efficiency
 
-No paper compares these families so. A guess: the fewer images, the more is gained by what is built in, such as anchors that
-fit the data.
+No paper compares these families in this way. A guess: the fewer images, the more a detector gains from what is built in,
+such as anchors that fit the data.
 
 Held fixed: augmentation, steps, batch size, validation images, seed. Varied: the detector and the share of the 1600 training
 images: all, a quarter, a sixteenth. The learning rate is that of the detector's config.

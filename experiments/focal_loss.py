@@ -1,7 +1,7 @@
 """Does a dense detector need the focal loss, or will balanced cross-entropy or hard negatives do?
 
-    python scripts/sweep.py --experiment=experiments/focal_loss.py --workdir=runs/focal_loss
-    python scripts/report.py --workdir=runs/focal_loss
+    detzoo sweep --experiment=focal_loss --workdir=runs/focal_loss
+    detzoo report --workdir=runs/focal_loss
 
 The paper's answer (Focal Loss for Dense Object Detection, arXiv 1708.02002, tables 1a and 1b, RetinaNet on ResNet-50-FPN, 600
 pixels): focusing gains up to 2.9 AP over the best balanced cross-entropy; gamma 2 is best, and alpha falls as gamma rises. With

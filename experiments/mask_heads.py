@@ -1,7 +1,7 @@
 """What should a mask head look like: joint or split, classes that compete or not, convolutions or not?
 
-    python scripts/sweep.py --experiment=experiments/mask_heads.py --workdir=runs/mask_heads
-    python scripts/report.py --workdir=runs/mask_heads
+    detzoo sweep --experiment=mask_heads --workdir=runs/mask_heads
+    detzoo report --workdir=runs/mask_heads
 
 The paper's answers (Mask R-CNN, arXiv 1703.06870): the split head on a pyramid is better than the joint one on C4 (table 2a);
 masks per class by a sigmoid each are far better than a softmax over classes (2b), and one mask for all classes is nearly as good as

@@ -1,7 +1,7 @@
 """How many proposals does the second stage need?
 
-    python scripts/sweep.py --experiment=experiments/proposals.py --workdir=runs/proposals --costs
-    python scripts/report.py --workdir=runs/proposals
+    detzoo sweep --experiment=proposals --workdir=runs/proposals --costs
+    detzoo report --workdir=runs/proposals
 
 The paper's answer (Speed/accuracy trade-offs for modern convolutional object detectors, arXiv 1611.10012, section 4.1): Faster
 R-CNN on Inception ResNet keeps 96 % of its AP with 50 proposals instead of 300, at a third of the time.

@@ -1,7 +1,7 @@
 """How much do RoIs that are not rounded matter, and does it matter how a bin is reduced?
 
-    python scripts/sweep.py --experiment=experiments/roi_features.py --workdir=runs/roi_features
-    python scripts/report.py --workdir=runs/roi_features
+    detzoo sweep --experiment=roi_features --workdir=runs/roi_features
+    detzoo report --workdir=runs/roi_features
 
 The paper's answer (Mask R-CNN, arXiv 1703.06870, table 2c, ResNet-50-C4): RoIAlign gains three points of mask AP and five
 of AP75 over RoIPool, because it does not round; RoIWarp, which interpolates but rounds, gains next to nothing. Maximum or

@@ -1,7 +1,7 @@
 """Which detector finds most in a given time?
 
-    python scripts/sweep.py --experiment=experiments/speed_accuracy.py --workdir=runs/speed_accuracy --costs
-    python scripts/report.py --workdir=runs/speed_accuracy
+    detzoo sweep --experiment=speed_accuracy --workdir=runs/speed_accuracy --costs
+    detzoo report --workdir=runs/speed_accuracy
 
 The paper's answer (Speed/accuracy trade-offs for modern convolutional object detectors, arXiv 1611.10012): SSD and R-FCN
 are fastest, Faster R-CNN is most accurate and slower, unless it takes fewer proposals: with 50 instead of 300 it is about as

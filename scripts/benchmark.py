@@ -1,4 +1,6 @@
-import runpy
+"""`python scripts/benchmark.py` is `detzoo benchmark`."""
+
+from detzoo.cli.main import run
 
 if __name__ == '__main__':
-    runpy.run_module('detzoo.cli.benchmark', run_name='__main__', alter_sys=True)
+    run('benchmark')

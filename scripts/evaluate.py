@@ -1,4 +1,6 @@
-import runpy
+"""`python scripts/evaluate.py` is `detzoo evaluate`."""
+
+from detzoo.cli.main import run
 
 if __name__ == '__main__':
-    runpy.run_module('detzoo.cli.evaluate', run_name='__main__', alter_sys=True)
+    run('evaluate')

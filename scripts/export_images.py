@@ -1,4 +1,6 @@
-import runpy
+"""`python scripts/export_images.py` is `detzoo export`."""
+
+from detzoo.cli.main import run
 
 if __name__ == '__main__':
-    runpy.run_module('detzoo.cli.export_images', run_name='__main__', alter_sys=True)
+    run('export')

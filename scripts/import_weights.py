@@ -1,4 +1,6 @@
-import runpy
+"""`python scripts/import_weights.py` is `detzoo import`."""
+
+from detzoo.cli.main import run
 
 if __name__ == '__main__':
-    runpy.run_module('detzoo.cli.import_weights', run_name='__main__', alter_sys=True)
+    run('import')

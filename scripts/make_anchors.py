@@ -1,4 +1,6 @@
-import runpy
+"""`python scripts/make_anchors.py` is `detzoo anchors`."""
+
+from detzoo.cli.main import run
 
 if __name__ == '__main__':
-    runpy.run_module('detzoo.cli.anchors', run_name='__main__', alter_sys=True)
+    run('anchors')

@@ -1,4 +1,6 @@
-import runpy
+"""`python scripts/predict.py` is `detzoo predict`."""
+
+from detzoo.cli.main import run
 
 if __name__ == '__main__':
-    runpy.run_module('detzoo.cli.predict', run_name='__main__', alter_sys=True)
+    run('predict')

@@ -1,4 +1,6 @@
-import runpy
+"""`python scripts/prepare_data.py` is `detzoo prepare`."""
+
+from detzoo.cli.main import run
 
 if __name__ == '__main__':
-    runpy.run_module('detzoo.cli.prepare', run_name='__main__', alter_sys=True)
+    run('prepare')

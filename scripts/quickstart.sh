@@ -19,20 +19,19 @@ for argument in "$@"; do
     esac
 done
 run=runs/quickstart${detectors:+_${detectors//,/_}}
-python=.venv/bin/python
 
 echo '1/3 installing'
 bash scripts/venv.sh .venv plots
 echo '2/3 training, evaluating, and measuring what prediction costs'
-"$python" scripts/sweep.py --experiment="experiments/quickstart.py${detectors:+:$detectors}" --workdir="$run" --costs \
+.venv/bin/detzoo sweep --experiment="quickstart${detectors:+:$detectors}" --workdir="$run" --costs \
     ${arguments[@]+"${arguments[@]}"}
 echo '3/3 comparing'
-"$python" scripts/report.py --workdir="$run"
+.venv/bin/detzoo report --workdir="$run"
 
 cat <<END
 
 Done. In $PWD/$run:
   report.html                 tables, figures, and the detections side by side
-  runs/DETECTOR/              what was trained: python scripts/predict.py --workdir=$run/runs/DETECTOR --images=...
+  runs/DETECTOR/              what was trained: .venv/bin/detzoo predict --workdir=$run/runs/DETECTOR --images=...
   runs/DETECTOR/tensorboard/  curves: pip install tensorboard; tensorboard --logdir=$run/runs
 END

@@ -1,4 +1,6 @@
-import runpy
+"""`python scripts/report.py` is `detzoo report`."""
+
+from detzoo.cli.main import run
 
 if __name__ == '__main__':
-    runpy.run_module('detzoo.cli.report', run_name='__main__', alter_sys=True)
+    run('report')

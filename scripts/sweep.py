@@ -1,4 +1,6 @@
-import runpy
+"""`python scripts/sweep.py` is `detzoo sweep`."""
+
+from detzoo.cli.main import run
 
 if __name__ == '__main__':
-    runpy.run_module('detzoo.cli.sweep', run_name='__main__', alter_sys=True)
+    run('sweep')

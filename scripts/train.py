@@ -1,4 +1,6 @@
-import runpy
+"""`python scripts/train.py` is `detzoo train`."""
+
+from detzoo.cli.main import run
 
 if __name__ == '__main__':
-    runpy.run_module('detzoo.cli.train', run_name='__main__', alter_sys=True)
+    run('train')

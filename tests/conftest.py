@@ -372,6 +372,8 @@ def run_script():
     """A function: a script of scripts/ and its arguments -> Finished. It runs in this process: imports cost seconds."""
     from absl import app, flags
 
+    from detzoo.cli.main import COMMANDS
+
     app.define_help_flags()  # once, or the first script's would be the last
 
     def run(name, *arguments):
@@ -395,6 +397,8 @@ def run_script():
             stderr.write(traceback.format_exc())
             code = 1
         finally:
+            for module in COMMANDS.values():  # the next import defines the flags again
+                sys.modules.pop(f'detzoo.cli.{module}', None)
             for flag in set(flags.FLAGS) - before:
                 delattr(flags.FLAGS, flag)
             flags.FLAGS.unparse_flags()

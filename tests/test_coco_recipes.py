@@ -72,11 +72,10 @@ FAMILIES = {
 
 
 def commands(path):
-    """The commands in the docstring of a config: the name of a script, and its arguments."""
+    """The commands in the docstring of a config, `detzoo NAME ...` or `python scripts/NAME.py ...`: names and arguments."""
     text = ast.get_docstring(ast.parse(path.read_text())).replace('\\\n', ' ')
-    return [
-        (script, shlex.split(rest)) for script, rest in re.findall(r'^ +python scripts/(\w+)\.py (.*)$', text, re.M)
-    ]
+    found = re.findall(r'^ +(?:detzoo (\w+)|python scripts/(\w+)\.py) (.*)$', text, re.M)
+    return [(command or script.removesuffix('_data'), shlex.split(rest)) for command, script, rest in found]
 
 
 def annotated(image_id, size, empty):
@@ -130,9 +129,7 @@ def tree(tmp_path_factory):
 @pytest.fixture(scope='module')
 def prepared(tree, run_script):
     """What the command printed that the configs document, in the folder of the data."""
-    documented = {
-        tuple(arguments) for path in CONFIGS for script, arguments in commands(path) if script == 'prepare_data'
-    }
+    documented = {tuple(arguments) for path in CONFIGS for script, arguments in commands(path) if script == 'prepare'}
     (arguments,) = documented  # one for all
     with contextlib.chdir(tree):
         return run_script('prepare_data', *arguments, f'--data_dir={tree / "data"}')

@@ -1,15 +1,15 @@
-"""Measures what a config's detector costs on this machine, or estimates it for TPUs that need not be there.
+"""Measures what a config's detector costs on this machine, or estimates it for TPUs.
 
-    python scripts/benchmark.py --config=configs/retinanet_shapes.py --num_classes=3
-    python scripts/benchmark.py --config=configs/retinanet_r50_fpn_coco.py --tpu=v5e:2x4,v4:2x2x1
+    detzoo benchmark --config=retinanet_shapes --num_classes=3
+    detzoo benchmark --config=retinanet_r50_fpn_coco --tpu=v5e:2x4,v4:2x2x1
 
-The first prints FLOPs and memory of prediction (each of --batch_sizes) and of the training step, as the compiler counts
-them, and measured times: medians and 90 % quantiles after a warm-up, compiling apart; and of prediction the same by stage
-(`detzoo/costs/stages.py` says how). Weights and images are drawn, so no data set is needed; the score threshold is
-0, so that the NMS has as much to do as it ever has.
+The first prints the FLOPs and memory that the compiler counts for prediction (for each of --batch_sizes) and for the training
+step, and measured times: medians and 90 % quantiles after a warm-up, without compiling. Prediction is also broken down by
+stage (`detzoo/costs/stages.py` says how). Weights and images are drawn, so no data set is needed. The score threshold is 0,
+which gives the NMS the most work.
 
-The second compiles the same programs for each topology (minutes; needs libtpu: pip install 'detzoo[tpu]') and prints
-memory and FLOPs of a chip, and the compiler's estimate of the time by stage. Nothing is run, no parameter is made.
+The second compiles the same programs for each topology (minutes; needs libtpu: pip install 'detzoo[tpu]') and prints the
+memory and FLOPs of a chip, and the compiler's estimate of the time by stage. Nothing is run, and no parameters are made.
 """
 
 import json
@@ -18,26 +18,23 @@ import pathlib
 import sys
 import time
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import flags, logging
 
+from detzoo.cli.config_flag import define_config
 from detzoo.cli.paths import define_path
-from detzoo.inference.predictor import detector_of
 
-CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'The experiment: a file of configs/, with an argument after a colon.'
-)
-NUM_CLASSES = flags.DEFINE_integer('num_classes', 80, 'Classes of the data set, which is not opened.', lower_bound=1)
+CONFIG = define_config()
+NUM_CLASSES = flags.DEFINE_integer('num_classes', 80, 'The number of classes; no data set is opened.', lower_bound=1)
 BATCH_SIZES = flags.DEFINE_list('batch_sizes', ['1', '8'], 'Images at once of the measured predictions.')
-REPEATS = flags.DEFINE_integer('repeats', 50, 'Timed runs of each program at most.', lower_bound=3)
+REPEATS = flags.DEFINE_integer('repeats', 50, 'The largest number of timed runs of a program.', lower_bound=3)
 BUDGET = flags.DEFINE_float(
     'budget',
     60,
-    'Seconds for the timed runs of all predictions, and again for the training step; there are 3 at least.',
+    'Seconds for the timed runs of all predictions, and again for the training step; 3 runs are always made.',
 )
 TPU = flags.DEFINE_list('tpu', [], 'Topologies to compile for instead, for example v5e:2x4,v4:2x2x1.')
 OUTPUT = define_path('output', None, 'A JSON file for the numbers, in bytes, FLOPs and seconds.')
-flags.mark_flag_as_required('config')
+ERRORS = (ImportError, ValueError)  # libtpu is not installed; a topology that does not exist
 
 START = time.perf_counter()
 
@@ -105,6 +102,7 @@ def measure(config, num_classes: int):
     from detzoo.costs.latency import interleaved_latency
     from detzoo.costs.programs import random_batch, train_program
     from detzoo.data.pipeline import shard
+    from detzoo.inference.predictor import detector_of
     from detzoo.run import parallel
     from detzoo.training.finetune import initial_state
     from detzoo.training.replicas import stack
@@ -148,9 +146,16 @@ def print_measured(row) -> None:
         )
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f'what is {argv[1]!r}? Flags begin with --')
+def before_flags(argv: list[str]) -> None:
+    """Sets the environment in which programs for TPUs are compiled, before the config imports JAX."""
+    if any(argument.startswith(('--tpu', '-tpu')) for argument in argv):
+        from detzoo.costs.tpu import TPU_ENVIRONMENT
+
+        os.environ.update(TPU_ENVIRONMENT)
+
+
+def main(settings: list[str]) -> None:
+    del settings
     logging.set_verbosity(logging.WARNING)
     import jax
 
@@ -158,17 +163,13 @@ def main(argv: list[str]) -> None:
     from detzoo.costs.counts import parameter_count
     from detzoo.costs.latency import device_name
     from detzoo.costs.programs import state_shapes
-    from detzoo.errors import ConfigError
     from detzoo.files import check_writable, new_file
     from detzoo.inference.predictor import evaluation_canvases
 
     CONFIG.value.initialize_backbone = ''  # may be required, but no weights are read here
-    try:
-        config, num_classes = complete(CONFIG.value), NUM_CLASSES.value
-        if OUTPUT.value:
-            check_writable(pathlib.Path(OUTPUT.value).absolute().parent, 'give another --output')
-    except (ConfigError, OSError) as error:
-        sys.exit(f'error: {error}')
+    config, num_classes = complete(CONFIG.value), NUM_CLASSES.value
+    if OUTPUT.value:
+        check_writable(pathlib.Path(OUTPUT.value).absolute().parent, 'give another --output')
     canvases = config.data.canvases[0], evaluation_canvases(config)[0]
     sizes = ' and '.join(f'{height}x{width}' for height, width in dict.fromkeys(canvases))
     parameters = parameter_count(state_shapes(config, num_classes).params)
@@ -186,20 +187,9 @@ def main(argv: list[str]) -> None:
         )
         rows, show = measure(config, num_classes), print_measured
     results = {'config': config.to_dict(), 'parameters': parameters, 'jax': jax.__version__, 'rows': []}
-    try:
-        for row in rows:
-            show(row)
-            results['rows'].append(row)
-        if OUTPUT.value:
-            with new_file(OUTPUT.value) as scratch:
-                scratch.write_text(json.dumps(results, indent=1))
-    except (ImportError, OSError, ValueError) as error:
-        sys.exit(f'error: {error}')
-
-
-if __name__ == '__main__':
-    if any(argument.startswith(('--tpu', '-tpu')) for argument in sys.argv):  # before the config imports jax
-        from detzoo.costs.tpu import TPU_ENVIRONMENT
-
-        os.environ.update(TPU_ENVIRONMENT)
-    app.run(main)
+    for row in rows:
+        show(row)
+        results['rows'].append(row)
+    if OUTPUT.value:
+        with new_file(OUTPUT.value) as scratch:
+            scratch.write_text(json.dumps(results, indent=1))

@@ -1,19 +1,20 @@
-"""Makes a workdir of published weights, or of exported ones: evaluate, predict and fine-tune from it as from a trained one.
+"""Makes a workdir of published or exported weights.
 
-    python scripts/import_weights.py --source=retinanet_resnet50_fpn_coco-eeacb38b.pth --model=retinanet_resnet50_fpn \\
+    detzoo import --source=retinanet_resnet50_fpn_coco-eeacb38b.pth --model=retinanet_resnet50_fpn \\
         --workdir=runs/retinanet_coco
-    python scripts/import_weights.py --source=yolov3.weights --model=yolov3 --workdir=runs/yolov3
-    python scripts/import_weights.py --source=mine.weights --cfg=mine.cfg --names=mine.names --workdir=runs/mine
-    python scripts/import_weights.py --source=EXPORTED_FOLDER --workdir=runs/back
+    detzoo import --source=yolov3.weights --model=yolov3 --workdir=runs/yolov3
+    detzoo import --source=mine.weights --cfg=mine.cfg --names=mine.names --workdir=runs/mine
+    detzoo import --source=EXPORTED_FOLDER --workdir=runs/back
 
-The models are those of docs/zoo.md. Neither torch nor anything else of the publishers is needed, and no code that a file may
-hold is run. The workdir has the model's config (how images are resized for it, its means, its order of channels), its class
-names and the data's own category ids.
+Evaluate, predict and fine-tune from the workdir as from that of a training. docs/zoo.md lists the models. Neither torch nor
+another program of the publishers is needed, and code inside a file is never run. The workdir has the model's config (how its
+images are resized, its means, its order of channels), its class names and the data's own category ids.
 
---report=FILE.md writes a table, layer by layer: the name in the file, ours, the shape, what was done, a checksum of the
-result; and what of the file was left, with the reason. What is missing or left over without one is an error. Where the
-publisher's program is installed (`pip install -e '.[parity]'` for torchvision; OpenCV, for YOLO v2 and v3, always is), it runs
-too, on a drawn image, and the largest difference of each tensor on the way is printed, over the tensor's maximum.
+--report=FILE.md writes a table of all layers: the name in the file, our name, the shape, what was done, a checksum of the
+result; and which entries of the file were left out, with the reason. A missing entry, or one that is left over without a
+reason, is an error. Where the publisher's program is installed (`pip install 'detzoo[parity]'` for torchvision; OpenCV, for
+YOLO v2 and v3, always is), it runs too, on a drawn image, and the largest difference of each tensor on the way is printed,
+divided by the tensor's maximum.
 """
 
 import importlib.util
@@ -21,21 +22,21 @@ import pathlib
 import sys
 from typing import Any
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 from detzoo.cli.paths import define_path
 
-SOURCE = define_path('source', None, 'A weight file, or a folder of export_weights.py.', required=True)
+SOURCE = define_path('source', None, 'A weight file, or a folder that detzoo export wrote.', required=True)
 MODEL = flags.DEFINE_string('model', None, "The model's name in docs/zoo.md.")
 CFG = define_path('cfg', None, 'In place of --model, the .cfg file of a darknet network.')
 NAMES = define_path('names', None, 'With --cfg, the file with the names of its classes, one a line.')
 WORKDIR = define_path('workdir', None, 'The workdir to make.', required=True)
 REPORT = define_path('report', None, 'A Markdown file for the report.')
+ERRORS = (ValueError,)  # a file that does not fit the model
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f'what is {argv[1]!r}? Flags begin with --')
+def main(settings: list[str]) -> None:
+    del settings
     logging.set_verbosity(logging.WARNING)
     import jax
 
@@ -46,14 +47,11 @@ def main(argv: list[str]) -> None:
         sys.exit(f'error: {REPORT.value}: there is no folder for the report: make it')
     if REPORT.value and pathlib.Path(REPORT.value).is_dir():
         sys.exit(f'error: {REPORT.value} is a folder: give the report the name of a file in it')
-    try:
-        if REPORT.value:
-            check_writable(pathlib.Path(REPORT.value).absolute().parent, 'give another file for the report')
-        imported = import_weights(SOURCE.value, WORKDIR.value, model=MODEL.value, cfg=CFG.value, names=NAMES.value)
-        if REPORT.value:
-            write_text(pathlib.Path(REPORT.value), format_report(imported.rows))
-    except (ValueError, OSError) as error:
-        sys.exit(f'error: {error}')
+    if REPORT.value:
+        check_writable(pathlib.Path(REPORT.value).absolute().parent, 'give another file for the report')
+    imported = import_weights(SOURCE.value, WORKDIR.value, model=MODEL.value, cfg=CFG.value, names=NAMES.value)
+    if REPORT.value:
+        write_text(pathlib.Path(REPORT.value), format_report(imported.rows))
     parameters = sum(x.size for x in jax.tree.leaves(imported.params))
     taken, left = ([row for row in imported.rows if bool(row.ours) == ours] for ours in (True, False))
     print(
@@ -90,7 +88,3 @@ def differences_to_peer(imported: Any) -> dict[str, float]:
         ours, _ = darknet_parity.run_detector(model, *variables, image)
         return compare.differences(ours, darknet_parity.run_opencv(model, variables, imported.content, image))
     return {}
-
-
-if __name__ == '__main__':
-    app.run(main)

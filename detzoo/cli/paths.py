@@ -5,6 +5,8 @@ from typing import Any
 
 from absl import flags
 
+flags.disclaim_key_flags()  # a flag belongs to the command that defines it
+
 
 class _PathParser(flags.ArgumentParser):
     def parse(self, argument: str) -> str:

@@ -1,37 +1,43 @@
 """Runs the trainings of an experiment, each in a process of its own.
 
-    python scripts/sweep.py --experiment=experiments/focal_loss.py --workdir=runs/focal_loss
-    python scripts/report.py --workdir=runs/focal_loss
+    detzoo sweep --experiment=focal_loss --workdir=runs/focal_loss
+    detzoo report --workdir=runs/focal_loss
 
-What is finished is not repeated, what was cut goes on, what fails is recorded with its reason and ends nothing else; the
-same command tries it again. Results go to results.jsonl in the workdir; `detzoo/sweeps/store.py` tells what else is
-there. Further arguments go to every run, for example --config.training.steps=100 --config.data.data_dir=DIR.
+The same command continues a sweep: finished runs are not repeated, interrupted ones go on, failed ones are tried again. A run
+that fails is recorded with its reason and stops no other. Results go to results.jsonl in the workdir; `detzoo/sweeps/store.py`
+describes the other files. --config.KEY=VALUE changes every run, for example --config.training.steps=100.
 
---costs then measures what prediction costs, of each group's first run, with its trained weights on validation images, in one
-pass that should have the machine for itself; with --tpu=v5e:2x4 the TPU compiler also estimates it for such chips, which need
+--costs also measures what prediction costs, with the trained weights of each group's first run on validation images, in one
+pass that should have the machine to itself. With --tpu=v5e:2x4 the TPU compiler estimates it for such chips too, which need
 not be there (pip install 'detzoo[tpu]').
 
---cluster=slurm submits a job for each run instead (pip install 'detzoo[cluster]'), from a workdir that all nodes see:
+--cluster=slurm submits each run as a job (pip install 'detzoo[cluster]'), from a workdir that all nodes see:
 
-    python scripts/sweep.py --experiment=... --workdir=... --cluster=slurm --jobs=100 \
+    detzoo sweep --experiment=focal_loss --workdir=/shared/focal_loss --cluster=slurm --jobs=100 \\
         --cluster_options='slurm_partition=gpu,gpus_per_node=1,timeout_min=600'
 """
 
 import sys
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 from detzoo.cli.paths import define_path
 
-EXPERIMENT = define_path('experiment', None, 'A file of experiments/, with an argument after a colon.', required=True)
-WORKDIR = define_path('workdir', None, 'Where everything goes; the same again goes on where it was.', required=True)
-JOBS = flags.DEFINE_integer('jobs', 1, 'Runs at once.', lower_bound=1)
+EXPERIMENT = define_path(
+    'experiment',
+    None,
+    'An experiment: a name (focal_loss) or the path of a file, with an argument after a colon.',
+    required=True,
+)
+WORKDIR = define_path('workdir', None, 'The folder for everything; the same again continues a sweep.', required=True)
+JOBS = flags.DEFINE_integer('jobs', 1, 'The number of runs at once.', lower_bound=1)
 COSTS = flags.DEFINE_bool('costs', False, 'Also measure what prediction costs.')
 TPU = flags.DEFINE_string('tpu', None, 'With --costs: a topology of TPUs to estimate them for, for example v5e:2x4.')
 CLUSTER = flags.DEFINE_enum(
-    'cluster', None, ['slurm', 'local'], "Submit runs as jobs; 'local' are processes, for a trial."
+    'cluster', None, ['slurm', 'local'], "Submit runs as jobs; 'local' starts processes here, to try it out."
 )
-OPTIONS = flags.DEFINE_list('cluster_options', [], 'Parameters of submitit, KEY=VALUE each.')
+OPTIONS = flags.DEFINE_list('cluster_options', [], 'Parameters of submitit, as KEY=VALUE, separated by commas.')
+ERRORS = (ImportError, ValueError)  # an extra that is not installed; a variant that an experiment does not have
 
 
 def table(rows):
@@ -82,9 +88,8 @@ class Shown:
                 print(f'{row["run"]}: {row["status"]}{ap}{reason}', file=sys.stderr, flush=True)
 
 
-def main(argv: list[str]) -> None:
+def main(settings: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
-    from detzoo.errors import ConfigError
     from detzoo.sweeps.costs import estimate_costs, measure_costs
     from detzoo.sweeps.launchers import Cluster
     from detzoo.sweeps.plan import plan
@@ -92,27 +97,18 @@ def main(argv: list[str]) -> None:
     from detzoo.sweeps.store import FAILED, Store
 
     folder = Store(WORKDIR.value).folder
-    try:
-        planned = plan(EXPERIMENT.value, argv[1:])
-        launcher = None
-        if CLUSTER.value:
-            pairs = (option.partition('=') for option in OPTIONS.value)
-            options = {key: int(value) if value.isdigit() else value for key, _, value in pairs}
-            launcher = Cluster(folder, CLUSTER.value, options)
-        with Shown() as show:
-            results = run_sweep(folder, planned, launcher, jobs=JOBS.value, show=show)
-        if COSTS.value:
-            measure_costs(Store(folder))
-            if TPU.value:
-                estimate_costs(Store(folder), TPU.value)
-    except (ConfigError, ImportError, OSError, ValueError) as error:
-        sys.exit(f'error: {error}')
+    planned = plan(EXPERIMENT.value, settings)
+    launcher = None
+    if CLUSTER.value:
+        pairs = (option.partition('=') for option in OPTIONS.value)
+        options = {key: int(value) if value.isdigit() else value for key, _, value in pairs}
+        launcher = Cluster(folder, CLUSTER.value, options)
+    with Shown() as show:
+        results = run_sweep(folder, planned, launcher, jobs=JOBS.value, show=show)
+    if COSTS.value:
+        measure_costs(Store(folder))
+        if TPU.value:
+            estimate_costs(Store(folder), TPU.value)
     failed = [result.run for result in results if result.status == FAILED]
-    print(
-        f'{len(results) - len(failed)} of {len(results)} runs are finished: python scripts/report.py --workdir={folder}'
-    )
+    print(f'{len(results) - len(failed)} of {len(results)} runs are finished: detzoo report --workdir={folder}')
     sys.exit(f'error: {len(failed)} failed: {", ".join(failed)}' if failed else 0)
-
-
-if __name__ == '__main__':
-    app.run(main, flags_parser=lambda argv: flags.FLAGS(argv, known_only=True))

@@ -18,7 +18,7 @@ def open_dataset(name: str, split: str, data_dir: str | os.PathLike | None = Non
     """Opens a split of a data set; detzoo's own are prepared on first use.
 
     Args:
-        name: 'shapes', 'histology', or a name given to `scripts/prepare_data.py`.
+        name: 'shapes', 'histology', or a name given to `detzoo prepare`.
         split: 'train' or 'validation', or a slice of them in TFDS's notation ('train[:10%]').
         data_dir: folder of all data sets; None is TFDS's default (~/tensorflow_datasets, or $TFDS_DATA_DIR).
 
@@ -77,6 +77,6 @@ def _newest_version(name: str, data_dir: pathlib.Path) -> pathlib.Path:
 
 def _remedy(name: str) -> str:
     return (
-        f'python scripts/prepare_data.py --format=coco --name={name} --train_annotations=A.json --train_images=DIR '
+        f'detzoo prepare --format=coco --name={name} --train_annotations=A.json --train_images=DIR '
         '--validation_annotations=B.json --validation_images=DIR'
     )

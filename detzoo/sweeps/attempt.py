@@ -156,6 +156,8 @@ def _draw(store: Store, truth: str, run: str, predictor: Any, detections: Any) -
 
 def code_version() -> str:
     """Names the commit of the code, with '+' where files differ from it; 'unknown' outside of a checkout."""
+    if not (ROOT / '.git').exists():  # installed: the folder may lie in a repository of something else
+        return 'unknown'
     git = ['git', '-C', str(ROOT)]
     try:
         commit = subprocess.run([*git, 'rev-parse', 'HEAD'], capture_output=True, text=True, check=True).stdout.strip()

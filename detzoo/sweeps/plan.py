@@ -1,21 +1,20 @@
 """The plan of a sweep, which becomes sweep.json: its runs with their configs, before any has started."""
 
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from detzoo.config import differences
 from detzoo.errors import ConfigError
 from detzoo.sweeps.store import WAITING, Result
-from detzoo.sweeps.sweep import ROOT, config_of, load_sweep
+from detzoo.sweeps.sweep import config_of, full_name, load_sweep
 
 
-def plan(experiment: str, arguments: Sequence[str] = ()) -> dict[str, Any]:
+def plan(experiment: str, settings: Sequence[str] = ()) -> dict[str, Any]:
     """Plans the runs of an experiment.
 
     Args:
-        experiment: a file of experiments/, with an argument after a colon.
-        arguments: flags for every run, for example '--config.training.steps=100'.
+        experiment: a name or the path of a file, with an argument after a colon.
+        settings: changes of every run's config as text, for example 'training.steps=100'.
 
     Returns:
         the contents of sweep.json.
@@ -24,7 +23,7 @@ def plan(experiment: str, arguments: Sequence[str] = ()) -> dict[str, Any]:
         ConfigError: see `load_sweep` and `config_of`; or a run has replicas.
     """
     sweep, docstring = load_sweep(experiment)
-    configs = [config_of(run, arguments) for run in sweep.runs]
+    configs = [config_of(run, settings) for run in sweep.runs]
     runs = []
     for run, config in zip(sweep.runs, configs):
         if config.training.num_replicas > 1:
@@ -46,10 +45,8 @@ def plan(experiment: str, arguments: Sequence[str] = ()) -> dict[str, Any]:
                 trained=run.trained,
             )._asdict()
         )
-    path = pathlib.Path(experiment.partition(':')[0]).resolve()
-    name = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
     return dict(
-        experiment=name + experiment[len(experiment.partition(':')[0]) :],
+        experiment=full_name(experiment),
         docstring=docstring,
         metrics=list(sweep.metrics),
         figures=[axes._asdict() for axes in sweep.figures],

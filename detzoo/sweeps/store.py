@@ -4,8 +4,8 @@
     DIR/results.jsonl             a line for each run that ended: a Result
     DIR/results/RUN/              detections.json.gz, curves.json, panels/IMAGE_ID.jpg, assignment/STAGE.jpg
     DIR/truth/NAME/               ground_truth.json.gz (a COCO dict) and panels/IMAGE_ID.jpg of a validation split
-    DIR/costs.json                what prediction costs (`sweep.py --costs`)
-    DIR/estimates.json            what it would cost on TPUs (`sweep.py --costs --tpu=TOPOLOGY`)
+    DIR/costs.json                what prediction costs (`detzoo sweep --costs`)
+    DIR/estimates.json            what it would cost on TPUs (`detzoo sweep --costs --tpu=TOPOLOGY`)
     DIR/runs/RUN/                 the workdir of the run: checkpoints and logs, which reports do not need
 
 Every file is complete or not there. Only the process of the sweep writes results.jsonl. Packed results (`report.pack`) have
@@ -116,9 +116,7 @@ class Store:
         """
         path = self.folder / 'sweep.json'
         if not path.exists():
-            raise FileNotFoundError(
-                f'{self.folder} holds no sweep (it has no sweep.json): make one with scripts/sweep.py'
-            )
+            raise FileNotFoundError(f'{self.folder} holds no sweep (it has no sweep.json): detzoo sweep makes one')
         return json.loads(path.read_text())
 
     def costs(self) -> list[dict[str, Any]]:

@@ -7,24 +7,21 @@ experiments/NAME.py -> get_sweep(arg) -> Sweep
 
 import ast
 import operator
-import pathlib
 import runpy
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import ml_collections
 
-from detzoo.config import complete, flatten
-from detzoo.errors import ConfigError, nearest
-
-ROOT = pathlib.Path(__file__).parents[2]
+from detzoo.config import check_key, find_file, load_config, own_folder
+from detzoo.errors import ConfigError
 
 
 class Run(NamedTuple):
     """One training.
 
     name: of its folder; unique in the sweep.
-    config: a file of configs/, with an argument after a colon.
+    config: a name ('mask_rcnn_shapes:c4') or the path of a file, with a variant after a colon.
     changes: values of config keys, by their dotted names.
     published: what the paper has for it, by names of metrics, in percent.
     group: what it is one seed of; its name, if empty.
@@ -81,16 +78,23 @@ def with_seeds(runs: Iterable[Run], seeds: Sequence[int]) -> list[Run]:
 
 
 def load_sweep(experiment: str) -> tuple[Sweep, str]:
-    """Loads the sweep of a file of experiments/, with an argument after a colon; and the file's docstring.
+    """Loads the sweep of an experiment.
+
+    Args:
+        experiment: a name ('focal_loss') or the path of a file, with an argument after a colon; see `config.find_file`.
+
+    Returns:
+        the sweep, and the file's docstring.
 
     Raises:
-        ConfigError: there is no such file or variant, two runs have one name, or the config of a run cannot be.
+        ConfigError: there is no such experiment, two runs have one name, or the config of a run cannot be made.
+        ValueError: the experiment has no such variant.
     """
-    path, _, argument = experiment.partition(':')
-    if not pathlib.Path(path).is_file():
-        raise ConfigError(f'there is no experiment {path}: give a file of experiments/')
-    module = runpy.run_path(path)
-    sweep = module['get_sweep'](argument or None)
+    path, argument = find_file('experiments', experiment)
+    content = runpy.run_path(str(path))
+    if 'get_sweep' not in content:
+        raise ConfigError(f'{path} is not an experiment: it has no function get_sweep')
+    sweep = content['get_sweep'](argument or None)
     names = [run.name for run in sweep.runs]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
@@ -99,48 +103,54 @@ def load_sweep(experiment: str) -> tuple[Sweep, str]:
         config_of(run)
         if run.trained and run.trained not in names:
             raise ConfigError(f'{path}: run {run.name!r} shares the training of {run.trained!r}, which is no run')
-    return sweep, module['__doc__'] or ''
+    return sweep, content['__doc__'] or ''
 
 
-def config_of(run: Run, arguments: Sequence[str] = ()) -> ml_collections.ConfigDict:
+def full_name(experiment: str) -> str:
+    """Names an experiment the same way wherever it is called from.
+
+    Returns:
+        'experiments/NAME.py' for one of detzoo, else the absolute path; with the argument after a colon.
+
+    Raises:
+        ConfigError: there is no such experiment.
+    """
+    path, argument = find_file('experiments', experiment)
+    path, own = path.resolve(), own_folder('experiments').resolve()
+    name = f'experiments/{path.name}' if path.parent == own else str(path)
+    return f'{name}:{argument}' if argument else name
+
+
+def config_of(run: Run, settings: Sequence[str] = ()) -> ml_collections.ConfigDict:
     """Makes the config of a run.
 
     Args:
         run: of a sweep.
-        arguments: flags that change it further, for example '--config.training.steps=100'.
+        settings: further changes as text, for example 'training.steps=100'.
 
     Raises:
         ConfigError: a key does not exist, or cannot have this value.
     """
-    path, _, argument = run.config.partition(':')
-    config = runpy.run_path(str(ROOT / path))['get_config'](argument or None)
-    for key, value in run.changes.items():
-        _set(config, key, value, f'run {run.name!r} sets {key!r}')
-    for flag in arguments:
-        key, equals, text = flag.removeprefix('--config.').partition('=')
-        if not (flag.startswith('--config.') and equals):
-            raise ConfigError(f'what is {flag!r}? Only --config.KEY=VALUE goes to the runs')
-        _set(config, key, text, flag, parse=True)
     try:
-        return complete(config)
+        changes = dict(run.changes)
+        if settings:
+            base = load_config(run.config)
+            changes |= dict(_parse(base, setting) for setting in settings)
+        return load_config(run.config, changes)
     except ConfigError as error:
         raise ConfigError(f'run {run.name!r}: {error}') from error
 
 
-def _set(config: ml_collections.ConfigDict, key: str, value: Any, what: str, parse: bool = False) -> None:
-    """Sets a dotted key; with `parse` to what the text `value` means for a key of this type.
-
-    Raises:
-        ConfigError: there is no such key, or it cannot have this value; the message begins with `what`.
-    """
-    known = dict(flatten(config))
-    if key not in known:
-        raise ConfigError(f'{what}, which is no key of the config: the nearest is {nearest(key, known)!r}')
-    group, _, name = key.rpartition('.')
+def _parse(config: ml_collections.ConfigDict, setting: str) -> tuple[str, Any]:
+    """Reads 'KEY=VALUE' as a dotted key of a config, and a value of its type."""
+    key, equals, text = setting.partition('=')
+    if not equals:
+        raise ConfigError(f'{setting!r} sets no key: write KEY=VALUE')
+    group, _, name = check_key(config, key).rpartition('.')
     parent = operator.attrgetter(group)(config) if group else config
+    if parent.get_type(name) is str:
+        return key, text
     try:
-        if parse and (parent.get_type(name) is not str):
-            value = ast.literal_eval({'true': 'True', 'false': 'False'}.get(value, value))
-        parent.update({name: value})
-    except (SyntaxError, TypeError, ValueError) as error:
-        raise ConfigError(f'{what}: {error}') from error
+        return key, ast.literal_eval({'true': 'True', 'false': 'False'}.get(text, text))
+    except (SyntaxError, ValueError) as error:
+        raise ConfigError(f'{key} cannot be {text!r}: {error}') from error

@@ -103,7 +103,7 @@ def compare_targets() -> None:
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
-        raise app.UsageError(f'what is {argv[1]!r}? Flags begin with --')
+        raise app.UsageError(f'unexpected argument {argv[1]!r}: arguments have the form --FLAG=VALUE')
     logging.set_verbosity(logging.WARNING)
     compare_targets() if TARGETS.value else time_masks()
 

@@ -21,7 +21,7 @@ SCORES = (0.0, 0.3, 0.5)
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
-        raise app.UsageError(f'what is {argv[1]!r}? Flags begin with --')
+        raise app.UsageError(f'unexpected argument {argv[1]!r}: arguments have the form --FLAG=VALUE')
     logging.set_verbosity(logging.WARNING)
     from detzoo.errors import ConfigError, DataError
     from detzoo.inference.dataset import evaluate_workdir

@@ -144,8 +144,11 @@ BAD_IMAGES = {
 }
 
 BAD_OBJECTS = {
-    'unknown class': (with_object('unicorn', (1, 2, 3, 4), 0), r'\(unicorn\): none of VOC.s 20 classes.*--format=coco'),
-    'no name': (rewrite(annotation([('', (1, 2, 3, 4), 0), *OBJECTS])), 'none of VOC.s 20'),
+    'unknown class': (
+        with_object('unicorn', (1, 2, 3, 4), 0),
+        r'\(unicorn\): not one of VOC.s 20 classes.*COCO.s format',
+    ),
+    'no name': (rewrite(annotation([('', (1, 2, 3, 4), 0), *OBJECTS])), 'not one of VOC.s 20'),
     'degenerate': (with_object('cat', (5, 2, 4, 4), 0), r'\(cat\): bbox .* no positive width'),
     'outside': (with_object('cat', (5, 2, 43, 4), 0), 'leaves the image of 40 x 30'),
     'before the edge': (with_object('cat', (-2, 2, 9, 9), 0), 'leaves the image'),
@@ -205,7 +208,7 @@ def test_prepare_voc_refuses_an_image_listed_twice(root):
 BAD_LISTS = {
     'no year': (['trainval'], "'trainval' is not a year and a list"),
     'leads out': (['2007_../../x'], 'is not a year and a list'),
-    'unknown year': (['2010_trainval'], r'VOC2010/ImageSets/Main/trainval\.txt .*--voc_root'),
+    'unknown year': (['2010_trainval'], r'VOC2010/ImageSets/Main/trainval\.txt .*must be the unpacked VOCdevkit'),
     'unknown list': (['2007_train'], r'VOC2007/ImageSets/Main/train\.txt'),
     'two columns': (['2007_cat'], r"cat\.txt should list one name of an image a line, but '000005 -1'"),
     'empty': (['2007_empty'], r'empty\.txt .*it is empty'),

@@ -90,7 +90,7 @@ def read_list(root: pathlib.Path, part: str) -> list[str]:
         lines = path.read_text().splitlines()
     except (OSError, ValueError) as error:  # missing, or not text
         raise DataError(
-            f'cannot read {path} ({error}); --voc_root is the unpacked VOCdevkit, with VOC{match[1]} in it'
+            f'cannot read {path} ({error}): {root} must be the unpacked VOCdevkit, with VOC{match[1]} in it'
         ) from error
     names = [line.strip() for line in lines if line.strip()]
     wrong = next((name for name in names if not re.fullmatch(r'[\w.-]+', name)), None)
@@ -190,7 +190,9 @@ def read_object(node: xml.etree.ElementTree.Element, where: str, height: int, wi
     """Reads an `object` of an image of that size; returns an object for `records.features`, without its id."""
     name = node.findtext('name', '').strip()
     if name not in CLASS_NAMES:
-        raise DataError(f"{where}: none of VOC's 20 classes; data with classes of their own come as --format=coco")
+        raise DataError(
+            f"{where}: not one of VOC's 20 classes; prepare data with other classes from annotations in COCO's format"
+        )
     difficult = node.findtext('difficult', '0').strip()
     if difficult not in ('0', '1'):
         raise DataError(f'{where}: difficult must be 0 or 1, not {difficult!r}')
