@@ -47,8 +47,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
 
     c.model = ml_collections.ConfigDict()
     c.model.name = 'faster_rcnn'
-    c.model.depth = 50
-    c.model.norm = 'frozen_batch_norm'
+    c.model.backbone = dict(name='resnet50', norm='frozen_batch_norm')
     c.model.fpn_features = None  # C4: RoIs are read at stride 16, and the ResNet's last stage runs on each
     c.model.rpn = dict(
         anchor_sizes=((32.0, 64.0, 128.0, 256.0, 512.0),),

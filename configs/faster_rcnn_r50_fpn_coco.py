@@ -49,8 +49,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
 
     c.model = ml_collections.ConfigDict()
     c.model.name = 'faster_rcnn'
-    c.model.depth = 50
-    c.model.norm = 'frozen_batch_norm'
+    c.model.backbone = dict(name='resnet50', norm='frozen_batch_norm')
     c.model.rpn = dict(
         anchor_sizes=((32.0,), (64.0,), (128.0,), (256.0,), (512.0,)),  # 1612.03144, section 4.1
         train_pre_nms_topk=2000,  # of a level

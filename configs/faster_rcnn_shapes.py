@@ -20,9 +20,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.data.recipe = dict(flip=0.5, scale_range=(0.8, 1.25))
     c.model = dict(
         name='faster_rcnn',
-        depth=18,
-        width=0.25,  # 16 channels in the first stage
-        norm='batch_norm',
+        backbone=dict(name='resnet18', width=0.25, norm='batch_norm'),  # 16 channels in the first stage
         fpn_features=48,
         trunk_features=128,
         # Objects are 14 to 70 pixels; from level to level anchors grow by half.

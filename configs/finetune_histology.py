@@ -8,7 +8,7 @@ The argument is a workdir: of imported weights, or of a run. Its model section i
 images; layers whose shape depends on the number of classes are drawn, and listed when the run begins. To keep early layers
 as they are: `--config.optimizer.frozen='backbone/(stem|stage1)'` (of a ResNet; a regular expression on parameter paths). Where
 the norms are of batches (torchvision's v2 models, SSDLite, YOLO) their statistics go on moving, unless
-`--config.model.norm=frozen_batch_norm` keeps those that were learnt.
+`--config.model.backbone.norm=frozen_batch_norm` keeps those that were learnt.
 
 24 tiles train, so augmentation decides, as in the other configs of `histology`. It was run with weights trained here, not
 with published ones.

@@ -59,8 +59,8 @@ def get_config(arg=None):
 
     c.model = ml_collections.ConfigDict()
     c.model.name = 'retinanet'
-    c.model.depth = 50
-    c.model.norm = 'batch_norm' if scratch else 'frozen_batch_norm'  # batch norm is synchronised over all devices
+    # Batch norm is synchronised over all devices.
+    c.model.backbone = dict(name='resnet50', norm='batch_norm' if scratch else 'frozen_batch_norm')
     if scratch:
         c.model.head_norm = 'group_norm'
     c.model.extra_levels_from = 'c5'  # P6 (section 4, footnote 2)

@@ -30,11 +30,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.evaluation = dict(canvases=((512, 512),), batch_size=4)
     c.model = dict(
         name='ssd',
-        backbone='resnet18',
-        width=0.25,  # 16 channels in the first stage
-        norm='batch_norm',
+        backbone=dict(name='resnet18', width=0.25, norm='batch_norm'),  # 16 channels in the first stage
+        backbone_strides=(8, 16, 32),
         l2_norm_scale=None,  # all levels are normalised alike
-        extra_layers=(),  # strides 8, 16 and 32
+        extra_layers=(),
         anchor_sizes=(20.0, 36.0, 60.0, 90.0),  # nuclei are 9 to 31 pixels, enlarged 18 to 63
         aspect_ratios=((2 / 3, 3 / 2),) * 3,
         anchor_strides=(8, 16, 32),
@@ -44,11 +43,11 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     if arg == 'mobilenet_v2':
         c.model = dict(
             name='ssd',
-            backbone='mobilenet_v2',
+            backbone=dict(name='mobilenet_v2', norm='batch_norm'),
+            backbone_strides=(16, 32),
             lite=True,
-            norm='batch_norm',
             l2_norm_scale=None,
-            extra_layers=(),  # strides 16 and 32
+            extra_layers=(),
             anchor_sizes=(24.0, 45.0, 80.0),
             aspect_ratios=((2 / 3, 3 / 2),) * 2,
             anchor_strides=(16, 32),

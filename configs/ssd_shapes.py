@@ -20,11 +20,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.data.recipe = dict(flip=0.5, scale_range=(0.8, 1.25))
     c.model = dict(
         name='ssd',
-        backbone='resnet18',  # the RetinaNet's
-        width=0.25,  # 16 channels in the first stage
-        norm='batch_norm',
+        backbone=dict(name='resnet18', width=0.25, norm='batch_norm'),  # the RetinaNet's
+        backbone_strides=(8, 16, 32),  # 16, 8 and 4 cells a side
         l2_norm_scale=None,  # all levels are normalised alike
-        extra_layers=(),  # strides 8, 16 and 32 have 16, 8 and 4 cells a side
+        extra_layers=(),
         # Objects are 14 to 70 pixels, and squarer than COCO's. Squares of 16 and 23, 32 and 45, 64 and 76 pixels are two
         # strides and more, as in the paper.
         anchor_sizes=(16.0, 32.0, 64.0, 90.0),

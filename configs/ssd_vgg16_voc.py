@@ -47,7 +47,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         color_probability=0.5,
     )
 
-    c.model = dict(name='ssd', backbone='vgg16', norm=None, mean=(123, 117, 104), std=(1, 1, 1), dtype='bfloat16')
+    c.model = dict(name='ssd', mean=(123, 117, 104), std=(1, 1, 1), dtype='bfloat16')
+    c.model.backbone = dict(name='vgg16', norm=None)
     c.model.bipartite = True
     if side == 300:
         c.model.extra_layers = SSD300_LAYERS

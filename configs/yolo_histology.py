@@ -19,16 +19,15 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     models = dict(
         v1=dict(
             name='yolo_v1',
-            backbone='tiny',
-            stages=4,  # one pooling more, in the head: a grid of 8 x 8 cells of 16 pixels, each for one nucleus
-            width=0.5,
+            backbone=dict(name='tiny', width=0.5),
+            backbone_stride=8,  # one pooling more, in the head: a grid of 8 x 8 cells of 16 pixels, each for one nucleus
             head_features=(512, 64),  # each of the last is connected to each cell
             local_features=None,
         ),
         v2=dict(
             name='yolo_v2',
-            stages=4,  # cells of 8 pixels
-            width=0.25,
+            backbone=dict(name='darknet19', width=0.25),
+            backbone_stride=8,
             head_features=(512, 512, 512),
             prior_probability=0.1,
             warm_up_images=1600,
@@ -36,9 +35,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         ),
         v3=dict(
             name='yolo_v3',
-            backbone='tiny',
-            stages=5,  # cells of 8 and 16 pixels
-            width=0.5,
+            backbone=dict(name='tiny', width=0.5),
+            backbone_stride=16,  # cells of 8 and 16 pixels
+            small_head=True,
             head_features=256,
             prior_probability=0.01,
             anchor_sizes=(((20.0, 20.0), (26.0, 32.0), (32.0, 26.0)), ((36.0, 36.0), (44.0, 44.0), (56.0, 56.0))),

@@ -19,17 +19,16 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     models = dict(
         v1=dict(
             name='yolo_v1',
-            backbone='tiny',
-            stages=4,  # one pooling more, in the head: a grid of 4 x 4 cells of 16 pixels
-            width=0.5,
+            backbone=dict(name='tiny', width=0.5),
+            backbone_stride=8,  # one pooling more, in the head: a grid of 4 x 4 cells of 16 pixels
             head_features=(256, 128),
             local_features=None,
             class_scale=2.0,
         ),
         v2=dict(
             name='yolo_v2',
-            stages=4,  # cells of 8 pixels: the paper's are 32, of objects some three times as large
-            width=0.25,
+            backbone=dict(name='darknet19', width=0.25),
+            backbone_stride=8,  # the paper's is 32, for objects some three times as large
             head_features=(320, 320, 320),
             passthrough_features=32,
             prior_probability=0.05,
@@ -39,9 +38,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         ),
         v3=dict(
             name='yolo_v3',
-            backbone='tiny',
-            stages=5,  # cells of 8 and 16 pixels
-            width=0.5,
+            backbone=dict(name='tiny', width=0.5),
+            backbone_stride=16,  # cells of 8 and 16 pixels
+            small_head=True,
             head_features=256,
             prior_probability=0.01,
             # Near the k-means of the data, which scripts/make_anchors.py prints; not its very output.

@@ -43,7 +43,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     )
     c.model = dict(name='yolo_v1', boxes_per_cell=3)  # cfg/yolov1.cfg; the paper and the small net have 2
     if tiny:
-        c.model = dict(name='yolo_v1', backbone='tiny', head_features=(1024, 256), local_features=None)
+        c.model = dict(name='yolo_v1', backbone=dict(name='tiny'), head_features=(1024, 256), local_features=None)
     c.model.update(pad_value=0.5, clip_before_nms=False)
     c.training = dict(batch_size=64, steps=40_000, checkpoint_every=1000, evaluate_every=5000)
     c.optimizer = dict(

@@ -50,7 +50,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.evaluation = dict(canvases=((side, side),), batch_size=64)
     c.model = dict(name='yolo_v2', pad_value=0.5, clip_before_nms=False)
     if tiny:
-        c.model.update(backbone='tiny', head_features=(1024, 512), passthrough_features=None, rescore=False)
+        c.model.update(head_features=(1024, 512), passthrough_features=None, rescore=False)
+        c.model.backbone = dict(name='tiny')
     c.training = dict(batch_size=64, steps=500_200, checkpoint_every=5000, evaluate_every=50_000)
     c.optimizer = dict(
         name='sgd',

@@ -51,7 +51,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.model = dict(name='yolo_v3', pad_value=0.5, clip_before_nms=False)
     if tiny:
         anchor_sizes = (((10, 14), (23, 27), (37, 58)), ((81, 82), (135, 169), (344, 319)))
-        c.model.update(backbone='tiny', head_features=256, anchor_sizes=anchor_sizes)
+        c.model.update(small_head=True, head_features=256, anchor_sizes=anchor_sizes)
+        c.model.backbone = dict(name='tiny')
     c.training = dict(batch_size=64, steps=500_200, checkpoint_every=5000, evaluate_every=50_000)
     c.optimizer = dict(
         name='sgd',

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
+from detzoo.backbones import BACKBONES
 from detzoo.backbones.norms import NORMS
-from detzoo.backbones.resnet import DEPTHS
 from detzoo.core.masks import PASTES
 
 
@@ -115,11 +115,12 @@ ALLOWED: Mapping[str, Allowed] = {
     'evaluation.mask_paste': one_of(*PASTES),
 }
 
-# Of the detectors' arguments: a name means the same in each, and in each group of arguments.
+# Arguments of detectors. A name means the same in each detector and in each group; one that does not stands here with its group.
 MODEL: Mapping[str, Allowed] = {
     # the network
-    'depth': one_of(*DEPTHS),
-    'stages': within(1, 6),
+    'backbone.name': one_of(*BACKBONES),
+    'backbone_stride': COUNT,
+    'backbone_strides': COUNTS,
     'extra_levels_from': one_of('p5', 'c5'),
     'width': Allowed('above 0 and at most 100', lambda x: 0 < x <= 100),
     'norm': one_of(*NORMS),
@@ -194,7 +195,8 @@ def check_value(key: str, value: Any, example: Any) -> None:
     Raises:
         ValueError: the message has the key, the value, and what it must be.
     """
-    allowed = MODEL.get(key.rpartition('.')[2]) if key.startswith('model.') else ALLOWED.get(key)
+    *_, group, name = key.split('.') if '.' in key else ('', key)
+    allowed = MODEL.get(f'{group}.{name}', MODEL.get(name)) if key.startswith('model.') else ALLOWED.get(key)
     if not is_alike(value, example):
         raise ValueError(f'{key} is {value!r}: it must be {kind(example)}')
     if allowed is not None and not allowed.holds(value):

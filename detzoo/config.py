@@ -10,15 +10,18 @@ import json
 import operator
 import os
 import pathlib
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
 
 from detzoo.allowed import check_value
+from detzoo.backbones import BACKBONES
 from detzoo.data.augment import check_recipe
-from detzoo.detectors import DETECTORS
+from detzoo.detectors import DETECTORS, MOVED
+from detzoo.detectors.network import Arguments
 from detzoo.errors import ConfigError, nearest
 
 FILLED_IN = ('num_classes', 'axis_name')  # of a detector's arguments: known from the data and the devices
@@ -145,8 +148,12 @@ def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     known, optional = dict(flatten(whole)), optional_arguments(DETECTORS[name])
     for key, value in flatten(config):
         if key not in known and not (value is None and key in optional):
-            if key in optional:
-                raise ConfigError(f'{key} is {value!r}: it must be None or a group of keys')
+            members = [other for other in known if other.startswith(f'{key}.')]
+            if members:
+                group = 'None or a group of keys' if key in optional else 'a group of keys'
+                raise ConfigError(f'{key} is {value!r}: it must be {group}, such as {members[0]}')
+            if (argument := key.removeprefix('model.')) in MOVED:
+                raise ConfigError(f'there is no config key {key!r} any more: set model.{MOVED[argument]}')
             raise ConfigError(f'there is no config key {key!r}: the nearest is {nearest(key, known)!r}')
         if value is not None or not (key in optional or known[key] is None):
             try:
@@ -174,21 +181,46 @@ def check_thresholds(model: ml_collections.ConfigDict, name: str) -> None:
 
 
 def model_defaults(make: Callable[..., Any]) -> dict[str, Any]:
-    """Returns the arguments of a detector's `make` with their defaults; an absent one is None, of the annotated type."""
-    types = {'str | None': str, 'int | None': int, 'float | None': float}
-    arguments = {}
-    for key, parameter in inspect.signature(make).parameters.items():
-        if key in FILLED_IN:
-            continue
-        absent = parameter.default is None
-        arguments[key] = config_dict.placeholder(types[str(parameter.annotation)]) if absent else parameter.default
-    return arguments
-
-
-def optional_arguments(make: Callable[..., Any]) -> set[str]:
-    """Lists the keys of a detector's arguments, and groups of them, that may be None."""
+    """Returns the arguments of a detector's `make` with their defaults; one that is None has the annotated type."""
     parameters = inspect.signature(make).parameters.values()
-    return {f'model.{p.name}' for p in parameters if str(p.annotation).endswith('| None')}
+    return typed(make, {x.name: x.default for x in parameters if x.name not in FILLED_IN})
+
+
+def typed(make: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Puts a placeholder of the annotated type in the place of each argument of a function that is None, in groups too."""
+    parameters = inspect.signature(make, eval_str=True).parameters
+    whole = {}
+    for key, value in arguments.items():
+        if isinstance(value, Arguments):
+            value = typed(value.make, value)
+        whole[key] = config_dict.placeholder(type_of(parameters[key].annotation)) if value is None else value
+    return whole
+
+
+def type_of(hint: Any) -> type:
+    """Finds the type of a config's values for an annotation: that of `tuple[int, ...] | None` is tuple."""
+    members = [member for member in typing.get_args(hint) if member is not type(None)] if may_be_none(hint) else [hint]
+    kind = typing.get_origin(members[0]) or members[0]
+    for abstract, concrete in ((str, str), (Mapping, ml_collections.ConfigDict), (Sequence, tuple)):
+        if issubclass(kind, abstract):
+            return concrete
+    return kind
+
+
+def may_be_none(hint: Any) -> bool:
+    """Tells whether an annotation allows None."""
+    return type(None) in typing.get_args(hint)
+
+
+def optional_arguments(make: Callable[..., Any], prefix: str = 'model.') -> set[str]:
+    """Lists the keys of a detector's arguments, of groups of them and in groups, that may be None."""
+    keys = set()
+    for name, parameter in inspect.signature(make, eval_str=True).parameters.items():
+        if may_be_none(parameter.annotation):
+            keys.add(prefix + name)
+        if isinstance(parameter.default, Arguments):
+            keys |= optional_arguments(parameter.default.make, f'{prefix}{name}.')
+    return keys
 
 
 def example(config: ml_collections.ConfigDict, key: str) -> Any:
@@ -221,12 +253,45 @@ def from_json(text: str) -> ml_collections.ConfigDict:
 
 
 def migrate(stored: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Adds to a stored config what older versions implied."""
+    """Brings a stored config of an older detzoo to the keys of today."""
     leaves = dict(flatten(stored))
     # Every mask was pasted as torchvision does; it stays so where masks were trained as torchvision does.
     if leaves.get('model.mask.targets') == 'average' and 'evaluation.mask_paste' not in leaves:
         stored.update(evaluation=dict(mask_paste='torchvision'))
+    if any(f'model.{key}' in leaves for key in MOVED) or isinstance(leaves.get('model.backbone'), str):
+        stored.model = ml_collections.ConfigDict(group_backbone(stored.model.to_dict()))
     return stored
+
+
+def group_backbone(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Gathers what a detector's arguments said of its backbone, before these were a group.
+
+    Args:
+        model: arguments with 'name' and any of `MOVED`; 'backbone' is a name, where there is one.
+
+    Returns:
+        arguments with the group 'backbone', which names no backbone where the detector's default was meant.
+    """
+    rest = {key: value for key, value in model.items() if key not in (*MOVED, 'backbone')}
+    moved = {key: value for key, value in model.items() if key in MOVED}
+    depth, stages = moved.pop('depth', None), moved.pop('stages', None)
+    backbone = model.get('backbone')
+    if backbone in ('resnet', None):
+        backbone = None if depth is None else f'resnet{depth}'
+    if backbone in BACKBONES:  # an argument of another one meant nothing
+        own = {key for row in BACKBONES.values() for key in row.own} - set(BACKBONES[backbone].own)
+        moved = {key: value for key, value in moved.items() if key not in own}
+    strides = {'vgg16': (8, 16), 'mobilenet_v2': (16, 32), 'mobilenet_v3_large': (16, 32)}
+    if model['name'] == 'ssd' and backbone is not None:
+        rest['backbone_strides'] = strides.get(backbone, (8, 16, 32))
+    if model['name'] in ('faster_rcnn', 'mask_rcnn') and backbone == 'mobilenet_v3_large':
+        rest['backbone_strides'] = (32, 32)
+        moved['reduced_tail'] = False
+    if model['name'] == 'yolo_v3' and backbone is not None:
+        rest['small_head'] = backbone == 'tiny'
+    if stages is not None:
+        rest['backbone_stride'] = 2 ** (stages - 1)
+    return rest | {'backbone': moved if backbone is None else {'name': backbone, **moved}}
 
 
 def read_config(path: str | os.PathLike) -> ml_collections.ConfigDict:

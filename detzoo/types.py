@@ -84,6 +84,8 @@ class Detections(NamedTuple):
     labels: [..., D] int32 in 0..K-1.
     valid: [..., D] bool.
     masks: [..., D, m, m] float32 probabilities in the frame of each box, or None.
+    candidates_dropped: [...] int32, how many boxes over the score threshold the NMS never saw because a capacity
+        (pre_nms_topk) was full; or None, where nobody counted.
     """
 
     boxes: Array
@@ -91,6 +93,7 @@ class Detections(NamedTuple):
     labels: Array
     valid: Array
     masks: Array | None = None
+    candidates_dropped: Array | None = None
 
 
 class Assignment(NamedTuple):
@@ -105,15 +108,21 @@ class Assignment(NamedTuple):
 
 
 class Detector(NamedTuple):
-    """A detector: pure functions that share explicit arguments bound by its `make`.
+    """A detector: pure functions that share explicit arguments bound by its `make`, and what it needs and finds.
 
     init(rng, canvas): (params, model_state) for a key and a canvas (H, W).
     loss(params, model_state, batch, rng): (loss [], (model_state, metrics)), metrics a flat dict of scalars.
     predict(params, model_state, inputs): Detections with leading axis B.
     assign(params, model_state, batch, rng): {stage: Assignment}, exactly what `loss` trains on.
+    takes_proposals: whether it uses the proposals among the inputs.
+    needs_proposals: whether it cannot do without them.
+    finds_masks: whether it detects masks, and is trained on ground truth with masks.
     """
 
     init: Callable[[Array, tuple[int, int]], tuple[Params, ModelState]]
     loss: Callable[[Params, ModelState, Batch, Array], tuple[Array, tuple[ModelState, dict[str, Array]]]]
     predict: Callable[[Params, ModelState, Inputs], Detections]
     assign: Callable[[Params, ModelState, Batch, Array], dict[str, Assignment]]
+    takes_proposals: bool = False
+    needs_proposals: bool = False
+    finds_masks: bool = False

@@ -98,7 +98,7 @@ def coco(weights: str) -> list[Run]:
         for depth in (50, 101):
             for shorter, longer in ((800, 1333), (600, 1000), (400, 667)):
                 name = f'{family}_r{depth}'
-                changes = {'model.depth': depth, **backbone(f'r{depth}'), **resized(shorter, longer)}
+                changes = {'model.backbone.name': f'resnet{depth}', **backbone(f'r{depth}'), **resized(shorter, longer)}
                 if family == 'retinanet':
                     runs.append(Run(f'{name}_{shorter}', config, changes, series=name))
                 else:

@@ -173,12 +173,15 @@ def data_dir(tmp_path_factory):
     return folder
 
 
+def with_backbone(model, **changes):
+    """The arguments of a detector, of which those in its group `backbone` are changed."""
+    return model | dict(backbone={**model.get('backbone', {}), **changes})
+
+
 # The one network all tests of RetinaNet, of training and of prediction compile: 64 x 64, 8 images of at most 4 objects.
 TINY_RETINANET = dict(
     name='retinanet',
-    depth=18,
-    width=0.125,
-    norm='batch_norm',
+    backbone=dict(name='resnet18', width=0.125, norm='batch_norm'),
     fpn_features=24,
     head_depth=1,
     head_norm='group_norm',
@@ -188,9 +191,7 @@ TINY_RETINANET = dict(
 )
 TINY_FASTER_RCNN = dict(
     name='faster_rcnn',
-    depth=18,
-    width=0.125,
-    norm='batch_norm',
+    backbone=dict(name='resnet18', width=0.125, norm='batch_norm'),
     fpn_features=24,
     trunk_features=64,
     rpn=dict(
@@ -218,8 +219,8 @@ TINY_FASTER_RCNN_V2 = TINY_FASTER_RCNN | dict(
     rpn=TINY_FASTER_RCNN['rpn'] | dict(layers=2),
 )
 TINY_FASTER_RCNN_MOBILENET = TINY_FASTER_RCNN | dict(
-    backbone='mobilenet_v3_large',
-    width=0.35,
+    backbone=dict(name='mobilenet_v3_large', width=0.35, norm='batch_norm', reduced_tail=False),
+    backbone_strides=(32, 32),
     rpn=TINY_FASTER_RCNN['rpn'] | dict(anchor_sizes=((8.0, 12.0, 20.0, 32.0, 48.0),) * 3, score_threshold=0.05),
 )
 TINY_MASK_RCNN = TINY_FASTER_RCNN | dict(
@@ -233,10 +234,7 @@ TINY_MASK_RCNN_V2 = (
 )
 TINY_SSD = dict(
     name='ssd',
-    backbone='vgg16',
-    width=0.125,
-    norm='batch_norm',
-    fc6_dilation=2,
+    backbone=dict(name='vgg16', width=0.125, norm='batch_norm', fc6_dilation=2),
     extra_layers=((16, 32, 3, 2, 1),),
     anchor_sizes=(12, 20, 28, 36),
     aspect_ratios=((1 / 2, 2),) * 3,
@@ -245,10 +243,15 @@ TINY_SSD = dict(
     score_threshold=0.001,
     max_detections=10,
 )
+TINY_SSD_RESNET = TINY_SSD | dict(
+    backbone=dict(name='resnet18', width=0.125, norm='batch_norm'),
+    backbone_strides=(8, 16, 32),
+    l2_norm_scale=None,
+    extra_layers=(),
+)
 TINY_SSDLITE = TINY_SSD | dict(
-    backbone='mobilenet_v3_large',
-    width=0.35,
-    norm_epsilon=1e-3,
+    backbone=dict(name='mobilenet_v3_large', width=0.35, norm='batch_norm', norm_epsilon=1e-3),
+    backbone_strides=(16, 32),
     l2_norm_scale=None,
     lite=True,
     anchor_strides=(),
@@ -256,9 +259,8 @@ TINY_SSDLITE = TINY_SSD | dict(
 # Strides of 4 to 8, so that few of the toy objects share a cell.
 TINY_YOLO_V1 = dict(
     name='yolo_v1',
-    backbone='tiny',
-    stages=3,
-    width=0.25,
+    backbone=dict(name='tiny', width=0.25),
+    backbone_stride=4,
     head_features=(256, 32),
     local_features=None,
     score_threshold=1e-6,
@@ -266,8 +268,8 @@ TINY_YOLO_V1 = dict(
 )
 TINY_YOLO_V2 = dict(
     name='yolo_v2',
-    stages=4,
-    width=0.125,
+    backbone=dict(name='darknet19', width=0.125),
+    backbone_stride=8,
     head_features=(256, 256, 256),
     warm_up_images=16,
     anchor_sizes=((12.0, 12.0), (20.0, 20.0), (14.0, 24.0), (24.0, 14.0)),
@@ -276,8 +278,8 @@ TINY_YOLO_V2 = dict(
 )
 TINY_YOLO_V3 = dict(
     name='yolo_v3',
-    stages=4,
-    width=0.125,
+    backbone=dict(name='darknet53', width=0.125),
+    backbone_stride=8,
     head_features=256,
     prior_probability=0.01,
     anchor_sizes=(((12.0, 12.0), (12.0, 20.0), (20.0, 12.0)), ((18.0, 18.0), (24.0, 24.0), (28.0, 28.0))),

@@ -12,17 +12,19 @@ from detzoo.weights.darknet import PUBLISHED
 CANVAS = (96, 128)
 
 
-def model_of(name, **changes):
-    return {**PUBLISHED[name].model, 'num_classes': 2, 'width': 1 / 16, **changes}
+def model_of(name, width=1 / 16, norm='batch_norm', **changes):
+    model = PUBLISHED[name].model
+    backbone = {**model.get('backbone', {}), 'width': width, 'norm': norm}
+    return {**model, 'num_classes': 2, 'backbone': backbone, **changes}
 
 
 TINY = model_of('yolov3-tiny')
 MODELS = {
-    'v1': model_of('yolov1', stages=4),
-    'v1-tiny': model_of('yolov1-tiny', stages=3),
-    'v2': model_of('yolov2', stages=4),
+    'v1': model_of('yolov1', backbone_stride=8),
+    'v1-tiny': model_of('yolov1-tiny', backbone_stride=4),
+    'v2': model_of('yolov2', backbone_stride=8),
     'v2-frozen': model_of('yolov2-tiny', norm='frozen_batch_norm'),
-    'v3': model_of('yolov3', stages=4),
+    'v3': model_of('yolov3', backbone_stride=8),
     'v3-tiny': TINY,
 }
 

@@ -69,11 +69,12 @@ ODD = {
 ODD_MODEL = {
     'retinanet': {
         'name': ('yolo9000', 3, None, ['retinanet']),
-        'depth': (0, 19, 50.5, None),
+        'backbone.name': ('resnet19', 50, None),
         'extra_levels_from': ('p6', None),
-        'width': (0.0, -1.0, 1e6, NAN, 'x'),
-        'norm': ('batchnorm', '', None),
-        'norm_epsilon': (-1e-5, NAN),
+        'backbone.width': (0.0, -1.0, 1e6, NAN, 'x'),
+        'backbone.norm': ('batchnorm', ''),
+        'backbone.norm_epsilon': (-1e-5, NAN),
+        'backbone': ('resnet18', None),
         'fpn_features': NO_COUNT,
         'head_depth': (-1, None),
         'prior_probability': (0.0, 1.0, NAN),
@@ -114,10 +115,11 @@ ODD_MODEL = {
         'anchor_strides': ((0, 16, 32), (8, 16, NAN), 'x'),
         'extra_layers': (((16, 32, 3, 2),), ((16, 32, 3, 0, 1),), ((16, 32, 3, 2, -1),), ((16.5, 32, 3, 2, 1),)),
         'l2_norm_scale': (0.0, -1.0),
-        'fc6_dilation': NO_COUNT,
+        'backbone.fc6_dilation': NO_COUNT,
+        'backbone_strides': ((), (0, 16), (8.5, 16), 8),
     },
     'yolo_v1': {
-        'stages': (0, 7),
+        'backbone_stride': NO_COUNT,
         'head_features': ((), (0, 32), (1.5, 32), 32),
         'local_features': (0, -1),
         'dropout': (-0.5, 1.0),
@@ -186,7 +188,9 @@ def test_complete_says_what_is_allowed(key, value, message):
 
 
 def test_complete_says_what_a_group_of_keys_may_be():
-    with pytest.raises(ConfigError, match='^model.rpn is 5: it must be None or a group of keys$'):
+    with pytest.raises(
+        ConfigError, match='^model.rpn is 5: it must be None or a group of keys, such as model.rpn.anchor_sizes$'
+    ):
         complete(ml_collections.ConfigDict(dict(model=dict(name='faster_rcnn', rpn=5))))
 
 
@@ -201,10 +205,11 @@ def test_complete_says_what_a_group_of_keys_may_be():
         ('retinanet', 'optimizer.momentum', 0.0),
         ('retinanet', 'optimizer.decay_at', ()),
         ('retinanet', 'optimizer.warmup_steps', 10**6),  # a recipe cut to a few steps for a try
-        ('retinanet', 'model.norm_epsilon', 0.0),  # torchvision's on COCO
+        ('retinanet', 'model.backbone.norm_epsilon', 0.0),  # torchvision's on COCO
         ('retinanet', 'model.score_threshold', 0),
         ('retinanet', 'model.iou_threshold', 1.0),
         ('retinanet', 'model.focal_alpha', None),
+        ('retinanet', 'model.backbone.norm', None),  # of VGG-16
         ('retinanet', 'model.head_depth', 0),
         ('faster_rcnn', 'model.fpn_features', None),
         ('faster_rcnn', 'model.rpn', None),
@@ -235,7 +240,7 @@ def test_every_number_has_a_range():
         whole = complete(ml_collections.ConfigDict(dict(model=dict(name=name))))
         for key, _ in flatten(whole.model, 'model.'):
             argument, value = key.rpartition('.')[2], example(whole, key)
-            known.add(argument)
+            known |= {argument, key.removeprefix('model.')}
             assert argument in MODEL or value is None or isinstance(value, str | bool), key
     assert set(MODEL) <= known
 
@@ -249,8 +254,8 @@ def test_every_number_has_a_range():
         ('faster_rcnn', {'model.rpn.anchor_sizes': ((8.0,),) * 4}, 'rpn.anchor_sizes has 4 levels, the pyramid 5'),
         (
             'yolo_v2',
-            {'model.width': 1e-9},
-            'a layer of this yolo_v2 has no channels: raise model.width or its features',
+            {'model.backbone.width': 1e-9},
+            'a layer of this yolo_v2 has no channels: raise model.backbone.width or its features',
         ),
         ('yolo_v2', {'model.anchor_sizes': ((8.0, 8.0, 8.0),)}, r'anchor_sizes must be a \(width, height\)'),
         ('yolo_v3', {'model.anchor_sizes': (((8.0,),),)}, r'anchor_sizes must be a \(width, height\)'),
@@ -276,6 +281,6 @@ def test_read_config_names_a_file_that_is_none(tmp_path, text):
 
 def test_read_config_names_the_file_of_a_value_that_is_not_allowed(tmp_path):
     path = tmp_path / 'config.json'
-    path.write_text('{"model": {"name": "retinanet", "width": -1.0}}')
-    with pytest.raises(ConfigError, match=f'{path}: model.width is -1.0: it must be above 0'):
+    path.write_text('{"model": {"name": "retinanet", "backbone": {"width": -1.0}}}')
+    with pytest.raises(ConfigError, match=f'{path}: model.backbone.width is -1.0: it must be above 0'):
         read_config(path)

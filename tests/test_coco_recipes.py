@@ -41,11 +41,11 @@ SMALL = {
     'evaluation.batch_size': 8,
     'training.batch_size': 8,
     'training.steps': 1,
-    'model.width': 1 / 16,
+    'model.backbone.width': 1 / 16,
 }
-RESNET = {'model.depth': 18, 'model.fpn_features': 16}
+RESNET = {'model.backbone.name': 'resnet18', 'model.fpn_features': 16}
 RCNN = {
-    'model.depth': 18,
+    'model.backbone.name': 'resnet18',
     'model.trunk_features': 16,
     'model.rpn.samples': 16,
     'model.rpn.train_pre_nms_topk': 32,

@@ -4,8 +4,8 @@ import json
 import pathlib
 import runpy
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional
 
 import ml_collections
 import pytest
@@ -15,6 +15,7 @@ from ml_collections import config_flags
 from detzoo import config as configs
 from detzoo.config import complete, differences, from_json, to_json
 from detzoo.detectors import DETECTORS, make_detector
+from detzoo.detectors.network import arguments_of
 from detzoo.errors import ConfigError
 from detzoo.training.checks import check_canvases
 
@@ -90,8 +91,9 @@ def test_config_files_refuse_a_variant_that_they_do_not_have(path):
 
 
 def test_complete_fills_in_all_defaults():
-    whole = complete(minimal(depth=18))
-    assert whole.model.depth == 18 and whole.model.width == 1.0 and whole.model.head_norm is None
+    whole = complete(minimal(backbone=dict(name='resnet18')))
+    assert whole.model.backbone.name == 'resnet18' and whole.model.backbone.norm == 'frozen_batch_norm'
+    assert whole.model.backbone.width == 1.0 and whole.model.head_norm is None
     assert whole.training.to_dict() == configs.defaults().training.to_dict()
     assert not set(whole.model) & {'num_classes', 'axis_name'}
 
@@ -112,7 +114,7 @@ def test_complete_knows_the_arguments_of_each_detector():
     'section, key, nearest',
     [
         ('training', 'step', 'training.steps'),
-        ('model', 'widht', 'model.width'),
+        ('model', 'head_dept', 'model.head_depth'),
         ('optimizer', 'learningrate', 'optimizer.learning_rate'),
         ('data', 'canvas', 'data.canvases'),
     ],
@@ -139,7 +141,7 @@ def test_complete_takes_none_for_what_may_be_none():
 
 
 def test_complete_takes_whole_numbers_for_real_ones():
-    config = minimal(width=1)
+    config = minimal(backbone=dict(width=1))
     config.optimizer = dict(learning_rate=1)
     assert complete(config).optimizer.learning_rate == 1.0
 
@@ -207,7 +209,8 @@ def test_mutable_keys_exist():
         ('data.train_proposals=ground_truth', 'ground_truth'),
         ('data.validation_proposals=detections.json.gz', 'detections.json.gz'),
         ('initialize_backbone=r50.safetensors', 'r50.safetensors'),
-        ('model.width=0.5', 0.5),
+        ('model.backbone.width=0.5', 0.5),
+        ('model.backbone.name=vgg16', 'vgg16'),
         ('model.anchor_sizes=((8.0,),(16.0,),(32.0,),(64.0,),(99.0,))', ((8.0,), (16.0,), (32.0,), (64.0,), (99.0,))),
         ('model.match_best_anchors=false', False),
         ('data.canvases=((64,96),)', ((64, 96),)),
@@ -267,8 +270,48 @@ def test_groups_of_arguments_may_be_none_where_the_detector_says_so(monkeypatch)
     assert whole.model.to_dict() == dict(name='two_groups', first=None, second=dict(b=2))
     assert differences(whole, complete(whole)) == differences(whole, from_json(to_json(whole))) == {}
     assert differences(completed(), whole) == {'model.first.a': (1, None)}
-    with pytest.raises(ConfigError, match="no config key 'model.second': the nearest is 'model.second.b'"):
+    with pytest.raises(ConfigError, match='model.second is None: it must be a group of keys, such as model.second.b'):
         completed(second=None)
+
+
+def inner(*, sizes: tuple[int, ...] | None = None, norm: str | None = 'a', shares: Sequence[float] | None = None):
+    pass
+
+
+def test_arguments_of_any_type_may_be_none(monkeypatch):
+    def make(
+        *,
+        num_classes: int,
+        flag: bool | None = None,
+        pair: tuple[int, int] | None = None,
+        ratio: Optional[float] = None,  # noqa: UP045
+        group: Mapping[str, Any] | None = arguments_of(inner),  # noqa: B008
+        absent: Mapping[str, Any] | None = None,
+        sure: int = 3,
+    ):
+        pass
+
+    monkeypatch.setitem(DETECTORS, 'odd', make)
+
+    def completed(**model):
+        return complete(ml_collections.ConfigDict(dict(model=dict(name='odd', **model)))).model
+
+    assert completed().to_dict() == dict(
+        name='odd', flag=None, pair=None, ratio=None, absent=None, sure=3, group=dict(sizes=None, norm='a', shares=None)
+    )
+    given = dict(flag=True, pair=(1, 2), ratio=0.5, group=dict(sizes=(3, 4), norm=None, shares=(0.5,)))
+    assert completed(**given).to_dict() == dict(name='odd', absent=None, sure=3, **given)
+    assert completed(group=None).group is None
+    for wrong, words in (
+        (dict(flag=1), 'model.flag is 1: it must be True or False'),
+        (dict(pair=5), 'model.pair is 5: it must be numbers in a tuple'),
+        (dict(ratio='x'), "model.ratio is 'x': it must be a finite number"),
+        (dict(group=dict(sizes='x')), "model.group.sizes is 'x': it must be numbers in a tuple"),
+        (dict(group=5), 'model.group is 5: it must be None or a group of keys, such as model.group.'),
+        (dict(sure=None), 'model.sure is None: it must be a whole number'),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            completed(**wrong)
 
 
 def test_make_detector_names_the_known_ones():

@@ -292,7 +292,9 @@ def test_train_and_evaluate_goes_on_before_a_damaged_checkpoint(tmp_path, tiny_c
 
 def test_train_and_evaluate_refuses_validation_data_without_masks(tmp_path, tiny_config, linear):
     config = tiny_config(data__mask_size=28)
-    config.model = complete(ml_collections.ConfigDict(dict(model=dict(name='mask_rcnn', norm='batch_norm')))).model
+    config.model = complete(
+        ml_collections.ConfigDict(dict(model=dict(name='mask_rcnn', backbone=dict(norm='batch_norm'))))
+    ).model
     with pytest.raises(
         DataError, match=r"split 'validation' of 'toy' cannot be evaluated: annotation \d+ of image 3\d.png: "
     ):

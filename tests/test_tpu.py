@@ -23,7 +23,7 @@ IMAGES = 16
 # The small configs, smaller still: compiling takes as long as there are different operations.
 SMALLER = {
     'data.canvases': '((64, 64),)',
-    'model.width': 0.125,
+    'model.backbone.width': 0.125,
     'optimizer.name': 'sgd',
     'optimizer.ema_decay': 0.0,
     'training.batch_size': IMAGES,

@@ -6,6 +6,7 @@ import pathlib
 
 import jax
 import numpy as np
+from conftest import with_backbone
 
 from detzoo.detectors import make_detector
 from detzoo.parity.torchvision import drawn_entries
@@ -29,8 +30,11 @@ FIXTURES = pathlib.Path(__file__).parent / 'fixtures'
 
 @functools.cache
 def template_of(name=RETINANET, **changes):
-    """Shapes of (params, model_state) of a counterpart, or of a changed one."""
-    detector = make_detector(**{**PEERS[name].model, **changes})
+    """Shapes of (params, model_state) of a counterpart, or of a changed one; changes of its backbone are among the others."""
+    model = PEERS[name].model
+    inner = {'norm': changes.pop('norm')} if 'norm' in changes else {}
+    inner |= {'name': changes.pop('backbone_name')} if 'backbone_name' in changes else {}
+    detector = make_detector(**with_backbone(model, **inner) | changes)
     return jax.eval_shape(lambda rng: detector.init(rng, (320, 320)), jax.random.key(0))
 
 

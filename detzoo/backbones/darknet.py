@@ -1,4 +1,4 @@
-"""The networks of darknet: images [B, H, W, 3] to the features of six stages, of stride 1, 2, 4, 8, 16, 32.
+"""The networks of darknet: images [B, H, W, 3] to features of up to six stages, of stride 1, 2, 4, 8, 16, 32.
 
     tiny         one 3x3 convolution a stage                    YOLO v1-tiny, v2-tiny, v3-tiny
     extraction   the 20 convolutions pre-trained on ImageNet    YOLO v1 (arXiv 1506.02640, figure 3)
@@ -40,6 +40,7 @@ DARKNET19 = (
 )
 PLAIN = {'tiny': TINY, 'extraction': EXTRACTION, 'darknet19': DARKNET19}
 DARKNET53_BLOCKS = (0, 1, 2, 8, 8, 4)  # residual blocks of each stage
+STRIDES = (1, 2, 4, 8, 16, 32)  # of the stages, pixels; extraction's first one is empty
 
 
 ConvBlock = partial(ConvNorm, activation=partial(nn.leaky_relu, negative_slope=0.1))  # with a norm: no bias
@@ -54,7 +55,7 @@ class Darknet(nn.Module):
     """The stages of one of the networks.
 
     architecture: 'tiny', 'extraction', 'darknet19' or 'darknet53'.
-    stages: how many of its six stages there are; the last has stride 2^(stages - 1).
+    strides: of the stages that go out; there is none behind the last of them.
     width: factor on all channels.
     norm: a name of `norms.NORMS`; norm_epsilon: added to variances.
     axis_name: the axis over which batch statistics are synchronised.
@@ -62,7 +63,7 @@ class Darknet(nn.Module):
     """
 
     architecture: str
-    stages: int = 6
+    strides: Sequence[int] = STRIDES
     width: float = 1.0
     norm: str = 'batch_norm'
     norm_epsilon: float = 1e-6
@@ -71,19 +72,19 @@ class Darknet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> Sequence[jax.Array]:
-        """Maps [B, H, W, 3] to one [B, ceil(H / 2^i), ceil(W / 2^i), C] for each stage i."""
+        """Maps [B, H, W, 3] to one [B, ceil(H / stride), ceil(W / stride), C] for each stride."""
         if self.architecture not in (*PLAIN, 'darknet53'):
             raise ValueError(f'backbone is {self.architecture!r}: use one of {", ".join((*PLAIN, "darknet53"))}')
-        if not 1 <= self.stages <= 6:
-            raise ValueError(f'stages is {self.stages}: a darknet has 1 to 6')
         norm = make_norm(self.norm, train=train, axis_name=self.axis_name, dtype=self.dtype, epsilon=self.norm_epsilon)
 
         def conv(x: jax.Array, kernel: int, features: int, name: str, stride: int = 1) -> jax.Array:
             return ConvBlock(round(features * self.width), kernel, stride, norm=norm, dtype=self.dtype, name=name)(x)
 
-        outputs = []
+        stages = {}
         x = x.astype(self.dtype)
-        for stage in range(self.stages):
+        for stage, stride in enumerate(STRIDES):
+            if stride > max(self.strides):
+                break
             if self.architecture == 'darknet53':
                 features = 32 * 2**stage
                 x = conv(x, 3, features, f'stage{stage + 1}_conv', stride=1 if stage == 0 else 2)
@@ -96,5 +97,5 @@ class Darknet(nn.Module):
                     x = max_pool(x)
                 for index, (kernel, features) in enumerate(PLAIN[self.architecture][stage]):
                     x = conv(x, kernel, features, f'stage{stage + 1}_conv{index + 1}', stride=2 if strided else 1)
-            outputs.append(x)
-        return tuple(outputs)
+            stages[stride] = x
+        return tuple(stages[stride] for stride in self.strides)

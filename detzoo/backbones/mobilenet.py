@@ -2,9 +2,9 @@
 
     stem 3x3/2 -> inverted residuals block1, block2, ... (17, or 15), of stride 32 from 'block14', or 'block13' -> last: 1x1
 
-Both are rows of one kind of block, see `Residual`. By default what goes out is what their authors detect on (V2: section
-6.2; V3: section 6.3): C4, the expansion before the last stride, and C5, the last layer before pooling. Padding is
-torchvision's.
+Both are rows of one kind of block, see `Residual`. What goes out at a stride is what their authors detect on (V2: section
+6.2; V3: section 6.3): C4 is the expansion before the last stride, and so are the finer ones; C5 is the last layer before
+pooling. Of stride 32 there is one more, the first block of that stride, for those who ask for it twice. Padding is torchvision's.
 """
 
 from collections.abc import Callable, Sequence
@@ -49,6 +49,23 @@ V3_LARGE = (
     Residual(5, 960, 160, True, nn.hard_swish, 1),
     Residual(5, 960, 160, True, nn.hard_swish, 1),
 )
+# (stride, where it goes out), finest first, see `MobileNet`.
+V2_OUTPUTS = (
+    (2, 'block2/expand'),
+    (4, 'block4/expand'),
+    (8, 'block7/expand'),
+    (16, 'block14/expand'),
+    (32, 'block14'),
+    (32, 'last'),
+)
+V3_OUTPUTS = (
+    (2, 'block2/expand'),
+    (4, 'block4/expand'),
+    (8, 'block7/expand'),
+    (16, 'block13/expand'),
+    (32, 'block13'),
+    (32, 'last'),
+)
 TAIL = 12  # the index of the first row of V3 that a reduced tail halves, and whose expansion is C4
 
 
@@ -59,20 +76,26 @@ def divisible(channels: float) -> int:
 
 
 class InvertedResidual(nn.Module):
-    """1x1 expansion, depthwise convolution, squeeze-and-excitation, 1x1 projection, and a shortcut where shapes allow."""
+    """1x1 expansion, depthwise convolution, squeeze-and-excitation, 1x1 projection, and a shortcut where shapes allow.
+
+    expands_only: whether it ends behind its expansion.
+    """
 
     row: Residual
     norm: Callable[..., nn.Module]
     dtype: Any
+    expands_only: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Maps [B, h, w, C] to the expansion [B, h, w, expanded] and [B, h / stride, w / stride, features]."""
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """Maps [B, h, w, C] to the expansion [B, h, w, expanded] and [B, h / stride, w / stride, features] or None."""
         row = self.row
         conv = partial(ConvNorm, norm=self.norm, dtype=self.dtype)
         expanded = x
         if row.expanded != x.shape[-1]:
             expanded = conv(row.expanded, 1, activation=row.activation, name='expand')(x)
+        if self.expands_only:
+            return expanded, None
         y = conv(row.expanded, row.kernel, row.stride, depthwise=True, activation=row.activation, name='depthwise')(
             expanded
         )
@@ -97,7 +120,7 @@ class SqueezeExcitation(nn.Module):
 
 
 class MobileNet(nn.Module):
-    """The layers of a MobileNet up to its pooling.
+    """The layers of a MobileNet, up to the last that goes out.
 
     stem, last: channels of the first and the last convolution; rows: of the blocks between.
     activation: of the first and the last convolution.
@@ -125,20 +148,33 @@ class MobileNet(nn.Module):
         found = {}
         x = conv(self.stem, 3, 2, name='stem')(x.astype(self.dtype))
         for number, row in enumerate(self.rows, 1):
-            found[f'block{number}/expand'], x = InvertedResidual(row, norm, self.dtype, name=f'block{number}')(x)
-            found[f'block{number}'] = x
-        found['last'] = conv(self.last, 1, name='last')(x)
+            name = f'block{number}'
+            ends = set(self.outputs) <= {*found, f'{name}/expand'}
+            found[f'{name}/expand'], x = InvertedResidual(row, norm, self.dtype, ends, name=name)(x)
+            found[name] = x
+            if set(self.outputs) <= set(found):
+                break
+        else:
+            found['last'] = conv(self.last, 1, name='last')(x)
         return tuple(found[name] for name in self.outputs)
 
 
-def mobilenet_v2(
-    *, width: float = 1.0, outputs: Sequence[str] = ('block14/expand', 'last'), **kwargs: Any
-) -> MobileNet:
+def outputs_of(strides: Sequence[int], outputs: Sequence[tuple[int, str]]) -> list[str]:
+    """Chooses the outputs of strides, finest first: of each stride the last ones."""
+    names = []
+    for stride in sorted(set(strides)):
+        of_stride = [name for its, name in outputs if its == stride]
+        names += of_stride[len(of_stride) - list(strides).count(stride) :]
+    return names
+
+
+def mobilenet_v2(*, strides: Sequence[int] = (16, 32), width: float = 1.0, **kwargs: Any) -> MobileNet:
     """Makes a MobileNetV2.
 
     Args:
+        strides: what goes out, finest first, see V2_OUTPUTS.
         width: factor on all channels, which stay multiples of 8; the last layer's only grow.
-        outputs, **kwargs: of `MobileNet`.
+        **kwargs: fields of `MobileNet`.
     """
     stem = channels = divisible(32 * width)
     rows = []
@@ -146,18 +182,19 @@ def mobilenet_v2(
         for index in range(count):
             expanded, channels = factor * channels, divisible(features * width)
             rows.append(Residual(3, expanded, channels, False, nn.relu6, stride if index == 0 else 1))
-    return MobileNet(stem, rows, divisible(1280 * max(1, width)), nn.relu6, outputs, **kwargs)
+    return MobileNet(stem, rows, divisible(1280 * max(1, width)), nn.relu6, outputs_of(strides, V2_OUTPUTS), **kwargs)
 
 
 def mobilenet_v3_large(
-    *, width: float = 1.0, reduced_tail: bool = True, outputs: Sequence[str] = ('block13/expand', 'last'), **kwargs: Any
+    *, strides: Sequence[int] = (16, 32), width: float = 1.0, reduced_tail: bool = True, **kwargs: Any
 ) -> MobileNet:
     """Makes a MobileNetV3-Large.
 
     Args:
+        strides: what goes out, finest first, see V3_OUTPUTS.
         width: factor on all channels, which stay multiples of 8.
         reduced_tail: whether there are half the channels from C4 on, as in the paper's detectors, not its classifiers.
-        outputs, **kwargs: of `MobileNet`.
+        **kwargs: fields of `MobileNet`.
     """
     divisor = 2 if reduced_tail else 1
     rows = [
@@ -167,4 +204,5 @@ def mobilenet_v3_large(
         )
         for index, row in enumerate(V3_LARGE)
     ]
+    outputs = outputs_of(strides, V3_OUTPUTS)
     return MobileNet(divisible(16 * width), rows, 6 * rows[-1].features, nn.hard_swish, outputs, **kwargs)

@@ -87,18 +87,18 @@ class GroupNorm(nn.Module):
 
 
 def make_norm(
-    name: str,
+    name: str | None,
     *,
     train: bool,
     axis_name: str | None,
     dtype: Any,
     epsilon: float = 1e-5,
     valid: jax.Array | None = None,
-) -> Callable[..., nn.Module]:
+) -> Callable[..., nn.Module] | None:
     """Binds a normalisation layer to how a network is run.
 
     Args:
-        name: one of NORMS.
+        name: one of NORMS, or None for no norm.
         train: whether batch statistics are taken from the batch and updated.
         axis_name: the mapped axis over which batch statistics are synchronised, or None.
         dtype: of the computation; statistics are float32 always.
@@ -106,11 +106,13 @@ def make_norm(
         valid: [N] bool, which rows of the batch make its statistics; None: all.
 
     Returns:
-        A constructor that takes `name`.
+        A constructor that takes `name`, or None.
 
     Raises:
         ValueError: for an unknown name.
     """
+    if name is None:
+        return None
     if name == 'batch_norm' and train and valid is not None:
         return functools.partial(PaddedBatchNorm, valid, epsilon=epsilon, dtype=dtype, axis_name=axis_name)
     if name == 'batch_norm':

@@ -86,6 +86,7 @@ def _shortcut(block: nn.Module, x: jax.Array, y: jax.Array) -> jax.Array:
     return block.norm(name='shortcut_norm')(x)
 
 
+STRIDES = (4, 8, 16, 32)  # of the stages, pixels
 DEPTHS = {
     18: (BasicBlock, (2, 2, 2, 2)),
     34: (BasicBlock, (3, 4, 6, 3)),
@@ -126,7 +127,7 @@ class ResNet(nn.Module):
     width: factor on all channels; 1 is the paper's 64 in the first stage.
     stride_in_1x1: see `BottleneckBlock`.
     norm: a name of `norms.NORMS`; norm_epsilon: added to variances.
-    stages: how many, from the first.
+    strides: of the stages that go out; there is none behind the last of them.
     axis_name: the axis over which batch statistics are synchronised.
     dtype: of the computation.
     """
@@ -136,21 +137,23 @@ class ResNet(nn.Module):
     stride_in_1x1: bool = False
     norm: str = 'batch_norm'
     norm_epsilon: float = 1e-5
-    stages: int = 4
+    strides: Sequence[int] = STRIDES
     axis_name: str | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> Sequence[jax.Array]:
-        """Maps [B, H, W, 3] to (C2, C3, C4, C5), each [B, H / stride, W / stride, C] with stride 4, 8, 16, 32."""
+        """Maps [B, H, W, 3] to one [B, H / stride, W / stride, C] for each stride; of all strides these are C2..C5."""
         if self.depth not in DEPTHS:
             raise ValueError(f'no ResNet of depth {self.depth}: use one of {", ".join(map(str, DEPTHS))}')
         norm = make_norm(self.norm, train=train, axis_name=self.axis_name, dtype=self.dtype, epsilon=self.norm_epsilon)
         x = conv(round(64 * self.width), 7, 2, self.dtype, 'stem_conv')(x.astype(self.dtype))
         x = nn.relu(norm(name='stem_norm')(x))
         x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
-        outputs = []
-        for number in range(1, self.stages + 1):
+        stages = {}
+        for number, stride in enumerate(STRIDES, 1):
+            if stride > max(self.strides):
+                break
             x = run_stage(
                 x,
                 number,
@@ -160,8 +163,8 @@ class ResNet(nn.Module):
                 norm=norm,
                 dtype=self.dtype,
             )
-            outputs.append(x)
-        return tuple(outputs)
+            stages[stride] = x
+        return tuple(stages[stride] for stride in self.strides)
 
 
 class LastStage(nn.Module):

@@ -1,10 +1,11 @@
-"""VGG-16 (arXiv 1409.1556) as SSD uses it (1512.02325, section 3): images [B, H, W, 3] to features of stride 8 and 16.
+"""VGG-16 (arXiv 1409.1556): images [B, H, W, 3] to features of stride 1 to 32.
 
-    conv1_1, conv1_2 -> pool -> conv2_1, conv2_2 -> pool -> conv3_1..3 -> pool -> conv4_1..3 (out) -> pool -> conv5_1..3
-      -> pool5 of stride 1 -> fc6: 3x3, dilated -> fc7: 1x1 (out)
+    conv1_1, conv1_2 (stride 1) -> pool -> conv2_1, conv2_2 (2) -> pool -> conv3_1..3 (4) -> pool -> conv4_1..3 (8) -> pool
+      -> conv5_1..3 (16) -> pool5 -> fc6: 3x3, dilated -> fc7: 1x1 (32)
 
-fc6 and fc7 stand for VGG's fully connected layers. Padding is torchvision's: the third pooling rounds sizes up, so that
-300 pixels become 38 cells, as in the paper; the others round down.
+fc6 and fc7 stand for VGG's fully connected layers. Where stride 16 is the last that is asked for, pool5 has stride 1, as in
+SSD (1512.02325, section 3), and fc7 goes out in the place of conv5_3. Padding is torchvision's: the third pooling rounds sizes
+up, so that 300 pixels become 38 cells, as in SSD's paper; the others round down.
 """
 
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ from detzoo.backbones.conv import ConvNorm
 from detzoo.backbones.norms import make_norm
 
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # features and number of the convolutions between poolings
+STRIDES = (1, 2, 4, 8, 16)  # of the stages, pixels
+FC_STRIDES = (16, 32)  # that fc7 can have
 FC_FEATURES = 1024  # of the 4096, every fourth is kept
 
 
@@ -27,7 +30,9 @@ class VGG16(nn.Module):
 
     width: factor on all channels.
     norm: behind each convolution, a name of `norms.NORMS`, or None as in the paper; norm_epsilon: added to variances.
-    fc6_dilation: of the 3x3 convolution fc6. With the paper's 6 it sees 13 cells across, more than a small canvas has.
+    fc6_dilation: of the 3x3 convolution fc6 at stride 16, half as much at 32. With SSD's 6 it sees 13 cells across, more than
+        a small canvas has.
+    strides: of the features that go out; there are no layers behind the last of them.
     axis_name: the axis over which batch statistics are synchronised.
     dtype: of the computation.
     """
@@ -36,27 +41,29 @@ class VGG16(nn.Module):
     norm: str | None = None
     norm_epsilon: float = 1e-5
     fc6_dilation: int = 6
+    strides: Sequence[int] = (8, 16)
     axis_name: str | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> Sequence[jax.Array]:
-        """Maps [B, H, W, 3] to conv4_3 and fc7, each [B, H / stride, W / stride, C] with stride 8 and 16."""
-        norm = self.norm and make_norm(
-            self.norm, train=train, axis_name=self.axis_name, dtype=self.dtype, epsilon=self.norm_epsilon
-        )
+        """Maps [B, H, W, 3] to one [B, H / stride, W / stride, C] for each stride."""
+        norm = make_norm(self.norm, train=train, axis_name=self.axis_name, dtype=self.dtype, epsilon=self.norm_epsilon)
         conv = partial(ConvNorm, norm=norm, dtype=self.dtype)
-        outputs = []
+        found, last = {}, max(self.strides)
         x = x.astype(self.dtype)
-        for stage, (features, count) in enumerate(STAGES, 1):
+        for stage, (stride, (features, count)) in enumerate(zip(STRIDES, STAGES), 1):
+            if stride > last:
+                break
+            if stage > 1:
+                x = nn.max_pool(x, (2, 2), (2, 2), padding='SAME' if stage == 4 else 'VALID')  # rounds up, or down
             for index in range(count):
                 x = conv(round(features * self.width), 3, name=f'conv{stage}_{index + 1}')(x)
-            if stage == 4:
-                outputs.append(x)
-            if stage == 5:
-                x = nn.max_pool(x, (3, 3), (1, 1), padding='SAME')
-            else:
-                x = nn.max_pool(x, (2, 2), (2, 2), padding='SAME' if stage == 3 else 'VALID')  # rounds up, or down
-        x = conv(round(FC_FEATURES * self.width), 3, dilation=self.fc6_dilation, name='fc6')(x)
-        outputs.append(conv(round(FC_FEATURES * self.width), 1, name='fc7')(x))
-        return tuple(outputs)
+            found[stride] = x
+        if last in FC_STRIDES:
+            whole = last == 32
+            x = nn.max_pool(x, (2, 2), (2, 2)) if whole else nn.max_pool(x, (3, 3), (1, 1), padding='SAME')
+            dilation = max(1, self.fc6_dilation // 2) if whole else self.fc6_dilation
+            x = conv(round(FC_FEATURES * self.width), 3, dilation=dilation, name='fc6')(x)
+            found[last] = conv(round(FC_FEATURES * self.width), 1, name='fc7')(x)
+        return tuple(found[stride] for stride in self.strides)

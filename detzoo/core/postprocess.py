@@ -1,6 +1,7 @@
 """From the scores and boxes of all anchors to detections: candidates, clip, class-aware NMS."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import chex
 import jax
@@ -10,7 +11,18 @@ from detzoo.core import boxes as box_ops
 from detzoo.core.nms import nms
 from detzoo.types import Array, Detections
 
-Candidates = tuple[Array, Array, Array]  # score [T] float, label [T] int32, row of the anchor [T] int32
+
+class Candidates(NamedTuple):
+    """What the NMS chooses from.
+
+    score: [T] float.
+    label: [T] int32.
+    row: [T] int32, the anchor.
+    """
+
+    score: Array
+    label: Array
+    row: Array
 
 
 def postprocess(
@@ -29,20 +41,22 @@ def postprocess(
 
     Args:
         scores: [A, K] float, in 0..1 or logits: their order counts.
-        boxes: [A, 4] float xyxy, or [A, K, 4]: of each class its own.
-        window: [4] float xyxy, what boxes are clipped to.
+        boxes: [A, 4] float xyxy, or [A, K, 4]: one for each class.
+        window: [4] float xyxy, to which boxes are clipped.
         select: scores -> candidates: `top_per_level` or `top_per_class`.
-        score_threshold: candidates at or below it are dropped.
-        iou_threshold: of the NMS within a class.
+        score_threshold: score that a candidate must exceed.
+        iou_threshold: IoU above which the NMS drops a box of the same class.
         max_detections: D.
-        min_size: boxes that are narrower or lower once they are clipped are dropped, pixels; those without area always.
-        clip_before_nms: whether the NMS sees boxes clipped, or as they are, and clips what it keeps (darknet).
+        min_size: smallest width and height of a clipped box, pixels; boxes without area are always dropped.
+        clip_before_nms: whether boxes are clipped before the NMS, or only what it keeps (darknet).
 
     Returns:
-        Detections of one image.
+        Detections of one image. Their candidates_dropped counts the pairs of anchor and class over the score threshold that
+        `select` left out.
     """
     chex.assert_shape(boxes, (scores.shape[0], 4) if boxes.ndim == 2 else (*scores.shape, 4))
     score, label, row = select(scores)  # [T]
+    over_threshold, considered = ((x > score_threshold).sum(dtype=jnp.int32) for x in (scores, score))
     boxes = boxes[row] if boxes.ndim == 2 else boxes[row, label]
     clipped = box_ops.clip(boxes, window)
     boxes = clipped if clip_before_nms else boxes
@@ -57,6 +71,7 @@ def postprocess(
         scores=jnp.where(kept, score[indices], 0),
         labels=jnp.where(kept, label[indices], 0),
         valid=kept,
+        candidates_dropped=over_threshold - considered,
     )
 
 
@@ -69,7 +84,7 @@ def top_per_level(scores: Array, *, level_sizes: Sequence[int], count: int) -> C
         count: pairs kept per level; a level with fewer gives all.
 
     Returns:
-        candidates, T = the sum of min(count, level's anchors * K).
+        candidates, T = the sum of min(count, anchors of the level * K).
     """
     chex.assert_equal(sum(level_sizes), scores.shape[0])
     picked, start = [], 0
@@ -77,7 +92,7 @@ def top_per_level(scores: Array, *, level_sizes: Sequence[int], count: int) -> C
         score, label, row = _top_pairs(scores[start : start + size], count)
         picked.append((score, label, row + start))
         start += size
-    return tuple(jnp.concatenate(parts) for parts in zip(*picked))
+    return Candidates(*map(jnp.concatenate, zip(*picked)))
 
 
 def top_per_class(scores: Array, *, count: int) -> Candidates:
@@ -93,7 +108,7 @@ def top_per_class(scores: Array, *, count: int) -> Candidates:
     num_anchors, num_classes = scores.shape
     score, row = jax.lax.top_k(scores.T, min(count, num_anchors))  # [K, count]
     label = jnp.broadcast_to(jnp.arange(num_classes, dtype=jnp.int32)[:, None], row.shape)
-    return score.reshape(-1), label.reshape(-1), row.reshape(-1)
+    return Candidates(score.reshape(-1), label.reshape(-1), row.reshape(-1))
 
 
 def _top_pairs(scores: Array, count: int) -> Candidates:
@@ -107,4 +122,4 @@ def _top_pairs(scores: Array, count: int) -> Candidates:
     # Ascending rows, so that ties fall as they would in one top-k over all pairs.
     rows = jnp.sort(rows)
     score, pair = jax.lax.top_k(scores[rows].reshape(-1), min(count, rows.size * num_classes))
-    return score, (pair % num_classes).astype(jnp.int32), rows[pair // num_classes]
+    return Candidates(score, (pair % num_classes).astype(jnp.int32), rows[pair // num_classes])

@@ -17,6 +17,15 @@ DETECTORS = {
     'yolo_v2': yolo_v2.make,
     'yolo_v3': yolo_v3.make,
 }
+# Arguments of an older detzoo, and what is given instead.
+MOVED = {
+    'depth': "backbone.name, like 'resnet18'",
+    'stages': 'backbone_stride, 2 ** (stages - 1)',
+    **{
+        name: f'backbone.{name}'
+        for name in ('width', 'norm', 'norm_epsilon', 'stride_in_1x1', 'fc6_dilation', 'reduced_tail')
+    },
+}
 
 
 def make_detector(name: str, **kwargs: Any) -> Detector:
@@ -38,7 +47,11 @@ def make_detector(name: str, **kwargs: Any) -> Detector:
     parameters = inspect.signature(DETECTORS[name]).parameters
     known = _flat({key: parameter.default for key, parameter in parameters.items()})
     for key in _flat(kwargs):
+        if any(argument.startswith(f'{key}.') for argument in known) and kwargs[key] is not None:
+            raise TypeError(f'{key} of {name} is {kwargs[key]!r}: it must be a mapping, with arguments like {key}.name')
         if key not in known and key not in parameters:  # a group may be None as a whole
+            if key in MOVED:
+                raise TypeError(f'{name} takes no argument {key!r} any more: set {MOVED[key]}')
             raise TypeError(
                 f'{name} takes no argument {key!r}: the nearest is {nearest(key, known)!r} (all: {", ".join(known)})'
             )

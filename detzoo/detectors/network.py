@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,9 +18,43 @@ IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
-def arguments_of(make: Callable) -> dict[str, Any]:
-    """Lists the arguments of a stage's function that have defaults, with them: a group of a config's keys."""
-    return {name: x.default for name, x in inspect.signature(make).parameters.items() if x.default is not x.empty}
+class Arguments(dict):
+    """Arguments of a function with their defaults: a group of a config's keys.
+
+    make: the function, whose annotations tell what each may be.
+    """
+
+    def __init__(self, make: Callable, defaults: Mapping[str, Any]):
+        super().__init__(defaults)
+        self.make = make
+
+    def __or__(self, changes: Mapping[str, Any]) -> 'Arguments':
+        """Changes defaults."""
+        return Arguments(self.make, {**self, **changes})
+
+
+def arguments_of(make: Callable) -> Arguments:
+    """Lists the arguments of a function that have defaults."""
+    parameters = inspect.signature(make).parameters.values()
+    return Arguments(make, {x.name: x.default for x in parameters if x.default is not x.empty})
+
+
+def with_arguments_of(inner: Callable) -> Callable[[Callable], Callable]:
+    """Makes a decorator for a function that hands its `**kwargs` on: its signature lists the keywords of `inner` too.
+
+    Configs take their keys from the signature of a detector's `make`. So an argument list is written once, where it is used.
+
+    Args:
+        inner: the function that gets the `**kwargs`.
+    """
+
+    def decorate(outer: Callable) -> Callable:
+        own = [x for x in inspect.signature(outer).parameters.values() if x.kind is not x.VAR_KEYWORD]
+        handed_on = [x for x in inspect.signature(inner).parameters.values() if x.kind is x.KEYWORD_ONLY]
+        outer.__signature__ = inspect.signature(outer).replace(parameters=[*own, *handed_on])
+        return outer
+
+    return decorate
 
 
 def prior_bias(probability: float) -> float:

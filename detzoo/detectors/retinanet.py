@@ -1,6 +1,6 @@
 """RetinaNet with focal loss: *Focal Loss for Dense Object Detection* (arXiv 1708.02002).
 
-    images [B, H, W, 3] -> normalise -> ResNet C3..C5 -> FPN P3..P7 (strides 8..128)
+    images [B, H, W, 3] -> normalise -> backbone, C3..C5 -> FPN P3..P7 (strides 8..128)
       -> on every level, by shared weights: 4 convs -> class logits, 4 convs -> box deltas
       -> cls_logits [B, A, K], box_deltas [B, A, 4], A = 9 anchors a cell over all levels
     loss:    anchors x ground truth -> IoU -> match -> focal loss on all but ignored, L1 on positives, both / positives
@@ -19,7 +19,7 @@ Differences from the paper:
   from He's initialisation instead of a deviation of 0.01.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -29,15 +29,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from detzoo.backbones import make_backbone
 from detzoo.backbones.fpn import FPN
 from detzoo.backbones.norms import make_norm
-from detzoo.backbones.resnet import ResNet
 from detzoo.core import anchors as anchor_ops
 from detzoo.core import box_coding, losses, matching
 from detzoo.core.postprocess import postprocess, top_per_level
 from detzoo.detectors import network as network_ops
 from detzoo.detectors.network import IMAGENET_MEAN, IMAGENET_STD
 from detzoo.types import Array, Assignment, Batch, Detections, Detector, GroundTruth, Inputs
+
+BACKBONE = network_ops.arguments_of(make_backbone) | dict(name='resnet50', norm='frozen_batch_norm')
 
 
 def octave_sizes(base: float = 4, strides: Sequence[int] = (8, 16, 32, 64, 128), octaves: int = 3) -> list[list[float]]:
@@ -113,7 +115,7 @@ class RetinaNet(nn.Module):
     """The network: normalised images to class logits and box deltas of all anchors."""
 
     num_classes: int
-    backbone: dict[str, Any]
+    backbone: nn.Module
     fpn: dict[str, Any]
     head: dict[str, Any]
     prior_probability: float
@@ -123,9 +125,9 @@ class RetinaNet(nn.Module):
     def __call__(self, x: Array, *, train: bool) -> tuple[Array, Array, list[tuple[int, int]]]:
         """Maps [B, H, W, 3] to cls_logits [B, A, K], box_deltas [B, A, 4] and each level's (height, width)."""
         with jax.named_scope('backbone'):
-            stages = ResNet(**self.backbone, dtype=self.dtype, name='backbone')(x, train=train)
+            stages = self.backbone(x, train=train)
         with jax.named_scope('neck'):
-            levels = FPN(**self.fpn, dtype=self.dtype, name='fpn')(stages[1:], train=train)
+            levels = FPN(**self.fpn, dtype=self.dtype, name='fpn')(stages, train=train)
         with jax.named_scope('heads'):
             prior = network_ops.prior_bias(self.prior_probability)
             head = partial(Head, **self.head, dtype=self.dtype)
@@ -137,11 +139,7 @@ class RetinaNet(nn.Module):
 def make(
     *,
     num_classes: int,
-    depth: int = 50,
-    width: float = 1.0,
-    stride_in_1x1: bool = False,
-    norm: str = 'frozen_batch_norm',
-    norm_epsilon: float = 1e-5,
+    backbone: Mapping[str, Any] = BACKBONE,
     fpn_features: int = 256,
     extra_levels_from: str = 'p5',
     head_depth: int = 4,
@@ -175,12 +173,7 @@ def make(
 
     Args:
         num_classes: K.
-        depth: of the ResNet: 18, 34, 50 or 101.
-        width: factor on the backbone's channels.
-        stride_in_1x1: whether the ResNet's blocks stride in their first 1x1 convolution (the paper, detectron2), else in
-            their 3x3 (torchvision); from depth 50.
-        norm: of the backbone: 'batch_norm' (synchronised over devices), 'frozen_batch_norm' or 'group_norm'.
-        norm_epsilon: added to the backbone's variances.
+        backbone: arguments of `make_backbone`; it has to have feature maps of stride 8, 16 and 32.
         fpn_features: channels of the pyramid and of the heads.
         extra_levels_from: 'p5' (torchvision v1) or 'c5' (the paper, detectron2, torchvision v2).
         head_depth: convolutions of each head before its output.
@@ -228,14 +221,7 @@ def make(
         raise ValueError(f'anchor_sizes has {len(anchor_sizes)} levels, the pyramid 5')
     network = RetinaNet(
         num_classes=num_classes,
-        backbone=dict(
-            depth=depth,
-            width=width,
-            stride_in_1x1=stride_in_1x1,
-            norm=norm,
-            norm_epsilon=norm_epsilon,
-            axis_name=axis_name,
-        ),
+        backbone=make_backbone((8, 16, 32), jnp.dtype(dtype), axis_name, **{**BACKBONE, **backbone}),
         fpn=dict(features=fpn_features, extra_from=extra_levels_from),
         head=dict(anchors_per_cell=len(anchor_sizes[0]) * len(aspect_ratios), depth=head_depth, norm=head_norm),
         prior_probability=prior_probability,

@@ -1,7 +1,7 @@
 """SSD: *Single Shot MultiBox Detector* (arXiv 1512.02325), and SSDLite (MobileNetV2, 1801.04381, section 6.2).
 
-    images [B, H, W, 3] -> normalise -> VGG-16 (conv4_3, scaled by its L2 norm; fc7), MobileNetV2 or V3-Large
-         (C4, C5) or ResNet (C3, C4, C5)
+    images [B, H, W, 3] -> normalise -> backbone: of VGG-16 conv4_3, scaled by its L2 norm, and fc7 (strides 8, 16); of a
+         MobileNet C4 and C5 (16, 32)
       -> extra layers, each a 1x1 convolution and a smaller grid -> L levels
       -> on each level, by its own 3x3 convolutions: class logits and box deltas
       -> cls_logits [B, A, K + 1], background last; box_deltas [B, A, 4]
@@ -22,7 +22,7 @@ Differences from the paper:
   initialisation, VGG's layers do so always. Extra layers and heads without one start from Xavier's.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -32,18 +32,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from detzoo.backbones import make_backbone
 from detzoo.backbones.conv import ConvNorm
-from detzoo.backbones.mobilenet import mobilenet_v2, mobilenet_v3_large
 from detzoo.backbones.norms import make_norm
-from detzoo.backbones.resnet import DEPTHS as RESNET_DEPTHS
-from detzoo.backbones.resnet import ResNet
-from detzoo.backbones.vgg import VGG16
 from detzoo.core import anchors as anchor_ops
 from detzoo.core import box_coding, losses, matching
 from detzoo.core.postprocess import postprocess, top_per_class
 from detzoo.detectors import network as network_ops
 from detzoo.types import Array, Assignment, Batch, Detections, Detector, GroundTruth, Inputs
 
+BACKBONE = network_ops.arguments_of(make_backbone) | dict(name='vgg16', norm=None)
 # (features of the 1x1 convolution, of the next one, its kernel, stride and padding); 300 pixels: 10, 5, 3 and 1 cells.
 SSD300_LAYERS = ((256, 512, 3, 2, 1), (128, 256, 3, 2, 1), (128, 256, 3, 1, 0), (128, 256, 3, 1, 0))
 SSD512_LAYERS = ((256, 512, 3, 2, 1), *((128, 256, 3, 2, 1),) * 3, (128, 256, 4, 1, 1))  # 16, 8, 4, 2 and 1
@@ -140,7 +138,8 @@ class Head(nn.Module):
 class SSD(nn.Module):
     """The network: normalised images to class logits and box deltas of all anchors.
 
-    backbone: a module that returns levels. l2_norm_scale: of the first, or None. The rest are `make`'s arguments.
+    backbone: maps images to the first levels. l2_norm_scale: that of the first one, or None. norm: of the rest, as of
+    `make_backbone`. The others are `make`'s arguments.
     """
 
     num_classes: int
@@ -157,12 +156,10 @@ class SSD(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> tuple[Array, Array, list[tuple[int, int]]]:
         """Maps [B, H, W, 3] to cls_logits [B, A, K + 1], box_deltas [B, A, 4] and each level's (height, width)."""
-        norm = self.norm and make_norm(
-            self.norm, train=train, axis_name=self.axis_name, dtype=self.dtype, epsilon=self.norm_epsilon
-        )
+        norm = make_norm(self.norm, train=train, axis_name=self.axis_name, dtype=self.dtype, epsilon=self.norm_epsilon)
         shared = dict(lite=self.lite, norm=norm, dtype=self.dtype)
         with jax.named_scope('backbone'):
-            levels = self.backbone(x, train=train)[-3:]  # without a ResNet's C2
+            levels = self.backbone(x, train=train)
         with jax.named_scope('neck'):
             extra = ExtraLayers(self.extra_layers, **shared, name='extra_layers')(levels[-1])
             if self.l2_norm_scale is not None:
@@ -177,12 +174,8 @@ class SSD(nn.Module):
 def make(
     *,
     num_classes: int,
-    backbone: str = 'vgg16',
-    width: float = 1.0,
-    norm: str | None = None,
-    norm_epsilon: float = 1e-5,
-    fc6_dilation: int = 6,
-    reduced_tail: bool = True,
+    backbone: Mapping[str, Any] = BACKBONE,
+    backbone_strides: Sequence[int] = (8, 16),
     l2_norm_scale: float | None = 20.0,
     extra_layers: Sequence[Sequence[int]] = SSD300_LAYERS,
     lite: bool = False,
@@ -210,15 +203,10 @@ def make(
 
     Args:
         num_classes: K.
-        backbone: 'vgg16', 'mobilenet_v2', 'mobilenet_v3_large', 'resnet18', 'resnet34', 'resnet50' or 'resnet101'.
-        width: factor on the backbone's channels.
-        norm: of all but the heads, and of lite ones too: None as in the paper (VGG only), 'batch_norm' (synchronised
-            over devices), 'frozen_batch_norm' or 'group_norm'.
-        norm_epsilon: added to variances.
-        fc6_dilation: of vgg16, see `VGG16`.
-        reduced_tail: of mobilenet_v3_large, see `mobilenet.mobilenet_v3_large`.
+        backbone: arguments of `make_backbone`; its norm is also that of the extra layers, and of lite heads.
+        backbone_strides: strides of the backbone's feature maps that are the first levels, pixels.
         l2_norm_scale: to which the first level's features are scaled before training (section 3.1), or None: not at all.
-        extra_layers: the levels behind the backbone's two, see SSD300_LAYERS.
+        extra_layers: the levels behind the backbone's, see SSD300_LAYERS.
         lite: whether extra layers and heads are made of depthwise convolutions (SSDLite).
         anchor_sizes: s_k of each level, and one more, pixels, see `anchors.default_boxes`.
         aspect_ratios: for each level height / width of its anchors, without the two squares.
@@ -243,18 +231,7 @@ def make(
         a Detector. The metrics of its loss are 'cls_loss', 'box_loss', and 'positives', 'negatives' and 'ignored' (neither)
         anchors an image.
     """
-    backbones = {  # and the number of levels that it gives
-        'vgg16': (partial(VGG16, fc6_dilation=fc6_dilation), 2),
-        'mobilenet_v2': (mobilenet_v2, 2),
-        'mobilenet_v3_large': (partial(mobilenet_v3_large, reduced_tail=reduced_tail), 2),
-        **{f'resnet{depth}': (partial(ResNet, depth), 3) for depth in RESNET_DEPTHS},
-    }
-    if backbone not in backbones:
-        raise ValueError(f'backbone is {backbone!r}: use one of {", ".join(backbones)}')
-    if norm is None and backbone != 'vgg16':
-        raise ValueError(f'norm is None: {backbone} needs one, only vgg16 has none in the paper')
-    make_backbone, backbone_levels = backbones[backbone]
-    levels = backbone_levels + len(extra_layers)
+    levels = len(backbone_strides) + len(extra_layers)
     for name, given, wanted in (
         ('anchor_sizes', anchor_sizes, levels + 1),
         ('aspect_ratios', aspect_ratios, levels),
@@ -262,17 +239,19 @@ def make(
     ):
         if len(given) != wanted:
             raise ValueError(
-                f'{name} has {len(given)} entries: {levels} levels, {backbone_levels} and the extra layers, '
-                f'need {wanted}'
+                f'{name} has {len(given)} entries: {levels} levels, {len(backbone_strides)} of the backbone and '
+                f'{len(extra_layers)} extra layers, need {wanted}'
             )
-    normalization = dict(norm=norm, norm_epsilon=norm_epsilon, axis_name=axis_name)
+    backbone = {**BACKBONE, **backbone}
     network = SSD(
         num_classes=num_classes,
-        backbone=make_backbone(width=width, **normalization, dtype=jnp.dtype(dtype)),
+        backbone=make_backbone(backbone_strides, jnp.dtype(dtype), axis_name, **backbone),
         l2_norm_scale=l2_norm_scale,
         extra_layers=extra_layers,
         lite=lite,
-        **normalization,
+        norm=backbone['norm'],
+        norm_epsilon=backbone['norm_epsilon'],
+        axis_name=axis_name,
         anchors_per_cell=[2 + len(ratios) for ratios in aspect_ratios],
         dtype=jnp.dtype(dtype),
     )

@@ -26,7 +26,7 @@ Differences from the paper and the source:
   root on a CPU. The moving average forgets 0.1 a step (darknet on a GPU: 0.01).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -35,13 +35,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from detzoo.backbones.darknet import ConvBlock, Darknet, max_pool
+from detzoo.backbones import make_backbone
+from detzoo.backbones.darknet import ConvBlock, max_pool
 from detzoo.backbones.norms import make_norm
 from detzoo.core import anchors as anchor_ops
 from detzoo.core import boxes, matching
 from detzoo.core.postprocess import postprocess, top_per_level
 from detzoo.detectors import network as network_ops
 from detzoo.types import Array, Assignment, Batch, Detections, Detector, GroundTruth, Inputs
+
+BACKBONE = network_ops.arguments_of(make_backbone) | dict(name='extraction', norm_epsilon=1e-6)
 
 
 def connected_init(key: Array, shape: tuple[int, int], dtype: Any = jnp.float32, *, parts: Sequence[int]) -> Array:
@@ -108,12 +111,16 @@ class Head(nn.Module):
 
 
 class YOLOv1(nn.Module):
-    """The network: normalised images to class scores, confidences and boxes of all cells."""
+    """The network: normalised images to class scores, confidences and boxes of all cells.
+
+    bind_norm: `make_norm`, but for its argument train; of the head.
+    """
 
     num_classes: int
     boxes_per_cell: int
-    backbone: dict[str, Any]
+    backbone: nn.Module
     head: dict[str, Any]
+    bind_norm: Callable[..., Any]
     dtype: Any
 
     @nn.compact
@@ -122,15 +129,9 @@ class YOLOv1(nn.Module):
     ) -> tuple[Array, Array, Array, tuple[int, int]]:
         """Maps [B, H, W, 3] to cls_scores [B, S, K], confidences [B, S, P], outputs [B, S, P, 4], (height, width)."""
         with jax.named_scope('backbone'):
-            x = Darknet(**self.backbone, dtype=self.dtype, name='backbone')(x, train=train)[-1]
+            (x,) = self.backbone(x, train=train)
         with jax.named_scope('heads'):
-            norm = make_norm(
-                self.backbone['norm'],
-                train=train,
-                axis_name=self.backbone['axis_name'],
-                dtype=self.dtype,
-                epsilon=self.backbone['norm_epsilon'],
-            )
+            norm = self.bind_norm(train=train)
             parts = self.num_classes, self.boxes_per_cell, 4 * self.boxes_per_cell
             x, grid = Head(parts, **self.head, norm=norm, dtype=self.dtype, name='head')(x, keys)
         cells = grid[0] * grid[1]
@@ -149,11 +150,8 @@ class YOLOv1(nn.Module):
 def make(
     *,
     num_classes: int,
-    backbone: str = 'extraction',
-    stages: int = 6,
-    width: float = 1.0,
-    norm: str = 'batch_norm',
-    norm_epsilon: float = 1e-6,
+    backbone: Mapping[str, Any] = BACKBONE,
+    backbone_stride: int = 32,
     head_features: Sequence[int] = (1024, 1024, 1024, 1024),
     local_features: int | None = 256,
     dropout: float = 0.5,
@@ -177,11 +175,10 @@ def make(
 
     Args:
         num_classes: K.
-        backbone: 'extraction', or 'tiny' (v1-tiny).
-        stages: of the backbone; 6 is the paper's grid of canvas / 64, each fewer doubles it.
-        width: factor on all channels.
-        norm: 'batch_norm' (synchronised over devices), 'frozen_batch_norm' or 'group_norm'.
-        norm_epsilon: added to variances.
+        backbone: arguments of `make_backbone`: its name is 'extraction', 'tiny' (v1-tiny), or another. Its width and norm are
+            also the head's.
+        backbone_stride: stride of the backbone's last feature map, pixels; the head halves it once more, so that 32 makes the
+            paper's grid of canvas / 64.
         head_features: of the head's 3x3 convolutions, before `width`; (1024, 256) in yolov1-tiny.
         local_features: of the locally connected layer, before `width`; None for v1-tiny, which has neither it nor
             dropout, and halves by pooling before the head instead of by its second convolution.
@@ -203,16 +200,23 @@ def make(
         a Detector. The metrics of its loss are 'box_loss', 'confidence_loss', 'cls_loss', and an image's 'positives' and
         'ignored' predictors. Its parameters are those of one canvas.
     """
+    backbone = {**BACKBONE, **backbone}
+    width = backbone['width']
     network = YOLOv1(
         num_classes=num_classes,
         boxes_per_cell=boxes_per_cell,
-        backbone=dict(
-            architecture=backbone, stages=stages, width=width, norm=norm, norm_epsilon=norm_epsilon, axis_name=axis_name
-        ),
+        backbone=make_backbone((backbone_stride,), jnp.dtype(dtype), axis_name, **backbone),
         head=dict(
             features=tuple(round(width * features) for features in head_features),
             local_features=local_features and round(width * local_features),
             dropout=dropout,
+        ),
+        bind_norm=partial(
+            make_norm,
+            backbone['norm'],
+            epsilon=backbone['norm_epsilon'],
+            axis_name=axis_name,
+            dtype=jnp.dtype(dtype),
         ),
         dtype=jnp.dtype(dtype),
     )

@@ -7,7 +7,7 @@
              objectness (towards the IoU reached), cross-entropy of the class; the other anchors' objectness goes to 0
     predict: sigmoid(objectness) * softmax(classes), boxes from sigmoid-bound centres -> top-k -> class-aware NMS
 
-The small net, `backbone='tiny'` with `passthrough_features=None`, has neither the passthrough nor Darknet-19.
+The small net, the backbone 'tiny' with `passthrough_features=None`, has neither the passthrough nor Darknet-19.
 
 Where paper and source differ, the source (github.com/pjreddie/darknet, src/region_layer.c) is followed: sizes are trained
 as logarithms, a box counts 2 - w * h times (w, h: shares of the canvas), objectness 5 times where an object is, predictions
@@ -25,7 +25,7 @@ Differences from the paper and the source:
 - The word tree of YOLO9000 (section 4) is not here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -35,13 +35,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from detzoo.backbones.darknet import ConvBlock, Darknet, max_pool
+from detzoo.backbones import make_backbone
+from detzoo.backbones.darknet import ConvBlock, max_pool
 from detzoo.backbones.norms import make_norm
 from detzoo.core import anchors as anchor_ops
 from detzoo.core import box_coding, boxes, matching
 from detzoo.core.postprocess import postprocess, top_per_level
 from detzoo.detectors import network as network_ops
 from detzoo.types import Array, Assignment, Batch, Detections, Detector, GroundTruth, Inputs
+
+BACKBONE = network_ops.arguments_of(make_backbone) | dict(name='darknet19', norm_epsilon=1e-6)
 
 # k-means of COCO's boxes, on a canvas of 416 (darknet's cfg/yolov2.cfg has them in cells of 32 pixels).
 COCO_ANCHORS = ((18.33, 21.68), (59.98, 66.0), (106.83, 175.18), (252.25, 112.89), (312.66, 293.38))
@@ -97,42 +100,42 @@ class Head(nn.Module):
 
 
 class YOLOv2(nn.Module):
-    """The network: normalised images to the outputs of all anchors. It also counts the images it was trained with."""
+    """The network: normalised images to the outputs of all anchors. It also counts the images it was trained with.
+
+    bind_norm: `make_norm`, but for its argument train; of the head. axis_name: the mapped axis of the devices, or None.
+    """
 
     num_classes: int
     num_anchors: int
-    backbone: dict[str, Any]
+    backbone: nn.Module
     head: dict[str, Any]
+    bind_norm: Callable[..., Any]
     warm_up_images: int
+    axis_name: str | None
     dtype: Any
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> tuple[Array, tuple[int, int], Array]:
         """Maps [B, H, W, 3] to outputs [B, A, 5 + K], the grid (height, width), and whether the warm-up lasts."""
         images_seen = self.variable('counters', 'images_seen', jnp.zeros, (), jnp.float32)
-        axis_name = self.backbone['axis_name']
         if train:
-            devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
+            devices = 1 if self.axis_name is None else jax.lax.axis_size(self.axis_name)
             images_seen.value = jnp.minimum(images_seen.value + devices * x.shape[0], self.warm_up_images)
         warm_up = images_seen.value < self.warm_up_images  # as in darknet, this batch counts
         with jax.named_scope('backbone'):
-            stages = Darknet(**self.backbone, dtype=self.dtype, name='backbone')(x, train=train)
+            fine, coarse = self.backbone(x, train=train)
         with jax.named_scope('heads'):
-            epsilon = self.backbone['norm_epsilon']
-            norm = make_norm(self.backbone['norm'], train=train, axis_name=axis_name, dtype=self.dtype, epsilon=epsilon)
+            norm = self.bind_norm(train=train)
             head = Head(self.num_anchors, self.num_classes, **self.head, norm=norm, dtype=self.dtype, name='head')
-            x = head(*stages[-2:])
+            x = head(fine, coarse)
         return x.reshape(x.shape[0], -1, 5 + self.num_classes), x.shape[1:3], warm_up
 
 
 def make(
     *,
     num_classes: int,
-    backbone: str = 'darknet19',
-    stages: int = 6,
-    width: float = 1.0,
-    norm: str = 'batch_norm',
-    norm_epsilon: float = 1e-6,
+    backbone: Mapping[str, Any] = BACKBONE,
+    backbone_stride: int = 32,
     prior_probability: float = 0.5,
     head_features: Sequence[int] = (1024, 1024, 1024),
     passthrough_features: int | None = 64,
@@ -159,11 +162,9 @@ def make(
 
     Args:
         num_classes: K.
-        backbone: 'darknet19' or 'tiny' (v2-tiny).
-        stages: of the backbone; 6 is the paper's stride of 32, each fewer halves it.
-        width: factor on all channels.
-        norm: 'batch_norm' (synchronised over devices), 'frozen_batch_norm' or 'group_norm'.
-        norm_epsilon: added to variances.
+        backbone: arguments of `make_backbone`: its name is 'darknet19', 'tiny' (v2-tiny), or another. Its width and norm are
+            also the head's.
+        backbone_stride: stride of the backbone's last feature map, pixels; the passthrough reads the one of half of it.
         prior_probability: of an object at an anchor before training. Darknet's is 0.5, which its long warm-up of the
             learning rate unlearns; with Adam a small one is better, since the first gradients are remembered.
         head_features: of the head's 3x3 convolutions, before `width`; (1024, 512) in yolov2-tiny, (1024, 1024) in its
@@ -188,23 +189,29 @@ def make(
         a Detector. The metrics of its loss are 'box_loss', 'objectness_loss', 'cls_loss', and an image's 'positives' and
         'ignored' anchors.
     """
-    if stages < 2:
-        raise ValueError(f'stages is {stages}: the head needs two')
     if any(len(size) != 2 for size in anchor_sizes):
         raise ValueError(f'anchor_sizes must be a (width, height) for each anchor: {anchor_sizes}')
+    backbone = {**BACKBONE, **backbone}
+    width = backbone['width']
     network = YOLOv2(
         num_classes=num_classes,
         num_anchors=len(anchor_sizes),
-        backbone=dict(
-            architecture=backbone, stages=stages, width=width, norm=norm, norm_epsilon=norm_epsilon, axis_name=axis_name
-        ),
+        backbone=make_backbone((backbone_stride // 2, backbone_stride), jnp.dtype(dtype), axis_name, **backbone),
         head=dict(
             features=tuple(round(width * features) for features in head_features),
             passthrough_features=passthrough_features
             and 4 * round(width * passthrough_features / 4),  # reorg splits by 4
             prior_probability=prior_probability,
         ),
+        bind_norm=partial(
+            make_norm,
+            backbone['norm'],
+            epsilon=backbone['norm_epsilon'],
+            axis_name=axis_name,
+            dtype=jnp.dtype(dtype),
+        ),
         warm_up_images=warm_up_images,
+        axis_name=axis_name,
         dtype=jnp.dtype(dtype),
     )
     run = partial(network_ops.apply, network, mean=mean, std=std, pad_value=pad_value)

@@ -9,7 +9,7 @@
              goes to 0, but where the prediction overlaps an object by more than `ignore_iou`
     predict: sigmoid(objectness) * sigmoid(classes), boxes from sigmoid-bound centres -> top-k per level -> class-aware NMS
 
-The small net, `backbone='tiny'`, has two levels and single convolutions.
+The small net, the backbone 'tiny' with `small_head`, has two levels and single convolutions.
 
 Where paper and source differ, the source (github.com/pjreddie/darknet, src/yolo_layer.c) is followed: tx and ty have the
 gradient of a cross-entropy, not of a squared error; a box counts 2 - w * h times (w, h: shares of the canvas); the
@@ -27,7 +27,7 @@ Differences from the paper and the source:
 - `box_loss` also offers losses of the boxes' overlap, which came later.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -37,7 +37,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from detzoo.backbones.darknet import ConvBlock, Darknet, max_pool
+from detzoo.backbones import make_backbone
+from detzoo.backbones.darknet import ConvBlock, max_pool
 from detzoo.backbones.fpn import upsample
 from detzoo.backbones.norms import make_norm
 from detzoo.core import anchors as anchor_ops
@@ -45,6 +46,8 @@ from detzoo.core import box_coding, boxes, losses, matching
 from detzoo.core.postprocess import postprocess, top_per_level
 from detzoo.detectors import network as network_ops
 from detzoo.types import Array, Assignment, Batch, Detections, Detector, GroundTruth, Inputs
+
+BACKBONE = network_ops.arguments_of(make_backbone) | dict(name='darknet53', norm_epsilon=1e-6)
 
 # k-means of COCO's boxes on a canvas of 416, three for each level, finest first (section 2.3).
 COCO_ANCHORS = (
@@ -57,14 +60,14 @@ COCO_ANCHORS = (
 class Head(nn.Module):
     """The way from the coarsest stage back to the finest, with an output at each level.
 
-    num_anchors: a cell; features: of the coarsest level's 1x1 convolutions, halved from level to level; tiny: whether it
-    is the small net's; prior_probability: of an object, before training.
+    num_anchors: a cell; features: of the coarsest level's 1x1 convolutions, halved from level to level; small: whether
+    levels have single convolutions; prior_probability: that of an object, before training.
     """
 
     num_anchors: int
     num_classes: int
     features: int
-    tiny: bool
+    small: bool
     prior_probability: float
     norm: Any
     dtype: Any
@@ -73,7 +76,7 @@ class Head(nn.Module):
     def __call__(self, stages: Sequence[Array]) -> list[Array]:
         """Maps stages, finest first, to one [B, h, w, n * (5 + K)] float32 for each."""
         conv = partial(ConvBlock, norm=self.norm, dtype=self.dtype)
-        x = max_pool(stages[-1], stride=1) if self.tiny else stages[-1]
+        x = max_pool(stages[-1], stride=1) if self.small else stages[-1]
         levels, features, trunk = [], self.features, ((3, 4), (1, 1))  # (kernel, factor on the features)
         for number in range(len(stages), 0, -1):
             stage = stages[number - 1]
@@ -81,7 +84,7 @@ class Head(nn.Module):
                 x = upsample(conv(features, 1, name=f'level{number}_lateral')(x), *stage.shape[1:3])
                 x = jnp.concatenate([x, stage], axis=-1)
                 trunk = ()
-            if not self.tiny:
+            if not self.small:
                 trunk = ((1, 1), (3, 2), (1, 1), (3, 2), (1, 1))
             for i, (kernel, factor) in enumerate(trunk):
                 x = conv(factor * features, kernel, name=f'level{number}_trunk{i + 1}')(x)
@@ -93,28 +96,26 @@ class Head(nn.Module):
 
 
 class YOLOv3(nn.Module):
-    """The network: normalised images to the outputs of all anchors."""
+    """The network: normalised images to the outputs of all anchors.
+
+    bind_norm: `make_norm`, but for its argument train; of the head.
+    """
 
     num_classes: int
     num_anchors: Sequence[int]
-    backbone: dict[str, Any]
+    backbone: nn.Module
     head: dict[str, Any]
+    bind_norm: Callable[..., Any]
     dtype: Any
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> tuple[Array, list[tuple[int, int]]]:
         """Maps [B, H, W, 3] to outputs [B, A, 5 + K] and each level's (height, width)."""
-        levels, values = len(self.num_anchors), 5 + self.num_classes
+        values = 5 + self.num_classes
         with jax.named_scope('backbone'):
-            stages = Darknet(**self.backbone, dtype=self.dtype, name='backbone')(x, train=train)[-levels:]
+            stages = self.backbone(x, train=train)
         with jax.named_scope('heads'):
-            norm = make_norm(
-                self.backbone['norm'],
-                train=train,
-                axis_name=self.backbone['axis_name'],
-                dtype=self.dtype,
-                epsilon=self.backbone['norm_epsilon'],
-            )
+            norm = self.bind_norm(train=train)
             head = Head(self.num_anchors[0], self.num_classes, **self.head, norm=norm, dtype=self.dtype, name='head')
             outputs = head(stages)
         flat = [x.reshape(x.shape[0], -1, values) for x in outputs]  # [B, h * w * n, 5 + K]
@@ -124,11 +125,9 @@ class YOLOv3(nn.Module):
 def make(
     *,
     num_classes: int,
-    backbone: str = 'darknet53',
-    stages: int = 6,
-    width: float = 1.0,
-    norm: str = 'batch_norm',
-    norm_epsilon: float = 1e-6,
+    backbone: Mapping[str, Any] = BACKBONE,
+    backbone_stride: int = 32,
+    small_head: bool = False,
     prior_probability: float = 0.5,
     head_features: int = 512,
     anchor_sizes: Sequence[Sequence[Sequence[float]]] = COCO_ANCHORS,
@@ -150,11 +149,10 @@ def make(
 
     Args:
         num_classes: K.
-        backbone: 'darknet53', or 'tiny' with the small head (v3-tiny).
-        stages: of the backbone; 6 is the paper's coarsest stride of 32, each fewer halves all strides.
-        width: factor on all channels.
-        norm: 'batch_norm' (synchronised over devices), 'frozen_batch_norm' or 'group_norm'.
-        norm_epsilon: added to variances.
+        backbone: arguments of `make_backbone`: its name is 'darknet53', 'tiny' (v3-tiny), or another. Its width and norm are
+            also the head's.
+        backbone_stride: stride of the coarsest level, pixels; each finer one has half of it.
+        small_head: whether levels have single convolutions (v3-tiny).
         prior_probability: of an object at an anchor before training. Darknet's is 0.5, which its long warm-up of the
             learning rate unlearns; with Adam a small one is better, since the first gradients are remembered.
         head_features: of the 1x1 convolutions of the coarsest level, before `width`; 256 in yolov3-tiny.
@@ -182,17 +180,23 @@ def make(
         raise ValueError(f'anchor_sizes must have equally many sizes at each level: {anchor_sizes}')
     if any(len(size) != 2 for sizes in anchor_sizes for size in sizes):
         raise ValueError(f'anchor_sizes must be a (width, height) for each anchor of each level: {anchor_sizes}')
-    if len(anchor_sizes) > stages:
-        raise ValueError(f'anchor_sizes has {len(anchor_sizes)} levels, the backbone {stages} stages')
     if box_loss not in ('squared', *losses.IOU_LOSSES):
         raise ValueError(f"box_loss is {box_loss!r}: use 'squared' or one of {', '.join(losses.IOU_LOSSES)}")
+    strides = [backbone_stride // 2**i for i in reversed(range(len(anchor_sizes)))]
+    backbone = {**BACKBONE, **backbone}
+    width = backbone['width']
     network = YOLOv3(
         num_classes=num_classes,
         num_anchors=tuple(map(len, anchor_sizes)),
-        backbone=dict(
-            architecture=backbone, stages=stages, width=width, norm=norm, norm_epsilon=norm_epsilon, axis_name=axis_name
+        backbone=make_backbone(strides, jnp.dtype(dtype), axis_name, **backbone),
+        head=dict(features=round(width * head_features), small=small_head, prior_probability=prior_probability),
+        bind_norm=partial(
+            make_norm,
+            backbone['norm'],
+            epsilon=backbone['norm_epsilon'],
+            axis_name=axis_name,
+            dtype=jnp.dtype(dtype),
         ),
-        head=dict(features=round(width * head_features), tiny=backbone == 'tiny', prior_probability=prior_probability),
         dtype=jnp.dtype(dtype),
     )
     run = partial(network_ops.apply, network, mean=mean, std=std, pad_value=pad_value)

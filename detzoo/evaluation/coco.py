@@ -141,7 +141,10 @@ def pr_curves(
 
 
 def format_table(metrics: dict[str, Any]) -> str:
-    """Writes the metrics of `coco_metrics` as COCO's twelve lines and a table of classes, the best AP first."""
+    """Writes the metrics of `coco_metrics` as COCO's twelve lines and a table of classes, the best AP first.
+
+    Where there are 'candidates_dropped' too, a last line says so.
+    """
     blocks = []
     for section in (name for name in _SECTIONS.values() if name in metrics):
         lines = [f'{section}, {metrics["images"]} images']
@@ -152,6 +155,11 @@ def format_table(metrics: dict[str, Any]) -> str:
         blocks.append('\n'.join(lines))
     if metrics['per_class']:
         blocks.append(class_table(metrics['per_class']))
+    if metrics.get('candidates_dropped'):
+        blocks.append(
+            f'{metrics["candidates_dropped"]:.1f} candidates an image were over the score threshold, but not among the '
+            'pre_nms_topk best: raise pre_nms_topk to consider them'
+        )
     return '\n\n'.join(blocks)
 
 

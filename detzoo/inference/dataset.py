@@ -97,7 +97,7 @@ def predict_dataset(
     classes: Classes | None = None,
     proposals: Proposals | None = None,
     on_batch: Callable[[Batch], None] = lambda batch: None,
-    on_image: Callable[[int, ImageDetections], None] = lambda index, found: None,
+    on_image: Callable[[int, ImageDetections, int], None] = lambda index, found, dropped: None,
 ) -> list[dict[str, Any]]:
     """Detects the objects of a split on all devices, each image once.
 
@@ -111,7 +111,7 @@ def predict_dataset(
             left out of the results.
         proposals: proposals of the split for the detector; None for none.
         on_batch: called with each sharded batch.
-        on_image: called with the index of each record and its detections, in no order.
+        on_image: called with the index of each record, its detections and its candidates_dropped, in no order.
 
     Returns:
         COCO results of the whole split, in the order of its images, on every process.
@@ -141,7 +141,7 @@ def predict_dataset(
             where = placement((image['height'], image['width']), canvases[index], rule)
             of_image = jax.tree.map(operator.itemgetter(row), detections)
             found = to_image(of_image, where, classes, config.evaluation.mask_paste)
-            on_image(index, found)
+            on_image(index, found, int(of_image.candidates_dropped or 0))
             results[index] = [result for result in to_coco(found, image['id']) if result['category_id'] in known]
 
     pending = None
@@ -184,7 +184,8 @@ def evaluate_workdir(
         on_results: called with what is returned, even if the files cannot be written.
 
     Returns:
-        the metrics, with their 'step' and any given 'proposals'; the ground truth; the detections as COCO results.
+        the metrics of `coco_metrics`, with 'step', any given 'proposals', and 'candidates_dropped', the mean over images (see
+            `Detections`); the ground truth; the detections as COCO results.
 
     Raises:
         DataError: the data set is not there, cannot be evaluated, or its classes are not those of the run; the proposals
@@ -196,7 +197,7 @@ def evaluate_workdir(
     predictor = load(workdir, step, exact=exact)
     config = predictor.config
     source = proposals or config.data.validation_proposals
-    check_proposals(config, source is not None, 'proposals')
+    check_proposals(predictor.detector, config.model.name, source is not None, 'proposals')
     dataset = open_dataset(config.data.name, config.data.validation_split, data_dir or config.data.data_dir)
     if not {*zip(*predictor.classes)} >= {*zip(dataset.class_names, dataset.category_ids)}:
         raise DataError(
@@ -213,10 +214,22 @@ def evaluate_workdir(
     parallel.from_first_process(lambda: check_writable(folder, 'give another folder for the files as output'))
     predict_step = make_predict_step(predictor.detector, canvases_for(truth, config))
     variables = parallel.replicate((predictor.params, predictor.model_state))
+    dropped: list[int] = []
     results = predict_dataset(
-        predict_step, *variables, dataset, truth, config, classes=predictor.classes, proposals=given
+        predict_step,
+        *variables,
+        dataset,
+        truth,
+        config,
+        classes=predictor.classes,
+        proposals=given,
+        on_image=lambda index, found, count: dropped.append(count),
     )
-    metrics = {'step': predictor.step, **coco_metrics(truth, results, kinds)}
+    metrics = {
+        'step': predictor.step,
+        **coco_metrics(truth, results, kinds),
+        'candidates_dropped': sum(dropped) / max(1, len(dropped)),
+    }
     suffix = ''
     if proposals is not None:
         metrics, suffix = {'proposals': proposals, **metrics}, '_given_proposals'

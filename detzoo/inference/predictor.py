@@ -89,7 +89,8 @@ class Predictor:
         if not (is_array and image.ndim == 3 and image.shape[2] == 3 and image.size > 0):
             shape = f'{getattr(image, "dtype", type(image).__name__)}{list(np.shape(image))}'
             raise ValueError(f'an image is [h, w, 3] uint8 RGB of at least one pixel, not {shape}')
-        check_proposals(self.config, proposals is not None, 'proposals, as in predictor(image, proposals)')
+        what = 'proposals, as in predictor(image, proposals)'
+        check_proposals(self.detector, self.config.model.name, proposals is not None, what)
         canvas, rule = canvas_for(image.shape[:2], self.config), resize_rule(self.config.data.recipe)
         pixels, where = place(image, canvas, rule, rounded=not self.config.evaluation.exact)
         given = ()
@@ -136,23 +137,22 @@ def detector_of(config: ml_collections.ConfigDict, num_classes: int, axis_name: 
     return make_detector(**config.model, num_classes=num_classes, axis_name=axis_name)
 
 
-def check_proposals(config: ml_collections.ConfigDict, given: bool, what: str) -> None:
-    """Refuses proposals for a detector that takes none, and none for one that has no RPN to make them.
+def check_proposals(detector: Detector, name: str, given: bool, what: str) -> None:
+    """Checks that a detector gets proposals if it needs them, and none if it takes none.
 
     Args:
-        config: of the detector.
+        detector: the detector.
+        name: its name, for the message.
         given: whether it gets proposals.
-        what: to give or to leave out, for the message.
+        what: what to give or to leave out, for the message.
 
     Raises:
-        DataError: it gets what it cannot use, or lacks what it needs.
+        DataError: the detector takes no proposals, or needs them.
     """
-    if given and 'rpn' not in config.model:
-        raise DataError(f'{config.model.name} takes no proposals: leave out {what}')
-    if not given and config.model.get('rpn', True) is None:
-        raise DataError(
-            f'this {config.model.name} has no RPN (model.rpn is None) and detects nothing by itself: give {what}'
-        )
+    if given and not detector.takes_proposals:
+        raise DataError(f'{name} takes no proposals: leave out {what}')
+    if not given and detector.needs_proposals:
+        raise DataError(f'this {name} has no RPN (model.rpn is None) and detects nothing by itself: give {what}')
 
 
 def evaluation_canvases(config: ml_collections.ConfigDict) -> Sequence[tuple[int, int]]:

@@ -200,7 +200,7 @@ _RETINANET = View(
     parts=('backbone.body', 'backbone', 'head', 'anchor_generator'),
     theirs=lambda outputs: [*_their_levels(outputs['backbone.body'], outputs['backbone']), *_their_head(outputs)],
     ours=lambda outputs: [
-        *outputs['backbone'][1:],
+        *outputs['backbone'],
         *outputs['fpn'],
         outputs['cls_head'],
         outputs['box_head'],

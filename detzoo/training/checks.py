@@ -1,6 +1,7 @@
 """The checks before a run computes or writes anything: config, detector, data and devices have to fit together.
 
 check            a config -> the detector, the shapes of its state, and the variables that it starts from
+check_given      the masks and proposals that the config brings
 check_canvases   the network on each canvas, by shapes alone
 """
 
@@ -33,21 +34,17 @@ def check(
         ConfigError: the detector, the devices or the run to start from do not fit the config.
         DataError: the detector lacks proposals, or takes none.
     """
-    if config.model.get('norm') == 'frozen_batch_norm' and not (config.initialize_backbone or config.initialize_from):
+    if config.model.backbone.norm == 'frozen_batch_norm' and not (config.initialize_backbone or config.initialize_from):
         raise ConfigError(
-            "model.norm is 'frozen_batch_norm', which without the statistics of trained weights normalises nothing: set "
-            "initialize_backbone to a classifier's file, initialize_from to a workdir, or model.norm to 'batch_norm'"
+            "model.backbone.norm is 'frozen_batch_norm', which without the statistics of trained weights normalises nothing: "
+            "set initialize_backbone to a classifier's file, initialize_from to a workdir, or model.backbone.norm to 'batch_norm'"
         )
-    if ('mask' in config.model) != (config.data.mask_size > 0):
-        raise ConfigError(
-            f'data.mask_size is 0, and {config.model.name} learns masks: set it to the side of a mask, to 112 for example'
-            if 'mask' in config.model
-            else f'data.mask_size is {config.data.mask_size}, and {config.model.name} finds no masks: set it to 0'
-        )
-    for key in ('train_proposals', 'validation_proposals'):
-        check_proposals(config, config.data[key] is not None, f'data.{key}')
     try:
         detector = detector_of(config, len(data.class_names), parallel.AXIS)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error)) from error
+    check_given(config, detector)
+    try:
         check_canvases(config, detector)
         state = jax.eval_shape(lambda: initial_state(config, detector))
         template = state.params, state.model_state
@@ -71,6 +68,24 @@ def check(
     return detector, state, learnt
 
 
+def check_given(config: ml_collections.ConfigDict, detector: Detector) -> None:
+    """Checks that the data bring the masks and the proposals that the detector needs, and none that it cannot use.
+
+    Raises:
+        ConfigError: the masks do not fit the detector.
+        DataError: the proposals do not.
+    """
+    name, side = config.model.name, config.data.mask_size
+    if detector.finds_masks and not side:
+        raise ConfigError(
+            f'data.mask_size is 0, and {name} learns masks: set it to the side of a mask, to 112 for example'
+        )
+    if side and not detector.finds_masks:
+        raise ConfigError(f'data.mask_size is {side}, and {name} finds no masks: set it to 0')
+    for key in ('train_proposals', 'validation_proposals'):
+        check_proposals(detector, name, config.data[key] is not None, f'data.{key}')
+
+
 def check_canvases(config: ml_collections.ConfigDict, detector: Detector) -> None:
     """Checks that the network fits all canvases with the same parameters.
 
@@ -86,7 +101,7 @@ def check_canvases(config: ml_collections.ConfigDict, detector: Detector) -> Non
             raise ConfigError(f'this {config.model.name} does not fit a canvas of {side}: {error}') from error
         except ZeroDivisionError as error:  # an initialiser divides by the number of channels
             raise ConfigError(
-                f'a layer of this {config.model.name} has no channels: raise model.width or its features'
+                f'a layer of this {config.model.name} has no channels: raise model.backbone.width or its features'
             ) from error
         shapes[canvas] = jax.tree.map(lambda x: x.shape, variables)
         if shapes[canvas] != shapes[first]:

@@ -70,9 +70,10 @@ def make_evaluation(
 
     def evaluate(state: TrainState) -> Evaluation:
         params = state.params if state.ema_params is None else state.ema_params
-        losses, drawn = [], {}
+        losses, drawn, dropped = [], {}, []
 
-        def keep_drawn(index: int, found: ImageDetections) -> None:
+        def keep(index: int, found: ImageDetections, count: int) -> None:
+            dropped.append(count)
             if index < PICTURES:
                 drawn[index] = found
 
@@ -85,12 +86,12 @@ def make_evaluation(
             config,
             proposals=proposals,
             on_batch=lambda batch: losses.append(loss_step(params, state.model_state, batch)),
-            on_image=keep_drawn,
+            on_image=keep,
         )
         losses = np.array([parallel.first_replica(pair) for pair in losses], np.float64)  # [batches, (loss, whole)]
         whole = losses[:, 1] > 0
         return Evaluation(
-            metrics=coco_metrics(truth, results, kinds),
+            metrics={**coco_metrics(truth, results, kinds), 'candidates_dropped': sum(dropped) / max(1, len(dropped))},
             loss=float(losses[whole if whole.any() else slice(None), 0].mean()),
             pictures=draw_pictures(dataset, drawn),
             truth=truth,
@@ -114,10 +115,11 @@ def evaluate_each(evaluate: Callable[[TrainState], Evaluation], state: TrainStat
 
 
 def log_evaluation(log: MetricsLog, step: int, evaluation: Evaluation) -> None:
-    """Writes the loss, the 12 numbers of COCO, and the pictures."""
+    """Writes the loss, the 12 numbers of COCO, the candidates that found no room, and the pictures."""
     boxes = {f'validation/{name}': value for name, value in evaluation.metrics['boxes'].items()}
     masks = {f'validation/mask_{name}': value for name, value in evaluation.metrics.get('masks', {}).items()}
-    log.write(step, {'validation/loss': evaluation.loss, **boxes, **masks})
+    dropped = {'validation/candidates_dropped': evaluation.metrics['candidates_dropped']}
+    log.write(step, {'validation/loss': evaluation.loss, **boxes, **masks, **dropped})
     log.write_images(step, {f'validation/{name}': picture for name, picture in evaluation.pictures.items()})
 
 

@@ -81,9 +81,9 @@ def read_run(
 ) -> Learnt:
     """Reads the variables of another run's newest checkpoint, with the averaged parameters if it has them.
 
-    If the classes or their order differ, all variables whose shape depends on the number of classes start anew. `model.norm` may
-    change between 'batch_norm' and 'frozen_batch_norm': the variables of one fit the other. Arguments and errors are those of
-    `read_learnt`.
+    If the classes or their order differ, all variables whose shape depends on the number of classes start anew.
+    `model.backbone.norm` may change between 'batch_norm' and 'frozen_batch_norm': the variables of one fit the other. Arguments
+    and errors are those of `read_learnt`.
     """
     workdir = pathlib.Path(workdir).expanduser()
     if not (workdir / 'config.json').exists():

@@ -84,8 +84,10 @@ def model_of_cfg(path: str | os.PathLike[str]) -> Described:
     model = {**likely_model(theirs, str(path)), **PREDICTION}
     required = {key: model.pop(key) for key in ('name', 'num_classes')}
     defaults = arguments_of(required)
-    model = required | {key: value for key, value in model.items() if value != defaults[key]}
-    network = f'our {model["name"]} with the {arguments_of(model)["backbone"]} backbone'
+    backbone = {key: value for key, value in model['backbone'].items() if value != defaults['backbone'][key]}
+    model = required | {key: value for key, value in model.items() if key != 'backbone' and value != defaults[key]}
+    model |= {'backbone': backbone} if backbone else {}
+    network = f'our {model["name"]} with the {arguments_of(model)["backbone"]["name"]} backbone'
     try:
         detector = make_detector(**model)
         template = jax.eval_shape(lambda rng: detector.init(rng, net.canvas), jax.random.key(0))
@@ -196,12 +198,13 @@ def backbone_variables(path: str | os.PathLike[str], params: Params, model_state
         ValueError: the backbone is not one of darknet's, or the file is not as long as its weights.
     """
     shapes, variables = shapes_of((params, model_state)), flatten((params, model_state))
-    arguments = _backbone_of(params.get('backbone', {}))
-    if arguments is None:
+    found = _backbone_of(params.get('backbone', {}))
+    if found is None:
         raise ValueError(
             f"{path}: the backbone of this model is not one of darknet's: give another kind of file, or a yolo"
         )
-    described, _ = backbone_layers(shapes, arguments)
+    name, stages = found
+    described, _ = backbone_layers(shapes, name, stages)
     weighted = [(index, layer) for index, layer in enumerate(described) if layer.entries]
 
     content = read_bytes(path)
@@ -211,9 +214,9 @@ def backbone_variables(path: str | os.PathLike[str], params: Params, model_state
     if there not in (needed, whole):
         raise ValueError(
             f'{path}: not the weights of this backbone: {there:,} bytes follow its header; the {len(weighted)} '
-            f'convolutions of this {arguments["backbone"]} have {needed:,}, with a classifier of {_CLASSES} classes '
-            f"{whole:,}. Set the model's backbone, width and stages to those of the file, cut the file after the "
-            'backbone with `darknet partial`, or fetch it again'
+            f'convolutions of this {name} have {needed:,}, with a classifier of {_CLASSES} classes '
+            f"{whole:,}. Set the model's backbone.name, backbone.width and backbone_stride to those of the file, cut the file "
+            'after the backbone with `darknet partial`, or fetch it again'
         )
     if there == whole:
         left = f"{path}: its last convolution, which classifies ImageNet's {_CLASSES} classes, is left"
@@ -223,8 +226,8 @@ def backbone_variables(path: str | os.PathLike[str], params: Params, model_state
     return _unflattened(variables)
 
 
-def _backbone_of(modules: Collection[str]) -> dict[str, Any] | None:
-    """Finds a `backbones.darknet.Darknet`'s architecture and stages by the names of its modules; None if it is not one."""
+def _backbone_of(modules: Collection[str]) -> tuple[str, int] | None:
+    """Finds a `backbones.darknet.Darknet`'s name and number of stages by its modules' names; None if it is not one."""
     stages = [stage for stage in range(1, 7) if any(name.startswith(f'stage{stage}_conv') for name in modules)]
     if not stages:
         return None
@@ -234,7 +237,7 @@ def _backbone_of(modules: Collection[str]) -> dict[str, Any] | None:
         backbone = 'extraction'
     else:
         backbone = 'darknet19' if 'stage3_conv2' in modules else 'tiny'
-    return {'backbone': backbone, 'stages': stages[-1]}
+    return backbone, stages[-1]
 
 
 def _check_length(
@@ -336,8 +339,14 @@ def _of_cells(*sides: float) -> tuple[tuple[float, float], ...]:
 _COCO_V2 = _of_cells(0.57273, 0.677385, 1.87446, 2.06253, 3.33843, 5.47434, 7.88282, 3.52778, 9.77052, 9.16828)
 _VOC_V2 = _of_cells(1.3221, 1.73145, 3.19275, 4.00944, 5.05587, 8.09892, 9.47112, 4.84053, 11.2364, 10.0071)
 _VOC_V2_TINY = _of_cells(1.08, 1.19, 3.42, 4.41, 6.63, 11.38, 9.42, 5.11, 16.62, 10.52)
-_V1_TINY = {**PREDICTION, 'name': 'yolo_v1', 'backbone': 'tiny', 'head_features': (1024, 256), 'local_features': None}
-_V2_TINY = {**PREDICTION, 'name': 'yolo_v2', 'backbone': 'tiny', 'passthrough_features': None}
+_V1_TINY = {
+    **PREDICTION,
+    'name': 'yolo_v1',
+    'backbone': {'name': 'tiny'},
+    'head_features': (1024, 256),
+    'local_features': None,
+}
+_V2_TINY = {**PREDICTION, 'name': 'yolo_v2', 'backbone': {'name': 'tiny'}, 'passthrough_features': None}
 
 # By the names of their .cfg files. The weights are NAME.weights, except tiny-yolov1.weights.
 PUBLISHED = {
@@ -358,7 +367,8 @@ PUBLISHED = {
             **PREDICTION,
             'name': 'yolo_v3',
             'num_classes': 80,
-            'backbone': 'tiny',
+            'backbone': {'name': 'tiny'},
+            'small_head': True,
             'head_features': 256,
             # The anchors that its weights were trained with. Today's .cfg file has 10 x 14, 23 x 27 and 37 x 58 on the finer
             # level, its authors' correction for later trainings (github.com/pjreddie/darknet, issue 851).

@@ -179,7 +179,13 @@ def likely_model(layers: Sequence[CfgLayer], name: str) -> dict[str, Any]:
         whole = round(count / width)
         return whole if round(width * whole) == count else count / width
 
-    model = {'name': detector, 'num_classes': last['classes'], 'backbone': backbone, 'stages': stages, 'width': width}
+    stride = 2 ** (stages - 1)
+    model = {
+        'name': detector,
+        'num_classes': last['classes'],
+        'backbone': {'name': backbone, 'width': width},
+        'backbone_stride': stride,
+    }
     if detector != 'yolo_v3':
         model |= {ours: float(last[theirs]) for theirs, ours in SCALES.items()} | {'rescore': bool(last['rescore'])}
     if detector == 'yolo_v1':
@@ -191,7 +197,6 @@ def likely_model(layers: Sequence[CfgLayer], name: str) -> dict[str, Any]:
         if of['dropout']:
             model |= {'dropout': float(of['dropout'][0]['probability'])}
     if detector == 'yolo_v2':
-        stride = 2 ** (stages - 1)
         model |= {
             'head_features': tuple(map(unscaled, [*head[:-3], head[-2]] if large else head[:-1])),
             'passthrough_features': unscaled(head[-3]) if large else None,
@@ -200,6 +205,7 @@ def likely_model(layers: Sequence[CfgLayer], name: str) -> dict[str, Any]:
         }
     if detector == 'yolo_v3':
         model |= {
+            'small_head': not large,
             'head_features': unscaled(head[0 if large else 1]),
             'ignore_iou': float(last['ignore_thresh']),
             'anchor_sizes': tuple(tuple(layer['anchors']) for layer in reversed(of['yolo'])),

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from detzoo.backbones.darknet import PLAIN, STRIDES
 from detzoo.detectors import DETECTORS
 from detzoo.weights.darknet_cfg import SCALES
 from detzoo.weights.mapping import Template, flatten
@@ -26,7 +27,7 @@ Shapes = Mapping[str, tuple[int, ...]]  # of our variables by their paths: 'para
 
 _COLLECTIONS = ('params', 'batch_stats', 'frozen')
 # What darknet computes with whatever a .cfg file says.
-_FIXED = {'mean': (0.0, 0.0, 0.0), 'std': (255.0, 255.0, 255.0), 'norm_epsilon': 1e-6}
+_FIXED = {'mean': (0.0, 0.0, 0.0), 'std': (255.0, 255.0, 255.0), 'backbone.norm_epsilon': 1e-6}
 
 
 class Entry(NamedTuple):
@@ -67,9 +68,11 @@ class Layer(NamedTuple):
 
 def arguments_of(model: Mapping[str, Any]) -> dict[str, Any]:
     """Adds the detector's defaults to arguments of `make_detector`, and leaves out 'name'."""
-    bound = inspect.signature(DETECTORS[model['name']]).bind(**{key: model[key] for key in model if key != 'name'})
+    signature = inspect.signature(DETECTORS[model['name']])
+    bound = signature.bind(**{key: model[key] for key in model if key != 'name'})
     bound.apply_defaults()
-    return bound.arguments
+    whole = {**signature.parameters['backbone'].default, **bound.arguments['backbone']}
+    return {**bound.arguments, 'backbone': whole}
 
 
 def layers(model: Mapping[str, Any], template: Template) -> list[Layer]:
@@ -89,9 +92,15 @@ def layers(model: Mapping[str, Any], template: Template) -> list[Layer]:
     if describe is None:
         raise ValueError(f'darknet has no {model["name"]}: give a yolo_v1, yolo_v2 or yolo_v3')
     arguments = arguments_of(model)
+    backbone = arguments['backbone']
     for key, value in _FIXED.items():
-        if not np.array_equal(arguments[key], value):
-            raise ValueError(f'{key} is {arguments[key]}: darknet always computes with {value}')
+        given = backbone['norm_epsilon'] if key == 'backbone.norm_epsilon' else arguments[key]
+        if not np.array_equal(given, value):
+            raise ValueError(f'{key} is {given}: darknet always computes with {value}')
+    if backbone['name'] not in (*PLAIN, 'darknet53'):
+        raise ValueError(
+            f"backbone.name is {backbone['name']!r}: darknet's files have the backbones {', '.join(PLAIN)} and darknet53"
+        )
     return describe(arguments, shapes_of(template))
 
 
@@ -111,7 +120,7 @@ def cfg_text(model: Mapping[str, Any], template: Template, canvas: tuple[int, in
     """
     described = layers(model, template)
     canvas = tuple(canvas)
-    stride = 2 ** (arguments_of(model)['stages'] - (model['name'] != 'yolo_v1'))
+    stride = arguments_of(model)['backbone_stride'] * (2 if model['name'] == 'yolo_v1' else 1)
     if canvas[0] % stride or canvas[1] % stride:
         raise ValueError(f'the canvas is {canvas}: darknet needs multiples of {stride}, the stride of this network')
     side = described[-1].options.get('side')
@@ -160,30 +169,36 @@ def _numbered(shapes: Shapes, prefix: str, suffix: str = '/conv/kernel') -> list
     return list(itertools.takewhile(lambda name: f'params/{name}{suffix}' in shapes, names))
 
 
-def backbone_layers(shapes: Shapes, arguments: Mapping[str, Any]) -> tuple[list[Layer], list[int]]:
+def backbone_layers(shapes: Shapes, name: str, stages: int) -> tuple[list[Layer], list[int]]:
     """Lists the layers of a `backbones.darknet.Darknet`, and the number of each stage's last layer."""
     described, ends = [], []
-    for stage in range(1, arguments['stages'] + 1):
-        name = f'backbone/stage{stage}'
-        if arguments['backbone'] == 'darknet53':
-            described.append(_convolution(shapes, f'{name}_conv', stride=1 if stage == 1 else 2))
-            for block in _numbered(shapes, f'{name}_block', '_conv1/conv/kernel'):
+    for stage in range(1, stages + 1):
+        path = f'backbone/stage{stage}'
+        if name == 'darknet53':
+            described.append(_convolution(shapes, f'{path}_conv', stride=1 if stage == 1 else 2))
+            for block in _numbered(shapes, f'{path}_block', '_conv1/conv/kernel'):
                 described += [_convolution(shapes, f'{block}_conv{i}') for i in (1, 2)]
                 described.append(Layer('shortcut', {'from': -3, 'activation': 'linear'}))
         else:
-            strided = arguments['backbone'] == 'extraction' and stage == 2
+            strided = name == 'extraction' and stage == 2
             if stage > 1 and not strided:
                 described.append(_max_pool())
             described += [
-                _convolution(shapes, conv, stride=2 if strided else 1) for conv in _numbered(shapes, f'{name}_conv')
+                _convolution(shapes, conv, stride=2 if strided else 1) for conv in _numbered(shapes, f'{path}_conv')
             ]
         ends.append(len(described) - 1)
     return described, ends
 
 
+def _backbone(arguments: Mapping[str, Any], shapes: Shapes) -> tuple[list[Layer], list[int]]:
+    """Lists the layers of a detector's backbone, and the number of each stage's last layer."""
+    stages = STRIDES.index(arguments['backbone_stride']) + 1
+    return backbone_layers(shapes, arguments['backbone']['name'], stages)
+
+
 def _yolo_v1(arguments: Mapping[str, Any], shapes: Shapes) -> list[Layer]:
     """Lists the layers of a `detectors.yolo_v1`."""
-    described, _ = backbone_layers(shapes, arguments)
+    described, _ = _backbone(arguments, shapes)
     large = arguments['local_features'] is not None
     if not large:
         described.append(_max_pool())
@@ -215,7 +230,7 @@ def _yolo_v1(arguments: Mapping[str, Any], shapes: Shapes) -> list[Layer]:
 
 def _yolo_v2(arguments: Mapping[str, Any], shapes: Shapes) -> list[Layer]:
     """Lists the layers of a `detectors.yolo_v2`."""
-    described, ends = backbone_layers(shapes, arguments)
+    described, ends = _backbone(arguments, shapes)
     passthrough = arguments['passthrough_features'] is not None
     if not passthrough:
         described.append(_max_pool(stride=1))
@@ -230,7 +245,7 @@ def _yolo_v2(arguments: Mapping[str, Any], shapes: Shapes) -> list[Layer]:
             Layer('route', {'layers': f'-1,{coarse}'}),
         ]
     described += [_convolution(shapes, last), _convolution(shapes, 'head/output')]
-    sizes, stride = arguments['anchor_sizes'], 2 ** (arguments['stages'] - 1)
+    sizes, stride = arguments['anchor_sizes'], arguments['backbone_stride']
     options = {
         'anchors': _written(side / stride for size in sizes for side in size),
         'bias_match': 1,
@@ -249,8 +264,8 @@ def _yolo_v2(arguments: Mapping[str, Any], shapes: Shapes) -> list[Layer]:
 
 def _yolo_v3(arguments: Mapping[str, Any], shapes: Shapes) -> list[Layer]:
     """Lists the layers of a `detectors.yolo_v3`."""
-    described, ends = backbone_layers(shapes, arguments)
-    if arguments['backbone'] == 'tiny':
+    described, ends = _backbone(arguments, shapes)
+    if arguments['small_head']:
         described.append(_max_pool(stride=1))
     levels = arguments['anchor_sizes']
     sizes = [size for level in levels for size in level]

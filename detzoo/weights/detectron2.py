@@ -144,10 +144,7 @@ def _same_conventions(entries: Entries, *, model: dict[str, Any]) -> Entries:
 
 _R50 = {
     'num_classes': 80,
-    'depth': 50,
-    'stride_in_1x1': True,
-    'norm': 'frozen_batch_norm',
-    'norm_epsilon': 1e-5,
+    'backbone': {'name': 'resnet50', 'stride_in_1x1': True, 'norm': 'frozen_batch_norm', 'norm_epsilon': 1e-5},
     'mean': (103.53, 116.28, 123.675),
     'std': (1.0, 1.0, 1.0),  # the weights of the first convolution have it in them
     'bgr': True,

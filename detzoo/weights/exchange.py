@@ -190,7 +190,7 @@ def config_of(model: Model) -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.data = dict(name='voc' if len(model.classes.class_names) == 20 else 'coco', canvases=model.canvases)
     config.data.recipe = dict(model.recipe)
-    config.data.mask_size = MASK_SIDE if 'mask' in model.model else 0
+    config.data.mask_size = MASK_SIDE if make_detector(**model.model).finds_masks else 0
     config.data.max_boxes = 100
     config.evaluation = dict(batch_size=8, canvases=model.canvases, divisor=model.divisor)
     config.evaluation.mask_paste = 'torchvision' if model.source == 'torchvision' else 'centers'

@@ -229,8 +229,8 @@ def _assign(mapping: Mapping, entries: Entries, template: Template, source: str 
     if any(problems.values()):
         found = '; '.join(f'{kind}: {listed(names, most=_LISTED)}' for kind, names in problems.items() if names)
         raise ValueError(
-            f'{source}: not the weights of this model: {found}. Give a file of this model, or set its depth, width, '
-            f'norm and num_classes to those of the file{_common_prefix(list(entries))}'
+            f'{source}: not the weights of this model: {found}. Give a file of this model, or set its '
+            f'backbone.name, backbone.width, backbone.norm and num_classes to those of the file{_common_prefix(list(entries))}'
         )
     return assigned
 

@@ -171,9 +171,11 @@ class Peer(NamedTuple):
 _FASTER_RCNN = {
     'name': 'faster_rcnn',
     'num_classes': 90,  # background is torchvision's class 0, and none of ours
-    'depth': 50,
-    'norm': 'frozen_batch_norm',
-    'norm_epsilon': 0.0,  # set in torchvision's code when it loads its COCO_V1 files; the files do not say
+    'backbone': {
+        'name': 'resnet50',
+        'norm': 'frozen_batch_norm',
+        'norm_epsilon': 0.0,  # set in torchvision's code when it loads its COCO_V1 files; the files do not say
+    },
     'fpn_features': 256,
     'trunk_features': 1024,
     'class_agnostic': False,
@@ -221,8 +223,7 @@ _FASTER_RCNN = {
 }
 
 _SECOND_VERSION = {  # of the R-CNNs: batch norm that is trained, in the backbone and behind it
-    'norm': 'batch_norm',
-    'norm_epsilon': 1e-5,
+    'backbone': {'name': 'resnet50', 'norm': 'batch_norm', 'norm_epsilon': 1e-5},
     'fpn_norm': 'batch_norm',
     'trunk_conv_layers': 4,
     'trunk_fc_layers': 1,
@@ -242,16 +243,23 @@ _MASKS = {
     },
 }
 _MOBILENET = {
-    'backbone': 'mobilenet_v3_large',
-    'norm_epsilon': 1e-5,
-}  # of torchvision's frozen batch norm; its classifier has 1e-3
+    'backbone': {
+        'name': 'mobilenet_v3_large',
+        'norm': 'frozen_batch_norm',
+        'norm_epsilon': 1e-5,  # of torchvision's frozen batch norm; its classifier has 1e-3
+        'reduced_tail': False,
+    },
+    'backbone_strides': (32, 32),  # the first block and the last layer of stride 32
+}
 _MOBILENET_RPN = {'anchor_sizes': ((32.0, 64.0, 128.0, 256.0, 512.0),) * 3, 'score_threshold': 0.05}
 _RETINANET = {
     'name': 'retinanet',
     'num_classes': 91,
-    'depth': 50,
-    'norm': 'frozen_batch_norm',
-    'norm_epsilon': 0.0,  # set in torchvision's code when it loads its COCO_V1 file; the file does not say
+    'backbone': {
+        'name': 'resnet50',
+        'norm': 'frozen_batch_norm',
+        'norm_epsilon': 0.0,  # set in torchvision's code when it loads its COCO_V1 file; the file does not say
+    },
     'fpn_features': 256,
     'extra_levels_from': 'p5',
     'head_depth': 4,
@@ -274,9 +282,8 @@ PEERS = {
         model={
             'name': 'ssd',
             'num_classes': 90,  # background is torchvision's class 0, and none of ours
-            'backbone': 'vgg16',
-            'norm': None,
-            'fc6_dilation': 6,
+            'backbone': {'name': 'vgg16', 'norm': None, 'fc6_dilation': 6},
+            'backbone_strides': (8, 16),
             'l2_norm_scale': 20.0,
             'extra_layers': ssd.SSD300_LAYERS,
             'lite': False,
@@ -297,10 +304,13 @@ PEERS = {
         model={
             'name': 'ssd',
             'num_classes': 90,
-            'backbone': 'mobilenet_v3_large',
-            'reduced_tail': True,
-            'norm': 'batch_norm',
-            'norm_epsilon': 1e-3,
+            'backbone': {
+                'name': 'mobilenet_v3_large',
+                'norm': 'batch_norm',
+                'norm_epsilon': 1e-3,
+                'reduced_tail': True,
+            },
+            'backbone_strides': (16, 32),
             'l2_norm_scale': None,
             'extra_layers': ssd.SSDLITE_LAYERS,
             'lite': True,
@@ -322,8 +332,7 @@ PEERS = {
     'retinanet_resnet50_fpn_v2': Peer(
         model={
             **_RETINANET,
-            'norm': 'batch_norm',
-            'norm_epsilon': 1e-5,
+            'backbone': {'name': 'resnet50', 'norm': 'batch_norm', 'norm_epsilon': 1e-5},
             'extra_levels_from': 'c5',
             'head_norm': 'group_norm',
             'box_loss': 'giou',

@@ -227,7 +227,9 @@ def v1_outputs(darknet: Darknet) -> dict[str, Any]:
     image = np.random.RandomState(0).randint(0, 256, (12, 12, 3)).repeat(8, 0).repeat(8, 1)
     result = {}
     for name in ('yolov1', 'yolov1-tiny'):
-        model = {**PUBLISHED[name].model, 'num_classes': CLASSES, 'width': 0.125, 'stages': 5}
+        published = PUBLISHED[name].model
+        backbone = {**published.get('backbone', {}), 'width': 0.125}
+        model = {**published, 'num_classes': CLASSES, 'backbone': backbone, 'backbone_stride': 16}
         template = jax.eval_shape(
             lambda rng, model=model: make_detector(**model).init(rng, image.shape[:2]), jax.random.key(0)
         )

@@ -53,7 +53,7 @@ def test_train_refuses_another_config_on_a_workdir(run_script, tiny_run, tiny_co
 
 
 def test_train_names_an_unknown_key(run_script, tmp_path):
-    finished = run_script('train', SHAPES, f'--workdir={tmp_path}/run', '--config.model.widht=0.5')
+    finished = run_script('train', SHAPES, f'--workdir={tmp_path}/run', '--config.model.backbone.widht=0.5')
     last = finished.stderr.splitlines()[-1]
     assert finished.code == 1 and 'Did you mean "width" instead of "widht"?' in last
     assert not (tmp_path / 'run').exists()
@@ -64,7 +64,7 @@ def test_train_names_an_unknown_key(run_script, tmp_path):
     [
         ('--config.optimizer.schedule=linear', ['optimizer.schedule']),
         ('--config.optimizer.frozen=stem_cell', ['optimizer.frozen']),
-        ('--config.model.norm=batchnorm', ['batchnorm', 'batch_norm']),
+        ('--config.model.backbone.norm=batchnorm', ['batchnorm', 'batch_norm']),
         ('--config.training.batch_size=12', ['training.batch_size is 12']),
         ('--config.training.checkpoint_every=0', ['training.checkpoint_every is 0']),
         ('--config.model.name=yolo9000', ['model.name', 'retinanet']),
@@ -75,7 +75,7 @@ def test_train_names_an_unknown_key(run_script, tmp_path):
         ('--config.training.steps=-5', ['training.steps is -5', 'at least 1']),
         ('--config.optimizer.frozen=(', ['optimizer.frozen', 'a regular expression']),
         ('--config.optimizer.learning_rate=nan', ['optimizer.learning_rate is nan', 'a finite number']),
-        ('--config.model.width=0', ['model.width is 0.0', 'above 0']),
+        ('--config.model.backbone.width=0', ['model.backbone.width is 0.0', 'above 0']),
     ],
 )
 def test_train_names_a_value_it_cannot_use(run_script, data_dir, tmp_path, argument, words):

@@ -73,6 +73,12 @@ def oracle(scores, boxes, window, pre_nms_topk, score_threshold, iou_threshold, 
     return kept[:max_detections]
 
 
+def left_out(scores, pre_nms_topk, score_threshold):
+    """Counts the pairs over the threshold that are not among the best of their level."""
+    levels = np.split(scores, np.cumsum(LEVELS)[:-1])
+    return sum((np.sort(level, axis=None)[::-1][pre_nms_topk:] > score_threshold).sum() for level in levels)
+
+
 def listed(detections):
     """The valid rows as a list like the oracle's; the others must be zeros at the end."""
     count = int(detections.valid.sum())
@@ -91,6 +97,8 @@ def test_postprocess_equals_loops(pre_nms_topk):
             )
             expected = oracle(*case, WINDOW, pre_nms_topk, score_threshold, iou_threshold, 12)
             assert listed(ours) == expected, f'seed {seed}'
+            assert ours.candidates_dropped == left_out(case[0], pre_nms_topk, score_threshold), f'seed {seed}'
+    assert (ours.candidates_dropped > 0) == (pre_nms_topk < 1000)
     assert ours.boxes.shape == (12, 4) and ours.labels.dtype == np.int32 and ours.masks is None
 
 
@@ -238,3 +246,20 @@ def test_postprocess_clips_before_or_after_the_nms(clip_before_nms, kept):
                 iou_threshold=0.5, max_detections=3, clip_before_nms=clip_before_nms)  # fmt: skip
     np.testing.assert_array_equal(found.boxes[found.valid], kept)
     assert (found.scores[~found.valid] == 0).all()
+
+
+def test_postprocess_counts_candidates_that_a_class_has_no_room_for():
+    # Of three anchors over the threshold two find room in class 0, and the only one in class 1; class 2 has none.
+    scores = np.float32([[0.9, 0.1, 0], [0.8, 0.7, 0.1], [0.6, 0.1, 0], [0.1, 0, 0]])
+    boxes = np.float32([[0, 0, 9, 9], [20, 0, 29, 9], [40, 0, 49, 9], [60, 0, 69, 9]])
+
+    def dropped(count, score_threshold=0.5):
+        select = functools.partial(module.top_per_class, count=count)
+        limits = dict(score_threshold=score_threshold, iou_threshold=0.5, max_detections=1)
+        return module.postprocess(
+            scores, boxes, np.float32([0, 0, 100, 100]), select=select, **limits
+        ).candidates_dropped
+
+    assert dropped(2) == 1 and dropped(2).dtype == np.int32
+    assert [int(dropped(count)) for count in (1, 3)] == [2, 0]  # what is no detection for lack of rows is not counted
+    assert dropped(2, score_threshold=0.6) == 0  # the threshold is exclusive

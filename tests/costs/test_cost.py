@@ -68,7 +68,8 @@ def small_config(**model):
     """A RetinaNet of a few parameters on a canvas of 64 pixels."""
     c = ml_collections.ConfigDict()
     c.data = dict(canvases=((64, 64),), max_boxes=3)
-    c.model = dict(name='retinanet', depth=18, width=0.125, norm='group_norm', fpn_features=8, head_depth=1, **model)
+    backbone = dict(name='resnet18', width=0.125, norm='group_norm')
+    c.model = dict(name='retinanet', backbone=backbone, fpn_features=8, head_depth=1, **model)
     return complete(c)
 
 

@@ -213,7 +213,8 @@ def test_train_and_evaluate_gives_each_split_its_own_proposals(data_dir, tiny_co
         ones = jnp.ones(inputs.proposals.shape[:2])
         return Detections(inputs.proposals, ones, 0 * ones.astype(int), inputs.proposals_valid)
 
-    detector = Detector(lambda rng, canvas: ({'w': jnp.ones(2)}, {}), loss, predict, None)
+    init = lambda rng, canvas: ({'w': jnp.ones(2)}, {})
+    detector = Detector(init, loss, predict, None, takes_proposals=True, needs_proposals=True)
     for module in ('detzoo.training.checks', 'detzoo.inference.predictor'):
         monkeypatch.setattr(f'{module}.detector_of', lambda *args: detector)
     train, validation = (open_dataset('toy', split, data_dir) for split in ('train', 'validation'))
@@ -232,9 +233,6 @@ def test_train_and_evaluate_gives_each_split_its_own_proposals(data_dir, tiny_co
         data__train_proposals=path,
         data__validation_proposals='ground_truth',
     )
-    with config.unlocked():
-        config.model.rpn = None
-    monkeypatch.setattr(loop, 'complete', lambda config: config)
     metrics = loop.train_and_evaluate(config, tmp_path / 'run')
     # All objects of the first class are found, of the three classes.
     assert metrics['per_class']['red']['AP50'] > 0.1 and metrics['boxes']['AR100'] == pytest.approx(1 / 3)

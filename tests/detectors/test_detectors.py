@@ -1,257 +1,47 @@
 """The contract of a detector, for all of them: what every loss, prediction and assignment promises, whatever is inside.
 
-A detector joins with an entry in VARIANTS: a tiny variant of it, and which metrics of its loss count what `assign` says.
-Everything is compiled once a variant, for 8 images of 64 x 64 with 4 rows of ground truth.
+`contract.VARIANTS` has the detectors. Everything is compiled once a variant, for 8 images of 64 x 64 with 4 rows of ground truth.
 """
 
 import ast
-import collections
 import functools
+import importlib
 import inspect
 import re
-import types
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import numpy as np
 import optax
 import pytest
-from conftest import (
-    CATEGORY_IDS,
-    OPTIMIZED,
-    TINY_FASTER_RCNN,
-    TINY_FASTER_RCNN_C4,
-    TINY_FASTER_RCNN_MOBILENET,
-    TINY_FASTER_RCNN_V2,
-    TINY_MASK_RCNN,
-    TINY_MASK_RCNN_C4,
-    TINY_MASK_RCNN_V2,
-    TINY_RETINANET,
-    TINY_SSD,
-    TINY_SSDLITE,
-    TINY_YOLO_V1,
-    TINY_YOLO_V2,
-    TINY_YOLO_V3,
-    draw_blocks,
+from conftest import CATEGORY_IDS
+from contract import (
+    BATCH,
+    BLOCKS,
+    CANVAS,
+    CLASSES,
+    MORE_VARIANTS,
+    NOTHING,
+    ROWS,
+    VARIANTS,
+    make_batch,
+    tiny_variant,
 )
 
-from detzoo.core import box_coding, losses
-from detzoo.core.matching import IGNORE, NEGATIVE, match_by_threshold
+from detzoo.core.matching import IGNORE, NEGATIVE
 from detzoo.detectors import DETECTORS, make_detector, mask_rcnn, ssd
 from detzoo.detectors import retinanet as retinanet_module
 from detzoo.evaluation import coco_metrics
 from detzoo.inference.predictor import ImageDetections, to_coco
 from detzoo.run.parallel import AXIS, parallel, replicate
-from detzoo.types import Assignment, Batch, Detections, GroundTruth, Inputs
-from detzoo.weights.torchvision import PEERS
-
-BATCH, CANVAS, ROWS, CLASSES = 8, (64, 64), 4, 3
-
-
-class Variant(NamedTuple):
-    """A tiny detector.
-
-    arguments: of make_detector.
-    counts: {stage of assign: {metric of the loss: function of matched [B, A]}}.
-    any_canvas: whether its parameters serve every canvas.
-    learns_from_nothing: whether a batch without objects teaches what background is.
-    rates: the first and the last learning rate with which it learns a batch by heart; steps: how many it takes; AP: which it
-        then exceeds.
-    rounding: how far 8 devices may be from one, of the largest value.
-    """
-
-    arguments: dict[str, Any]
-    counts: dict[str, dict[str, Callable]]
-    any_canvas: bool = True
-    learns_from_nothing: bool = True
-    rates: tuple[float, float] = (8e-3, 1e-3)
-    steps: int = 250
-    AP: float = 0.95
-    rounding: float = 2e-6
-
-
-COUNTS = {'positives': lambda matched: matched >= 0, 'ignored': lambda matched: matched == IGNORE}
-SAMPLES = {'positives': COUNTS['positives'], 'negatives': lambda matched: matched == NEGATIVE}
-
-
-def ssd_variant(arguments):
-    """SSD takes three negatives for each positive: of an image without objects it learns nothing."""
-    return Variant(arguments, {'anchors': COUNTS | SAMPLES}, learns_from_nothing=False)
-
-
-def rcnn_variant(arguments):
-    """What a second stage is trained on depends on the first: both want to settle."""
-    counts = {'rpn': {f'rpn_{name}': count for name, count in SAMPLES.items()}, 'rois': SAMPLES}
-    # Proposals are float32 always. On C4 the norms of the last stage divide what rounding makes of RoIs in a flat background by
-    # next to nothing: two programs of one device are as far apart.
-    rounding = 0.2 if arguments.get('fpn_features', 0) is None else Variant._field_defaults['rounding']
-    return Variant(arguments, counts, rates=(4e-3, 1e-4), rounding=rounding)
-
-
-VARIANTS = {
-    'faster_rcnn': rcnn_variant(TINY_FASTER_RCNN),
-    'mask_rcnn': rcnn_variant(TINY_MASK_RCNN),
-    'retinanet': Variant(TINY_RETINANET, {'anchors': COUNTS}),
-    'ssd': ssd_variant(TINY_SSD),
-    'yolo_v1': Variant(TINY_YOLO_V1, {'cells': COUNTS}, any_canvas=False),
-    'yolo_v2': Variant(TINY_YOLO_V2, {'anchors': COUNTS}),
-    'yolo_v3': Variant(TINY_YOLO_V3, {'anchors': COUNTS}),
-}
-# The contract of these runs with --full only.
-MORE_VARIANTS = {
-    'retinanet_giou': Variant(TINY_RETINANET | dict(box_loss='giou', norm='group_norm'), {'anchors': COUNTS}),
-    'faster_rcnn_c4': rcnn_variant(TINY_FASTER_RCNN_C4),
-    # Its cells have 32 pixels: several objects may overlap one anchor most, which proposes one of them.
-    'faster_rcnn_mobilenet': rcnn_variant(TINY_FASTER_RCNN_MOBILENET)._replace(AP=0.75),
-    'mask_rcnn_c4': rcnn_variant(TINY_MASK_RCNN_C4),
-    'mask_rcnn_v2': rcnn_variant(TINY_MASK_RCNN_V2)._replace(steps=500),
-    'ssd_resnet18': ssd_variant(TINY_SSD | dict(backbone='resnet18', l2_norm_scale=None, extra_layers=())),
-    'ssdlite': ssd_variant(TINY_SSDLITE),
-    'yolo_v1_local': Variant(
-        TINY_YOLO_V1 | dict(backbone='extraction', head_features=(256, 256), local_features=128, dropout=0.1),
-        {'cells': COUNTS},
-        any_canvas=False,
-        steps=500,
-        AP=0.65,  # dropout's noise stays in the boxes
-    ),
-    'yolo_v2_tiny': Variant(
-        TINY_YOLO_V2 | dict(backbone='tiny', head_features=(256, 256), passthrough_features=None, width=0.25),
-        {'anchors': COUNTS},
-    ),
-    'yolo_v3_tiny': Variant(TINY_YOLO_V3 | dict(backbone='tiny', width=0.25), {'anchors': COUNTS}),
-    'yolo_v3_ciou': Variant(TINY_YOLO_V3 | dict(box_loss='ciou', norm='group_norm'), {'anchors': COUNTS}),
-}
-# Of these every switch is traced for a step; with --full it takes it.
-SWITCHES = [
-    *(
-        TINY_FASTER_RCNN | dict(roi=TINY_FASTER_RCNN['roi'] | changes)
-        for changes in (
-            dict(operator='pool'),
-            dict(operator='warp', reduce='max'),
-            dict(reduce='max', aligned=False, samples_per_bin=1),
-            dict(samples_per_bin=0),
-        )
-    ),
-    TINY_FASTER_RCNN | dict(class_agnostic=True, norm='frozen_batch_norm', dtype='bfloat16'),
-    TINY_FASTER_RCNN
-    | dict(
-        depth=50,
-        norm='group_norm',
-        head=TINY_FASTER_RCNN['head'] | dict(add_ground_truth=False, min_size=1.0),
-        rpn=TINY_FASTER_RCNN['rpn']
-        | dict(anchor_strides='canvas_over_grid', round_anchors=True, match_best_anchors=False),
-    ),
-    TINY_FASTER_RCNN_V2,
-    TINY_FASTER_RCNN
-    | dict(
-        fpn_norm='group_norm',
-        trunk_conv_layers=2,
-        trunk_fc_layers=2,
-        trunk_norm='group_norm',
-        dtype='bfloat16',
-        rpn=TINY_FASTER_RCNN['rpn'] | dict(layers=3, score_threshold=0.05),
-    ),
-    TINY_FASTER_RCNN | dict(fpn_norm='frozen_batch_norm', trunk_conv_layers=1, trunk_norm='frozen_batch_norm'),
-    TINY_FASTER_RCNN | dict(trunk_conv_layers=1, trunk_fc_layers=0),
-    TINY_FASTER_RCNN_MOBILENET | dict(norm='frozen_batch_norm', dtype='bfloat16'),
-    TINY_FASTER_RCNN_C4
-    | dict(depth=50, norm='frozen_batch_norm', dtype='bfloat16', roi=dict(operator='pool', output_size=14)),
-    TINY_MASK_RCNN | dict(mask=dict(head='mlp', layers=1, features=16, class_agnostic=True)),
-    TINY_MASK_RCNN | dict(mask=dict(layers=1, features=16, activation='softmax'), dtype='bfloat16'),
-    TINY_MASK_RCNN_V2,
-    TINY_MASK_RCNN | dict(mask=dict(layers=1, features=16, norm='frozen_batch_norm'), fpn_norm='group_norm'),
-    TINY_MASK_RCNN_C4 | dict(mask=dict(layers=1, features=16, norm='group_norm')),
-    TINY_MASK_RCNN | TINY_FASTER_RCNN_MOBILENET | dict(name='mask_rcnn'),
-    TINY_MASK_RCNN_C4 | dict(mask=dict(layers=0, features=16, activation='softmax', class_agnostic=True)),
-    TINY_RETINANET | dict(depth=34, norm='frozen_batch_norm', head_norm=None, extra_levels_from='c5'),
-    TINY_RETINANET | dict(depth=50, norm='group_norm', head_depth=4, aspect_ratios=(0.5, 1.0), box_loss='diou'),
-    TINY_RETINANET | dict(depth=101, norm='batch_norm', dtype='bfloat16', box_loss='ciou', negatives_per_positive=3.0),
-    TINY_SSD | dict(norm='frozen_batch_norm', l2_norm_scale=None, clip_anchors=True, anchor_strides=(), bgr=True),
-    TINY_SSD | dict(norm='group_norm', lite=True, dtype='bfloat16', bipartite=True),
-    TINY_SSD | dict(norm=None),
-    TINY_SSD | dict(backbone='resnet18', l2_norm_scale=None, extra_layers=()),
-    TINY_SSD
-    | dict(
-        backbone='resnet50',
-        norm='frozen_batch_norm',
-        anchor_sizes=(8, *TINY_SSD['anchor_sizes']),
-        aspect_ratios=((1 / 2, 2),) * 4,
-        anchor_strides=(8, 16, 32, 64),
-    ),
-    TINY_SSDLITE | dict(norm='group_norm', reduced_tail=False),
-    TINY_SSDLITE | dict(backbone='mobilenet_v2', dtype='bfloat16'),
-    TINY_YOLO_V1 | dict(backbone='extraction', head_features=(256, 256), local_features=64, boxes_per_cell=3),
-    TINY_YOLO_V1 | dict(norm='group_norm', rescore=False, dtype='bfloat16'),
-    TINY_YOLO_V2 | dict(backbone='tiny', head_features=(64, 32), passthrough_features=None, norm='frozen_batch_norm'),
-    TINY_YOLO_V2 | dict(stages=6, dtype='bfloat16', norm='group_norm', rescore=False, prior_probability=0.1),
-    TINY_YOLO_V3 | dict(backbone='tiny', norm='frozen_batch_norm', box_loss='ciou'),
-    TINY_YOLO_V3 | dict(stages=6, dtype='bfloat16', box_loss='giou'),
-    TINY_YOLO_V3 | dict(anchor_sizes=TINY_YOLO_V3['anchor_sizes'][:1], norm='group_norm', box_loss='diou'),
-]
-
-
-DISC = np.hypot(*(np.mgrid[:8, :8] - 3.5)) < 4  # of all objects, in the frames of their boxes
-
-
-def make_batch(rows=ROWS):
-    """Images of blocks on canvases which they do not fill; the third without objects, the fourth with a crowd."""
-    images = np.zeros((BATCH, *CANVAS, 3), np.uint8)
-    gt = GroundTruth(
-        boxes=np.zeros((BATCH, rows, 4), np.float32),
-        labels=np.zeros((BATCH, rows), np.int32),
-        valid=np.zeros((BATCH, rows), bool),
-        crowd=np.zeros((BATCH, rows), bool),
-        dropped=np.zeros(BATCH, np.int32),
-        cropped=np.zeros(BATCH, np.int32),
-        masks=np.zeros((BATCH, rows, 8, 8), bool),
-    )
-    window = np.zeros((BATCH, 4), np.float32)
-    for i in range(BATCH):
-        height, width = 64 - 3 * i, 50 + 2 * i
-        images[i, :height, :width], boxes, labels = draw_blocks(50 + i, height, width, 0 if i == 2 else 3)
-        count = len(boxes)
-        gt.boxes[i, :count] = boxes + np.pad(boxes[:, :2], ((0, 0), (2, 0)))
-        gt.labels[i, :count], gt.valid[i, :count], gt.masks[i, :count] = labels, True, DISC
-        window[i, 2:] = width, height
-    gt.crowd[3, 0] = True
-    return Batch(Inputs(images, window), gt, np.arange(BATCH, dtype=np.int32), np.ones(BATCH, bool))
-
-
-BLOCKS = make_batch()
-NOTHING = BLOCKS._replace(gt=BLOCKS.gt._replace(valid=np.zeros_like(BLOCKS.gt.valid)))
+from detzoo.types import Assignment, Detections
 
 
 @pytest.fixture(
     scope='module', params=[*VARIANTS, *(pytest.param(name, marks=pytest.mark.full) for name in MORE_VARIANTS)]
 )
 def tiny(request):
-    """A variant's detector, its parameters, and its functions compiled; `traces` counts their traces."""
-    variant = (VARIANTS | MORE_VARIANTS)[request.param]
-    detector = make_detector(num_classes=CLASSES, **variant.arguments)
-    traces = collections.Counter()
-
-    def compiled(name, function, options=None):
-        def counted(*args):
-            traces[name] += 1
-            return function(*args)
-
-        return jax.jit(counted, compiler_options=options)
-
-    params, model_state = jax.jit(detector.init, static_argnums=1)(jax.random.key(0), CANVAS)
-    step = compiled('loss', jax.value_and_grad(detector.loss, has_aux=True), OPTIMIZED)  # to learn a batch by heart
-    return types.SimpleNamespace(
-        variant=variant,
-        detector=detector,
-        params=params,
-        model_state=model_state,
-        traces=traces,
-        value_and_grad=step,
-        gradient=lambda batch, seed=0: step(params, model_state, batch, jax.random.key(seed)),
-        predict=compiled('predict', detector.predict),
-        assign=compiled('assign', detector.assign),
-    )
+    """A variant, compiled."""
+    return tiny_variant(request.param)
 
 
 def assert_same(first, second):
@@ -316,6 +106,8 @@ SPREAD_RULES = {
     '0.01': lambda shape: 0.01,
     '0.001': lambda shape: 0.001,
 }
+
+
 # The standard deviation with which kernels start, by 'detector/path': the first pattern that is found decides.
 SPREADS = [
     ('/rpn_head/', '0.01'),
@@ -584,41 +376,10 @@ def truth_of(batch):
     return dict(images=[dict(id=i) for i in range(BATCH)], annotations=annotations, categories=categories)
 
 
-@pytest.mark.parametrize('arguments', SWITCHES, ids=str)
-def test_switches_trace_a_step(arguments):
-    detector = make_detector(num_classes=CLASSES, **arguments)
-    variables = shapes_of(detector)
-    (loss, (model_state, _)), grads = jax.eval_shape(
-        jax.value_and_grad(detector.loss, has_aux=True), *variables, BLOCKS, jax.random.key(0)
-    )
-    assert (loss.shape, loss.dtype) == ((), np.float32)
-    shapes = functools.partial(jax.tree.map, lambda x: (x.shape, x.dtype))
-    assert shapes((grads, model_state)) == shapes(variables)
-    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype('float32')}
-    found = jax.eval_shape(detector.predict, *variables, BLOCKS.inputs)
-    assert found.boxes.shape == (BATCH, 10, 4)
-
-
-@pytest.mark.full
-@pytest.mark.parametrize('arguments', SWITCHES, ids=str)
-def test_switches_train_a_step(arguments):
-    detector = make_detector(num_classes=CLASSES, **arguments)
-    params, model_state = jax.jit(detector.init, static_argnums=1)(jax.random.key(0), CANVAS)
-    value_and_grad = jax.jit(jax.value_and_grad(detector.loss, has_aux=True))
-    (before, (model_state, _)), grads = value_and_grad(params, model_state, BLOCKS, jax.random.key(0))
-    length = optax.tree.norm(grads)
-    assert np.isfinite(before) and np.isfinite(length) and length > 0
-    params = jax.tree.map(lambda x, g: x - 1e-3 * g / length, params, grads)
-    (after, (model_state, _)), grads = value_and_grad(params, model_state, BLOCKS, jax.random.key(0))
-    assert np.isfinite(after) and np.isfinite(optax.tree.norm(grads))
-    for leaf in jax.tree.leaves(model_state):
-        assert np.isfinite(leaf).all()
-
-
-@pytest.mark.parametrize('name', DETECTORS)
+@pytest.mark.parametrize('name', [*DETECTORS, 'rpn', 'stages'])
 def test_every_argument_does_more_than_being_checked(name):
     """An argument that is accepted and then forgotten is a lie; Python's linters see its check and are content."""
-    module = ast.parse(inspect.getsource(inspect.getmodule(DETECTORS[name])))
+    module = ast.parse(inspect.getsource(importlib.import_module(f'detzoo.detectors.{name}')))
     makers = [node for node in module.body if isinstance(node, ast.FunctionDef) and node.name.startswith('make')]
     assert makers
     for make in makers:
@@ -635,112 +396,3 @@ def test_every_argument_does_more_than_being_checked(name):
 
 
 # RetinaNet
-
-
-def shapes_of(detector, canvas=CANVAS):
-    return jax.eval_shape(lambda key: detector.init(key, canvas), jax.random.key(0))
-
-
-@pytest.mark.parametrize(
-    'name, parameters',
-    [
-        ('retinanet_resnet50_fpn', 34_014_999),
-        ('retinanet_resnet50_fpn_v2', 38_198_935),  # P6 reads C5's 2048 channels, and batch norm is trained
-    ],
-)
-def test_retinanet_has_as_many_parameters_as_torchvision(name, parameters):
-    # Torchvision's files of these models, for 91 classes.
-    params, _ = shapes_of(make_detector(**PEERS[name].model))
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == parameters
-
-
-retinanet = pytest.mark.parametrize('tiny', ['retinanet'], indirect=True)
-
-
-@retinanet
-def test_retinanet_in_bfloat16_is_near_float32(tiny):
-    detector = make_detector(num_classes=CLASSES, **TINY_RETINANET | dict(dtype='bfloat16'))
-    step = jax.jit(jax.value_and_grad(detector.loss, has_aux=True))
-    (loss, (_, metrics)), grads = step(tiny.params, tiny.model_state, BLOCKS, jax.random.key(0))
-    (_, (_, expected)), _ = tiny.gradient(BLOCKS)
-    assert loss.dtype == np.float32
-    assert metrics['positives'] == expected['positives'] and metrics['ignored'] == expected['ignored']
-    assert metrics['cls_loss'] == pytest.approx(float(expected['cls_loss']), rel=0.02)
-    assert metrics['box_loss'] == pytest.approx(float(expected['box_loss']), rel=0.05)
-    assert metrics['cls_loss'] != expected['cls_loss']  # it was computed otherwise
-    assert all(leaf.dtype == np.float32 and np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
-
-
-@pytest.mark.parametrize('kind', losses.IOU_LOSSES)
-@retinanet
-def test_retinanet_regresses_what_box_loss_says(tiny, kind):
-    """Takes hold of the box head: at no correction the loss is that of the anchors, at the right one there is none."""
-    detector = make_detector(num_classes=CLASSES, **TINY_RETINANET | dict(box_loss=kind))
-    anchors, matched = map(np.asarray, tiny.assign(tiny.params, tiny.model_state, BLOCKS, jax.random.key(0))['anchors'])
-    positive, rows = matched >= 0, np.maximum(matched, 0)
-    targets = np.where(positive[..., None], np.take_along_axis(BLOCKS.gt.boxes, rows[..., None], axis=1), anchors)
-
-    @jax.jit
-    def box_loss(deltas):
-        def replace(next_function, args, kwargs, context):
-            outputs = next_function(*args, **kwargs)
-            return deltas if context.module.name == 'box_head' and context.method_name == '__call__' else outputs
-
-        with nn.intercept_methods(replace):
-            return detector.loss(tiny.params, tiny.model_state, BLOCKS, jax.random.key(0))[1][1]['box_loss']
-
-    expected = losses.iou_loss(anchors[positive], targets[positive], kind=kind).mean()
-    assert expected > 0.2
-    assert box_loss(np.zeros_like(anchors)) == pytest.approx(float(expected), rel=1e-5)
-    assert box_loss(np.asarray(box_coding.encode(targets, anchors))) == pytest.approx(0, abs=1e-5)
-
-
-@pytest.mark.parametrize('negatives_per_positive', [None, 3.0])
-@retinanet
-def test_retinanet_trains_what_assign_says(tiny, negatives_per_positive):
-    """Takes hold of the heads' outputs: their gradients, and the box loss at its minimum, show what the loss matches."""
-    arguments = TINY_RETINANET | dict(negatives_per_positive=negatives_per_positive)
-    detector = make_detector(num_classes=CLASSES, **arguments)
-    anchors, matched = jax.jit(detector.assign)(tiny.params, tiny.model_state, BLOCKS, jax.random.key(0))['anchors']
-    anchors, matched = np.asarray(anchors), np.asarray(matched)
-    rows = np.maximum(matched, 0)
-    targets = np.take_along_axis(BLOCKS.gt.boxes, rows[..., None], axis=1)
-    targets = np.where(matched[..., None] >= 0, targets, anchors)
-    labels = np.take_along_axis(BLOCKS.gt.labels, rows, axis=1)
-    deltas = np.asarray(box_coding.encode(targets, anchors))  # what the box head should say
-
-    def loss(cls_shift, box_outputs, params, model_state):
-        def replace(next_function, args, kwargs, context):
-            outputs = next_function(*args, **kwargs)
-            name = context.module.name if context.method_name == '__call__' else None
-            return outputs + cls_shift if name == 'cls_head' else box_outputs if name == 'box_head' else outputs
-
-        with nn.intercept_methods(replace):
-            value, (_, metrics) = detector.loss(params, model_state, BLOCKS, jax.random.key(0))
-        return value, metrics
-
-    differentiate = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
-    zeros = np.zeros((*matched.shape, CLASSES), np.float32)
-    (cls_gradient, _), metrics = differentiate(zeros, deltas, tiny.params, tiny.model_state)
-    assert metrics['box_loss'] < 1e-5  # every positive is drawn to the box assign names
-
-    (_, box_gradient), metrics = differentiate(zeros, deltas + 0.5, tiny.params, tiny.model_state)
-    # L1 at 4 * 0.5 a positive anchor: its gradient is 1 / positives there, and nothing elsewhere.
-    assert metrics['box_loss'] == pytest.approx(2, rel=1e-5)
-    expected = np.where(matched[..., None] >= 0, 1 / (matched >= 0).sum(), 0)
-    np.testing.assert_allclose(box_gradient, np.broadcast_to(expected, box_gradient.shape), rtol=1e-4)
-
-    wanted = (matched >= 0)[..., None] & (labels[..., None] == np.arange(CLASSES))
-    sign = np.where(wanted, -1, np.where((matched == IGNORE)[..., None], 0, 1))
-    np.testing.assert_array_equal(np.sign(cls_gradient), sign)
-    assert (matched == IGNORE).any() and wanted.any()
-    if negatives_per_positive is not None:
-        np.testing.assert_array_equal((matched == NEGATIVE).sum(axis=1), 3 * (matched >= 0).sum(axis=1))
-
-
-@retinanet
-def test_retinanet_matches_by_the_thresholds_of_the_paper(tiny):
-    # Positive from 0.5, negative below 0.4, best anchors matched (section 4).
-    boxes, matched = tiny.assign(tiny.params, tiny.model_state, BLOCKS, jax.random.key(0))['anchors']
-    match = functools.partial(match_by_threshold, positive_iou=0.5, negative_iou=0.4, match_best_anchors=True)
-    np.testing.assert_array_equal(matched, jax.jit(jax.vmap(match))(boxes, BLOCKS.gt))

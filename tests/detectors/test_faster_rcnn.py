@@ -1,6 +1,7 @@
 """Faster R-CNN's stages, each by hand: what is proposed, sampled, trained and detected."""
 
 import functools
+import inspect
 import math
 import types
 
@@ -8,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY_FASTER_RCNN, TINY_FASTER_RCNN_C4, TINY_FASTER_RCNN_V2
+from conftest import TINY_FASTER_RCNN, TINY_FASTER_RCNN_C4, TINY_FASTER_RCNN_V2, TINY_MASK_RCNN, TINY_RETINANET
 
 from detzoo.core import box_coding
 from detzoo.core.matching import IGNORE, NEGATIVE
-from detzoo.detectors import faster_rcnn, make_detector
+from detzoo.detectors import faster_rcnn, make_detector, mask_rcnn, stages
+from detzoo.detectors import rpn as rpn_module
+from detzoo.detectors.stages import Proposed, TrainedAnchors
 from detzoo.types import Batch, GroundTruth, Inputs
 from detzoo.weights.torchvision import PEERS
 
@@ -48,7 +51,10 @@ def test_faster_rcnn_has_as_many_parameters_as_torchvision(name, parameters):
 def test_faster_rcnn_on_c4_has_the_parameters_of_its_parts():
     # ResNet-50 without its classifier; the RPN's 3x3 convolution and its outputs for 15 anchors; the head's on 2048 features.
     arguments = dict(
-        name='faster_rcnn', fpn_features=None, rpn=dict(anchor_sizes=((32, 64, 128, 256, 512),)), norm='batch_norm'
+        name='faster_rcnn',
+        fpn_features=None,
+        rpn=dict(anchor_sizes=((32, 64, 128, 256, 512),)),
+        backbone=dict(norm='batch_norm'),
     )
     rpn = 9 * 1024 * 1024 + 1024 + 1025 * 15 * 5
     assert count(arguments, 80) == 23_508_032 + rpn + 2049 * (81 + 320)
@@ -64,7 +70,7 @@ def make_rpn(**changes):
         train_post_nms_topk=6,
         post_nms_topk=4,
     )
-    return faster_rcnn.make_rpn((8, 16), jnp.float32, **arguments | changes)
+    return rpn_module.make_rpn((8, 16), jnp.float32, **arguments | changes)
 
 
 def propose(rpn, best, shift=0.0, train=False):
@@ -129,15 +135,15 @@ def test_propose_drops_small_boxes():
 
 
 def test_proposals_carry_no_gradient():
-    # The second stage is trained towards what the proposals lack, which must not move the first.
+    # The head on RoIs is trained towards what the proposals lack, which must not move the RPN.
     rpn = make_rpn()
     levels = [np.zeros((1, 8, 8, 1), np.float32), np.zeros((1, 4, 4, 1), np.float32)]
     inputs = Inputs(np.zeros((1, 64, 64, 3), np.uint8), WINDOW[None])
 
     def corners(outputs):
         net = types.SimpleNamespace(levels=lambda x, train: levels, rpn=lambda levels: outputs)
-        _, (logits, deltas, _), (proposals, _) = faster_rcnn.propose(net, rpn, inputs.images, inputs, train=True)
-        return (proposals * np.arange(1, 5)).sum(), logits.sum() + deltas.sum()
+        proposed = stages.propose(net, rpn, inputs.images, inputs, train=True)
+        return (proposed.boxes * np.arange(1, 5)).sum(), sum(x.sum() for x in proposed.rpn_outputs)
 
     outputs = jnp.linspace(-1, 1, 80)[None], jnp.full((1, 80, 4), 0.01)
     of_proposals, of_outputs = jax.jit(jax.jacrev(corners))(outputs)
@@ -149,11 +155,15 @@ def test_sample_draws_with_a_key_of_its_own_for_each_stage_and_image(make_ground
     rpn = make_rpn()._replace(match=lambda anchors, gt, key: jax.random.key_data(key))
     head = make_head()._replace(sample=lambda proposals, valid, gt, key: (proposals, jax.random.key_data(key)))
     proposals = np.zeros((2, 3, 4)), np.zeros((2, 3), bool)
+    outputs = np.zeros((2, 80)), np.zeros((2, 80, 4))
 
     def keys(image_id, rng=KEY):
         batch = given(*proposals)._replace(image_id=np.int32(image_id))
-        of_rpn, _, of_head = faster_rcnn.sample(rpn, head, (np.zeros((80, 4)),), proposals, batch, rng)
-        return [tuple(key) for key in np.concatenate([of_rpn[-1], of_head]).tolist()]  # of both images, stage by stage
+        proposed = Proposed([], outputs, np.zeros((80, 4)), *proposals)
+        trained = stages.sample(rpn, head, proposed, batch, rng)  # anchors and RoIs
+        return [
+            tuple(key) for key in np.concatenate([stage.matched for stage in trained]).tolist()
+        ]  # of both images each
 
     first = keys([3, 8])
     assert len({*first}) == 4
@@ -162,7 +172,7 @@ def test_sample_draws_with_a_key_of_its_own_for_each_stage_and_image(make_ground
 
 
 def make_head(**changes):
-    return faster_rcnn.make_roi_head(3, **dict(samples=8, positive_share=0.5) | changes)
+    return stages.make_roi_head(3, **dict(samples=8, positive_share=0.5) | changes)
 
 
 def test_sample_puts_positives_first_and_adds_the_ground_truth(make_ground_truth):
@@ -175,7 +185,7 @@ def test_sample_puts_positives_first_and_adds_the_ground_truth(make_ground_truth
     positives = {tuple(box) for box in np.asarray(rois[:4])}
     assert positives == {(0, 0, 10, 10), (0, 0, 10, 8), (20, 20, 40, 40), (20, 22, 40, 40)}
     assert {tuple(box) for box in np.asarray(rois[4:6])} == {(30, 0, 40, 10), (50, 50, 60, 60)}
-    assert np.isfinite(rois).all() and (rois[6:] == np.float32(faster_rcnn.EMPTY_ROI)).all()
+    assert np.isfinite(rois).all() and (rois[6:] == np.float32(stages.EMPTY_ROI)).all()
     rois, matched = make_head(add_ground_truth=False).sample(proposals, valid, gt, KEY)
     assert len(rois) == 5 and sorted(np.asarray(matched)) == [IGNORE, NEGATIVE, NEGATIVE, 0, 1]
 
@@ -212,17 +222,17 @@ def test_reduce_losses_divides_by_the_samples_of_each_stage(make_ground_truth):
     head = make_head()._replace(loss=lambda sums, gt: dict(zip(names, sums)))
     gt = jax.tree.map(lambda x: np.stack([x, x]), make_ground_truth(boxes_of([0, 0, 9, 9])))
     anchors = np.zeros((80, 4), np.float32)
-    metrics = faster_rcnn.reduce_losses(rpn, head, (of_rpn, of_rpn, anchors, of_rpn), (of_rois,), gt, None)
+    metrics = stages.reduce_losses(rpn, head, TrainedAnchors(of_rpn, of_rpn, anchors, of_rpn), (of_rois,), gt, None)
     expected = dict(rpn_cls_loss=1.0, rpn_box_loss=0.2, rpn_positives=1.5, rpn_negatives=3.5,
                     cls_loss=2.0, box_loss=0.4, positives=0.5, negatives=2.0)  # fmt: skip
     assert metrics == pytest.approx(expected)
     of_head = {name: value for name, value in expected.items() if not name.startswith('rpn_')}
-    assert faster_rcnn.reduce_losses(rpn, head, None, (of_rois,), gt, None) == pytest.approx(of_head)
+    assert stages.reduce_losses(rpn, head, None, (of_rois,), gt, None) == pytest.approx(of_head)
 
 
 def test_weigh_multiplies_and_adds_the_losses_there_are():
     metrics = dict(rpn_cls_loss=1.0, cls_loss=2.0, positives=9.0)
-    loss, weighted = faster_rcnn.weigh(metrics, dict(rpn_cls_loss=0.5, cls_loss=3.0, mask_loss=7.0))
+    loss, weighted = stages.weigh(metrics, dict(rpn_cls_loss=0.5, cls_loss=3.0, mask_loss=7.0))
     assert loss == 6.5 and weighted == dict(rpn_cls_loss=0.5, cls_loss=6.0, positives=9.0)
 
 
@@ -303,31 +313,46 @@ def test_without_an_rpn_proposals_must_be_given():
         jax.eval_shape(detector.predict, *variables, Inputs(*batch.inputs[:2]))
 
 
+@pytest.mark.parametrize(
+    'arguments, takes, needs, masks',
+    [
+        (TINY_FASTER_RCNN, True, False, False),
+        (TINY_FASTER_RCNN | dict(rpn=None), True, True, False),
+        (TINY_MASK_RCNN, True, False, True),
+        (TINY_MASK_RCNN | dict(rpn=None), True, True, True),
+        (TINY_RETINANET, False, False, False),
+    ],
+    ids=['faster_rcnn', 'fast_rcnn', 'mask_rcnn', 'fast_mask_rcnn', 'retinanet'],
+)
+def test_a_detector_says_what_it_takes_needs_and_finds(arguments, takes, needs, masks):
+    detector = make_detector(num_classes=3, **arguments)
+    assert (detector.takes_proposals, detector.needs_proposals, detector.finds_masks) == (takes, needs, masks)
+
+
 def test_rois_that_ask_for_more_samples_are_counted():
     # With a canonical size of 64 these are read at stride 4, where 15 pixels are 3.75 cells and ask for 4 samples, 7 for 2.
     rois = np.float32([[[0, 0, 15, 15], [0, 0, 7, 7], [0, 0, 15, 15]]])
     matched = np.int32([[0, NEGATIVE, IGNORE]])
     arguments = dict(output_size=1, samples_per_bin=0, canonical_size=64.0)
     for limit, count in ((4, 0), (3, 1), (1, 2)):
-        reader = faster_rcnn.make_roi_reader(4, 4, **arguments, max_samples_per_bin=limit)
+        reader = stages.make_roi_reader(4, 4, **arguments, max_samples_per_bin=limit)
         assert reader.metrics(rois, matched) == {'undersampled_rois': count}
-    assert faster_rcnn.make_roi_reader(4, 4).metrics(rois, matched) == {}
+    assert stages.make_roi_reader(4, 4).metrics(rois, matched) == {}
     # The limit is what RoIAlign takes: the features with 3 samples differ from those with 4.
     level = np.random.RandomState(0).normal(size=(1, 16, 16, 2)).astype(np.float32)
-    read = [
-        faster_rcnn.make_roi_reader(4, 1, **arguments, max_samples_per_bin=n).read([level], rois) for n in (3, 4, 5)
-    ]
+    read = [stages.make_roi_reader(4, 1, **arguments, max_samples_per_bin=n).read([level], rois) for n in (3, 4, 5)]
     assert abs(read[0] - read[1]).max() > 1e-3
     np.testing.assert_allclose(read[1], read[2], atol=1e-6)
 
 
 def test_large_rois_are_read_from_the_first_of_two_levels_of_one_stride():
     # By its size the second RoI belongs to a level of stride 64, which is the RPN's alone.
-    strides, roi_levels = faster_rcnn.levels_of('mobilenet_v3_large', 256)
+    body = faster_rcnn.make_body(np.float32, None, backbone=dict(name='mobilenet_v3_large'), backbone_strides=(32, 32))
+    strides, roi_levels = body.strides, body.roi_levels
     levels = [np.full((1, 1280 // stride, 1280 // stride, 1), i, np.float32) for i, stride in enumerate(strides, 1)]
     rois = np.float32([[[0, 0, 64, 64], [0, 0, 1200, 1200]]])
     assert [level.shape[1] for level in levels] == [40, 40, 20]
-    reader = faster_rcnn.make_roi_reader(strides[0], roi_levels, output_size=1)
+    reader = stages.make_roi_reader(strides[0], roi_levels, output_size=1)
     np.testing.assert_allclose(np.ravel(reader.read(levels[:roi_levels], rois)), 1, rtol=1e-6)
 
 
@@ -337,8 +362,9 @@ def test_large_rois_are_read_from_the_first_of_two_levels_of_one_stride():
         (dict(rpn=dict(anchor_strides='canvas')), "rpn.anchor_strides is 'canvas'"),
         (dict(rpn=dict(anchor_sizes=((8,), (8, 9)))), 'rpn.anchor_sizes must have equally many'),
         (dict(roi=dict(operator='crop')), "roi.operator is 'crop': use one of align, pool, warp"),
-        (dict(backbone='vgg16'), "backbone is 'vgg16': use 'resnet' or 'mobilenet_v3_large'"),
-        (dict(backbone='mobilenet_v3_large', fpn_features=None), 'fpn_features is None: mobilenet_v3_large has no C4'),
+        (dict(backbone=dict(name='vgg')), "backbone.name is 'vgg': use one of resnet18"),
+        (dict(backbone=dict(name='vgg16'), fpn_features=None), 'vgg16.: it has no last stage that could run on'),
+        (dict(backbone_strides=(4, 16)), r'backbone_strides is \(4, 16\): each must be'),
         (dict(trunk_norm='batch_norm'), "trunk_norm is 'batch_norm': .* trunk_conv_layers is 0"),
         (dict(fpn_features=None), 'rpn.anchor_sizes has 5 levels, the pyramid 1'),
         (TINY_FASTER_RCNN_C4 | dict(fpn_norm='batch_norm'), 'fpn_features is None: C4 has neither a pyramid'),
@@ -348,3 +374,19 @@ def test_large_rois_are_read_from_the_first_of_two_levels_of_one_stride():
 def test_faster_rcnn_refuses(changes, words):
     with pytest.raises(ValueError, match=words):
         make_detector(num_classes=3, **TINY_FASTER_RCNN | changes)
+
+
+def test_mask_rcnn_takes_every_argument_of_faster_rcnn():
+    ours, theirs = (inspect.signature(detector.make).parameters for detector in (faster_rcnn, mask_rcnn))
+    assert {'num_classes', 'backbone', 'trunk_features', 'rpn', 'class_agnostic', 'axis_name'} < {*ours}
+    assert dict(theirs) == dict(ours) | {name: theirs[name] for name in ('mask_roi', 'mask', 'mask_loss_weight')}
+
+
+@pytest.mark.parametrize('name', ['faster_rcnn', 'mask_rcnn'])
+def test_a_misspelt_argument_of_a_part_is_named(name):
+    for words, changes in (
+        ("'trunk_feature': the nearest is 'trunk_features'", dict(trunk_feature=8)),
+        ("'rpn.sample': the nearest is 'rpn.samples'", dict(rpn=dict(sample=8))),
+    ):
+        with pytest.raises(TypeError, match=f'{name} takes no argument {words}'):
+            make_detector(name, num_classes=3, **changes)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY_MASK_RCNN, TINY_MASK_RCNN_C4
+from conftest import TINY_MASK_RCNN, TINY_MASK_RCNN_C4, with_backbone
 
 from detzoo.core.matching import IGNORE, NEGATIVE
 from detzoo.detectors import make_detector, mask_rcnn
@@ -37,14 +37,15 @@ def test_mask_rcnn_has_as_many_parameters_as_torchvision(name, parameters):
 
 
 def test_a_joint_head_adds_a_deconvolution_and_the_masks():
-    arguments = dict(fpn_features=None, rpn=dict(anchor_sizes=((32, 64, 128, 256, 512),)), norm='batch_norm')
+    anchors = dict(anchor_sizes=((32, 64, 128, 256, 512),))
+    arguments = dict(fpn_features=None, rpn=anchors, backbone=dict(norm='batch_norm'))
     boxes = count(arguments | dict(name='faster_rcnn'), 80)
     masks = count(arguments | dict(name='mask_rcnn', mask=dict(layers=0)), 80)
     assert masks == boxes + 4 * 2048 * 256 + 256 + 257 * 80
 
 
-def stage(**changes):
-    return mask_rcnn.make_mask(3, jnp.float32, None, **changes)
+def make_head(**changes):
+    return mask_rcnn.make_mask_head(3, jnp.float32, None, **changes)
 
 
 def one_object(make_ground_truth, label=1):
@@ -61,27 +62,31 @@ MATCHED = np.int32([0, 0, NEGATIVE, IGNORE])
 def test_mask_loss_by_hand(make_ground_truth):
     gt = one_object(make_ground_truth)
     logits = np.zeros((4, 4, 4, 3), np.float32)
-    assert stage().loss(logits, ROIS, MATCHED, gt)['mask_loss'] == pytest.approx(2 * LN2)  # two positives, all at 1 / 2
+    assert make_head().loss(logits, ROIS, MATCHED, gt)['mask_loss'] == pytest.approx(
+        2 * LN2
+    )  # two positives, all at 1 / 2
     logits[0, :, :2, 1], logits[0, :, 2:, 1] = 50, -50  # the first is right
-    assert stage().loss(logits, ROIS, MATCHED, gt)['mask_loss'] == pytest.approx(LN2)
+    assert make_head().loss(logits, ROIS, MATCHED, gt)['mask_loss'] == pytest.approx(LN2)
     logits[0, 0, 0, 1] = -3  # of 16 cells one is wrong: log(1 + e^3) of it
-    assert stage().loss(logits, ROIS, MATCHED, gt)['mask_loss'] == pytest.approx(LN2 + np.log1p(np.exp(3)) / 16)
+    assert make_head().loss(logits, ROIS, MATCHED, gt)['mask_loss'] == pytest.approx(LN2 + np.log1p(np.exp(3)) / 16)
 
 
 def test_mask_loss_trains_the_mask_of_the_class_alone(make_ground_truth):
     gt = one_object(make_ground_truth)
     logits = jnp.zeros((4, 4, 4, 3))
-    gradient = jax.grad(lambda x: stage().loss(x, ROIS, MATCHED, gt)['mask_loss'])(logits)
+    gradient = jax.grad(lambda x: make_head().loss(x, ROIS, MATCHED, gt)['mask_loss'])(logits)
     expected = np.zeros((4, 4, 4, 3))
     expected[:2, :, :2, 1], expected[:2, :, 2:, 1] = -0.5 / 16, 0.5 / 16
     np.testing.assert_allclose(gradient, expected, atol=1e-7)
-    agnostic = jax.grad(lambda x: stage(class_agnostic=True).loss(x, ROIS, MATCHED, gt)['mask_loss'])(logits[..., :1])
+    agnostic = jax.grad(lambda x: make_head(class_agnostic=True).loss(x, ROIS, MATCHED, gt)['mask_loss'])(
+        logits[..., :1]
+    )
     np.testing.assert_allclose(agnostic[..., 0], expected[..., 1], atol=1e-7)
 
 
 def test_softmax_masks_compete_with_each_other_and_with_background(make_ground_truth):
     gt = one_object(make_ground_truth)
-    softmax = stage(activation='softmax')
+    softmax = make_head(activation='softmax')
     logits = np.zeros((4, 4, 4, 4), np.float32)
     assert softmax.loss(logits, ROIS, MATCHED, gt)['mask_loss'] == pytest.approx(2 * np.log(4))
     gradient = jax.grad(lambda x: softmax.loss(x, ROIS, MATCHED, gt)['mask_loss'])(jnp.asarray(logits))
@@ -96,7 +101,9 @@ def test_targets_may_be_averages(make_ground_truth):
     roi, matched = np.float32([[10, 10, 25, 30]]), np.int32([0])
     logits = np.zeros((1, 2, 2, 3), np.float32)
     logits[..., 1] = 50  # the loss is 50 times the share of what is not the object
-    assert stage().loss(logits, roi, matched, gt)['mask_loss'] == pytest.approx(25)  # its centre is not of the object
+    assert make_head().loss(logits, roi, matched, gt)['mask_loss'] == pytest.approx(
+        25
+    )  # its centre is not of the object
     # Samples lie at 0.47, 1.41, 2.34, ... and count half a pixel more; the mask's cells are 2.5 pixels, and between the centres
     # of the last inside and the first outside, 1.25 before and after the edge, its value falls from 1 to 0.
     samples = (np.arange(8) + 0.5) * 7.5 / 8 + 0.5
@@ -106,14 +113,15 @@ def test_targets_may_be_averages(make_ground_truth):
     first, last = np.clip((rows + 1.25) / 2.5, 0, 1).mean(), np.clip((10 + 1.25 - rows) / 2.5, 0, 1).mean()
     left = np.clip((samples + 1.25) / 2.5, 0, 1).mean()
     wanted = 50 * (1 - (left + share) / 2 * (first + last) / 2)
-    assert stage(targets='average').loss(logits, roi, matched, gt)['mask_loss'] == pytest.approx(wanted, rel=1e-5)
+    assert make_head(targets='average').loss(logits, roi, matched, gt)['mask_loss'] == pytest.approx(wanted, rel=1e-5)
 
 
 def test_positive_rois_alone_make_the_statistics_and_the_loss_of_the_mask_head():
-    arguments = dict(
-        rpn=None, norm='frozen_batch_norm', mask_loss_weight=0.5, mask=dict(layers=1, features=8, norm='batch_norm')
+    mask = dict(layers=1, features=8, norm='batch_norm')
+    arguments = with_backbone(TINY_MASK_RCNN, norm='frozen_batch_norm') | dict(
+        rpn=None, mask_loss_weight=0.5, mask=mask
     )
-    detector = make_detector(num_classes=3, **TINY_MASK_RCNN | arguments)
+    detector = make_detector(num_classes=3, **arguments)
     variables = jax.jit(detector.init, static_argnums=1)(KEY, (64, 64))
     images = np.random.RandomState(0).randint(0, 256, (1, 64, 64, 3)).astype(np.uint8)
     box = np.float32([[8, 8, 24, 24]])
@@ -144,9 +152,9 @@ def test_positive_rois_alone_make_the_statistics_and_the_loss_of_the_mask_head()
 def test_probabilities_are_those_of_the_class():
     logits = np.zeros((2, 4, 4, 3), np.float32)
     logits[0, ..., 2], logits[1, ..., 0] = 2, -1
-    found = stage().probabilities(logits, np.int32([2, 0]))
+    found = make_head().probabilities(logits, np.int32([2, 0]))
     np.testing.assert_allclose(found[:, 0, 0], 1 / (1 + np.exp([-2, 1])), rtol=1e-5)
-    found = stage(class_agnostic=True).probabilities(logits[..., 2:], np.int32([2, 0]))
+    found = make_head(class_agnostic=True).probabilities(logits[..., 2:], np.int32([2, 0]))
     np.testing.assert_allclose(found[:, 0, 0], 1 / (1 + np.exp([-2, 0])), rtol=1e-5)
 
 
@@ -161,7 +169,7 @@ def test_masks_are_twice_the_features(arguments, side):
 def test_mask_rcnn_asks_for_masks(make_ground_truth):
     gt = make_ground_truth(np.float32([[10, 10, 30, 30]]), labels=[0])
     with pytest.raises(ValueError, match='the ground truth has no masks: set data.mask_size'):
-        stage().loss(np.zeros((1, 4, 4, 3), np.float32), ROIS[:1], MATCHED[:1], gt)
+        make_head().loss(np.zeros((1, 4, 4, 3), np.float32), ROIS[:1], MATCHED[:1], gt)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY_SSD
+from conftest import TINY_SSD, TINY_SSD_RESNET, with_backbone
 
 from detzoo.core.matching import IGNORE, NEGATIVE
 from detzoo.detectors import make_detector, ssd
@@ -16,9 +16,8 @@ ANCHORS = (8 * 12 + 4 * 6 + 2 * 3) * 4
 
 SSDLITE = dict(
     name='ssd',
-    backbone='mobilenet_v3_large',
-    norm='batch_norm',
-    norm_epsilon=1e-3,
+    backbone=dict(name='mobilenet_v3_large', norm='batch_norm', norm_epsilon=1e-3),
+    backbone_strides=(16, 32),
     l2_norm_scale=None,
     lite=True,
     extra_layers=ssd.SSDLITE_LAYERS,
@@ -34,7 +33,6 @@ SSD512 = dict(
     anchor_strides=(8, 16, 32, 64, 128, 256, 512),
     aspect_ratios=((1 / 2, 2), *((1 / 2, 2, 1 / 3, 3),) * 4, *((1 / 2, 2),) * 2),
 )
-RESNET = TINY_SSD | dict(backbone='resnet18', l2_norm_scale=None, extra_layers=())
 
 
 def random_batch(seed=0):
@@ -275,7 +273,9 @@ def test_ssd512_has_the_extra_layers_of_the_authors():
 
 def test_ssdlite_on_mobilenet_v2_has_about_as_many_parameters_as_published():
     # 1801.04381, table 6: 4.3 million on COCO, of the authors' code, which has three anchors a cell on the finest level.
-    arguments = SSDLITE | dict(backbone='mobilenet_v2', aspect_ratios=((1 / 2,), *((1 / 2, 2, 1 / 3, 3),) * 5))
+    arguments = with_backbone(SSDLITE, name='mobilenet_v2') | dict(
+        aspect_ratios=((1 / 2,), *((1 / 2, 2, 1 / 3, 3),) * 5)
+    )
     params, _ = shapes_of(make_detector(num_classes=80, **arguments))
     backbone, extra = (
         sum(leaf.size for leaf in jax.tree.leaves(params[part])) for part in ('backbone', 'extra_layers')
@@ -297,7 +297,7 @@ def test_ssdlite_on_mobilenet_v2_has_about_as_many_parameters_as_published():
         (SSDLITE, (320, 320), 3234),
         (SSDLITE, (320, 224), 2274),
         (TINY_SSD, (72, 100), (9 * 13 + 4 * 6 + 2 * 3) * 4),
-        (RESNET, (72, 100), (9 * 13 + 5 * 7 + 3 * 4) * 4),
+        (TINY_SSD_RESNET, (72, 100), (9 * 13 + 5 * 7 + 3 * 4) * 4),
     ],
 )
 def test_ssd_has_the_anchors_of_the_paper(arguments, canvas, anchors):
@@ -321,13 +321,15 @@ def test_ssd_without_strides_spreads_anchors_over_the_canvas(run):
 @pytest.mark.parametrize(
     'changes, words',
     [
-        (dict(backbone='resnet19'), "backbone is 'resnet19': use one of vgg16"),
-        (dict(backbone='resnet18', norm=None), 'norm is None: resnet18 needs one'),
+        (dict(backbone=dict(name='resnet18')), 'norm is None: resnet18 needs one'),  # as SSD's own default has none
         (dict(anchor_sizes=(12, 20, 28)), 'anchor_sizes has 3 entries: 3 levels, .* need 4'),
         (dict(aspect_ratios=((2,),)), 'aspect_ratios has 1 entries'),
         (dict(anchor_strides=(8, 16)), 'anchor_strides has 2 entries'),
         (dict(extra_layers=()), 'anchor_sizes has 4 entries: 2 levels'),
-        (dict(backbone='resnet18'), 'anchor_sizes has 4 entries: 4 levels, 3 and the extra layers, need 5'),
+        (
+            dict(backbone_strides=(8, 16, 32)),
+            'anchor_sizes has 4 entries: 4 levels, 3 of the backbone and 1 extra .* need 5',
+        ),
     ],
 )
 def test_ssd_refuses(changes, words):

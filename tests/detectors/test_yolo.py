@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY_YOLO_V1, TINY_YOLO_V2, TINY_YOLO_V3
+from conftest import TINY_YOLO_V1, TINY_YOLO_V2, TINY_YOLO_V3, with_backbone
 
 from detzoo.backbones.norms import make_norm
 from detzoo.detectors import make_detector, yolo_v1, yolo_v2
@@ -330,7 +330,7 @@ def test_connected_layer_starts_as_one_map_for_all_cells():
 
 
 def test_local_layer_starts_from_the_inputs_of_a_cell():
-    arguments = TINY_YOLO_V1 | dict(backbone='extraction', head_features=(64, 64), local_features=64)
+    arguments = with_backbone(TINY_YOLO_V1, name='extraction') | dict(head_features=(64, 64), local_features=64)
     params, _ = jax.jit(make_detector(num_classes=CLASSES, **arguments).init, static_argnums=1)(
         jax.random.key(0), CANVAS
     )
@@ -402,7 +402,8 @@ def test_reorg_equals_darknets_loop():
             dict(
                 name='yolo_v3',
                 num_classes=80,
-                backbone='tiny',
+                backbone=dict(name='tiny'),
+                small_head=True,
                 head_features=256,
                 anchor_sizes=(((1.0, 1.0),) * 3,) * 2,
             ),
@@ -417,9 +418,8 @@ def test_yolo_has_as_many_weights_as_darknets_files(size, arguments):
 
 
 def test_yolo_v1_dropout_depends_on_the_image_not_on_its_place():
-    arguments = TINY_YOLO_V1 | dict(
-        backbone='extraction', head_features=(32, 32), local_features=16, norm='frozen_batch_norm'
-    )
+    arguments = with_backbone(TINY_YOLO_V1, name='extraction', norm='frozen_batch_norm')
+    arguments |= dict(head_features=(32, 32), local_features=16)
     detector, batch = make_detector(num_classes=CLASSES, **arguments), random_batch()
     images = np.random.RandomState(0).randint(0, 256, (IMAGES, *CANVAS, 3)).astype(np.uint8)
     batch = batch._replace(inputs=batch.inputs._replace(images=images))
@@ -448,9 +448,9 @@ def test_yolo_v1_dropout_keeps_the_mean():
     'arguments, message',
     [
         (TINY_YOLO_V3 | dict(anchor_sizes=(((8, 8),), ((8, 8), (9, 9)))), 'equally many sizes'),
-        (TINY_YOLO_V3 | dict(stages=1), '2 levels, the backbone 1 stages'),
+        (TINY_YOLO_V3 | dict(backbone_stride=1), 'darknet53.: it has feature maps of .* needs 0 and 1'),
         (TINY_YOLO_V3 | dict(box_loss='iou'), "box_loss is 'iou'"),
-        (TINY_YOLO_V2 | dict(stages=1), 'the head needs two'),
+        (TINY_YOLO_V2 | dict(backbone_stride=64), 'the detector needs 32 and 64'),
     ],
 )
 def test_yolo_refuses_what_cannot_be(arguments, message):

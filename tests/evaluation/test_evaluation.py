@@ -314,8 +314,13 @@ def test_format_table_sorts_classes_and_shows_absent_ones_last():
         'none': {'AP': None, 'AP50': None},
         'a long name': {'AP': 1.0, 'AP50': 1},
     }
-    table = format_table({'images': 1, 'boxes': dict.fromkeys(NAMES), 'per_class': per_class})
+    metrics = {'images': 1, 'boxes': dict.fromkeys(NAMES), 'per_class': per_class}
+    table = format_table(metrics)
     assert table.splitlines()[1].endswith('maxDets=100 ] = -')
+    assert format_table(metrics | {'candidates_dropped': 0.0}) == table
+    assert format_table(metrics | {'candidates_dropped': 2.5}).startswith(
+        f'{table}\n\n2.5 candidates an image were over '
+    )
     assert table.split('\n\n')[1].splitlines() == [
         'class               AP       AP50',
         'a long name      1.000      1.000',

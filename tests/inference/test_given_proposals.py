@@ -18,22 +18,19 @@ CLASSES = Classes(('red', 'green', 'blue'), (3, 8, 9))
 
 
 def find_proposals(params, model_state, inputs):
-    ones = inputs.proposals[..., 0] * 0 + 1
-    return Detections(inputs.proposals, ones, ones.astype('int32'), inputs.proposals_valid)
+    ones, given = inputs.proposals[..., 0] * 0 + 1, inputs.proposals_valid
+    dropped = given.sum(axis=1).astype('int32')  # any number, another for each image
+    return Detections(inputs.proposals, ones, ones.astype('int32'), given, candidates_dropped=dropped)
 
 
 @pytest.fixture
 def two_stages(monkeypatch, tiny_config):
-    """A function: changes of a config -> a Predictor that finds its proposals; its config is of a detector of two stages."""
-    monkeypatch.setattr(
-        'detzoo.inference.predictor.detector_of', lambda *args: Detector(None, None, find_proposals, None)
-    )
+    """A function: whether it has an RPN, changes of a config -> a Predictor that finds its proposals."""
 
     def make(rpn, **changes):
-        config = tiny_config(data__max_proposals=5, **changes)
-        with config.unlocked():
-            config.model.rpn = rpn
-        return Predictor(config, CLASSES, 16, {}, {})
+        detector = Detector(None, None, find_proposals, None, takes_proposals=True, needs_proposals=not rpn)
+        monkeypatch.setattr('detzoo.inference.predictor.detector_of', lambda *args: detector)
+        return Predictor(tiny_config(data__max_proposals=5, **changes), CLASSES, 16, {}, {})
 
     return make
 
@@ -49,7 +46,7 @@ def workdir_of(monkeypatch, tmp_path):
     return make
 
 
-@pytest.mark.parametrize('rpn', [None, {'samples': 64}])
+@pytest.mark.parametrize('rpn', [False, True])
 @pytest.mark.parametrize('resize', ['fit', 'stretch', 'letterbox'])
 def test_predictor_takes_proposals_in_pixels_of_the_image(two_stages, rpn, resize):
     predictor, image = two_stages(rpn, data__recipe__resize=resize), np.zeros((30, 100, 3), np.uint8)
@@ -63,7 +60,7 @@ def test_predictor_takes_proposals_in_pixels_of_the_image(two_stages, rpn, resiz
 
 
 def test_predictor_without_rpn_needs_proposals(two_stages, tiny_run, tmp_path):
-    needy = two_stages(None)
+    trained, needy = load(tiny_run), two_stages(False)
     PIL.Image.new('RGB', (8, 8)).save(tmp_path / 'a.png')
     with pytest.raises(DataError, match=r'has no RPN .*: give proposals, as in predictor\(image, proposals\)'):
         needy(np.zeros((8, 8, 3), np.uint8))
@@ -71,16 +68,17 @@ def test_predictor_without_rpn_needs_proposals(two_stages, tiny_run, tmp_path):
         predict_files(needy, [str(tmp_path / 'a.png')], tmp_path / 'output')
     assert not (tmp_path / 'output').exists()
     with pytest.raises(DataError, match='retinanet takes no proposals: leave out proposals'):
-        load(tiny_run)(np.zeros((8, 8, 3), np.uint8), np.zeros((1, 4)))
+        trained(np.zeros((8, 8, 3), np.uint8), np.zeros((1, 4)))
 
 
 def test_evaluate_workdir_takes_proposals(two_stages, workdir_of):
-    workdir = workdir_of(two_stages({'samples': 64}))
+    workdir = workdir_of(two_stages(True))
     metrics, truth, results = evaluate_workdir(workdir, proposals='ground_truth')
     things = [thing for thing in truth['annotations'] if not thing['iscrowd']]
     assert [row['image_id'] for row in results] == [thing['image_id'] for thing in things]
     np.testing.assert_allclose([row['bbox'] for row in results], [thing['bbox'] for thing in things], atol=1e-4)
     assert metrics['proposals'] == 'ground_truth' and metrics['step'] == 16
+    assert metrics['candidates_dropped'] == len(things) / len(truth['images'])
     # The usual results of the run stay what they are.
     assert {path.name for path in workdir.iterdir()} == {
         'evaluation_given_proposals.json',
@@ -94,7 +92,7 @@ def test_evaluate_workdir_takes_proposals(two_stages, workdir_of):
 
 
 def test_evaluate_workdir_takes_the_proposals_of_the_config(two_stages, workdir_of):
-    workdir = workdir_of(two_stages(None, data__validation_proposals='ground_truth'))
+    workdir = workdir_of(two_stages(False, data__validation_proposals='ground_truth'))
     metrics, _, results = evaluate_workdir(workdir)
     assert len(results) > 10 and 'proposals' not in metrics
     assert {path.name for path in workdir.iterdir()} == {'evaluation.json', 'detections.json.gz'}
@@ -103,7 +101,7 @@ def test_evaluate_workdir_takes_the_proposals_of_the_config(two_stages, workdir_
 def test_evaluate_workdir_refuses_proposals_that_cannot_be(two_stages, workdir_of, tiny_run):
     with pytest.raises(DataError, match=r'retinanet takes no proposals: leave out proposals$'):
         evaluate_workdir(tiny_run, proposals='ground_truth')
-    workdir = workdir_of(two_stages(None))
+    workdir = workdir_of(two_stages(False))
     with pytest.raises(DataError, match=r'has no RPN .*: give proposals$'):
         evaluate_workdir(workdir)
     with pytest.raises(DataError, match='cannot read the proposals nowhere.json'):
@@ -112,7 +110,7 @@ def test_evaluate_workdir_refuses_proposals_that_cannot_be(two_stages, workdir_o
 
 
 def test_evaluate_workdir_writes_into_another_folder_and_then_says_what(two_stages, workdir_of, tmp_path):
-    workdir, output = workdir_of(two_stages({'samples': 64})), tmp_path / 'new' / 'output'
+    workdir, output = workdir_of(two_stages(True)), tmp_path / 'new' / 'output'
     seen = []
 
     def on_results(*results):

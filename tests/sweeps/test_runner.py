@@ -79,7 +79,7 @@ def impatient(monkeypatch):
     monkeypatch.setattr(runner.time, 'sleep', lambda seconds: None)
 
 
-SEEDS = "with_seeds([Run('a', CONFIG, {'model.width': 0.25}, series='s')], range(4))"
+SEEDS = "with_seeds([Run('a', CONFIG, {'model.backbone.width': 0.25}, series='s')], range(4))"
 
 
 def test_plan_writes_configs_and_differences_to_the_first_run(experiment):
@@ -91,7 +91,7 @@ def test_plan_writes_configs_and_differences_to_the_first_run(experiment):
     assert {(run.group, run.series, run.status) for run in runs} == {('a', 's', runner.WAITING)}
     assert [run.config['seed'] for run in runs] == [run.seed for run in runs] == [0, 1, 2, 3]
     assert {run.config['training']['steps'] for run in runs} == {5} and {
-        run.config['model']['width'] for run in runs
+        run.config['model']['backbone']['width'] for run in runs
     } == {0.25}
     assert [run.changes for run in runs] == [{}, {'seed': [0, 1]}, {'seed': [0, 2]}, {'seed': [0, 3]}]
     assert json.loads(json.dumps(planned)) == json.loads(json.dumps(planned))  # it can be stored
@@ -99,7 +99,10 @@ def test_plan_writes_configs_and_differences_to_the_first_run(experiment):
 
 def test_plan_refuses_arguments_that_no_run_takes(experiment):
     for argument, words in (
-        ('--config.model.widht=1.0', "widht=1.0, which is no key of the config: the nearest is 'model.width'"),
+        (
+            '--config.model.backbone.widht=1.0',
+            "widht=1.0, which is no key of the config: the nearest is 'model.backbone.width'",
+        ),
         ('--config.training.steps=many', '--config.training.steps=many: malformed'),
         ('--config.training.steps=0.5', '--config.training.steps=0.5: '),
         ('--steps=5', "what is '--steps=5'"),
@@ -217,11 +220,11 @@ def test_estimates_are_made_once_for_each_group_and_topology(experiment, tmp_pat
     """The compiler is made up; tests/test_tpu.py runs the real one."""
     folder, calls = tmp_path / 'sweep', []
     ends = {'a_seed0': 'kill', 'a_seed1': FINISHED, 'b': FINISHED}
-    runs = "[*with_seeds([Run('a', CONFIG)], range(2)), Run('b', CONFIG, {'model.width': 0.25})]"
+    runs = "[*with_seeds([Run('a', CONFIG)], range(2)), Run('b', CONFIG, {'model.backbone.width': 0.25})]"
     runner.run_sweep(folder, runner.plan(experiment(runs)), Fake(folder, ends))
 
     def estimate(config, num_classes, topology, program):
-        calls.append((config.seed, config.model.width, config.evaluation.batch_size, topology, program))
+        calls.append((config.seed, config.model.backbone.width, config.evaluation.batch_size, topology, program))
         return {'topology': topology, 'chips': 8}
 
     monkeypatch.setattr(estimates.cost, 'topology_devices', lambda topology: range(8))

@@ -69,7 +69,7 @@ def with_weights(tmp_path_factory, write_classifier):
     def give(config):
         if config.initialize_backbone:
             path = folder / pathlib.Path(config.initialize_backbone).name
-            config.initialize_backbone, config.model.width = str(path), 1 / 16
+            config.initialize_backbone, config.model.backbone.width = str(path), 1 / 16
             if not path.exists():
                 init = detector_of(config, CLASSES).init
                 write_classifier(
@@ -115,7 +115,7 @@ def test_every_run_of_speed_accuracy_on_coco_passes_the_checks(with_weights, che
     checked = {}
     for run in sweep.runs:
         config = config_of(run)
-        first = checked.setdefault((run.config, config.model.depth if 'depth' in config.model else None), config)
+        first = checked.setdefault((run.config, config.model.backbone.name), config)
         if first is config:
             check(with_weights(config.copy_and_resolve_references()))
         assert set(differences(first, config)) <= {

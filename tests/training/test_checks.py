@@ -2,7 +2,7 @@
 
 import ml_collections
 import pytest
-from conftest import TINY_YOLO_V1, TINY_YOLO_V2
+from conftest import TINY_FASTER_RCNN, TINY_YOLO_V1, TINY_YOLO_V2
 
 from detzoo.config import complete
 from detzoo.data.catalog import open_dataset
@@ -44,8 +44,7 @@ def test_check_names_proposals_that_are_missing_or_too_many(tiny_config, toy, ke
     with pytest.raises(DataError, match=f'retinanet takes no proposals: leave out data.{key}'):
         check(tiny_config(**{f'data__{key}': 'ground_truth'}), toy())
     config = tiny_config(data__train_proposals='a', data__validation_proposals='b')
-    with config.unlocked():
-        config.model.rpn = None
+    config.model = complete(ml_collections.ConfigDict(dict(model=TINY_FASTER_RCNN | dict(rpn=None)))).model
     config.data[key] = None
     with pytest.raises(DataError, match=rf'has no RPN \(model.rpn is None\) .*: give data.{key}'):
         check(config, toy())

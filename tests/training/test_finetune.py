@@ -53,9 +53,13 @@ def test_what_depends_on_classes_starts_anew(tiny_run, tiny_config, learnt_from,
 
 
 def test_norms_of_batches_become_frozen_ones_and_back(tiny_run, tiny_config, learnt_from):
-    config = tiny_config(model__norm='frozen_batch_norm')
+    config = tiny_config(model__backbone__norm='frozen_batch_norm')
     learnt = finetune.read_run(tiny_run, config, CLASSES, shapes_of(config, 3))
-    assert not learnt.anew and list(learnt.changes) == ['model.norm'] and learnt.arrays.keys() != learnt_from.keys()
+    assert (
+        not learnt.anew
+        and list(learnt.changes) == ['model.backbone.norm']
+        and learnt.arrays.keys() != learnt_from.keys()
+    )
     for path in (
         'frozen/backbone/stem_norm/var',
         'frozen/backbone/stem_norm/scale',

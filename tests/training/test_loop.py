@@ -142,7 +142,7 @@ def test_train_and_evaluate_writes_what_the_run_is(tiny_run, tiny_config):
     }
     environment = json.loads((tiny_run / 'environment.json').read_text())
     assert environment['devices'] == DEVICES and environment['versions']['jax'] == jax.__version__
-    assert json.loads((tiny_run / 'config.json').read_text())['model']['depth'] == 18
+    assert json.loads((tiny_run / 'config.json').read_text())['model']['backbone']['name'] == 'resnet18'
     assert list((tiny_run / 'tensorboard').iterdir())
 
 

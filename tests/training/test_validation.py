@@ -23,8 +23,13 @@ def test_evaluation_takes_averaged_parameters_and_batches_without_filler(tiny_co
         (len(inputs.images), 2), jax.nn.sigmoid(params['head']['bias'][0])
     )
     plain = linear_detector(parallel.AXIS)
-    detector = plain._replace(predict=lambda *args: plain.predict(*args)._replace(scores=score(*args)))
-    monkeypatch.setattr(evaluation, 'coco_metrics', lambda truth, results, kinds: {row['score'] for row in results})
+    pixels = lambda inputs: inputs.images[:, 0, 0, 0].astype('int32')  # stand for how many candidates were dropped
+    detector = plain._replace(
+        predict=lambda *args: plain.predict(*args)._replace(scores=score(*args), candidates_dropped=pixels(args[2]))
+    )
+    monkeypatch.setattr(
+        evaluation, 'coco_metrics', lambda truth, results, kinds: {'scores': {row['score'] for row in results}}
+    )
     state = initial_state(config, detector)
     averaged = jax.tree.map(lambda x: x + 0.5, state.params)
     evaluate = evaluation.make_evaluation(config, detector, dataset)
@@ -35,7 +40,9 @@ def test_evaluation_takes_averaged_parameters_and_batches_without_filler(tiny_co
     loss, _ = linear_detector(None).loss(averaged, state.model_state, batch, jax.random.key(config.seed))
     assert found.loss == pytest.approx(float(loss), rel=1e-5)
     assert list(found.pictures) == ['100', '101', '102', '103']
-    assert list(found.metrics) == pytest.approx([1 / (1 + np.exp(-0.5))], rel=1e-3)
+    assert list(found.metrics['scores']) == pytest.approx([1 / (1 + np.exp(-0.5))], rel=1e-3)
+    dropped = [pixels(each.inputs)[each.valid] for each in (batch, rest)]
+    assert found.metrics['candidates_dropped'] == pytest.approx(np.concatenate(dropped).mean()) and dropped[1].any()
 
 
 def old_way(dataset, results, score_threshold=0.3):

@@ -6,6 +6,7 @@ import struct
 import jax
 import numpy as np
 import pytest
+from conftest import with_backbone
 from darknet_models import CANVAS, MODELS, TINY, draw, template_of
 
 from detzoo.weights.darknet import PUBLISHED, backbone_variables, read_weights, write_weights
@@ -54,7 +55,7 @@ def test_cfg_text_has_anchors_of_yolo_v2_in_cells():
     model, canvas = PUBLISHED['yolov2-tiny-voc']
     text = cfg_text(model, template_of(model, canvas), canvas)
     assert '\nanchors=1.08,1.19,3.42,4.41,6.63,11.38,9.42,5.11,16.62,10.52\n' in text
-    finer = {**model, 'stages': 4}  # of stride 8: the same anchors, in pixels, have four times as many cells
+    finer = {**model, 'backbone_stride': 8}  # the same anchors, in pixels, have four times as many cells
     assert '\nanchors=4.32,4.76,13.68,' in cfg_text(finer, template_of(finer, canvas), canvas)
 
 
@@ -193,7 +194,7 @@ def test_read_weights_of_less_than_a_header_is_refused(tmp_path, length):
 
 
 def test_layers_refuses_what_darknet_has_not():
-    model = {**TINY, 'norm': 'group_norm'}
+    model = with_backbone(TINY, norm='group_norm')
     with pytest.raises(ValueError, match="no group norm: set the model's norm to 'batch_norm' or"):
         layers(model, template_of(model))
     with pytest.raises(ValueError, match='darknet has no retinanet'):
@@ -205,9 +206,9 @@ def test_layers_refuses_what_darknet_has_not():
 def test_files_are_refused_of_what_darknet_computes_otherwise(tmp_path):
     template, path = draw(tmp_path, TINY)
     with pytest.raises(ValueError, match=r'norm_epsilon is 1e-05: darknet always computes with 1e-06'):
-        cfg_text({**TINY, 'norm_epsilon': 1e-5}, template_of(TINY), CANVAS)
+        cfg_text(with_backbone(TINY, norm_epsilon=1e-5), template_of(TINY), CANVAS)
     with pytest.raises(ValueError, match=r'norm_epsilon is 1e-05'):
-        write_weights(path, {**TINY, 'norm_epsilon': 1e-5}, *read_weights(path, TINY, template).variables)
+        write_weights(path, with_backbone(TINY, norm_epsilon=1e-5), *read_weights(path, TINY, template).variables)
     with pytest.raises(ValueError, match=r'std is .*: darknet always computes with \(255'):
         cfg_text({**TINY, 'std': (58.0, 57.0, 57.0)}, template_of(TINY), CANVAS)
     with pytest.raises(ValueError, match=r'the canvas is \(96, 100\): darknet needs multiples of 32'):
@@ -311,7 +312,7 @@ def test_backbone_variables_refuses_another_length(tmp_path):
         (tmp_path / name).write_bytes(wrong)
         message = (
             rf'{name}: not the weights of this backbone: {len(wrong) - 20:,} bytes follow its header; the 6 convolutions of '
-            rf"this tiny have 25,668, with a classifier of 1000 classes 157,668\. Set the model's backbone, width"
+            rf"this tiny have 25,668, with a classifier of 1000 classes 157,668\. Set the model's backbone\.name"
         )
         with pytest.raises(ValueError, match=message):
             backbone_variables(tmp_path / name, *template)
@@ -331,4 +332,4 @@ def test_backbone_variables_refuses_what_darknet_has_not(tmp_path):
     with pytest.raises(ValueError, match=r"drawn\.weights: the backbone of this model is not one of darknet's"):
         backbone_variables(path, {'backbone': {'stem_conv': {}, 'stage1_block1': {}}}, {})
     with pytest.raises(ValueError, match='no group norm'):
-        backbone_variables(path, *template_of({**TINY, 'norm': 'group_norm'}))
+        backbone_variables(path, *template_of(with_backbone(TINY, norm='group_norm')))

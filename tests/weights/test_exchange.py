@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from conftest import with_backbone
 
 from detzoo.config import differences, from_json
 from detzoo.data.geometry import placement, resize_rule
@@ -26,8 +27,8 @@ from detzoo.weights.files import read_entries, write_entries
 from detzoo.weights.mapping import checksum, flatten
 from detzoo.weights.zoo import COCO, MODELS, VOC
 
-TINY = dict(depth=18, width=0.125, fpn_features=16, head_depth=1)  # of RetinaNet
-YOLO = {**darknet.PUBLISHED['yolov3-tiny'].model, 'num_classes': 3, 'width': 0.125, 'head_features': 16}
+TINY = dict(fpn_features=16, head_depth=1)  # of RetinaNet
+YOLO = with_backbone(darknet.PUBLISHED['yolov3-tiny'].model, width=0.125) | dict(num_classes=3, head_features=16)
 TORCH_AXES = {4: (3, 2, 0, 1), 2: (1, 0)}  # of ours in the file's order
 
 
@@ -35,7 +36,9 @@ TORCH_AXES = {4: (3, 2, 0, 1), 2: (1, 0)}  # of ours in the file's order
 def published(monkeypatch, tmp_path):
     """The entries of a tiny RetinaNet in torchvision's names, which are in `tmp_path/tiny.safetensors`; MODELS knows it."""
     whole = MODELS['retinanet_resnet50_fpn']
-    model = whole._replace(model={**whole.model, **TINY}, canvases=((64, 96), (96, 64)))
+    model = whole._replace(
+        model=with_backbone(whole.model, name='resnet18', width=0.125) | TINY, canvases=((64, 96), (96, 64))
+    )
     model = model._replace(recipe={**model.recipe, 'shorter_side': 64, 'longer_side': 96})
     monkeypatch.setitem(zoo.MODELS, 'tiny', model)
     template = exchange.shapes_of(exchange.config_of(model), 91)
@@ -349,7 +352,10 @@ def test_classes_are_read_by_their_names(tmp_path):
     'text, message',
     [
         ('[]', 'was cut short, or is no config'),
-        ('{"model": {"name": "retinanet", "depth": "deep"}}', "exported/config.json: model.depth is 'deep'"),
+        (
+            '{"model": {"name": "retinanet", "depth": "deep"}}',
+            "exported/config.json: model.backbone.name is 'resnetdeep'",
+        ),
     ],
 )
 def test_a_config_that_is_none_is_refused(tmp_path, tiny_run, text, message):
@@ -361,7 +367,8 @@ def test_a_config_that_is_none_is_refused(tmp_path, tiny_run, text, message):
 
 def test_a_yolo_v2_keeps_its_counter(tmp_path):
     model = MODELS['yolov2-tiny-voc']
-    model = model._replace(model={**model.model, 'width': 0.125, 'head_features': (16, 16)}, canvases=((64, 64),))
+    small = with_backbone(model.model, width=0.125) | dict(head_features=(16, 16))
+    model = model._replace(model=small, canvases=((64, 64),))
     config = exchange.config_of(model)
     random = np.random.RandomState(3)
     variables = jax.tree.map(

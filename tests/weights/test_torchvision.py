@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from conftest import with_backbone
 from torchvision_golden import (
     FASTER_RCNN,
     FASTER_RCNN_V2,
@@ -189,7 +190,7 @@ def test_faster_rcnn_variables_name_entries_of_another_number_of_classes():
     'changes',
     [
         dict(fpn_features=None, rpn=dict(anchor_sizes=((32.0,),))),
-        dict(norm='group_norm'),
+        with_backbone(PEERS[MASK_RCNN].model, norm='group_norm'),
         dict(mask=dict(head='mlp', layers=1)),
         dict(fpn_norm='group_norm'),
         dict(trunk_conv_layers=1, trunk_norm='group_norm'),

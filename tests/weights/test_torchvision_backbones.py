@@ -5,6 +5,7 @@ import ml_collections
 import numpy as np
 import pytest
 import safetensors.numpy
+from conftest import with_backbone
 from torchvision_golden import MOBILENET, RETINANET, SSD, SSDLITE, entries_of, template_of
 
 from detzoo.backbones.mobilenet import mobilenet_v3_large
@@ -79,7 +80,7 @@ def test_load_backbone_of_another_depth_names_file_entries_and_remedy(classifier
     wrong = r'.*layer2\.0\.conv1\.weight \(128, 256, 1, 1\) where the model has \(128, 64, 3, 3\), .* and \d+ more'
     message = rf'resnet50\.safetensors: .* of another shape: {wrong}; unused: layer1\.0\.bn3\.bias.*\. Give a file'
     with pytest.raises(ValueError, match=message):
-        load_backbone(classifier[0], *template_of(depth=18))
+        load_backbone(classifier[0], *template_of(backbone_name='resnet18'))
 
 
 def test_load_backbone_of_a_damaged_file_names_it(tmp_path):
@@ -90,7 +91,7 @@ def test_load_backbone_of_a_damaged_file_names_it(tmp_path):
 
 
 def test_a_backbone_whose_end_was_not_written_is_refused(tmp_path):
-    detector = make_detector('yolo_v3', num_classes=3, width=0.125, stages=4)
+    detector = make_detector('yolo_v3', num_classes=3, backbone=dict(width=0.125), backbone_stride=8)
     template = jax.eval_shape(lambda key: detector.init(key, (64, 64)), jax.random.key(0))
     path = tmp_path / 'darknet53.conv.74'
     numbers = sum(leaf.size for name, leaf in flatten(template).items() if name.split('/')[1] == 'backbone')
@@ -103,7 +104,7 @@ def test_a_backbone_whose_end_was_not_written_is_refused(tmp_path):
 
 
 def test_load_backbone_of_darknets_fills_that_of_a_yolo(tmp_path):
-    detector = make_detector('yolo_v3', num_classes=3, width=0.125, stages=4)
+    detector = make_detector('yolo_v3', num_classes=3, backbone=dict(width=0.125), backbone_stride=8)
     params, model_state = jax.eval_shape(lambda key: detector.init(key, (64, 64)), jax.random.key(0))
     path = tmp_path / 'darknet53.conv.74'
     path.write_bytes(bytes(20))
@@ -267,7 +268,7 @@ def test_load_backbone_fills_that_of_a_faster_rcnn_on_mobilenet(tmp_path):
 def test_load_backbone_tells_mobilenets_apart(tmp_path):
     path = str(tmp_path / 'mobilenet_v2.safetensors')
     safetensors.numpy.save_file(entries_of('mobilenet_v2'), path)
-    arguments = PEERS[SSDLITE].model | dict(backbone='mobilenet_v2')
+    arguments = with_backbone(PEERS[SSDLITE].model, name='mobilenet_v2')
     detector = make_detector(**arguments)
     params, model_state = jax.eval_shape(lambda key: detector.init(key, (320, 320)), jax.random.key(0))
     filled, _ = load_backbone(path, params, model_state)
@@ -282,8 +283,11 @@ def test_load_backbone_tells_mobilenets_apart(tmp_path):
 @pytest.mark.parametrize(
     'model, message',
     [
-        (dict(PEERS[SSD].model, norm='batch_norm'), "has no norms: set the model's norm to None"),
-        (dict(PEERS[SSDLITE].model, norm='group_norm'), "no such network with group norm: set the model's norm to"),
+        (with_backbone(PEERS[SSD].model, norm='batch_norm'), "has no norms: set the model's norm to None"),
+        (
+            with_backbone(PEERS[SSDLITE].model, norm='group_norm'),
+            "no such network with group norm: set the model's norm to",
+        ),
         (dict(name='yolo_v3', num_classes=3), 'no classifier for the backbone of this model'),
     ],
 )
