@@ -30,10 +30,11 @@ FIXTURES = pathlib.Path(__file__).parent / 'fixtures'
 
 @functools.cache
 def template_of(name=RETINANET, **changes):
-    """Shapes of (params, model_state) of a counterpart, or of a changed one; `norm` and `backbone_name` change its backbone."""
+    """Shapes of (params, model_state) of a counterpart, or of a changed one; changes of its backbone are among the others."""
+    model = PEERS[name].model
     inner = {'norm': changes.pop('norm')} if 'norm' in changes else {}
     inner |= {'name': changes.pop('backbone_name')} if 'backbone_name' in changes else {}
-    detector = make_detector(**with_backbone(PEERS[name].model, **inner) | changes)
+    detector = make_detector(**with_backbone(model, **inner) | changes)
     return jax.eval_shape(lambda rng: detector.init(rng, (320, 320)), jax.random.key(0))
 
 

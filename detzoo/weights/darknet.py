@@ -227,7 +227,7 @@ def backbone_variables(path: str | os.PathLike[str], params: Params, model_state
 
 
 def _backbone_of(modules: Collection[str]) -> tuple[str, int] | None:
-    """Finds a darknet backbone's name and its number of stages by the names of its modules; None if it is not one."""
+    """Finds a `backbones.darknet.Darknet`'s name and number of stages by its modules' names; None if it is not one."""
     stages = [stage for stage in range(1, 7) if any(name.startswith(f'stage{stage}_conv') for name in modules)]
     if not stages:
         return None

@@ -190,15 +190,15 @@ def backbone_layers(shapes: Shapes, name: str, stages: int) -> tuple[list[Layer]
     return described, ends
 
 
-def _layers_of_backbone(arguments: Mapping[str, Any], shapes: Shapes) -> tuple[list[Layer], list[int]]:
-    """Lists the layers of a detector's backbone, as `backbone_layers`."""
+def _backbone(arguments: Mapping[str, Any], shapes: Shapes) -> tuple[list[Layer], list[int]]:
+    """Lists the layers of a detector's backbone, and the number of each stage's last layer."""
     stages = STRIDES.index(arguments['backbone_stride']) + 1
     return backbone_layers(shapes, arguments['backbone']['name'], stages)
 
 
 def _yolo_v1(arguments: Mapping[str, Any], shapes: Shapes) -> list[Layer]:
     """Lists the layers of a `detectors.yolo_v1`."""
-    described, _ = _layers_of_backbone(arguments, shapes)
+    described, _ = _backbone(arguments, shapes)
     large = arguments['local_features'] is not None
     if not large:
         described.append(_max_pool())
@@ -230,7 +230,7 @@ def _yolo_v1(arguments: Mapping[str, Any], shapes: Shapes) -> list[Layer]:
 
 def _yolo_v2(arguments: Mapping[str, Any], shapes: Shapes) -> list[Layer]:
     """Lists the layers of a `detectors.yolo_v2`."""
-    described, ends = _layers_of_backbone(arguments, shapes)
+    described, ends = _backbone(arguments, shapes)
     passthrough = arguments['passthrough_features'] is not None
     if not passthrough:
         described.append(_max_pool(stride=1))
@@ -264,7 +264,7 @@ def _yolo_v2(arguments: Mapping[str, Any], shapes: Shapes) -> list[Layer]:
 
 def _yolo_v3(arguments: Mapping[str, Any], shapes: Shapes) -> list[Layer]:
     """Lists the layers of a `detectors.yolo_v3`."""
-    described, ends = _layers_of_backbone(arguments, shapes)
+    described, ends = _backbone(arguments, shapes)
     if arguments['small_head']:
         described.append(_max_pool(stride=1))
     levels = arguments['anchor_sizes']

@@ -184,8 +184,8 @@ def test_yolo_v1_trains_as_darknet_does(deltas):
     golden, batch = deltas('v1')
     settings = golden['settings']
     cells, classes, boxes = settings['side'] ** 2, settings['classes'], settings['num']
-    model = {'name': 'yolo_v1', 'num_classes': classes, 'boxes_per_cell': boxes, 'backbone_stride': 16,
-             'backbone': {'name': 'tiny', 'width': 1 / 16}, 'head_features': (1024, 256), 'local_features': None}  # fmt: skip
+    model = {'name': 'yolo_v1', 'num_classes': classes, 'boxes_per_cell': boxes, 'backbone': {'name': 'tiny', 'width': 1 / 16},
+             'backbone_stride': 16, 'head_features': (1024, 256), 'local_features': None}  # fmt: skip
 
     def split(flat):
         parts = np.split(flat, [cells * classes, cells * (classes + boxes)], axis=1)
