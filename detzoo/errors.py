@@ -1,4 +1,4 @@
-"""Errors that a user can fix: a command prints the message, which names the file or key and the remedy.
+"""The errors that users can fix. A message names the file or the key, and the remedy; commands print it without a traceback.
 
 `nearest` and `listed` are the words that such messages share.
 """
@@ -8,27 +8,27 @@ from collections.abc import Iterable
 
 
 class ConfigError(ValueError):
-    """A config that cannot be used; the message names the key and what to do."""
+    """A config cannot be used; the message names the key and the remedy."""
 
 
 class DataError(ValueError):
-    """Data that can't be used; the message names the file or record and says what to do."""
+    """Data cannot be used; the message names the file or record and the remedy."""
 
 
 class StorageError(OSError):
-    """A file of a run could not be written; what was written before is whole."""
+    """A file of a run could not be written; earlier files are complete."""
 
 
 class InUseError(RuntimeError):
-    """Another process writes to the folder or file."""
+    """Another process is writing to the folder or file."""
 
 
 class FirstProcessError(RuntimeError):
-    """The first process of a run ended with an error of its own, and the others with it."""
+    """The first process of a run ended with an error, and so do the others."""
 
 
 class RecompilationError(RuntimeError):
-    """A function was traced for a shape that nobody announced."""
+    """A function would be compiled for more shapes than there are canvases."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
