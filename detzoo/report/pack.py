@@ -12,11 +12,10 @@ import os
 import pathlib
 import shutil
 
-from detzoo.files import write_text
+from detzoo.files import new_folder, write_text
 from detzoo.report.findings import SIZE, Group, judged_metric, judgements_of, kind_of, read_groups, truth_size
 from detzoo.report.judgement import JUDGEMENT, write_judgement
 from detzoo.report.page import write_report
-from detzoo.run.workdir import new_folder
 from detzoo.sweeps.store import Store
 
 COPIED = 'sweep.json', 'results.jsonl', 'costs.json', 'estimates.json'
