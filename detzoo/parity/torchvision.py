@@ -246,7 +246,11 @@ def run_detector(
     outputs['anchors'] = _anchors(detector, params, model_state, inputs)
     tensors = {key: np.asarray(x) for key, x in zip(view.tensors, view.ours(outputs), strict=True)}
     valid = np.asarray(found.valid[0])
-    detections = {key: np.asarray(x[0])[valid] for key, x in found._asdict().items() if x is not None}
+    detections = {
+        key: np.asarray(x[0])[valid]
+        for key, x in found._replace(candidates_dropped=None)._asdict().items()
+        if x is not None
+    }
     detections['boxes'] *= np.tile(np.float32([size[1] / width, size[0] / height]), 2)
     if 'masks' in detections:
         detections['masks'] = paste_masks(detections['masks'], detections['boxes'], size, convention='torchvision')
