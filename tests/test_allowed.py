@@ -3,9 +3,9 @@
 import math
 import re
 
-import conftest
 import ml_collections
 import pytest
+import tiny
 
 from detzoo.allowed import ALLOWED, MODEL, is_alike
 from detzoo.config import complete, defaults, example, flatten, from_json, read_config, to_json
@@ -14,7 +14,7 @@ from detzoo.detectors import DETECTORS
 from detzoo.errors import ConfigError
 from detzoo.training.checks import check
 
-TINY = {name: getattr(conftest, f'TINY_{name.upper()}') for name in DETECTORS}
+TINY = {name: getattr(tiny, f'TINY_{name.upper()}') for name in DETECTORS}
 NAN, INF = math.nan, math.inf
 NO_COUNT, NO_AMOUNT, NO_SHARE = (0, -5, None, 'x', 10**30), (-1, None, 'x', True), (-0.1, 1.5, NAN, None, 'x')
 NO_CANVASES = ((64,), ((64,),), ((64, 64, 3),), ((0, 64),), ((64, -64),), ((64.5, 64),), (('x', 64),), 'x', 64, None)

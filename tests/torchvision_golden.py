@@ -6,7 +6,7 @@ import pathlib
 
 import jax
 import numpy as np
-from conftest import with_backbone
+from tiny import with_backbone
 
 from detzoo.detectors import make_detector
 from detzoo.parity.torchvision import drawn_entries

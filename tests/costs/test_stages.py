@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
-from conftest import (
+from tiny import (
     TINY_FASTER_RCNN,
     TINY_FASTER_RCNN_C4,
     TINY_MASK_RCNN,

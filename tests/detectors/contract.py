@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from conftest import (
+from tiny import (
     OPTIMIZED,
     TINY_FASTER_RCNN,
     TINY_FASTER_RCNN_C4,

@@ -13,7 +13,6 @@ import jax
 import numpy as np
 import optax
 import pytest
-from conftest import CATEGORY_IDS
 from contract import (
     BATCH,
     BLOCKS,
@@ -26,6 +25,7 @@ from contract import (
     make_batch,
     tiny_variant,
 )
+from tiny import CATEGORY_IDS
 
 from detzoo.core.matching import IGNORE, NEGATIVE
 from detzoo.detectors import DETECTORS, make_detector, mask_rcnn, ssd

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY_FASTER_RCNN, TINY_FASTER_RCNN_C4, TINY_FASTER_RCNN_V2, TINY_MASK_RCNN, TINY_RETINANET
+from tiny import TINY_FASTER_RCNN, TINY_FASTER_RCNN_C4, TINY_FASTER_RCNN_V2, TINY_MASK_RCNN, TINY_RETINANET
 
 from detzoo.core import box_coding
 from detzoo.core.matching import IGNORE, NEGATIVE

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY_MASK_RCNN, TINY_MASK_RCNN_C4, with_backbone
+from tiny import TINY_MASK_RCNN, TINY_MASK_RCNN_C4, with_backbone
 
 from detzoo.core.matching import IGNORE, NEGATIVE
 from detzoo.detectors import make_detector, mask_rcnn

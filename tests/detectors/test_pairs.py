@@ -9,7 +9,8 @@ import runpy
 import jax
 import numpy as np
 import pytest
-from conftest import (
+from contract import BLOCKS, CLASSES, shapes_of
+from tiny import (
     TINY_FASTER_RCNN,
     TINY_FASTER_RCNN_C4,
     TINY_MASK_RCNN,
@@ -20,7 +21,6 @@ from conftest import (
     TINY_YOLO_V2,
     TINY_YOLO_V3,
 )
-from contract import BLOCKS, CLASSES, shapes_of
 
 from detzoo.backbones import BACKBONES
 from detzoo.detectors import make_detector

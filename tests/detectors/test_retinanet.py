@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
-from conftest import TINY_RETINANET
 from contract import BLOCKS, CLASSES, shapes_of, tiny_variant
+from tiny import TINY_RETINANET
 
 from detzoo.core import box_coding, losses
 from detzoo.core.matching import IGNORE, NEGATIVE, match_by_threshold

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY_SSD, TINY_SSD_RESNET, with_backbone
+from tiny import TINY_SSD, TINY_SSD_RESNET, with_backbone
 
 from detzoo.core.matching import IGNORE, NEGATIVE
 from detzoo.detectors import make_detector, ssd

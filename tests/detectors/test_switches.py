@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import optax
 import pytest
-from conftest import (
+from contract import BATCH, BLOCKS, CANVAS, CLASSES, shapes_of
+from tiny import (
     TINY_FASTER_RCNN,
     TINY_FASTER_RCNN_C4,
     TINY_FASTER_RCNN_MOBILENET,
@@ -23,7 +24,6 @@ from conftest import (
     TINY_YOLO_V3,
     with_backbone,
 )
-from contract import BATCH, BLOCKS, CANVAS, CLASSES, shapes_of
 
 from detzoo.detectors import make_detector
 

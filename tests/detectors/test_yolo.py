@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY_YOLO_V1, TINY_YOLO_V2, TINY_YOLO_V3, with_backbone
+from tiny import TINY_YOLO_V1, TINY_YOLO_V2, TINY_YOLO_V3, with_backbone
 
 from detzoo.backbones.norms import make_norm
 from detzoo.detectors import make_detector, yolo_v1, yolo_v2

@@ -8,7 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from tiny import ROOT
 
 from detzoo.data.catalog import open_dataset
 from detzoo.data.records import checksum

@@ -2,7 +2,7 @@
 
 import ml_collections
 import pytest
-from conftest import TINY_FASTER_RCNN, TINY_YOLO_V1, TINY_YOLO_V2
+from tiny import TINY_FASTER_RCNN, TINY_YOLO_V1, TINY_YOLO_V2
 
 from detzoo.config import complete
 from detzoo.data.catalog import open_dataset

@@ -10,8 +10,8 @@ import ml_collections
 import numpy as np
 import optax
 import pytest
-from conftest import TINY_FASTER_RCNN, TINY_SSD, TINY_YOLO_V1, TINY_YOLO_V2, TINY_YOLO_V3
 from linear import assert_close, assert_same, first_batches, linear_detector
+from tiny import TINY_FASTER_RCNN, TINY_SSD, TINY_YOLO_V1, TINY_YOLO_V2, TINY_YOLO_V3
 
 from detzoo.config import complete
 from detzoo.data.catalog import open_dataset

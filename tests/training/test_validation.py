@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pycocotools.mask
 import pytest
-from conftest import CATEGORY_IDS
 from linear import linear_detector
+from tiny import CATEGORY_IDS
 
 from detzoo.data.pipeline import evaluation_batches
 from detzoo.data.records import decode_image, ground_truth

@@ -6,8 +6,8 @@ import struct
 import jax
 import numpy as np
 import pytest
-from conftest import with_backbone
 from darknet_models import CANVAS, MODELS, TINY, draw, template_of
+from tiny import with_backbone
 
 from detzoo.weights.darknet import PUBLISHED, backbone_variables, read_weights, write_weights
 from detzoo.weights.darknet_layers import cfg_text, layers

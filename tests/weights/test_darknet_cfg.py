@@ -3,8 +3,8 @@
 import re
 
 import pytest
-from conftest import with_backbone
 from darknet_models import CANVAS, MODELS, TINY, draw, model_of, template_of
+from tiny import with_backbone
 
 from detzoo.weights.darknet import PUBLISHED, Described, model_of_cfg, read_weights, resizing
 from detzoo.weights.darknet_layers import arguments_of, cfg_text

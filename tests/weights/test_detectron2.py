@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import OPTIMIZED, with_backbone
+from tiny import OPTIMIZED, with_backbone
 
 from detzoo.backbones import resnet
 from detzoo.backbones.norms import FrozenBatchNorm

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import with_backbone
+from tiny import with_backbone
 
 from detzoo.config import differences, from_json
 from detzoo.data.geometry import placement, resize_rule

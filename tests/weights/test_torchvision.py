@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from conftest import with_backbone
+from tiny import with_backbone
 from torchvision_golden import (
     FASTER_RCNN,
     FASTER_RCNN_V2,

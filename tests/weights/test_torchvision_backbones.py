@@ -5,7 +5,7 @@ import ml_collections
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import with_backbone
+from tiny import with_backbone
 from torchvision_golden import MOBILENET, RETINANET, SSD, SSDLITE, entries_of, template_of
 
 from detzoo.backbones.mobilenet import mobilenet_v3_large
