@@ -37,7 +37,7 @@ import cv2
 import ml_collections
 import numpy as np
 import pytest
-from tiny import CATEGORY_IDS, COLORS, ROOT, TINY_RETINANET
+from tiny import CATEGORY_IDS, ROOT, TINY_RETINANET, draw_blocks
 
 from detzoo.types import GroundTruth
 
@@ -79,28 +79,6 @@ def make_ground_truth():
         return gt
 
     return make
-
-
-def draw_blocks(seed, height, width, count):
-    """Draws blocks that do not touch, on gray noise.
-
-    Returns:
-        [height, width, 3] uint8, boxes [n, 4] float64 xywh with whole coordinates, labels [n]; n <= count.
-    """
-    rng = np.random.RandomState(seed)
-    image = np.repeat(rng.randint(90, 150, (height, width, 1)), 3, axis=2).astype(np.uint8)
-    taken = np.zeros((height, width), bool)
-    boxes, labels = [], []
-    for _ in range(4 * count):
-        w, h = rng.randint(10, 28, 2).clip(max=(width, height))
-        x, y = rng.randint(width - w + 1), rng.randint(height - h + 1)
-        label = rng.randint(len(COLORS))
-        if len(boxes) < count and not taken[max(0, y - 2) : y + h + 2, max(0, x - 2) : x + w + 2].any():
-            taken[y : y + h, x : x + w] = True
-            image[y : y + h, x : x + w] = COLORS[label]
-            boxes.append([x, y, w, h])
-            labels.append(label)
-    return image, np.array(boxes, np.float64).reshape(-1, 4), np.array(labels, np.int64)
 
 
 def toy_record(index):
