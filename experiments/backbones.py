@@ -1,7 +1,7 @@
 """Does the order of detectors depend on the backbone under them?
 
-    python scripts/sweep.py --experiment=experiments/backbones.py --workdir=runs/backbones --costs
-    python scripts/report.py --workdir=runs/backbones
+    detzoo sweep --experiment=backbones --workdir=runs/backbones --costs
+    detzoo report --workdir=runs/backbones
 
 The paper's answer (Speed/accuracy trade-offs for modern convolutional object detectors, arXiv 1611.10012, section 4.1): the better
 a feature extractor classifies ImageNet, the better Faster R-CNN and R-FCN detect with it; SSD depends less on it, and with light

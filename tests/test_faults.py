@@ -15,7 +15,7 @@ import threading
 import ml_collections
 import numpy as np
 import pytest
-from linear import assert_same, losses_of, saved, state_of
+from linear import assert_same, linear_detector, losses_of, saved, state_of
 
 from detzoo.config import complete
 from detzoo.errors import DataError, InUseError, StorageError
@@ -290,7 +290,9 @@ def test_train_and_evaluate_goes_on_before_a_damaged_checkpoint(tmp_path, tiny_c
 # Data that cannot be evaluated
 
 
-def test_train_and_evaluate_refuses_validation_data_without_masks(tmp_path, tiny_config, linear):
+def test_train_and_evaluate_refuses_validation_data_without_masks(tmp_path, tiny_config, monkeypatch):
+    make = lambda config, num_classes, axis_name=None: linear_detector(axis_name)._replace(finds_masks=True)
+    monkeypatch.setattr('detzoo.training.checks.detector_of', make)
     config = tiny_config(data__mask_size=28)
     config.model = complete(
         ml_collections.ConfigDict(dict(model=dict(name='mask_rcnn', backbone=dict(norm='batch_norm'))))

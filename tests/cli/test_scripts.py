@@ -119,7 +119,7 @@ def test_evaluate_prints_tables_and_writes_files(run_script, tiny_run, data_dir)
     truth = ground_truth(open_dataset('toy', 'validation', data_dir))
     assert format_voc_table(voc_metrics(truth, read_detections(tiny_run / 'detections.json.gz'))) in finished.stdout
     metrics = json.loads((tiny_run / 'evaluation.json').read_text())
-    assert set(metrics) == {'step', 'images', 'boxes', 'per_class'} and metrics['step'] == 16
+    assert set(metrics) == {'step', 'images', 'boxes', 'per_class', 'candidates_dropped'} and metrics['step'] == 16
     assert set(metrics['boxes']) == set('AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl'.split())
     assert metrics['boxes']['APl'] is None  # no block is that large
     assert set(metrics['per_class']) == {'red', 'green', 'blue'}

@@ -388,6 +388,8 @@ def test_sweep_killed_at_will_ends_with_the_same_results(experiment, tiny_run, d
     assert names == sorted(expected + [f'truth/toy-validation/{panel}' for panel in panels])
 
 
+@pytest.mark.filterwarnings('ignore:subprocess .* is still running:ResourceWarning')  # submitit's own
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')  # raised where its process is forgotten
 def test_cluster_runs_jobs_and_takes_up_those_that_are_there(experiment, tmp_path):
     """By submitit's local executor, whose jobs are processes; that a job still waits in a queue is made up."""
     store = Store(tmp_path / 'sweep')
