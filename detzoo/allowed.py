@@ -188,8 +188,8 @@ def check_value(key: str, value: Any, example: Any) -> None:
     """Refuses a value of another kind than an example, or out of its range.
 
     Args:
-        key: dotted, of the config.
-        value: of it.
+        key: dotted key of the config.
+        value: value of the key.
         example: the key's default, or another value of its kind; None allows all kinds.
 
     Raises:

@@ -30,100 +30,109 @@ MUTABLE = ('data.data_dir', 'training.steps', 'training.checkpoint_every', 'trai
 
 
 def defaults() -> ml_collections.ConfigDict:
-    """Makes a config with every key but the detector's, at its default."""
+    """Makes a config with every key but the detector's, at its default. The groups of keys follow below."""
     c = ml_collections.ConfigDict()
-    c.seed = 0  # of initialisation, data order, augmentation and sampling
-
-    c.data = ml_collections.ConfigDict()
-    c.data.name = 'shapes'  # a data set: 'shapes', 'histology', or a name given to detzoo prepare
-    c.data.data_dir = config_dict.placeholder(str)  # where data sets lie; default: ~/tensorflow_datasets
-    c.data.train_split = 'train'  # TFDS notation: 'train[:10%]' is its first tenth
-    c.data.validation_split = 'validation'
-    c.data.empty_images = (
-        True  # whether training uses images without objects; an image with nothing but crowds has none
-    )
-    c.data.canvases = ((128, 128),)  # (height, width) each; a step draws one; one compilation each
-    c.data.canvas_steps = 1  # for how many steps a drawn canvas is kept
-    c.data.mask_size = 0  # side of the masks of objects, cells of their boxes' frames; 0: no masks
-    c.data.max_boxes = 32  # rows of ground truth an image; what finds no row is counted (gt_dropped)
-    c.data.threads = 8  # that decode and augment
-    # Proposals in place of an RPN's: a file in COCO's results format, or 'ground_truth', the objects; default: none.
-    c.data.train_proposals = config_dict.placeholder(str)
-    c.data.validation_proposals = config_dict.placeholder(str)
-    c.data.max_proposals = (
-        2000  # rows an image, for the best by score; what finds none is counted when the file is read
-    )
-
-    c.data.recipe = ml_collections.ConfigDict()
-    # How an image comes onto a canvas, in training, evaluation and prediction:
-    c.data.recipe.resize = (
-        'fit'  # 'fit': aspect ratio kept, top left; 'letterbox': kept, centred; 'stretch': fills the canvas
-    )
-    c.data.recipe.shorter_side = config_dict.placeholder(int)  # limits of a resized image, pixels; default: none,
-    c.data.recipe.longer_side = config_dict.placeholder(int)  # the image is as large as the canvas lets it
-    # 'area', or a peer's: 'bilinear' (torchvision, OpenCV), 'pil' (detectron2), 'darknet'; they round sides differently too
-    c.data.recipe.interpolation = 'area'
-    # How it is varied in training (detzoo/data/augment.py), in this order:
-    c.data.recipe.flip = 0.5  # probability of a horizontal flip
-    c.data.recipe.rotate90 = False  # turn by a random multiple of 90 degrees
-    c.data.recipe.zoom_out = (
-        1.0  # largest ratio of a frame of the mean colour around the image, in half of all cases (SSD: 4)
-    )
-    c.data.recipe.jitter = 0.0  # largest share of the size by which each side is moved in or out (YOLO v1 and v2: 0.2)
-    c.data.recipe.iou_crop = False  # crop around objects, with a least overlap drawn (SSD)
-    c.data.recipe.aspect_jitter = (
-        0.0  # largest share by which width and height vary; lies anywhere (darknet since 2017: 0.3)
-    )
-    c.data.recipe.scale_range = (1.0, 1.0)  # factors of the scale, drawn log-uniformly; what hangs over is cropped
-    c.data.recipe.color_jitter = 0.0  # strength of changes of brightness, contrast and saturation, 0..1
-    c.data.recipe.brightness = 0.0  # largest summand on all channels, 0..255 (SSD: 32)
-    c.data.recipe.hue = 0.0  # largest shift, in turns of the colour circle (SSD, darknet: 0.1)
-    c.data.recipe.saturation = (1.0, 1.0)  # smallest and largest factor (SSD: 0.5, 1.5; darknet: 1/1.5, 1.5)
-    c.data.recipe.exposure = (1.0, 1.0)  # likewise, on all channels; SSD calls it contrast
-    c.data.recipe.color_probability = 1.0  # with which each of these four happens (SSD: 0.5)
-
+    c.seed = 0  # seed of initialisation, data order, augmentation and sampling
+    c.data = data_defaults()
     c.model = ml_collections.ConfigDict()
-    c.model.name = config_dict.placeholder(
-        str
-    )  # a key of detzoo.detectors.DETECTORS; the other keys are the arguments of its make
-
-    c.training = ml_collections.ConfigDict()
-    c.training.steps = 1000  # of the whole run
-    c.training.batch_size = 16  # images an update, of all devices together
-    c.training.accumulate = 1  # micro-batches an update: their losses, each with its own normaliser, are averaged
-    c.training.num_replicas = (
-        1  # trainings with the seeds seed, seed + 1, ... in one program, each with a workdir seed_S
-    )
-    c.training.checkpoint_every = 500  # steps
-    c.training.evaluate_every = 500  # steps; 0: at the end only
-
-    c.optimizer = ml_collections.ConfigDict()
-    c.optimizer.name = 'adamw'  # 'adamw' or 'sgd'
-    c.optimizer.learning_rate = 1e-3
-    c.optimizer.schedule = 'cosine'  # 'cosine', 'steps' or 'constant'
-    c.optimizer.decay_at = (0.67, 0.89)  # with 'steps': shares of the run at which the rate falls to a tenth
-    c.optimizer.warmup_steps = 100
-    c.optimizer.weight_decay = 1e-4  # not on biases and normalisation
-    c.optimizer.momentum = 0.9  # of 'sgd'
-    c.optimizer.epsilon = (
-        1e-8  # of 'adamw', added to the gradient's root mean square: gradients far below it move nothing
-    )
-    c.optimizer.clip_norm = 0.0  # limit on the gradient's global norm; 0: none
-    c.optimizer.ema_decay = 0.0  # of the moving average of parameters with which is evaluated; 0: none
-    c.optimizer.frozen = ''  # regular expression on parameter paths like 'backbone/stem_conv/kernel'
-
-    c.initialize_from = config_dict.placeholder(
-        str
-    )  # the workdir of another run, or of imported weights, of the same model
+    # A key of detzoo.detectors.DETECTORS; the other keys of the group are the arguments of its make.
+    c.model.name = config_dict.placeholder(str)
+    c.training = training_defaults()
+    c.optimizer = optimizer_defaults()
+    # The workdir of another run, or of imported weights, of the same model.
+    c.initialize_from = config_dict.placeholder(str)
     c.initialize_backbone = config_dict.placeholder(str)  # the file of a classifier: torchvision's, for YOLO darknet's
+    c.evaluation = evaluation_defaults()
+    return c
 
-    c.evaluation = ml_collections.ConfigDict()
-    c.evaluation.batch_size = 16  # images at once, of all devices together
-    c.evaluation.canvases = ()  # as data.canvases, for evaluation and prediction; empty: those
-    c.evaluation.exact = False  # each image on a canvas of its own, its pixels not rounded: a compilation for each size
-    c.evaluation.divisor = 32  # of the sides of such canvases
+
+def data_defaults() -> ml_collections.ConfigDict:
+    """Makes the group `data`: what is learnt from."""
+    c = ml_collections.ConfigDict()
+    c.name = 'shapes'  # a data set: 'shapes', 'histology', or a name given to detzoo prepare
+    c.data_dir = config_dict.placeholder(str)  # where data sets lie; default: ~/tensorflow_datasets
+    c.train_split = 'train'  # TFDS notation: 'train[:10%]' is its first tenth
+    c.validation_split = 'validation'
+    c.empty_images = True  # whether training uses images without objects; an image with nothing but crowds has none
+    c.canvases = ((128, 128),)  # (height, width) each; a step draws one; one compilation each
+    c.canvas_steps = 1  # for how many steps a drawn canvas is kept
+    c.mask_size = 0  # side of the masks of objects, cells of their boxes' frames; 0: no masks
+    c.max_boxes = 32  # rows of ground truth an image; what finds no row is counted (gt_dropped)
+    c.threads = 8  # threads that decode and augment
+    # Proposals in place of an RPN's: a file in COCO's results format, or 'ground_truth', the objects; default: none.
+    c.train_proposals = config_dict.placeholder(str)
+    c.validation_proposals = config_dict.placeholder(str)
+    c.max_proposals = 2000  # rows an image, for the best by score; what finds none is counted when the file is read
+    c.recipe = recipe_defaults()
+    return c
+
+
+def recipe_defaults() -> ml_collections.ConfigDict:
+    """Makes the group `data.recipe`: how images come onto a canvas, and how they are varied."""
+    c = ml_collections.ConfigDict()
+    # How an image comes onto a canvas, in training, evaluation and prediction:
+    c.resize = 'fit'  # 'fit': aspect ratio kept, top left; 'letterbox': kept, centred; 'stretch': fills the canvas
+    c.shorter_side = config_dict.placeholder(int)  # limits of a resized image, pixels; default: none,
+    c.longer_side = config_dict.placeholder(int)  # the image is as large as the canvas lets it
+    # 'area', or a peer's: 'bilinear' (torchvision, OpenCV), 'pil' (detectron2), 'darknet'; they round sides differently too
+    c.interpolation = 'area'
+    # How it is varied in training (detzoo/data/augment.py), in this order:
+    c.flip = 0.5  # probability of a horizontal flip
+    c.rotate90 = False  # turn by a random multiple of 90 degrees
+    c.zoom_out = 1.0  # largest ratio of a frame of the mean colour around the image, in half of all cases (SSD: 4)
+    c.jitter = 0.0  # largest share of the size by which each side is moved in or out (YOLO v1 and v2: 0.2)
+    c.iou_crop = False  # crop around objects, with a least overlap drawn (SSD)
+    c.aspect_jitter = 0.0  # largest share by which width and height vary; lies anywhere (darknet since 2017: 0.3)
+    c.scale_range = (1.0, 1.0)  # factors of the scale, drawn log-uniformly; what hangs over is cropped
+    c.color_jitter = 0.0  # strength of changes of brightness, contrast and saturation, 0..1
+    c.brightness = 0.0  # largest summand on all channels, 0..255 (SSD: 32)
+    c.hue = 0.0  # largest shift, in turns of the colour circle (SSD, darknet: 0.1)
+    c.saturation = (1.0, 1.0)  # smallest and largest factor (SSD: 0.5, 1.5; darknet: 1/1.5, 1.5)
+    c.exposure = (1.0, 1.0)  # likewise, on all channels; SSD calls it contrast
+    c.color_probability = 1.0  # probability of each of these four (SSD: 0.5)
+    return c
+
+
+def training_defaults() -> ml_collections.ConfigDict:
+    """Makes the group `training`: how long a run is."""
+    c = ml_collections.ConfigDict()
+    c.steps = 1000  # updates of the whole run
+    c.batch_size = 16  # images an update, of all devices together
+    c.accumulate = 1  # micro-batches an update: their losses, each with its own normaliser, are averaged
+    c.num_replicas = 1  # trainings with the seeds seed, seed + 1, ... in one program, each with a workdir seed_S
+    c.checkpoint_every = 500  # steps
+    c.evaluate_every = 500  # steps; 0: at the end only
+    return c
+
+
+def optimizer_defaults() -> ml_collections.ConfigDict:
+    """Makes the group `optimizer`: how parameters are updated."""
+    c = ml_collections.ConfigDict()
+    c.name = 'adamw'  # 'adamw' or 'sgd'
+    c.learning_rate = 1e-3
+    c.schedule = 'cosine'  # 'cosine', 'steps' or 'constant'
+    c.decay_at = (0.67, 0.89)  # with 'steps': shares of the run at which the rate falls to a tenth
+    c.warmup_steps = 100
+    c.weight_decay = 1e-4  # not on biases and normalisation
+    c.momentum = 0.9  # momentum of 'sgd'
+    c.epsilon = (
+        1e-8  # with 'adamw': added to the gradient's root mean square, so that gradients far below it move nothing
+    )
+    c.clip_norm = 0.0  # limit on the gradient's global norm; 0: none
+    c.ema_decay = 0.0  # decay of the moving average of parameters, which is evaluated; 0: none
+    c.frozen = ''  # regular expression on parameter paths like 'backbone/stem_conv/kernel'
+    return c
+
+
+def evaluation_defaults() -> ml_collections.ConfigDict:
+    """Makes the group `evaluation`: how a checkpoint is evaluated."""
+    c = ml_collections.ConfigDict()
+    c.batch_size = 16  # images at once, of all devices together
+    c.canvases = ()  # as data.canvases, for evaluation and prediction; empty: those
+    c.exact = False  # each image on a canvas of its own, its pixels not rounded: a compilation for each size
+    c.divisor = 32  # number of which the sides of such canvases are multiples
     # How masks come into images (core.masks.paste_masks): 'centers', or 'torchvision', for weights that were trained for it.
-    c.evaluation.mask_paste = 'centers'
+    c.mask_paste = 'centers'
     return c
 
 
@@ -131,7 +140,7 @@ def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Fills in what a config omits: `defaults`, and the default arguments of its detector.
 
     Args:
-        config: with `model.name` at least.
+        config: config that sets at least `model.name`.
 
     Returns:
         a config with every key.

@@ -36,7 +36,11 @@ def test_load_config_takes_a_file_of_the_current_folder_first(monkeypatch, tmp_p
         ('retinanet_shape', {}, "no config 'retinanet_shape': .* nearest is 'retinanet_shapes'"),
         ('elsewhere/retinanet_shapes.py', {}, "no config 'elsewhere/retinanet_shapes.py'"),
         ('ssd_shapes:c4', {}, "has no variant 'c4'"),
-        ('ssd_shapes', {'model.widht': 0.5}, "no config key 'model.widht': the nearest is 'model.width'"),
+        (
+            'ssd_shapes',
+            {'model.backbone.widht': 0.5},
+            "no config key 'model.backbone.widht': the nearest is 'model.backbone.width'",
+        ),
         ('ssd_shapes', {'training.steps': 'many'}, "training.steps cannot be 'many'"),
         ('ssd_shapes', {'training.steps': 0}, 'training.steps is 0: it must be'),
     ],

@@ -304,7 +304,7 @@ def make_parts(
         head: arguments of `make_roi_head`.
         rpn_loss_weight: weight of both losses of the RPN.
         cls_loss_weight, box_loss_weight: weights of the losses of the head.
-        mean, std: of the pixels, 0..255, in the order of the network's channels.
+        mean, std: mean and deviation of the pixels, 0..255, in the order of the network's channels.
         bgr: whether the network reads BGR.
         dtype: data type in which the network computes, 'float32' or 'bfloat16'; parameters, logits and losses are float32.
         axis_name: the mapped axis of the devices, or None.

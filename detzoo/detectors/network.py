@@ -74,8 +74,8 @@ def cell_output(num_anchors: int, num_classes: int, prior_probability: float, dt
     Args:
         num_anchors: n.
         num_classes: K.
-        prior_probability: of an object, before training.
-        dtype: of the computation.
+        prior_probability: probability of an object before training.
+        dtype: data type of the computation.
 
     Returns:
         a constructor that takes `name`; it makes n * (5 + K) values a cell, anchor by anchor.
@@ -108,11 +108,11 @@ def apply(
     """Normalises images and runs the network.
 
     Args:
-        network: called with images [B, H, W, 3], `train` and kwargs.
-        params, model_state: its variables.
+        network: network that is called with images [B, H, W, 3], `train` and kwargs.
+        params, model_state: variables of the network.
         inputs: B images with their windows.
         train: whether batch statistics are taken from the batch.
-        mean, std, bgr, pad_value: of `images.normalize`.
+        mean, std, bgr, pad_value: arguments of `images.normalize`.
 
     Returns:
         what the network returns, and the new model_state.

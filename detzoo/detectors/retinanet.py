@@ -47,7 +47,7 @@ def octave_sizes(base: float = 4, strides: Sequence[int] = (8, 16, 32, 64, 128),
 
     Args:
         base: the smallest size of a level, in strides.
-        strides: of the levels, pixels.
+        strides: strides of the levels, pixels.
         octaves: sizes a level.
 
     Returns:
@@ -59,8 +59,8 @@ def octave_sizes(base: float = 4, strides: Sequence[int] = (8, 16, 32, 64, 128),
 class Head(nn.Module):
     """A tower of 3x3 convolutions and an output convolution, applied to every pyramid level by the same weights.
 
-    outputs: values an anchor; anchors_per_cell: anchors a cell; depth: convolutions of the tower; norm: between them, or
-    None; output_bias: the initial bias of the output.
+    outputs: values an anchor. anchors_per_cell: anchors a cell. depth: convolutions of the tower. norm: normalisation after
+    each of them, or None. output_bias: initial bias of the output.
     """
 
     outputs: int
@@ -136,6 +136,90 @@ class RetinaNet(nn.Module):
         return cls_logits, box_deltas, [level.shape[1:3] for level in levels]
 
 
+def match(
+    cls_logits: Array, anchors: Array, gt: GroundTruth, *, negatives_per_positive: float | None, **rule: Any
+) -> Array:
+    """Matches the anchors of one image to its objects.
+
+    Args:
+        cls_logits: [A, K].
+        anchors: [A, 4].
+        gt: ground truth of the image.
+        negatives_per_positive: negatives that stay for each positive, the hardest; the others are ignored. None: all stay.
+        **rule: arguments of `matching.match_by_threshold`.
+
+    Returns:
+        [A] int32, the row of each anchor's object, NEGATIVE or IGNORE.
+    """
+    matched = matching.match_by_threshold(anchors, gt, **rule)
+    if negatives_per_positive is None:
+        return matched
+    negative_loss = optax.sigmoid_binary_cross_entropy(cls_logits, jnp.zeros_like(cls_logits)).sum(axis=-1)
+    return matching.keep_hard_negatives(matched, negative_loss, negatives_per_positive)
+
+
+def image_loss(
+    cls_logits: Array,
+    box_deltas: Array,
+    anchors: Array,
+    matched: Array,
+    gt: GroundTruth,
+    *,
+    gamma: float,
+    alpha: float | None,
+    box_loss: str,
+    box_loss_beta: float,
+) -> dict[str, Array]:
+    """Sums the losses over the anchors of one image.
+
+    Args:
+        cls_logits: [A, K].
+        box_deltas: [A, 4].
+        anchors: [A, 4].
+        matched: [A], see `match`.
+        gt: ground truth of the image.
+        gamma, alpha: parameters of the focal loss.
+        box_loss, box_loss_beta: arguments of `make`.
+
+    Returns:
+        the sums 'cls_loss' and 'box_loss', and the numbers of 'positives' and 'ignored' anchors.
+    """
+    num_classes = cls_logits.shape[1]
+    labels, target_boxes = matching.gather_targets(matched, anchors, gt, background=num_classes)
+    targets = labels[:, None] == jnp.arange(num_classes)  # [A, K]
+    cls_loss = losses.sigmoid_focal(cls_logits, targets, gamma=gamma, alpha=alpha)
+    if box_loss == 'smooth_l1':
+        target_deltas = box_coding.encode(target_boxes, anchors)
+        box_error = losses.smooth_l1(box_deltas, target_deltas, beta=box_loss_beta)  # [A, 4]
+    else:
+        box_error = losses.iou_loss(box_coding.decode(box_deltas, anchors), target_boxes, kind=box_loss)[:, None]
+    positive, ignored = matched >= 0, matched == matching.IGNORE
+    return dict(
+        cls_loss=jnp.where(ignored[:, None], 0, cls_loss).sum(),
+        box_loss=jnp.where(positive[:, None], box_error, 0).sum(),
+        positives=positive.sum(),
+        ignored=ignored.sum(),
+    )
+
+
+def detect(
+    cls_logits: Array, box_deltas: Array, window: Array, *, anchors: Sequence[Array], pre_nms_topk: int, **limits: Any
+) -> Detections:
+    """Detects the objects of one image.
+
+    Args:
+        cls_logits: [A, K].
+        box_deltas: [A, 4].
+        window: [4], where the image lies on its canvas.
+        anchors: anchors of each level, [n, 4] each.
+        pre_nms_topk: candidates a level.
+        **limits: arguments of `postprocess`.
+    """
+    boxes = box_coding.decode(box_deltas, np.concatenate(anchors))
+    select = partial(top_per_level, level_sizes=[len(level) for level in anchors], count=pre_nms_topk)
+    return postprocess(jax.nn.sigmoid(cls_logits), boxes, window, select=select, **limits)
+
+
 def make(
     *,
     num_classes: int,
@@ -178,7 +262,7 @@ def make(
         extra_levels_from: 'p5' (torchvision v1) or 'c5' (the paper, detectron2, torchvision v2).
         head_depth: convolutions of each head before its output.
         head_norm: None, or 'group_norm'.
-        prior_probability: of an object at an anchor before training (section 4.1).
+        prior_probability: probability of an object at an anchor before training (section 4.1).
         anchor_sizes: for each of the 5 levels its anchors' sizes, pixels.
         aspect_ratios: height / width.
         round_anchors: whether the anchors of a cell have whole coordinates (torchvision).
@@ -186,20 +270,20 @@ def make(
             levels of canvases that are not a multiple of 128.
         positive_iou, negative_iou: an anchor is positive from the one, negative below the other, ignored between.
         match_best_anchors: whether each object also gets the anchors that overlap it most.
-        focal_gamma, focal_alpha: of the focal loss; gamma 0 and alpha None is cross-entropy.
+        focal_gamma, focal_alpha: parameters of the focal loss; gamma 0 and alpha None is cross-entropy.
         negatives_per_positive: how many negatives are trained for each positive of an image, the hardest (table 1d's OHEM);
             None for all, as the focal loss has it.
         box_loss: 'smooth_l1' of the deltas, or 'giou', 'diou' or 'ciou' of the boxes (see `losses.iou_loss`).
-        box_loss_beta: of the smooth L1 loss; 0 is L1.
-        box_loss_weight: of the regression loss.
+        box_loss_beta: error at which smooth L1 turns from quadratic to linear; 0 is L1.
+        box_loss_weight: weight of the regression loss.
         pre_nms_topk: candidates a level.
-        score_threshold: candidates must exceed it.
-        iou_threshold: of the NMS.
-        clip_before_nms: whether it sees boxes clipped to the image (torchvision), or as they are (detectron2).
+        score_threshold: score that a candidate must exceed.
+        iou_threshold: IoU above which the NMS drops a box of the same class.
+        clip_before_nms: whether the NMS sees boxes clipped to the image (torchvision), or as they are (detectron2).
         max_detections: D.
-        mean, std: of the pixels (0..255) in the network's channel order.
+        mean, std: mean and deviation of the pixels, 0..255, in the order of the network's channels.
         bgr: whether the network reads BGR.
-        dtype: of the network's computation, 'float32' or 'bfloat16'; parameters, logits and losses are float32.
+        dtype: data type in which the network computes, 'float32' or 'bfloat16'; parameters, logits and losses are float32.
         axis_name: the mapped axis of the devices, or None.
 
     Returns:
@@ -227,52 +311,38 @@ def make(
         prior_probability=prior_probability,
         dtype=jnp.dtype(dtype),
     )
-    base_anchors = [anchor_ops.base_anchors(sizes, aspect_ratios, rounded=round_anchors) for sizes in anchor_sizes]
-
     make_anchors = partial(
         anchor_ops.pyramid_anchors,
-        bases=base_anchors,
+        bases=[anchor_ops.base_anchors(sizes, aspect_ratios, rounded=round_anchors) for sizes in anchor_sizes],
         strides=(8, 16, 32, 64, 128) if anchor_strides == 'power_of_two' else None,
     )
     run = partial(network_ops.apply, network, mean=mean, std=std, bgr=bgr)
-
-    def match(cls_logits: Array, anchors: np.ndarray, gt: GroundTruth) -> Array:
-        """Matches the anchors of one image: [A]."""
-        matched = matching.match_by_threshold(
-            anchors, gt, positive_iou=positive_iou, negative_iou=negative_iou, match_best_anchors=match_best_anchors
-        )
-        if negatives_per_positive is None:
-            return matched
-        negative_loss = optax.sigmoid_binary_cross_entropy(cls_logits, jnp.zeros_like(cls_logits)).sum(axis=-1)
-        return matching.keep_hard_negatives(matched, negative_loss, negatives_per_positive)
-
-    def image_loss(cls_logits: Array, box_deltas: Array, anchors: Array, gt: GroundTruth) -> dict[str, Array]:
-        """Sums over the anchors of one image."""
-        matched = match(cls_logits, anchors, gt)
-        labels, target_boxes = matching.gather_targets(matched, anchors, gt, background=num_classes)
-        targets = labels[:, None] == jnp.arange(num_classes)  # [A, K]
-        cls_loss = losses.sigmoid_focal(cls_logits, targets, gamma=focal_gamma, alpha=focal_alpha)
-        if box_loss == 'smooth_l1':
-            box_error = losses.smooth_l1(
-                box_deltas, box_coding.encode(target_boxes, anchors), beta=box_loss_beta
-            )  # [A, 4]
-        else:
-            box_error = losses.iou_loss(box_coding.decode(box_deltas, anchors), target_boxes, kind=box_loss)[:, None]
-        positive = matched >= 0
-        return dict(
-            cls_loss=jnp.where((matched != matching.IGNORE)[:, None], cls_loss, 0).sum(),
-            box_loss=jnp.where(positive[:, None], box_error, 0).sum(),
-            positives=positive.sum(),
-            ignored=(matched == matching.IGNORE).sum(),
-        )
+    match_image = partial(
+        match,
+        positive_iou=positive_iou,
+        negative_iou=negative_iou,
+        match_best_anchors=match_best_anchors,
+        negatives_per_positive=negatives_per_positive,
+    )
+    sum_losses = partial(
+        image_loss, gamma=focal_gamma, alpha=focal_alpha, box_loss=box_loss, box_loss_beta=box_loss_beta
+    )
+    detect_image = partial(
+        detect,
+        pre_nms_topk=pre_nms_topk,
+        score_threshold=score_threshold,
+        iou_threshold=iou_threshold,
+        max_detections=max_detections,
+        clip_before_nms=clip_before_nms,
+    )
 
     def loss(params: Any, model_state: Any, batch: Batch, rng: Array) -> tuple[Array, tuple[Any, dict[str, Array]]]:
         del rng  # nothing is drawn: all anchors are used
         (cls_logits, box_deltas, grids), model_state = run(params, model_state, batch.inputs, train=True)
         with jax.named_scope('loss'):
             anchors = np.concatenate(make_anchors(batch.inputs.images.shape[1:3], grids))
-            per_image = partial(image_loss, anchors=anchors)
-            sums = jax.vmap(lambda c, b, gt: per_image(c, b, gt=gt))(cls_logits, box_deltas, batch.gt)
+            matched = jax.vmap(match_image, in_axes=(0, None, 0))(cls_logits, anchors, batch.gt)
+            sums = jax.vmap(sum_losses, in_axes=(0, 0, None, 0, 0))(cls_logits, box_deltas, anchors, matched, batch.gt)
             normalizer = losses.normalizer(sums['positives'].sum(), axis_name)
             metrics = dict(
                 cls_loss=sums['cls_loss'].sum() / normalizer,
@@ -286,22 +356,12 @@ def make(
         (cls_logits, box_deltas, grids), _ = run(params, model_state, inputs, train=False)
         with jax.named_scope('post'):
             anchors = make_anchors(inputs.images.shape[1:3], grids)
-            select = partial(top_per_level, level_sizes=[len(level) for level in anchors], count=pre_nms_topk)
-            boxes = jax.vmap(box_coding.decode, in_axes=(0, None))(box_deltas, np.concatenate(anchors))
-            finish = partial(
-                postprocess,
-                select=select,
-                score_threshold=score_threshold,
-                iou_threshold=iou_threshold,
-                max_detections=max_detections,
-                clip_before_nms=clip_before_nms,
-            )
-            return jax.vmap(finish)(jax.nn.sigmoid(cls_logits), boxes, inputs.window)
+            return jax.vmap(partial(detect_image, anchors=anchors))(cls_logits, box_deltas, inputs.window)
 
     def assign(params: Any, model_state: Any, batch: Batch, rng: Array) -> dict[str, Assignment]:
         (cls_logits, _, grids), _ = run(params, model_state, batch.inputs, train=True)
         anchors = np.concatenate(make_anchors(batch.inputs.images.shape[1:3], grids))
-        matched = jax.vmap(match, in_axes=(0, None, 0))(cls_logits, anchors, batch.gt)
+        matched = jax.vmap(match_image, in_axes=(0, None, 0))(cls_logits, anchors, batch.gt)
         return {'anchors': Assignment(jnp.broadcast_to(anchors, (*matched.shape, 4)), matched)}
 
     return Detector(partial(network_ops.init, network), loss, predict, assign)

@@ -66,7 +66,7 @@ class L2Norm(nn.Module):
 class ExtraLayers(nn.Module):
     """Levels of ever smaller grids behind the backbone: of each a 1x1 convolution, then one with a stride or no padding.
 
-    layers: as SSD300_LAYERS; lite: whether the second convolution is a depthwise one and a 1x1.
+    layers: as SSD300_LAYERS. lite: whether the second convolution is a depthwise one and a 1x1.
     """
 
     layers: Sequence[tuple[int, int, int, int, int]]
@@ -99,7 +99,7 @@ class ExtraLayers(nn.Module):
 class Head(nn.Module):
     """A 3x3 convolution for each level; a lite one is depthwise, with a norm and a 1x1 convolution behind it.
 
-    outputs: values an anchor; anchors_per_cell: of each level.
+    outputs: values an anchor. anchors_per_cell: anchors a cell, for each level.
     """
 
     outputs: int
@@ -138,8 +138,8 @@ class Head(nn.Module):
 class SSD(nn.Module):
     """The network: normalised images to class logits and box deltas of all anchors.
 
-    backbone: maps images to the first levels. l2_norm_scale: that of the first one, or None. norm: of the rest, as of
-    `make_backbone`. The others are `make`'s arguments.
+    backbone: module that maps images to the first levels. l2_norm_scale: scale of the first one's features, or None. norm,
+    norm_epsilon: normalisation of the other layers, as in `make_backbone`. The rest are arguments of `make`.
     """
 
     num_classes: int
@@ -169,6 +169,115 @@ class SSD(nn.Module):
             cls_logits = Head(self.num_classes + 1, self.anchors_per_cell, **shared, name='cls_head')(levels)
             box_deltas = Head(4, self.anchors_per_cell, **shared, name='box_head')(levels)
         return cls_logits, box_deltas, [level.shape[1:3] for level in levels]
+
+
+def make_anchors(
+    canvas: tuple[int, int],
+    grids: Sequence[tuple[int, int]],
+    *,
+    sizes: Sequence[float],
+    aspect_ratios: Sequence[Sequence[float]],
+    strides: Sequence[float],
+    clip: bool,
+) -> np.ndarray:
+    """Places the anchors of all levels.
+
+    Args:
+        canvas: height and width, pixels.
+        grids: height and width of each level, cells.
+        sizes, aspect_ratios, strides, clip: arguments of `make`: anchor_sizes, aspect_ratios, anchor_strides, clip_anchors.
+
+    Returns:
+        [A, 4] float32 xyxy, levels in order.
+    """
+    limit = canvas if clip else None
+    anchors = []
+    for k, grid in enumerate(grids):
+        base = anchor_ops.default_boxes(sizes[k], sizes[k + 1], aspect_ratios[k], limit=limit)
+        stride = (strides[k],) * 2 if strides else (canvas[0] / grid[0], canvas[1] / grid[1])
+        anchors.append(anchor_ops.grid_anchors(grid, stride, base, offset=0.5))
+    return np.concatenate(anchors)
+
+
+def match(cls_logits: Array, anchors: Array, gt: GroundTruth, *, negatives_per_positive: float, **rule: Any) -> Array:
+    """Matches the anchors of one image to its objects, and keeps the hardest negatives.
+
+    Args:
+        cls_logits: [A, K + 1].
+        anchors: [A, 4].
+        gt: ground truth of the image.
+        negatives_per_positive: negatives that stay for each positive; the others are ignored.
+        **rule: arguments of `matching.match_and_reassign`.
+
+    Returns:
+        [A] int32, the row of each anchor's object, NEGATIVE or IGNORE.
+    """
+    matched = matching.match_and_reassign(anchors, gt, **rule)
+    background = jnp.full_like(matched, cls_logits.shape[1] - 1)
+    negative_loss = optax.softmax_cross_entropy_with_integer_labels(cls_logits, background)
+    return matching.keep_hard_negatives(matched, negative_loss, negatives_per_positive)
+
+
+def image_loss(
+    cls_logits: Array,
+    box_deltas: Array,
+    anchors: Array,
+    matched: Array,
+    gt: GroundTruth,
+    *,
+    delta_weights: Sequence[float],
+    box_loss_beta: float,
+) -> dict[str, Array]:
+    """Sums the losses over the anchors of one image.
+
+    Args:
+        cls_logits: [A, K + 1].
+        box_deltas: [A, 4].
+        anchors: [A, 4].
+        matched: [A], see `match`.
+        gt: ground truth of the image.
+        delta_weights, box_loss_beta: arguments of `make`.
+
+    Returns:
+        the sums 'cls_loss' and 'box_loss', and the numbers of 'positives', 'negatives' and 'ignored' anchors.
+    """
+    labels, target_boxes = matching.gather_targets(matched, anchors, gt, background=cls_logits.shape[1] - 1)
+    cls_loss = optax.softmax_cross_entropy_with_integer_labels(cls_logits, labels)  # [A]
+    targets = box_coding.encode(target_boxes, anchors, weights=delta_weights)
+    box_loss = losses.smooth_l1(box_deltas, targets, beta=box_loss_beta)  # [A, 4]
+    return dict(
+        cls_loss=jnp.where(matched != matching.IGNORE, cls_loss, 0).sum(),
+        box_loss=jnp.where((matched >= 0)[:, None], box_loss, 0).sum(),
+        positives=(matched >= 0).sum(),
+        negatives=(matched == matching.NEGATIVE).sum(),
+        ignored=(matched == matching.IGNORE).sum(),
+    )
+
+
+def detect(
+    cls_logits: Array,
+    box_deltas: Array,
+    window: Array,
+    *,
+    anchors: Array,
+    delta_weights: Sequence[float],
+    pre_nms_topk: int,
+    **limits: Any,
+) -> Detections:
+    """Detects the objects of one image.
+
+    Args:
+        cls_logits: [A, K + 1].
+        box_deltas: [A, 4].
+        window: [4], where the image lies on its canvas.
+        anchors: [A, 4].
+        delta_weights: argument of `make`.
+        pre_nms_topk: candidates a class.
+        **limits: arguments of `postprocess`.
+    """
+    scores = jax.nn.softmax(cls_logits)[:, :-1]  # [A, K]
+    boxes = box_coding.decode(box_deltas, anchors, weights=delta_weights)
+    return postprocess(scores, boxes, window, select=partial(top_per_class, count=pre_nms_topk), **limits)
 
 
 def make(
@@ -205,26 +314,26 @@ def make(
         num_classes: K.
         backbone: arguments of `make_backbone`; its norm is also that of the extra layers, and of lite heads.
         backbone_strides: strides of the backbone's feature maps that are the first levels, pixels.
-        l2_norm_scale: to which the first level's features are scaled before training (section 3.1), or None: not at all.
+        l2_norm_scale: length to which the first level's features are scaled before training (section 3.1); None: they are not.
         extra_layers: the levels behind the backbone's, see SSD300_LAYERS.
         lite: whether extra layers and heads are made of depthwise convolutions (SSDLite).
         anchor_sizes: s_k of each level, and one more, pixels, see `anchors.default_boxes`.
         aspect_ratios: for each level height / width of its anchors, without the two squares.
-        anchor_strides: of each level, pixels; empty: canvas / cells.
+        anchor_strides: stride of each level, pixels; empty: canvas / cells.
         clip_anchors: whether no anchor is larger than the canvas (torchvision).
-        delta_weights: factors of the deltas; the authors' variances are their reciprocals.
-        positive_iou: an anchor is positive from it on.
+        delta_weights: factors of dx, dy, dw, dh; the authors' variances are their reciprocals.
+        positive_iou: IoU from which an anchor is positive.
         bipartite: whether each object gets an anchor of its own, see `matching.match_and_reassign`.
-        negatives_per_positive: of an image, the hardest ones.
-        box_loss_beta: of the smooth L1 loss.
-        box_loss_weight: of the regression loss (alpha of equation 1).
+        negatives_per_positive: negatives that are trained for each positive of an image, the hardest.
+        box_loss_beta: error at which smooth L1 turns from quadratic to linear.
+        box_loss_weight: weight of the regression loss (alpha of equation 1).
         pre_nms_topk: candidates a class.
-        score_threshold: candidates must exceed it.
-        iou_threshold: of the NMS.
+        score_threshold: score that a candidate must exceed.
+        iou_threshold: IoU above which the NMS drops a box of the same class.
         max_detections: D.
-        mean, std: of the pixels (0..255) in the network's channel order.
+        mean, std: mean and deviation of the pixels, 0..255, in the order of the network's channels.
         bgr: whether the network reads BGR.
-        dtype: of the network's computation, 'float32' or 'bfloat16'; parameters, logits and losses are float32.
+        dtype: data type in which the network computes, 'float32' or 'bfloat16'; parameters, logits and losses are float32.
         axis_name: the mapped axis of the devices, or None.
 
     Returns:
@@ -256,52 +365,29 @@ def make(
         dtype=jnp.dtype(dtype),
     )
     run = partial(network_ops.apply, network, mean=mean, std=std, bgr=bgr)
-
-    def make_anchors(canvas: tuple[int, int], grids: Sequence[tuple[int, int]]) -> np.ndarray:
-        """The anchors of all levels, [A, 4]."""
-        limit = canvas if clip_anchors else None
-        anchors = []
-        for k, grid in enumerate(grids):
-            base = anchor_ops.default_boxes(anchor_sizes[k], anchor_sizes[k + 1], aspect_ratios[k], limit=limit)
-            stride = (anchor_strides[k],) * 2 if anchor_strides else (canvas[0] / grid[0], canvas[1] / grid[1])
-            anchors.append(anchor_ops.grid_anchors(grid, stride, base, offset=0.5))
-        return np.concatenate(anchors)
-
-    def match(cls_logits: Array, anchors: Array, gt: GroundTruth) -> Array:
-        """Matches the anchors of one image, [A]; negatives that are not among the hardest are ignored."""
-        matched = matching.match_and_reassign(anchors, gt, positive_iou=positive_iou, bipartite=bipartite)
-        negative_loss = optax.softmax_cross_entropy_with_integer_labels(cls_logits, jnp.full_like(matched, num_classes))
-        return matching.keep_hard_negatives(matched, negative_loss, negatives_per_positive)
-
-    def run_and_match(params: Any, model_state: Any, batch: Batch) -> tuple[Array, Array, np.ndarray, Array, Any]:
-        """Runs the network as in training: cls_logits, box_deltas, anchors [A, 4], matched [B, A], new model_state."""
-        (cls_logits, box_deltas, grids), model_state = run(params, model_state, batch.inputs, train=True)
-        with jax.named_scope('loss'):
-            anchors = make_anchors(batch.inputs.images.shape[1:3], grids)
-            matched = jax.vmap(match, in_axes=(0, None, 0))(cls_logits, anchors, batch.gt)
-        return cls_logits, box_deltas, anchors, matched, model_state
-
-    def image_loss(
-        cls_logits: Array, box_deltas: Array, anchors: Array, matched: Array, gt: GroundTruth
-    ) -> dict[str, Array]:
-        """Sums over the anchors of one image."""
-        labels, target_boxes = matching.gather_targets(matched, anchors, gt, background=num_classes)
-        cls_loss = optax.softmax_cross_entropy_with_integer_labels(cls_logits, labels)  # [A]
-        targets = box_coding.encode(target_boxes, anchors, weights=delta_weights)
-        box_loss = losses.smooth_l1(box_deltas, targets, beta=box_loss_beta)
-        return dict(
-            cls_loss=jnp.where(matched != matching.IGNORE, cls_loss, 0).sum(),
-            box_loss=jnp.where((matched >= 0)[:, None], box_loss, 0).sum(),
-            positives=(matched >= 0).sum(),
-            negatives=(matched == matching.NEGATIVE).sum(),
-            ignored=(matched == matching.IGNORE).sum(),
-        )
+    place_anchors = partial(
+        make_anchors, sizes=anchor_sizes, aspect_ratios=aspect_ratios, strides=anchor_strides, clip=clip_anchors
+    )
+    match_image = partial(
+        match, positive_iou=positive_iou, bipartite=bipartite, negatives_per_positive=negatives_per_positive
+    )
+    sum_losses = partial(image_loss, delta_weights=delta_weights, box_loss_beta=box_loss_beta)
+    detect_image = partial(
+        detect,
+        delta_weights=delta_weights,
+        pre_nms_topk=pre_nms_topk,
+        iou_threshold=iou_threshold,
+        score_threshold=score_threshold,
+        max_detections=max_detections,
+    )
 
     def loss(params: Any, model_state: Any, batch: Batch, rng: Array) -> tuple[Array, tuple[Any, dict[str, Array]]]:
         del rng  # nothing is drawn: the negatives are the hardest
-        cls_logits, box_deltas, anchors, matched, model_state = run_and_match(params, model_state, batch)
+        (cls_logits, box_deltas, grids), model_state = run(params, model_state, batch.inputs, train=True)
         with jax.named_scope('loss'):
-            sums = jax.vmap(image_loss, in_axes=(0, 0, None, 0, 0))(cls_logits, box_deltas, anchors, matched, batch.gt)
+            anchors = place_anchors(batch.inputs.images.shape[1:3], grids)
+            matched = jax.vmap(match_image, in_axes=(0, None, 0))(cls_logits, anchors, batch.gt)
+            sums = jax.vmap(sum_losses, in_axes=(0, 0, None, 0, 0))(cls_logits, box_deltas, anchors, matched, batch.gt)
             normalizer = losses.normalizer(sums['positives'].sum(), axis_name)
             cls_loss = sums['cls_loss'].sum() / normalizer
             box_loss = box_loss_weight * sums['box_loss'].sum() / normalizer
@@ -311,19 +397,13 @@ def make(
     def predict(params: Any, model_state: Any, inputs: Inputs) -> Detections:
         (cls_logits, box_deltas, grids), _ = run(params, model_state, inputs, train=False)
         with jax.named_scope('post'):
-            decode = partial(box_coding.decode, weights=delta_weights)
-            boxes = jax.vmap(decode, in_axes=(0, None))(box_deltas, make_anchors(inputs.images.shape[1:3], grids))
-            finish = partial(
-                postprocess,
-                select=partial(top_per_class, count=pre_nms_topk),
-                iou_threshold=iou_threshold,
-                score_threshold=score_threshold,
-                max_detections=max_detections,
-            )
-            return jax.vmap(finish)(jax.nn.softmax(cls_logits)[..., :-1], boxes, inputs.window)
+            anchors = place_anchors(inputs.images.shape[1:3], grids)
+            return jax.vmap(partial(detect_image, anchors=anchors))(cls_logits, box_deltas, inputs.window)
 
     def assign(params: Any, model_state: Any, batch: Batch, rng: Array) -> dict[str, Assignment]:
-        _, _, anchors, matched, _ = run_and_match(params, model_state, batch)
+        (cls_logits, _, grids), _ = run(params, model_state, batch.inputs, train=True)
+        anchors = place_anchors(batch.inputs.images.shape[1:3], grids)
+        matched = jax.vmap(match_image, in_axes=(0, None, 0))(cls_logits, anchors, batch.gt)
         return {'anchors': Assignment(jnp.broadcast_to(anchors, (*matched.shape, 4)), matched)}
 
     return Detector(partial(network_ops.init, network), loss, predict, assign)

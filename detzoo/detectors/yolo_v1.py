@@ -28,7 +28,7 @@ Differences from the paper and the source:
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -51,9 +51,9 @@ def connected_init(key: Array, shape: tuple[int, int], dtype: Any = jnp.float32,
     """Draws a fully connected layer that starts as a 1x1 convolution: each cell sees itself, all through one small map.
 
     Args:
-        key: of the random numbers.
+        key: key of the random numbers.
         shape: (S * features, S * values).
-        dtype: of the weights.
+        dtype: data type of the weights.
         parts: values a cell of each part of the outputs; the parts follow each other, each [S, part] flattened.
 
     Returns:
@@ -68,8 +68,9 @@ def connected_init(key: Array, shape: tuple[int, int], dtype: Any = jnp.float32,
 class Head(nn.Module):
     """Convolutions, a locally connected layer in the large net, and the fully connected one.
 
-    parts: numbers of class scores, confidences and box values of a cell; features: of the convolutions; local_features: of
-    the locally connected layer with dropout behind it, or None for the small net, which pools instead of striding.
+    parts: numbers of class scores, confidences and box values of a cell. features: channels of the convolutions.
+    local_features: channels of the locally connected layer with dropout behind it, or None for the small net, which pools
+    instead of striding. dropout: share of that layer's outputs that is zeroed.
     """
 
     parts: Sequence[int]
@@ -113,7 +114,7 @@ class Head(nn.Module):
 class YOLOv1(nn.Module):
     """The network: normalised images to class scores, confidences and boxes of all cells.
 
-    bind_norm: `make_norm`, but for its argument train; of the head.
+    bind_norm: makes the head's normalisation: `make_norm`, bound but for its argument train.
     """
 
     num_classes: int
@@ -145,6 +146,137 @@ class YOLOv1(nn.Module):
             outputs.reshape(batch, cells, self.boxes_per_cell, 4),
             grid,
         )
+
+
+def make_cells(canvas: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
+    """The rectangles of the cells: [S, 4] xyxy."""
+    height, width = canvas
+    cells, _ = anchor_ops.cell_anchors(canvas, [grid], [[(width / grid[1], height / grid[0])]])
+    return cells
+
+
+def decode(outputs: Array, cells: Array, canvas: tuple[int, int]) -> Array:
+    """Turns outputs [S, P, 4] (x, y in the cell; roots of the shares of the canvas) into boxes [S, P, 4] xyxy."""
+    cells = cells[:, None]
+    center = cells[..., :2] + outputs[..., :2] * (cells[..., 2:] - cells[..., :2])
+    size = outputs[..., 2:] ** 2 * np.float32(canvas[::-1])
+    return boxes.cxcywh_to_xyxy(jnp.concatenate([center, size], axis=-1))
+
+
+class Matches(NamedTuple):
+    """What the predictors of an image are trained towards.
+
+    matched: [S, P] int32, the row of each predictor's object, NEGATIVE or IGNORE.
+    objects: [S] int32, the row of each cell's object, NEGATIVE where the cell holds none.
+    predicted: [S, P, 4], the boxes that are predicted now, without gradient.
+    """
+
+    matched: Array
+    objects: Array
+    predicted: Array
+
+
+def match(outputs: Array, gt: GroundTruth, *, cells: Array, canvas: tuple[int, int]) -> Matches:
+    """Gives each object its cell, and the predictor there whose box overlaps it most or, if none does, comes nearest.
+
+    Args:
+        outputs: [S, P, 4].
+        gt: ground truth of the image.
+        cells: [S, 4], rectangles of the cells.
+        canvas: height and width, pixels.
+    """
+    candidate = gt.valid & ~gt.crowd
+    center = boxes.xyxy_to_cxcywh(gt.boxes)[:, None, :2]
+    holds = ((center >= cells[:, :2]) & (center < cells[:, 2:])).all(axis=-1)  # [M, S]
+    objects = matching.last_winner(holds.argmax(axis=1), candidate & holds.any(axis=1), len(cells))  # [S]
+
+    predicted = jax.lax.stop_gradient(decode(outputs, cells, canvas))
+    target = matching.gather_targets(objects, cells, gt, background=0)[1][:, None]  # [S, 1, 4]
+    iou = boxes.iou(predicted, target)  # [S, P]
+    difference = boxes.xyxy_to_cxcywh(predicted) - boxes.xyxy_to_cxcywh(target)  # [S, P, 4]
+    distance = ((difference / np.tile(np.float32(canvas[::-1]), 2)) ** 2).sum(axis=-1)
+    best = jnp.where((iou > 0).any(axis=1), iou.argmax(axis=1), distance.argmin(axis=1))
+    responsible = best[:, None] == jnp.arange(outputs.shape[1])
+    others = jnp.where(matching.inside_crowd(cells, gt), matching.IGNORE, matching.NEGATIVE)[:, None]
+    matched = jnp.where(responsible & (objects >= 0)[:, None], objects[:, None], others)
+    return Matches(matched, objects, predicted)
+
+
+def image_loss(
+    cls_scores: Array,
+    confidences: Array,
+    outputs: Array,
+    gt: GroundTruth,
+    *,
+    cells: Array,
+    canvas: tuple[int, int],
+    rescore: bool,
+    object_scale: float,
+    no_object_scale: float,
+    class_scale: float,
+    box_scale: float,
+) -> dict[str, Array]:
+    """Sums the losses over the cells of one image.
+
+    Args:
+        cls_scores: [S, K].
+        confidences: [S, P].
+        outputs: [S, P, 4].
+        gt: ground truth of the image.
+        cells: [S, 4], rectangles of the cells.
+        canvas: height and width, pixels.
+        rescore, object_scale, no_object_scale, class_scale, box_scale: arguments of `make`.
+
+    Returns:
+        the sums 'box_loss', 'confidence_loss' and 'cls_loss', and the numbers of 'positives' and 'ignored' predictors.
+    """
+    matched, objects, predicted = match(outputs, gt, cells=cells, canvas=canvas)
+    holds, positive, ignored = objects >= 0, matched >= 0, matched == matching.IGNORE  # [S], [S, P], [S, P]
+    labels, target_boxes = matching.gather_targets(objects, cells, gt, background=0)
+    target = boxes.xyxy_to_cxcywh(target_boxes)
+    place = (target[:, :2] - cells[:, :2]) / (cells[:, 2:] - cells[:, :2])
+    root = jnp.sqrt(target[:, 2:] / np.float32(canvas[::-1]))
+    box_error = 0.5 * (outputs - jnp.concatenate([place, root], axis=1)[:, None]) ** 2  # [S, P, 4]
+
+    reached = boxes.iou(predicted, target_boxes[:, None]) if rescore else 1.0
+    confidence_error = 0.5 * (confidences - jnp.where(positive, reached, 0.0)) ** 2
+    weight = jnp.where(positive, object_scale, jnp.where(ignored, 0.0, no_object_scale))
+    cls_error = 0.5 * (cls_scores - jax.nn.one_hot(labels, cls_scores.shape[1])) ** 2
+    return dict(
+        box_loss=box_scale * jnp.where(positive[..., None], box_error, 0).sum(),
+        confidence_loss=(weight * confidence_error).sum(),
+        cls_loss=class_scale * jnp.where(holds[:, None], cls_error, 0).sum(),
+        positives=positive.sum(),
+        ignored=ignored.sum(),
+    )
+
+
+def detect(
+    cls_scores: Array,
+    confidences: Array,
+    outputs: Array,
+    window: Array,
+    *,
+    cells: Array,
+    canvas: tuple[int, int],
+    **limits: Any,
+) -> Detections:
+    """Detects the objects of one image. All pairs of predictor and class are candidates.
+
+    Args:
+        cls_scores: [S, K].
+        confidences: [S, P].
+        outputs: [S, P, 4].
+        window: [4], where the image lies on its canvas.
+        cells: [S, 4], rectangles of the cells.
+        canvas: height and width, pixels.
+        **limits: arguments of `postprocess`.
+    """
+    scores = jnp.clip(confidences[..., None], 0, 1) * jnp.clip(cls_scores[:, None], 0, 1)  # [S, P, K]
+    scores = scores.reshape(-1, scores.shape[-1])
+    predicted = decode(outputs, cells, canvas).reshape(-1, 4)
+    select = partial(top_per_level, level_sizes=[len(scores)], count=scores.size)
+    return postprocess(scores, predicted, window, select=select, **limits)
 
 
 def make(
@@ -179,21 +311,21 @@ def make(
             also the head's.
         backbone_stride: stride of the backbone's last feature map, pixels; the head halves it once more, so that 32 makes the
             paper's grid of canvas / 64.
-        head_features: of the head's 3x3 convolutions, before `width`; (1024, 256) in yolov1-tiny.
-        local_features: of the locally connected layer, before `width`; None for v1-tiny, which has neither it nor
+        head_features: channels of the head's 3x3 convolutions, before `width`; (1024, 256) in yolov1-tiny.
+        local_features: channels of the locally connected layer, before `width`; None for v1-tiny, which has neither it nor
             dropout, and halves by pooling before the head instead of by its second convolution.
         dropout: share of the locally connected layer's outputs that is zeroed in training.
         boxes_per_cell: P.
         rescore: whether an object's confidence is trained towards the IoU reached, or towards 1.
         object_scale, no_object_scale, class_scale, box_scale: weights of the losses (the paper's lambdas are
             no_object_scale and box_scale).
-        score_threshold: candidates must exceed it.
-        iou_threshold: of the NMS.
+        score_threshold: score that a candidate must exceed.
+        iou_threshold: IoU above which the NMS drops a box of the same class.
         max_detections: D.
-        clip_before_nms: of `postprocess`; darknet's is False.
-        mean, std: of the pixels (0..255).
-        pad_value: what lies outside of the image, after that; darknet's gray is 0.5.
-        dtype: of the network's computation, 'float32' or 'bfloat16'; parameters, outputs and losses are float32.
+        clip_before_nms: whether boxes are clipped before the NMS; darknet clips only what it keeps.
+        mean, std: mean and deviation of the pixels, 0..255.
+        pad_value: normalised value of the pixels outside of the image; darknet's gray is 0.5.
+        dtype: data type in which the network computes, 'float32' or 'bfloat16'; parameters, outputs and losses are float32.
         axis_name: the mapped axis of the devices, or None.
 
     Returns:
@@ -221,105 +353,48 @@ def make(
         dtype=jnp.dtype(dtype),
     )
     run = partial(network_ops.apply, network, mean=mean, std=std, pad_value=pad_value)
+    sum_losses = partial(
+        image_loss,
+        rescore=rescore,
+        object_scale=object_scale,
+        no_object_scale=no_object_scale,
+        class_scale=class_scale,
+        box_scale=box_scale,
+    )
+    detect_image = partial(
+        detect,
+        score_threshold=score_threshold,
+        iou_threshold=iou_threshold,
+        max_detections=max_detections,
+        clip_before_nms=clip_before_nms,
+    )
 
-    def make_cells(inputs: Inputs, grid: tuple[int, int]) -> np.ndarray:
-        """The rectangles of the cells, [S, 4]."""
-        height, width = inputs.images.shape[1:3]
-        size = (width / grid[1], height / grid[0])
-        cells, _ = anchor_ops.cell_anchors((height, width), [grid], [[size]])
-        return cells
-
-    def decode(outputs: Array, cells: Array, canvas: tuple[int, int]) -> Array:
-        """Turns outputs [S, P, 4] (x, y in the cell; roots of the shares of the canvas) into boxes [S, P, 4] xyxy."""
-        cells = cells[:, None]
-        center = cells[..., :2] + outputs[..., :2] * (cells[..., 2:] - cells[..., :2])
-        return boxes.cxcywh_to_xyxy(
-            jnp.concatenate([center, outputs[..., 2:] ** 2 * np.float32(canvas[::-1])], axis=-1)
-        )
-
-    def match(outputs: Array, gt: GroundTruth, cells: Array, canvas: tuple[int, int]) -> tuple[Array, Array, Array]:
-        """Of one image: matched [S, P], the object [S] of each cell, and the boxes [S, P, 4] predicted now."""
-        candidate = gt.valid & ~gt.crowd
-        center = boxes.xyxy_to_cxcywh(gt.boxes)[:, None, :2]
-        holds = ((center >= cells[:, :2]) & (center < cells[:, 2:])).all(axis=-1)  # [M, S]
-        objects = matching.last_winner(holds.argmax(axis=1), candidate & holds.any(axis=1), len(cells))  # [S]
-
-        predicted = jax.lax.stop_gradient(decode(outputs, cells, canvas))
-        target = matching.gather_targets(objects, cells, gt, background=0)[1][:, None]  # [S, 1, 4]
-        iou = boxes.iou(predicted, target)  # [S, P]
-        difference = (boxes.xyxy_to_cxcywh(predicted) - boxes.xyxy_to_cxcywh(target)) / np.tile(
-            np.float32(canvas[::-1]), 2
-        )
-        distance = (difference**2).sum(axis=-1)
-        best = jnp.where((iou > 0).any(axis=1), iou.argmax(axis=1), distance.argmin(axis=1))
-        responsible = best[:, None] == jnp.arange(boxes_per_cell)
-        others = jnp.where(matching.inside_crowd(cells, gt), matching.IGNORE, matching.NEGATIVE)[:, None]
-        return jnp.where(responsible & (objects >= 0)[:, None], objects[:, None], others), objects, predicted
-
-    def image_loss(
-        cls_scores: Array, confidences: Array, outputs: Array, gt: GroundTruth, cells: Array, canvas: tuple[int, int]
-    ) -> dict[str, Array]:
-        """Sums over the cells of one image."""
-        matched, objects, predicted = match(outputs, gt, cells, canvas)
-        holds, positive = objects >= 0, matched >= 0  # [S], [S, P]
-        labels, target_boxes = matching.gather_targets(objects, cells, gt, background=0)
-        target = boxes.xyxy_to_cxcywh(target_boxes)
-        place = (target[:, :2] - cells[:, :2]) / (cells[:, 2:] - cells[:, :2])
-        root = jnp.sqrt(target[:, 2:] / np.float32(canvas[::-1]))
-        box_error = 0.5 * (outputs - jnp.concatenate([place, root], axis=1)[:, None]) ** 2  # [S, P, 4]
-
-        reached = boxes.iou(predicted, target_boxes[:, None]) if rescore else 1.0
-        confidence_error = 0.5 * (confidences - jnp.where(positive, reached, 0.0)) ** 2
-        weight = jnp.where(positive, object_scale, jnp.where(matched == matching.IGNORE, 0.0, no_object_scale))
-        cls_error = 0.5 * (cls_scores - jax.nn.one_hot(labels, num_classes)) ** 2
-        return dict(
-            box_loss=box_scale * jnp.where(positive[..., None], box_error, 0).sum(),
-            confidence_loss=(weight * confidence_error).sum(),
-            cls_loss=class_scale * jnp.where(holds[:, None], cls_error, 0).sum(),
-            positives=positive.sum(),
-            ignored=(matched == matching.IGNORE).sum(),
-        )
-
-    def dropout_keys(batch: Batch, rng: Array) -> Array:
-        """A key for each image, whatever device it is on."""
-        return jax.vmap(partial(jax.random.fold_in, rng))(batch.image_id)
+    def run_in_training(params: Any, model_state: Any, batch: Batch, rng: Array) -> tuple[Any, Any]:
+        """Runs the network with dropout. Its draw for an image depends on the image's id, not on its place."""
+        keys = jax.vmap(partial(jax.random.fold_in, rng))(batch.image_id)
+        return run(params, model_state, batch.inputs, train=True, keys=keys)
 
     def loss(params: Any, model_state: Any, batch: Batch, rng: Array) -> tuple[Array, tuple[Any, dict[str, Array]]]:
-        keys = dropout_keys(batch, rng)
-        (*outputs, grid), model_state = run(params, model_state, batch.inputs, train=True, keys=keys)
+        (*outputs, grid), model_state = run_in_training(params, model_state, batch, rng)
         with jax.named_scope('loss'):
-            cells = make_cells(batch.inputs, grid)
-            per_image = partial(image_loss, cells=cells, canvas=batch.inputs.images.shape[1:3])
-            metrics = jax.tree.map(jnp.mean, jax.vmap(per_image)(*outputs, batch.gt))
+            canvas = batch.inputs.images.shape[1:3]
+            of_image = partial(sum_losses, cells=make_cells(canvas, grid), canvas=canvas)
+            metrics = jax.tree.map(jnp.mean, jax.vmap(of_image)(*outputs, batch.gt))
         return metrics['box_loss'] + metrics['confidence_loss'] + metrics['cls_loss'], (model_state, metrics)
 
     def predict(params: Any, model_state: Any, inputs: Inputs) -> Detections:
-        (cls_scores, confidences, outputs, grid), _ = run(params, model_state, inputs, train=False)
+        (*outputs, grid), _ = run(params, model_state, inputs, train=False)
         with jax.named_scope('post'):
             canvas = inputs.images.shape[1:3]
-            predicted = jax.vmap(partial(decode, cells=make_cells(inputs, grid), canvas=canvas))(outputs)
-            scores = jnp.clip(confidences[..., None], 0, 1) * jnp.clip(cls_scores[:, :, None], 0, 1)  # [B, S, P, K]
-            flat = [x.reshape(x.shape[0], -1, x.shape[-1]) for x in (scores, predicted)]
-            select = partial(top_per_level, level_sizes=[flat[0].shape[1]], count=flat[0].shape[1] * num_classes)
-            finish = partial(
-                postprocess,
-                select=select,
-                score_threshold=score_threshold,
-                iou_threshold=iou_threshold,
-                max_detections=max_detections,
-                clip_before_nms=clip_before_nms,
-            )
-            return jax.vmap(finish)(*flat, inputs.window)
+            of_image = partial(detect_image, cells=make_cells(canvas, grid), canvas=canvas)
+            return jax.vmap(of_image)(*outputs, inputs.window)
 
     def assign(params: Any, model_state: Any, batch: Batch, rng: Array) -> dict[str, Assignment]:
-        keys = dropout_keys(batch, rng)
-        (_, _, outputs, grid), _ = run(params, model_state, batch.inputs, train=True, keys=keys)
-        cells = make_cells(batch.inputs, grid)
+        (_, _, outputs, grid), _ = run_in_training(params, model_state, batch, rng)
         canvas = batch.inputs.images.shape[1:3]
-        matched, _, _ = jax.vmap(partial(match, cells=cells, canvas=canvas))(outputs, batch.gt)
-        rectangles = jnp.broadcast_to(
-            jnp.repeat(cells, boxes_per_cell, axis=0), (len(matched), cells.shape[0] * boxes_per_cell, 4)
-        )
+        cells = make_cells(canvas, grid)
+        matched = jax.vmap(partial(match, cells=cells, canvas=canvas))(outputs, batch.gt).matched  # [B, S, P]
+        rectangles = jnp.broadcast_to(cells[:, None], (*matched.shape, 4)).reshape(len(matched), -1, 4)
         return {'cells': Assignment(rectangles, matched.reshape(len(matched), -1).astype(jnp.int32))}
 
     return Detector(partial(network_ops.init, network), loss, predict, assign)

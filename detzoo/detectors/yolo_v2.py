@@ -71,8 +71,8 @@ def reorg(x: Array) -> Array:
 class Head(nn.Module):
     """Convolutions on the last stage, to which the passthrough brings the stage before; and the output.
 
-    features: of the 3x3 convolutions, the last one behind the passthrough; passthrough_features: of its 1x1 convolution,
-    or None for the small net; prior_probability: of an object, before training.
+    features: channels of the 3x3 convolutions, the last one behind the passthrough. passthrough_features: channels of its 1x1
+    convolution, or None for the small net. prior_probability: probability of an object before training.
     """
 
     num_anchors: int
@@ -102,7 +102,8 @@ class Head(nn.Module):
 class YOLOv2(nn.Module):
     """The network: normalised images to the outputs of all anchors. It also counts the images it was trained with.
 
-    bind_norm: `make_norm`, but for its argument train; of the head. axis_name: the mapped axis of the devices, or None.
+    bind_norm: makes the head's normalisation: `make_norm`, bound but for its argument train. axis_name: the mapped axis
+    of the devices, or None.
     """
 
     num_classes: int
@@ -129,6 +130,100 @@ class YOLOv2(nn.Module):
             head = Head(self.num_anchors, self.num_classes, **self.head, norm=norm, dtype=self.dtype, name='head')
             x = head(fine, coarse)
         return x.reshape(x.shape[0], -1, 5 + self.num_classes), x.shape[1:3], warm_up
+
+
+def match(outputs: Array, gt: GroundTruth, *, anchors: Array, strides: Array, ignore_iou: float) -> tuple[Array, Array]:
+    """Matches the anchors of one image to its objects.
+
+    Args:
+        outputs: [A, 5 + K].
+        gt: ground truth of the image.
+        anchors, strides: [A, 4] and [A, 2], see `anchors.cell_anchors`.
+        ignore_iou: argument of `make`.
+
+    Returns:
+        matched: [A] int32, the row of each anchor's object, NEGATIVE or IGNORE.
+        predicted: [A, 4], the boxes that are predicted now, without gradient.
+    """
+    predicted = jax.lax.stop_gradient(box_coding.decode_cells(outputs[:, :4], anchors, strides))
+    matched, _ = matching.match_by_cell(anchors, strides, predicted, gt, ignore_iou=ignore_iou)
+    return matched, predicted
+
+
+def image_loss(
+    outputs: Array,
+    gt: GroundTruth,
+    *,
+    anchors: Array,
+    strides: Array,
+    area: float,
+    warm_up: Array,
+    ignore_iou: float,
+    rescore: bool,
+    object_scale: float,
+    no_object_scale: float,
+    class_scale: float,
+    box_scale: float,
+) -> dict[str, Array]:
+    """Sums the losses over the anchors of one image.
+
+    Args:
+        outputs: [A, 5 + K].
+        gt: ground truth of the image.
+        anchors, strides: [A, 4] and [A, 2], see `anchors.cell_anchors`.
+        area: area of the canvas, pixels.
+        warm_up: [] bool, whether the boxes of all anchors are drawn to the anchors.
+        ignore_iou, rescore, object_scale, no_object_scale, class_scale, box_scale: arguments of `make`.
+
+    Returns:
+        the sums 'box_loss', 'objectness_loss' and 'cls_loss', and the numbers of 'positives' and 'ignored' anchors.
+    """
+    matched, predicted = match(outputs, gt, anchors=anchors, strides=strides, ignore_iou=ignore_iou)
+    positive, ignored = matched >= 0, matched == matching.IGNORE
+    # The target of an anchor that is not positive is itself: the warm-up's.
+    labels, target_boxes = matching.gather_targets(matched, anchors, gt, background=0)
+
+    reached = jnp.concatenate([jax.nn.sigmoid(outputs[:, :2]), outputs[:, 2:4]], axis=1)
+    box_error = 0.5 * (reached - box_coding.encode_cells(target_boxes, anchors, strides)) ** 2  # [A, 4]
+    box_weight = box_scale * (2 - boxes.area(target_boxes) / area)
+    box_weight = jnp.where(positive, box_weight, jnp.where(warm_up, 0.01, 0.0))
+
+    objectness = jax.nn.sigmoid(outputs[:, 4])
+    target = jnp.where(positive, boxes.iou(predicted, target_boxes) if rescore else 1.0, 0.0)
+    weight = jnp.where(positive, object_scale, jnp.where(ignored, 0.0, no_object_scale))
+
+    cls_error = optax.softmax_cross_entropy_with_integer_labels(outputs[:, 5:], labels)
+    return dict(
+        box_loss=(box_weight[:, None] * box_error).sum(),
+        objectness_loss=(weight * 0.5 * (objectness - target) ** 2).sum(),
+        cls_loss=class_scale * jnp.where(positive, cls_error, 0).sum(),
+        positives=positive.sum(),
+        ignored=ignored.sum(),
+    )
+
+
+def detect(
+    outputs: Array,
+    window: Array,
+    *,
+    anchors: Array,
+    strides: Array,
+    pre_nms_topk: int,
+    **limits: Any,
+) -> Detections:
+    """Detects the objects of one image.
+
+    Args:
+        outputs: [A, 5 + K].
+        window: [4], where the image lies on its canvas.
+        anchors, strides: [A, 4] and [A, 2], see `anchors.cell_anchors`.
+        pre_nms_topk: candidates of the image.
+        **limits: arguments of `postprocess`.
+    """
+    scores = jax.nn.sigmoid(outputs[:, 4:5]) * jax.nn.softmax(outputs[:, 5:])  # [A, K]
+    predicted = box_coding.decode_cells(outputs[:, :4], anchors, strides)
+    select = partial(top_per_level, level_sizes=[len(anchors)], count=pre_nms_topk)
+    return postprocess(scores, predicted, window, select=select, **limits)
 
 
 def make(
@@ -165,24 +260,24 @@ def make(
         backbone: arguments of `make_backbone`: its name is 'darknet19', 'tiny' (v2-tiny), or another. Its width and norm are
             also the head's.
         backbone_stride: stride of the backbone's last feature map, pixels; the passthrough reads the one of half of it.
-        prior_probability: of an object at an anchor before training. Darknet's is 0.5, which its long warm-up of the
+        prior_probability: probability of an object at an anchor before training. Darknet's is 0.5, which its long warm-up of the
             learning rate unlearns; with Adam a small one is better, since the first gradients are remembered.
-        head_features: of the head's 3x3 convolutions, before `width`; (1024, 512) in yolov2-tiny, (1024, 1024) in its
-            VOC variant.
-        passthrough_features: of the 1x1 convolution on the second last stage, before `width`; None for v2-tiny.
+        head_features: channels of the head's 3x3 convolutions, before `width`; (1024, 512) in yolov2-tiny, (1024, 1024) in
+            its VOC variant.
+        passthrough_features: channels of the 1x1 convolution on the second last stage, before `width`; None for v2-tiny.
         anchor_sizes: (width, height) of each anchor, pixels; scripts/make_anchors.py finds those of a data set.
-        ignore_iou: a prediction that overlaps an object by more is not pushed towards no object.
+        ignore_iou: IoU with an object above which a prediction is not pushed towards no object.
         rescore: whether the objectness of an object is trained towards the IoU reached, or (v2-tiny) towards 1.
-        warm_up_images: until so many have been seen, the boxes of all anchors are drawn to the anchors.
+        warm_up_images: number of images at the start of training with which the boxes of all anchors are drawn to the anchors.
         object_scale, no_object_scale, class_scale, box_scale: weights of the losses.
-        pre_nms_topk: candidates of an image.
-        score_threshold: candidates must exceed it.
-        iou_threshold: of the NMS.
+        pre_nms_topk: candidates an image.
+        score_threshold: score that a candidate must exceed.
+        iou_threshold: IoU above which the NMS drops a box of the same class.
         max_detections: D.
-        clip_before_nms: of `postprocess`; darknet's is False.
-        mean, std: of the pixels (0..255).
-        pad_value: what lies outside of the image, after that; darknet's gray is 0.5.
-        dtype: of the network's computation, 'float32' or 'bfloat16'; parameters, outputs and losses are float32.
+        clip_before_nms: whether boxes are clipped before the NMS; darknet clips only what it keeps.
+        mean, std: mean and deviation of the pixels, 0..255.
+        pad_value: normalised value of the pixels outside of the image; darknet's gray is 0.5.
+        dtype: data type in which the network computes, 'float32' or 'bfloat16'; parameters, outputs and losses are float32.
         axis_name: the mapped axis of the devices, or None.
 
     Returns:
@@ -199,8 +294,8 @@ def make(
         backbone=make_backbone((backbone_stride // 2, backbone_stride), jnp.dtype(dtype), axis_name, **backbone),
         head=dict(
             features=tuple(round(width * features) for features in head_features),
-            passthrough_features=passthrough_features
-            and 4 * round(width * passthrough_features / 4),  # reorg splits by 4
+            # a multiple of 4, as reorg needs it
+            passthrough_features=passthrough_features and 4 * round(width * passthrough_features / 4),
             prior_probability=prior_probability,
         ),
         bind_norm=partial(
@@ -215,73 +310,47 @@ def make(
         dtype=jnp.dtype(dtype),
     )
     run = partial(network_ops.apply, network, mean=mean, std=std, pad_value=pad_value)
+    sum_losses = partial(
+        image_loss,
+        ignore_iou=ignore_iou,
+        rescore=rescore,
+        object_scale=object_scale,
+        no_object_scale=no_object_scale,
+        class_scale=class_scale,
+        box_scale=box_scale,
+    )
+    detect_image = partial(
+        detect,
+        pre_nms_topk=pre_nms_topk,
+        score_threshold=score_threshold,
+        iou_threshold=iou_threshold,
+        max_detections=max_detections,
+        clip_before_nms=clip_before_nms,
+    )
 
-    def make_anchors(inputs: Inputs, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        return anchor_ops.cell_anchors(inputs.images.shape[1:3], [grid], [anchor_sizes])
-
-    def match(outputs: Array, anchors: Array, strides: Array, gt: GroundTruth) -> tuple[Array, Array]:
-        """Of one image: what each anchor is trained towards, and the boxes predicted now, both without gradient."""
-        predicted = jax.lax.stop_gradient(box_coding.decode_cells(outputs[:, :4], anchors, strides))
-        matched, _ = matching.match_by_cell(anchors, strides, predicted, gt, ignore_iou=ignore_iou)
-        return matched, predicted
-
-    def image_loss(outputs: Array, gt: GroundTruth, anchors: Array, strides: Array, area: float, warm_up: Array) -> Any:
-        """Sums over the anchors of one image."""
-        matched, predicted = match(outputs, anchors, strides, gt)
-        positive = matched >= 0
-        labels, target_boxes = matching.gather_targets(
-            matched, anchors, gt, background=0
-        )  # anchors: the warm-up's target
-
-        reached = jnp.concatenate([jax.nn.sigmoid(outputs[:, :2]), outputs[:, 2:4]], axis=1)
-        box_error = 0.5 * (reached - box_coding.encode_cells(target_boxes, anchors, strides)) ** 2  # [A, 4]
-        box_weight = box_scale * (2 - boxes.area(target_boxes) / area)
-        box_weight = jnp.where(positive, box_weight, jnp.where(warm_up, 0.01, 0.0))
-
-        objectness = jax.nn.sigmoid(outputs[:, 4])
-        target = jnp.where(positive, boxes.iou(predicted, target_boxes) if rescore else 1.0, 0.0)
-        weight = jnp.where(positive, object_scale, jnp.where(matched == matching.IGNORE, 0.0, no_object_scale))
-
-        cls_error = optax.softmax_cross_entropy_with_integer_labels(outputs[:, 5:], labels)
-        return dict(
-            box_loss=(box_weight[:, None] * box_error).sum(),
-            objectness_loss=(weight * 0.5 * (objectness - target) ** 2).sum(),
-            cls_loss=class_scale * jnp.where(positive, cls_error, 0).sum(),
-            positives=positive.sum(),
-            ignored=(matched == matching.IGNORE).sum(),
-        )
+    def make_anchors(inputs: Inputs, grid: tuple[int, int]) -> dict[str, np.ndarray]:
+        """The arguments anchors and strides of the functions of one image."""
+        anchors, strides = anchor_ops.cell_anchors(inputs.images.shape[1:3], [grid], [anchor_sizes])
+        return dict(anchors=anchors, strides=strides)
 
     def loss(params: Any, model_state: Any, batch: Batch, rng: Array) -> tuple[Array, tuple[Any, dict[str, Array]]]:
         del rng  # nothing is drawn
         (outputs, grid, warm_up), model_state = run(params, model_state, batch.inputs, train=True)
         with jax.named_scope('loss'):
             height, width = batch.inputs.images.shape[1:3]
-            anchors, strides = make_anchors(batch.inputs, grid)
-            per_image = partial(image_loss, anchors=anchors, strides=strides, area=height * width, warm_up=warm_up)
-            metrics = jax.tree.map(jnp.mean, jax.vmap(per_image)(outputs, batch.gt))
+            of_image = partial(sum_losses, **make_anchors(batch.inputs, grid), area=height * width, warm_up=warm_up)
+            metrics = jax.tree.map(jnp.mean, jax.vmap(of_image)(outputs, batch.gt))
         return metrics['box_loss'] + metrics['objectness_loss'] + metrics['cls_loss'], (model_state, metrics)
 
     def predict(params: Any, model_state: Any, inputs: Inputs) -> Detections:
         (outputs, grid, _), _ = run(params, model_state, inputs, train=False)
         with jax.named_scope('post'):
-            anchors, strides = make_anchors(inputs, grid)
-            scores = jax.nn.sigmoid(outputs[..., 4:5]) * jax.nn.softmax(outputs[..., 5:])
-            predicted = jax.vmap(box_coding.decode_cells, in_axes=(0, None, None))(outputs[..., :4], anchors, strides)
-            select = partial(top_per_level, level_sizes=[len(anchors)], count=pre_nms_topk)
-            finish = partial(
-                postprocess,
-                select=select,
-                score_threshold=score_threshold,
-                iou_threshold=iou_threshold,
-                max_detections=max_detections,
-                clip_before_nms=clip_before_nms,
-            )
-            return jax.vmap(finish)(scores, predicted, inputs.window)
+            return jax.vmap(partial(detect_image, **make_anchors(inputs, grid)))(outputs, inputs.window)
 
     def assign(params: Any, model_state: Any, batch: Batch, rng: Array) -> dict[str, Assignment]:
         (outputs, grid, _), _ = run(params, model_state, batch.inputs, train=True)
-        anchors, strides = make_anchors(batch.inputs, grid)
-        matched, _ = jax.vmap(match, in_axes=(0, None, None, 0))(outputs, anchors, strides, batch.gt)
-        return {'anchors': Assignment(jnp.broadcast_to(anchors, (*matched.shape, 4)), matched)}
+        cells = make_anchors(batch.inputs, grid)
+        matched, _ = jax.vmap(partial(match, **cells, ignore_iou=ignore_iou))(outputs, batch.gt)
+        return {'anchors': Assignment(jnp.broadcast_to(cells['anchors'], (*matched.shape, 4)), matched)}
 
     return Detector(partial(network_ops.init, network), loss, predict, assign)

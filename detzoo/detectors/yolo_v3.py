@@ -60,8 +60,8 @@ COCO_ANCHORS = (
 class Head(nn.Module):
     """The way from the coarsest stage back to the finest, with an output at each level.
 
-    num_anchors: a cell; features: of the coarsest level's 1x1 convolutions, halved from level to level; small: whether
-    levels have single convolutions; prior_probability: that of an object, before training.
+    num_anchors: anchors a cell. features: channels of the coarsest level's 1x1 convolutions, halved from level to level.
+    small: whether levels have single convolutions. prior_probability: probability of an object before training.
     """
 
     num_anchors: int
@@ -98,7 +98,7 @@ class Head(nn.Module):
 class YOLOv3(nn.Module):
     """The network: normalised images to the outputs of all anchors.
 
-    bind_norm: `make_norm`, but for its argument train; of the head.
+    bind_norm: makes the head's normalisation: `make_norm`, bound but for its argument train.
     """
 
     num_classes: int
@@ -120,6 +120,94 @@ class YOLOv3(nn.Module):
             outputs = head(stages)
         flat = [x.reshape(x.shape[0], -1, values) for x in outputs]  # [B, h * w * n, 5 + K]
         return jnp.concatenate(flat, axis=1), [x.shape[1:3] for x in outputs]
+
+
+def match(outputs: Array, gt: GroundTruth, *, anchors: Array, strides: Array, ignore_iou: float) -> tuple[Array, Array]:
+    """Matches the anchors of one image to its objects.
+
+    Args:
+        outputs: [A, 5 + K].
+        gt: ground truth of the image.
+        anchors, strides: [A, 4] and [A, 2], see `anchors.cell_anchors`.
+        ignore_iou: argument of `make`.
+
+    Returns:
+        matched and taken, see `matching.match_by_cell`.
+    """
+    predicted = jax.lax.stop_gradient(box_coding.decode_cells(outputs[:, :4], anchors, strides))
+    return matching.match_by_cell(anchors, strides, predicted, gt, ignore_iou=ignore_iou)
+
+
+def image_loss(
+    outputs: Array,
+    gt: GroundTruth,
+    *,
+    anchors: Array,
+    strides: Array,
+    area: float,
+    ignore_iou: float,
+    box_loss: str,
+    box_loss_weight: float,
+) -> dict[str, Array]:
+    """Sums the losses over the anchors of one image.
+
+    Args:
+        outputs: [A, 5 + K].
+        gt: ground truth of the image.
+        anchors, strides: [A, 4] and [A, 2], see `anchors.cell_anchors`.
+        area: area of the canvas, pixels.
+        ignore_iou, box_loss, box_loss_weight: arguments of `make`.
+
+    Returns:
+        the sums 'box_loss', 'objectness_loss' and 'cls_loss', and the numbers of 'positives' and 'ignored' anchors.
+    """
+    matched, taken = match(outputs, gt, anchors=anchors, strides=strides, ignore_iou=ignore_iou)
+    positive, ignored = matched >= 0, matched == matching.IGNORE
+    _, target_boxes = matching.gather_targets(matched, anchors, gt, background=0)
+    if box_loss == 'squared':
+        targets = box_coding.encode_cells(target_boxes, anchors, strides)
+        center_error = optax.sigmoid_binary_cross_entropy(outputs[:, :2], targets[:, :2]).sum(axis=1)
+        box_error = center_error + 0.5 * ((outputs[:, 2:4] - targets[:, 2:]) ** 2).sum(axis=1)  # [A]
+        box_error *= 2 - boxes.area(target_boxes) / area
+    else:
+        predicted = box_coding.decode_cells(outputs[:, :4], anchors, strides)
+        box_error = losses.iou_loss(predicted, target_boxes, kind=box_loss)
+    objectness_error = optax.sigmoid_binary_cross_entropy(outputs[:, 4], positive.astype(jnp.float32))
+    classes = jnp.zeros(outputs[:, 5:].shape).at[taken, gt.labels].set(1.0, mode='drop')  # [A, K], united
+    cls_error = optax.sigmoid_binary_cross_entropy(outputs[:, 5:], classes).sum(axis=1)
+    return dict(
+        box_loss=box_loss_weight * jnp.where(positive, box_error, 0).sum(),
+        objectness_loss=jnp.where(ignored, 0, objectness_error).sum(),
+        cls_loss=jnp.where(positive, cls_error, 0).sum(),
+        positives=positive.sum(),
+        ignored=ignored.sum(),
+    )
+
+
+def detect(
+    outputs: Array,
+    window: Array,
+    *,
+    anchors: Array,
+    strides: Array,
+    level_sizes: Sequence[int],
+    pre_nms_topk: int,
+    **limits: Any,
+) -> Detections:
+    """Detects the objects of one image.
+
+    Args:
+        outputs: [A, 5 + K].
+        window: [4], where the image lies on its canvas.
+        anchors, strides: [A, 4] and [A, 2], see `anchors.cell_anchors`.
+        level_sizes: number of anchors of each level.
+        pre_nms_topk: candidates a level.
+        **limits: arguments of `postprocess`.
+    """
+    scores = jax.nn.sigmoid(outputs[:, 4:5]) * jax.nn.sigmoid(outputs[:, 5:])  # [A, K]
+    predicted = box_coding.decode_cells(outputs[:, :4], anchors, strides)
+    select = partial(top_per_level, level_sizes=level_sizes, count=pre_nms_topk)
+    return postprocess(scores, predicted, window, select=select, **limits)
 
 
 def make(
@@ -153,23 +241,23 @@ def make(
             also the head's.
         backbone_stride: stride of the coarsest level, pixels; each finer one has half of it.
         small_head: whether levels have single convolutions (v3-tiny).
-        prior_probability: of an object at an anchor before training. Darknet's is 0.5, which its long warm-up of the
+        prior_probability: probability of an object at an anchor before training. Darknet's is 0.5, which its long warm-up of the
             learning rate unlearns; with Adam a small one is better, since the first gradients are remembered.
-        head_features: of the 1x1 convolutions of the coarsest level, before `width`; 256 in yolov3-tiny.
+        head_features: channels of the 1x1 convolutions of the coarsest level, before `width`; 256 in yolov3-tiny.
         anchor_sizes: for each level, finest first, (width, height) of each of its anchors, pixels;
             scripts/make_anchors.py finds those of a data set. As many levels as are given are used, equally many
             anchors each.
-        ignore_iou: a prediction that overlaps an object by more is not pushed towards no object.
+        ignore_iou: IoU with an object above which a prediction is not pushed towards no object.
         box_loss: 'squared' (darknet's), or 'giou', 'diou' or 'ciou' (see `losses.iou_loss`).
-        box_loss_weight: of it.
+        box_loss_weight: weight of the loss of the boxes.
         pre_nms_topk: candidates a level.
-        score_threshold: candidates must exceed it.
-        iou_threshold: of the NMS.
+        score_threshold: score that a candidate must exceed.
+        iou_threshold: IoU above which the NMS drops a box of the same class.
         max_detections: D.
-        clip_before_nms: of `postprocess`; darknet's is False.
-        mean, std: of the pixels (0..255).
-        pad_value: what lies outside of the image, after that; darknet's gray is 0.5.
-        dtype: of the network's computation, 'float32' or 'bfloat16'; parameters, outputs and losses are float32.
+        clip_before_nms: whether boxes are clipped before the NMS; darknet clips only what it keeps.
+        mean, std: mean and deviation of the pixels, 0..255.
+        pad_value: normalised value of the pixels outside of the image; darknet's gray is 0.5.
+        dtype: data type in which the network computes, 'float32' or 'bfloat16'; parameters, outputs and losses are float32.
         axis_name: the mapped axis of the devices, or None.
 
     Returns:
@@ -200,71 +288,41 @@ def make(
         dtype=jnp.dtype(dtype),
     )
     run = partial(network_ops.apply, network, mean=mean, std=std, pad_value=pad_value)
+    sum_losses = partial(image_loss, ignore_iou=ignore_iou, box_loss=box_loss, box_loss_weight=box_loss_weight)
+    detect_image = partial(
+        detect,
+        pre_nms_topk=pre_nms_topk,
+        score_threshold=score_threshold,
+        iou_threshold=iou_threshold,
+        max_detections=max_detections,
+        clip_before_nms=clip_before_nms,
+    )
 
-    def make_anchors(inputs: Inputs, grids: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
-        return anchor_ops.cell_anchors(inputs.images.shape[1:3], grids, anchor_sizes)
-
-    def match(outputs: Array, anchors: Array, strides: Array, gt: GroundTruth) -> tuple[Array, Array]:
-        """Of one image: what each anchor is trained towards, and which anchor each object takes."""
-        predicted = jax.lax.stop_gradient(box_coding.decode_cells(outputs[:, :4], anchors, strides))
-        return matching.match_by_cell(anchors, strides, predicted, gt, ignore_iou=ignore_iou)
-
-    def image_loss(outputs: Array, gt: GroundTruth, anchors: Array, strides: Array, area: float) -> dict[str, Array]:
-        """Sums over the anchors of one image."""
-        matched, taken = match(outputs, anchors, strides, gt)
-        positive = matched >= 0
-        _, target_boxes = matching.gather_targets(matched, anchors, gt, background=0)
-        if box_loss == 'squared':
-            targets = box_coding.encode_cells(target_boxes, anchors, strides)
-            center_error = optax.sigmoid_binary_cross_entropy(outputs[:, :2], targets[:, :2]).sum(axis=1)
-            box_error = center_error + 0.5 * ((outputs[:, 2:4] - targets[:, 2:]) ** 2).sum(axis=1)  # [A]
-            box_error *= 2 - boxes.area(target_boxes) / area
-        else:
-            predicted = box_coding.decode_cells(outputs[:, :4], anchors, strides)
-            box_error = losses.iou_loss(predicted, target_boxes, kind=box_loss)
-        objectness_error = optax.sigmoid_binary_cross_entropy(outputs[:, 4], positive.astype(jnp.float32))
-        classes = jnp.zeros(outputs[:, 5:].shape).at[taken, gt.labels].set(1.0, mode='drop')  # [A, K], united
-        cls_error = optax.sigmoid_binary_cross_entropy(outputs[:, 5:], classes).sum(axis=1)
-        return dict(
-            box_loss=box_loss_weight * jnp.where(positive, box_error, 0).sum(),
-            objectness_loss=jnp.where(matched == matching.IGNORE, 0, objectness_error).sum(),
-            cls_loss=jnp.where(positive, cls_error, 0).sum(),
-            positives=positive.sum(),
-            ignored=(matched == matching.IGNORE).sum(),
-        )
+    def make_anchors(inputs: Inputs, grids: Sequence[tuple[int, int]]) -> dict[str, np.ndarray]:
+        """The arguments anchors and strides of the functions of one image."""
+        anchors, strides = anchor_ops.cell_anchors(inputs.images.shape[1:3], grids, anchor_sizes)
+        return dict(anchors=anchors, strides=strides)
 
     def loss(params: Any, model_state: Any, batch: Batch, rng: Array) -> tuple[Array, tuple[Any, dict[str, Array]]]:
         del rng  # nothing is drawn
         (outputs, grids), model_state = run(params, model_state, batch.inputs, train=True)
         with jax.named_scope('loss'):
             height, width = batch.inputs.images.shape[1:3]
-            anchors, strides = make_anchors(batch.inputs, grids)
-            per_image = partial(image_loss, anchors=anchors, strides=strides, area=height * width)
-            metrics = jax.tree.map(jnp.mean, jax.vmap(per_image)(outputs, batch.gt))
+            of_image = partial(sum_losses, **make_anchors(batch.inputs, grids), area=height * width)
+            metrics = jax.tree.map(jnp.mean, jax.vmap(of_image)(outputs, batch.gt))
         return metrics['box_loss'] + metrics['objectness_loss'] + metrics['cls_loss'], (model_state, metrics)
 
     def predict(params: Any, model_state: Any, inputs: Inputs) -> Detections:
         (outputs, grids), _ = run(params, model_state, inputs, train=False)
         with jax.named_scope('post'):
-            anchors, strides = make_anchors(inputs, grids)
-            scores = jax.nn.sigmoid(outputs[..., 4:5]) * jax.nn.sigmoid(outputs[..., 5:])
-            predicted = jax.vmap(box_coding.decode_cells, in_axes=(0, None, None))(outputs[..., :4], anchors, strides)
             level_sizes = [height * width * len(sizes) for (height, width), sizes in zip(grids, anchor_sizes)]
-            select = partial(top_per_level, level_sizes=level_sizes, count=pre_nms_topk)
-            finish = partial(
-                postprocess,
-                select=select,
-                score_threshold=score_threshold,
-                iou_threshold=iou_threshold,
-                max_detections=max_detections,
-                clip_before_nms=clip_before_nms,
-            )
-            return jax.vmap(finish)(scores, predicted, inputs.window)
+            of_image = partial(detect_image, **make_anchors(inputs, grids), level_sizes=level_sizes)
+            return jax.vmap(of_image)(outputs, inputs.window)
 
     def assign(params: Any, model_state: Any, batch: Batch, rng: Array) -> dict[str, Assignment]:
         (outputs, grids), _ = run(params, model_state, batch.inputs, train=True)
-        anchors, strides = make_anchors(batch.inputs, grids)
-        matched, _ = jax.vmap(match, in_axes=(0, None, None, 0))(outputs, anchors, strides, batch.gt)
-        return {'anchors': Assignment(jnp.broadcast_to(anchors, (*matched.shape, 4)), matched)}
+        cells = make_anchors(batch.inputs, grids)
+        matched, _ = jax.vmap(partial(match, **cells, ignore_iou=ignore_iou))(outputs, batch.gt)
+        return {'anchors': Assignment(jnp.broadcast_to(cells['anchors'], (*matched.shape, 4)), matched)}
 
     return Detector(partial(network_ops.init, network), loss, predict, assign)

@@ -66,6 +66,24 @@ def check_truth(truth: dict[str, Any], kinds: Sequence[str], dataset: Dataset) -
         raise DataError(f'the split {dataset.split!r} of {dataset.name!r} cannot be evaluated: {error}') from error
 
 
+def check_classes(classes: Classes, dataset: Dataset, workdir: str | os.PathLike) -> None:
+    """Checks that a run knows the classes of a data set.
+
+    Args:
+        classes: classes of the run.
+        dataset: the data set.
+        workdir: folder of the run, for the message.
+
+    Raises:
+        DataError: it lacks one.
+    """
+    if not {*zip(*classes)} >= {*zip(dataset.class_names, dataset.category_ids)}:
+        raise DataError(
+            f'data set {dataset.name!r} has the classes {dataset.class_names} now, the run in {workdir} was trained on '
+            f'{classes.class_names}: evaluate with the data it was trained on'
+        )
+
+
 def make_predict_step(detector: Detector, canvases: Collection[Any], devices: Any = None) -> Callable[..., Any]:
     """Maps `Detector.predict` over devices.
 
@@ -159,6 +177,16 @@ def predict_dataset(
     return [result for index in sorted(results) for result in results[index]]
 
 
+def file_suffix(proposals: str | None, exact: bool | None) -> str:
+    """Returns the end of the names of the files of an evaluation, so that those of the usual one stay.
+
+    Args:
+        proposals, exact: arguments of `evaluate_workdir`.
+    """
+    suffix = '' if proposals is None else '_given_proposals'
+    return suffix if exact is None else suffix + ('_exact' if exact else '_static')
+
+
 def evaluate_workdir(
     workdir: str | os.PathLike,
     step: int | None = None,
@@ -199,11 +227,7 @@ def evaluate_workdir(
     source = proposals or config.data.validation_proposals
     check_proposals(predictor.detector, config.model.name, source is not None, 'proposals')
     dataset = open_dataset(config.data.name, config.data.validation_split, data_dir or config.data.data_dir)
-    if not {*zip(*predictor.classes)} >= {*zip(dataset.class_names, dataset.category_ids)}:
-        raise DataError(
-            f'data set {dataset.name!r} has the classes {dataset.class_names} now, the run in {workdir} was trained on '
-            f'{predictor.classes.class_names}: evaluate with the data it was trained on'
-        )
+    check_classes(predictor.classes, dataset, workdir)
     devices = jax.local_device_count() * jax.process_count()
     config = config.copy_and_resolve_references()
     config.evaluation.batch_size = -(-config.evaluation.batch_size // devices) * devices  # any machine may evaluate
@@ -230,11 +254,9 @@ def evaluate_workdir(
         **coco_metrics(truth, results, kinds),
         'candidates_dropped': sum(dropped) / max(1, len(dropped)),
     }
-    suffix = ''
     if proposals is not None:
-        metrics, suffix = {'proposals': proposals, **metrics}, '_given_proposals'
-    if exact is not None:
-        suffix += '_exact' if exact else '_static'
+        metrics = {'proposals': proposals, **metrics}
+    suffix = file_suffix(proposals, exact)
     try:
         if jax.process_index() == 0:
             write_detections(folder / f'detections{suffix}.json.gz', results)

@@ -8,7 +8,7 @@ torch.save writes pickles: since torch 1.6 into a zip file with the storages bes
 storages. Detectron2's .pkl files are pickles of numpy's arrays.
 
 A pickle is a program: it imports and calls whatever it names. Python's own unpickler can restrict the imports, but trusts
-the rest. So `_unpickle` runs the program itself: it knows the steps that weights need, and calls our stand-ins for the few
+the rest. So a `_Machine` runs the program itself: it knows the steps that weights need, and calls our stand-ins for the few
 objects that they name (`_OBJECTS`). Anything else is refused where it is named. Sizes that a file declares are checked
 against the bytes that it has before anything of that size is made.
 """
@@ -390,41 +390,41 @@ _STEPS[b'S'] = (
 )
 
 
-def _unpickle(stream: io.BytesIO, stored: Callable[..., _Storage] | None = None) -> Any:
-    """Runs a pickle, with stand-ins for the objects that it names.
+@dataclasses.dataclass(eq=False)
+class _Machine:
+    """What runs a pickle, step by step, with stand-ins for the objects that it names.
 
-    Args:
-        stream: the pickle; it is read up to the pickle's end.
-        stored: makes a storage from the identity by which the pickle asks for it.
-
-    Returns:
-        the pickle's value, made of dicts, lists, tuples, texts, bytes, numbers, None and `_Array`.
-
-    Raises:
-        Refusal: it names another object, or does not end.
-        one of DAMAGE: it is no pickle.
+    stored: makes a storage from the identity by which the pickle asks for it.
+    stack: values that are being made.
+    marks: heights of the stack that the pickle marked.
+    memo: values that the pickle may ask for again.
     """
-    stack, marks, memo = [], [], {}
 
-    def since_mark() -> list[Any]:
-        values = stack[marks[-1] :]
-        del stack[marks.pop() :]
+    stored: Callable[..., _Storage] | None
+    stack: list[Any] = dataclasses.field(default_factory=list)
+    marks: list[int] = dataclasses.field(default_factory=list)
+    memo: dict[int, Any] = dataclasses.field(default_factory=dict)
+
+    def since_mark(self) -> list[Any]:
+        """Takes the values above the last mark from the stack."""
+        values = self.stack[self.marks[-1] :]
+        del self.stack[self.marks.pop() :]
         return values
 
-    for _ in range(_MAX_STEPS):
-        step, read = _STEPS[stream.read(1)]
-        argument = read(stream) if read else None
+    def take(self, step: str, argument: Any) -> None:
+        """Takes a step; refuses those that weights do not need."""
+        stack = self.stack
         match step:
             case _ if step in _LITERALS:
                 stack.append(argument)
             case 'BINPUT' | 'LONG_BINPUT' | 'PUT':
-                _filled(memo, [argument], [stack[-1]])
+                _filled(self.memo, [argument], [stack[-1]])
             case 'MEMOIZE':
-                memo[len(memo)] = stack[-1]
+                self.memo[len(self.memo)] = stack[-1]
             case 'BINGET' | 'LONG_BINGET' | 'GET':
-                stack.append(memo[argument])
+                stack.append(self.memo[argument])
             case 'MARK':
-                marks.append(len(stack))
+                self.marks.append(len(stack))
             case 'NONE' | 'NEWTRUE' | 'NEWFALSE':
                 stack.append({'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False}[step])
             case 'BYTEARRAY8':
@@ -434,23 +434,23 @@ def _unpickle(stream: io.BytesIO, stored: Callable[..., _Storage] | None = None)
             case 'TUPLE1' | 'TUPLE2' | 'TUPLE3':
                 stack[-int(step[-1]) :] = [tuple(stack[-int(step[-1]) :])]
             case 'TUPLE':
-                stack.append(tuple(since_mark()))
+                stack.append(tuple(self.since_mark()))
             case 'LIST':
-                stack.append(since_mark())
+                stack.append(self.since_mark())
             case 'APPEND':
                 value = stack.pop()
                 stack[-1].append(value)
             case 'APPENDS':
-                values = since_mark()
+                values = self.since_mark()
                 stack[-1].extend(values)
             case 'DICT':
-                values = since_mark()
+                values = self.since_mark()
                 stack.append(_filled({}, values[::2], values[1::2]))
             case 'SETITEM':
                 value, key = stack.pop(), stack.pop()
                 _filled(stack[-1], [key], [value])
             case 'SETITEMS':
-                values = since_mark()
+                values = self.since_mark()
                 _filled(stack[-1], values[::2], values[1::2])
             case 'GLOBAL':
                 stack.append(_object(argument.replace(' ', '.', 1)))
@@ -468,11 +468,32 @@ def _unpickle(stream: io.BytesIO, stored: Callable[..., _Storage] | None = None)
                 state = stack.pop()
                 _build(stack[-1], state)
             case 'BINPERSID':
-                stack.append(stored(*stack.pop()))
+                stack.append(self.stored(*stack.pop()))
             case 'PROTO' | 'FRAME':
                 pass
-            case 'STOP':
-                return stack.pop()
             case _:
                 raise Refusal(f'its pickle takes the step {step}, which no weights do: {_SAVE_ALONE}')
+
+
+def _unpickle(stream: io.BytesIO, stored: Callable[..., _Storage] | None = None) -> Any:
+    """Runs a pickle.
+
+    Args:
+        stream: the pickle; it is read up to the pickle's end.
+        stored: makes a storage from the identity by which the pickle asks for it.
+
+    Returns:
+        the pickle's value, made of dicts, lists, tuples, texts, bytes, numbers, None and `_Array`.
+
+    Raises:
+        Refusal: it names an object that no array needs, or does not end.
+        one of DAMAGE: it is no pickle.
+    """
+    machine = _Machine(stored)
+    for _ in range(_MAX_STEPS):
+        step, read = _STEPS[stream.read(1)]
+        argument = read(stream) if read else None
+        if step == 'STOP':
+            return machine.stack.pop()
+        machine.take(step, argument)
     raise Refusal(f'its pickle takes more than {_MAX_STEPS} steps: {_SAVE_ALONE}')

@@ -46,7 +46,7 @@ def test_evaluate_workdir_writes_what_it_returns(evaluated, tiny_run, data_dir):
     assert json.loads((tiny_run / 'evaluation.json').read_text()) == metrics
     assert read_detections(tiny_run / 'detections.json.gz') == results
     assert truth == ground_truth(open_dataset('toy', 'validation', data_dir))
-    assert metrics == {'step': 16, **coco_metrics(truth, results)}
+    assert metrics == {'step': 16, **coco_metrics(truth, results), 'candidates_dropped': 0.0}
 
 
 def test_evaluate_workdir_refuses_a_folder_that_cannot_be_written_before_it_computes(tiny_run, tmp_path, monkeypatch):
