@@ -1,17 +1,17 @@
-"""Measures RoIAlign and RoIPool against torchvision's, and against one gather of all samples, interleaved in one run.
+"""Compares the speed of detzoo's RoIAlign and RoIPool with torchvision's and with a single gather, interleaved in one run.
 
     pip install torch torchvision
     python scripts/dev/benchmark_roi_features.py
 
 One image of 800 x 800 with RoIs of 32 to 400 pixels, on one level of stride 16 or on a pyramid of strides 4 to 32, chosen
-by size. All are checked to give the same before anything is timed:
+by size. All are checked to give the same results before they are timed:
 
     detzoo       `detzoo.core.roi_features`
     torchvision  `roi_align`, `MultiScaleRoIAlign`, `roi_pool`
     gather       RoIAlign as one expression: all samples and corners gathered at once, differentiated by JAX
 
-Times are medians, forward alone and with the gradient of the features, compiling apart; ratios are to detzoo, above 1 is
-slower. Memory is what the compiled program takes beside its arguments and results.
+Times are medians without compiling, of the forward pass alone and with the gradient of the features. Ratios are relative to
+detzoo; above 1 is slower. Memory is the temporary memory of the compiled program.
 """
 
 import argparse

@@ -1,28 +1,28 @@
-"""Makes the golden arrays of the tests of YOLO from darknet itself, so that the tests need no darknet.
+"""Makes the golden arrays of YOLO's tests with darknet itself, so that the tests do not need darknet.
 
   git clone https://github.com/pjreddie/darknet && make -C darknet
   python scripts/dev/make_darknet_fixtures.py --darknet=darknet
 
-Debian's package `darknet` has the same files in /usr/lib/darknet. It also takes gcc. Darknet prints what it is doing.
+Debian's package `darknet` has the same files in /usr/lib/darknet. The script also needs gcc. Darknet prints what it is doing.
 
-tests/fixtures/darknet_deltas.npz has what the last layers of YOLO v1, v2 and v3 send back in training, l.delta, for raw
-outputs that are drawn and objects that are chosen: several in a cell, several at an anchor, none at all. Of each version:
+tests/fixtures/darknet_deltas.npz has the gradients that the last layers of YOLO v1, v2 and v3 send back in training (l.delta), for
+random raw outputs and chosen objects: several in a cell, several at an anchor, none at all. For each version:
 
-    settings  JSON: what makes the loss: the canvas, anchors in pixels, strides, scales, ...
-    truths    [3, M, 5] of three images: centre x and y, width, height as shares of the canvas, and class; zeros are padding
-    raw       the network's raw outputs: of v1 [3, S * S * (K + 5 n)], as darknet has them: the class scores of all cells,
-              the confidences of all boxes, the boxes; of v2 and v3 [3, A, 5 + K]: level by level, finest first, cell by
+    settings  JSON: the settings of the loss: the canvas, anchors in pixels, strides, scales, ...
+    truths    [3, M, 5] for three images: centre x and y, width, height as shares of the canvas, and class; zeros are padding
+    raw       the network's raw outputs. For v1 [3, S * S * (K + 5 n)], in darknet's order: the class scores of all cells,
+              the confidences of all boxes, the boxes. For v2 and v3 [3, A, 5 + K]: level by level, finest first, cell by
               cell, anchor by anchor
-    output    like raw: what the layer makes of it, l.output: the logistic of x, y and objectness; of v2 the softmax of the
-              classes, of v3 their logistic; of v1 the same
-    delta     like raw, l.delta: minus the gradient of the loss with respect to raw; but of v2 with respect to output for
-              x, y and objectness: darknet multiplies these by output * (1 - output) behind the layer, on GPUs only
+    output    like raw: the layer's output, l.output: the logistic of x, y and objectness, and for v2 the softmax of the
+              classes, for v3 their logistic; for v1 it equals raw
+    delta     like raw: l.delta, minus the gradient of the loss with respect to raw. For x, y and objectness of v2 it is with
+              respect to output: darknet multiplies it by output * (1 - output) after the layer, on GPUs only
 
-v2 has four deltas: `delta` when 12,800 images have been seen, `delta_warm_up` before, and of each what a net without
-`rescore` has. In v1 the last object of a cell has it.
+v2 has four deltas: `delta` after 12,800 images, `delta_warm_up` before, and the same two for a network without `rescore`. In v1
+the last object in a cell is the one that counts.
 
-tests/fixtures/darknet_yolov1.npz has the outputs of both YOLO v1, narrow and with weights that are drawn
-(`drawn_weights`), for one image, with the arguments of our detector, as JSON, and the .cfg file.
+tests/fixtures/darknet_yolov1.npz has the outputs of both versions of YOLO v1 for one image, narrow and with random weights
+(`drawn_weights`), together with the arguments of our detector, as JSON, and the .cfg file.
 """
 
 import json

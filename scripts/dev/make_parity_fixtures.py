@@ -1,11 +1,11 @@
-"""Makes the golden outputs of tests/parity/test_torchvision_parity.py from torchvision itself, so that the test needs no torch.
+"""Makes the golden outputs of tests/parity/test_torchvision_parity.py with torchvision, so that the test does not need torch.
 
   pip install torch torchvision
   python scripts/dev/make_parity_fixtures.py
 
-The weights are drawn from the names of their entries (`parity.torchvision.drawn_entries`), so only names and shapes are
-stored, with one small image, every n-th value of each tensor, all detections, and the losses that are compared. Of
-classifiers it is what the layers put out that our backbones have.
+The weights are random, seeded by the names of their entries (`parity.torchvision.drawn_entries`), so only names and shapes are
+stored, with one small image, every n-th value of each tensor, all detections, and the losses that are compared. For classifiers,
+the outputs of the layers that our backbones have are stored.
 """
 
 import json

@@ -1,21 +1,21 @@
-"""Makes the golden numbers of tests/evaluation/test_tide.py with tidecv, so that the tests need none.
+"""Makes the golden numbers of tests/evaluation/test_tide.py with tidecv, so that the tests do not need tidecv.
 
-  python -m venv tide && tide/bin/pip install tidecv absl-py       # apart: it brings another OpenCV
+  python -m venv tide && tide/bin/pip install tidecv absl-py       # own venv: it installs another OpenCV
   tide/bin/python scripts/dev/make_tide_fixtures.py
 
 tests/fixtures/tide.json.gz was made with tidecv 1.0.1, pycocotools 2.0.11 and numpy 2.4.6 on Python 3.11. In it:
 
     versions  {package: version}
-    cases     {name: {ground_truth, detections, results}}, of which
-                boxes    has several objects a class and image, crowds, an image without objects, one without detections,
+    cases     {name: {ground_truth, detections, results}}:
+                boxes    has several objects per class and image, crowds, an image without objects, one without detections,
                          a class without objects, one without detections, one without either
                 limited  has an image with more than 100 detections
-                edges    has overlaps that are exactly a threshold
-                masks    is like boxes, with masks: of objects polygons, of crowds RLE with a list, of detections RLE
-                ties     is like boxes, with few scores; elsewhere all scores differ
+                edges    has overlaps that are exactly at a threshold
+                masks    is like boxes, with masks: polygons for objects, RLE with a list for crowds, RLE for detections
+                ties     is like boxes, with few different scores; in the other cases all scores differ
     results   [{kind, foreground_iou, background_iou, AP, errors, counts}]: AP and the errors' dAP in percent points;
               errors and counts by tidecv's short names; it does not count false positives and false negatives
-    in_order  of ties: results, after equal scores were replaced by different ones in the order of images and list
+    in_order  for ties: the results after equal scores were replaced by different ones, in the order of images and list
 
 tidecv reads ground truth and detections from files, so its own reader is part of what is compared.
 """
@@ -44,10 +44,10 @@ def drawn_case(
     """Draws objects and, around them and elsewhere, detections.
 
     Args:
-        seed: of what is drawn.
-        images: how many.
-        repeats: detections of an object, at most.
-        levels: how many scores there are; 0 if all are to differ.
+        seed: seed of the draws.
+        images: number of images.
+        repeats: largest number of detections of an object.
+        levels: number of different scores; 0: all scores differ.
 
     Returns:
         a COCO dict and COCO results, without masks.

@@ -1,14 +1,14 @@
-"""Makes the files of tests/weights/test_weight_files.py with torch and safetensors, so that the tests need no torch.
+"""Makes the files of tests/weights/test_weight_files.py with torch and safetensors, so that the tests do not need torch.
 
   pip install torch safetensors
   python scripts/dev/make_weight_file_fixtures.py
 
 tests/fixtures/weights/ was made with torch 2.14.1 and safetensors 0.8.0 on Python 3.11. In it:
 
-    zip.pth              a state dict as torch writes it since 1.6
-    legacy.pth           the same as torch wrote it before
-    plain.safetensors    the same; safetensors shares no storage, and has all arrays in C order
-    expected.npz         NAME: each of its arrays; of bfloat16 as float32. dtypes: 'NAME DTYPE' of each
+    zip.pth              a state dict in torch's format since 1.6
+    legacy.pth           the same in torch's older format
+    plain.safetensors    the same; safetensors shares no storage, and stores all arrays in C order
+    expected.npz         NAME: each of its arrays, bfloat16 as float32; dtypes: 'NAME DTYPE' for each
     checkpoint.pth       {model, optimizer, epoch} with the same state dict, zip
     arguments.pth        {model, args} with an argparse.Namespace, zip: to be refused
 """

@@ -1,21 +1,21 @@
-"""Counts how many small faults the tests notice: each is put into a copy of the code, and the tests that should see it run.
+"""Counts how many small faults the tests notice: each fault is put into a copy of the code, and the tests for it are run.
 
     python scripts/dev/mutate.py --results=/tmp/mutations.jsonl
-    python scripts/dev/mutate.py --results=/tmp/mutations.jsonl --again   # those that got away, after a test was written
+    python scripts/dev/mutate.py --results=/tmp/mutations.jsonl --again   # retries faults not noticed, after a test was written
     python scripts/dev/mutate.py --list                                   # shows the faults, and runs nothing
 
-    the files of TESTS -> all faults that they could have (`Mutations`) -> a sample with a seed, evenly of folders and kinds
-      -> in a copy of the repository, one after the other: the fault, its tests until one fails, the file as it was; the test
-         that failed must pass now
-      -> a line of JSON for each; what is in the file already is not run again
+    the files of TESTS -> all faults that they could have (`Mutations`) -> a seeded sample, spread evenly over folders and kinds
+      -> one fault after the other, in a copy of the repository: make the fault, run its tests until one fails, restore the file;
+         the test that failed must pass now
+      -> a line of JSON for each fault; faults that the file already has are not run again
 
-A fault is one of logic or arithmetic: a comparison, a sign, a constant, an axis, a limit, a mask, a weight, a gradient or a
+Faults are in logic or arithmetic: a comparison, a sign, a constant, an axis, a limit, a mask, a weight, a gradient or a
 sum over devices that is lost. Strings, error messages and their conditions, annotations, default values of arguments (data,
 not logic) and the layers of networks (whose parameters are counted, and compared with their peers') are left alone.
-`mutations.md` says what a run found, and why what no test noticed is left: most of it changes nothing that can be seen.
+`mutations.md` lists the results of a run, and says why some faults that no test noticed are left: most have no visible effect.
 
 Tests run in a fork of one process that has imported everything but detzoo. Tests named after the function with the fault
-come first, `TESTS` says which files come next.
+come first; `TESTS` says which files come next.
 """
 
 import argparse

@@ -1,19 +1,20 @@
-"""Simulates how often the test of AP over images and trainings calls equal configurations different, and sees a difference.
+"""Simulates how often the test of AP over images and trainings calls equal configurations different, and finds real differences.
 
     python scripts/dev/simulate_tests.py
 
-Two configurations are trained some times each, all trainings are judged by AP50 on the same 200 images, and `crossed_test` compares
-them over images and trainings. The table says in how many of 1000 drawn data sets p is below 0.05, in percent (five minutes
-of a core):
+Two configurations are trained a few times each, all trainings are judged by AP50 on the same 200 images, and `crossed_test`
+compares the configurations over images and trainings. The table has the percentage of 1000 random data sets with p < 0.05 (it
+takes five minutes on one core):
 
-    equal      of configurations that are one and the same: nominally 5
-    unlike     of those that see differently, but find equally much: likewise
-    5 points   of those of which one is better by 5 points of AP50
+    equal      the two configurations are the same: nominally 5
+    unlike     they find different objects, but equally many: nominally 5
+    5 points   one is better by 5 points of AP50
 
-A detector finds what looks enough like an object, and orders it by how much it does. Looks are the same for all but for a part
-that each configuration sees in its own way, and one that each training does; and chance makes a training better or worse than
-others, with the standard deviation "noise". As in the results of experiments/, the difference of two trainings has a standard
-deviation over images of 1 point, or 1.3 if their configurations are unlike; and runs that are 3.5 points apart have a noise of 2.5.
+A simulated detector detects the things that look enough like an object, and ranks them by their looks. Most of the looks is the
+same for all detectors; a part depends on the configuration, and a part on the training. Chance also makes some trainings better
+than others, with the standard deviation "noise". As in the results of experiments/, the difference of two trainings has a
+standard deviation over images of 1 point, or 1.3 if their configurations are unlike; runs that are 3.5 points apart have a noise
+of 2.5.
 """
 
 import argparse
@@ -45,7 +46,7 @@ def train(
 
     Args:
       images, is_object, looks: [n], of things in the images; looks as the training's configuration sees them.
-      points: of AP50, by which this training is better than others.
+      points: points of AP50 by which this training is better than others.
     """
     looks = looks + TRAINING**0.5 * random.randn(len(looks)) + np.where(is_object, MEAN + points / POINTS, -MEAN)
     found = np.argsort(-looks)[: np.count_nonzero(looks > SHOWN)]
