@@ -1,4 +1,4 @@
-"""What travels between the parts of detzoo: inputs, ground truth, detections, and the contract of a detector.
+"""The types that the parts of detzoo exchange: inputs, ground truth, detections, and the contract of a detector.
 
 Everything here is a NamedTuple, hence a pytree: it passes through `jit`, `vmap`, `pmap` and `jax.tree.map` as it is.
 
@@ -26,7 +26,7 @@ ModelState = Any  # a nested dict of arrays that gradients do not train (batch s
 
 
 class Inputs(NamedTuple):
-    """What a detector sees of a batch of images.
+    """The inputs of a detector: a batch of images.
 
     images: [B, H, W, 3] uint8 or float32, RGB in 0..255. The detector normalises.
     window: [B, 4] float32 xyxy, where the image lies on its canvas. The detector zeroes what is outside.
@@ -67,7 +67,7 @@ class Batch(NamedTuple):
     inputs: Inputs.
     gt: GroundTruth with leading axis B.
     image_id: [B] int32, the dense index of the record in its split (the data's own ids stay on the host).
-    valid: [B] bool, False on the filler of a last short batch.
+    valid: [B] bool, False on rows that fill up the last batch.
     """
 
     inputs: Inputs
@@ -77,7 +77,7 @@ class Batch(NamedTuple):
 
 
 class Detections(NamedTuple):
-    """What a detector found, best score first, padded to D rows.
+    """The detections in an image, best score first, padded to D rows.
 
     boxes: [..., D, 4] float32 xyxy pixels of the canvas, inside the window.
     scores: [..., D] float32 in 0..1.

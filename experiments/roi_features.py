@@ -1,4 +1,4 @@
-"""How much does it matter that RoIs are not rounded, and how a bin is reduced?
+"""How much do RoIs that are not rounded matter, and does it matter how a bin is reduced?
 
     detzoo sweep --experiment=roi_features --workdir=runs/roi_features
     detzoo report --workdir=runs/roi_features

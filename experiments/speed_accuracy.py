@@ -1,4 +1,4 @@
-"""Which detector is most accurate in a given time?
+"""Which detector finds most in a given time?
 
     detzoo sweep --experiment=speed_accuracy --workdir=runs/speed_accuracy --costs
     detzoo report --workdir=runs/speed_accuracy

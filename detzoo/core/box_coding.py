@@ -1,4 +1,4 @@
-"""Box coding: what a head regresses, relative to an anchor, and back."""
+"""Box coding: boxes to the deltas from anchors that a head regresses, and back."""
 
 import math
 from collections.abc import Sequence

@@ -62,11 +62,11 @@ def nms(
         candidate = jax.lax.fori_loop(0, tile, drop, valid[tile])
         return tile + 1, kept.at[tile].set(_settle(conflicts(tile, tile), candidate))
 
-    def more(state: tuple[Array, Array]) -> Array:
+    def unfinished(state: tuple[Array, Array]) -> Array:
         tile, kept = state
-        return (tile < tiles) & valid[tile, 0] & (kept.sum() < max_detections)  # behind an invalid one all are invalid
+        return (tile < tiles) & valid[tile, 0] & (kept.sum() < max_detections)  # all after an invalid one are invalid
 
-    _, kept = jax.lax.while_loop(more, decide_tile, (0, jnp.zeros_like(valid)))
+    _, kept = jax.lax.while_loop(unfinished, decide_tile, (0, jnp.zeros_like(valid)))
     kept = kept.reshape(-1)[: len(order)]
     place = jnp.where(kept, jnp.cumsum(kept) - 1, max_detections)  # the last tile may keep more than fit
     indices = jnp.zeros(max_detections, jnp.int32).at[place].set(order, mode='drop')

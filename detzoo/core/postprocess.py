@@ -13,7 +13,7 @@ from detzoo.types import Array, Detections
 
 
 class Candidates(NamedTuple):
-    """What the NMS chooses from.
+    """The candidates for the NMS.
 
     score: [T] float.
     label: [T] int32.

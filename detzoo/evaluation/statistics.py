@@ -199,7 +199,7 @@ def _class_average(found: ClassMatches, weight: np.ndarray, count: np.ndarray, r
             judged[before > 0] -= skipped[before[before > 0] - 1]
         precision = precision_envelope(right / np.maximum(judged, _TINY))
         points = np.searchsorted(_RECALLS, right / np.maximum(count, _TINY), side='right')  # recall points reached
-        points[1:] = np.diff(points, axis=0)  # of them, those that no earlier hit reached
+        points[1:] = np.diff(points, axis=0)  # recall points that no earlier hit reached
         total += np.einsum('hs,hs->s', precision, points)
     return np.where(count > 0, total / (len(rows) * len(_RECALLS)), 0)
 

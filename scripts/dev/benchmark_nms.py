@@ -107,7 +107,7 @@ def clustered(batch, count, num_classes, seed=0):
 
 
 def measure(functions, arguments, repeats):
-    """Times functions in turn, so that whatever slows the machine slows them alike: {name: median milliseconds}."""
+    """Times functions in turn, so that other load affects all of them alike: {name: median milliseconds}."""
     seconds = {name: [] for name in functions}
     for _ in range(repeats):
         for name, function in functions.items():

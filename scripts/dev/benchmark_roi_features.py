@@ -29,7 +29,7 @@ from detzoo.core import roi_features
 
 CANVAS = 800
 SIZE, SAMPLES = 7, 2
-MIN_LEVEL = {1: 4, 4: 2}  # of one level, and of a pyramid
+MIN_LEVEL = {1: 4, 4: 2}  # {number of levels: the finest level}
 
 
 def drawn_rois(count, seed=0):
@@ -96,7 +96,7 @@ def compiled(function, levels, rois, gradient, **settings):
 
 
 def torchvisions(operation, levels, rois, gradient, *, strides, min_level):
-    """The same of torchvision; its memory is not measured."""
+    """Makes the same functions with torchvision; their memory is not measured."""
     levels = [torch.tensor(x.transpose(2, 0, 1)[None].copy(), requires_grad=True) for x in levels]
     gradient, boxes = torch.tensor(gradient.transpose(0, 3, 1, 2).copy()), [torch.tensor(rois)]
     names = [str(i) for i in range(len(levels))]
@@ -123,7 +123,7 @@ def torchvisions(operation, levels, rois, gradient, *, strides, min_level):
 
 
 def measure(functions, repeats):
-    """Times functions in turn, so that whatever slows the machine slows them alike: {name: median milliseconds}."""
+    """Times functions in turn, so that other load affects all of them alike: {name: median milliseconds}."""
     seconds = {name: [] for name in functions}
     for _ in range(repeats):
         for name, function in functions.items():

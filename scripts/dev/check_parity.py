@@ -165,7 +165,7 @@ def losses_agree(name: str, variables: tuple) -> bool:
 
 
 def imports_agree(name: str, model: Any, images: Sequence[np.ndarray]) -> bool:
-    """Imports the weights from files, and prints how far what is found in images is what torchvision finds."""
+    """Imports the weights from files, and prints how well the detections in images agree with torchvision's."""
     import torch
 
     with tempfile.TemporaryDirectory() as folder:
@@ -192,7 +192,7 @@ def imports_agree(name: str, model: Any, images: Sequence[np.ndarray]) -> bool:
 
 
 def detections_of(predictor: Predictor, image: np.ndarray) -> dict[str, np.ndarray]:
-    """What an imported detector finds, in the form of `match_detections`."""
+    """Returns an imported detector's detections as `match_detections` takes them."""
     found = predictor(image)
     fields = ('boxes', 'scores', 'labels') + (() if found.masks is None else ('masks',))
     return {field: getattr(found, field) for field in fields}

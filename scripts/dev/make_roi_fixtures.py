@@ -49,7 +49,7 @@ ROIS = (
 
 
 def feature_arrays() -> dict[str, np.ndarray]:
-    """The arrays of roi_features.npz."""
+    """Makes the arrays of roi_features.npz."""
     rng = np.random.RandomState(0)
     levels = [rng.normal(size=(CANVAS[0] // s, CANVAS[1] // s, CHANNELS)).astype(np.float32) for s in STRIDES]
     relu = np.maximum(rng.randint(-3, 3, levels[1].shape), 0).astype(np.float32)
@@ -58,7 +58,7 @@ def feature_arrays() -> dict[str, np.ndarray]:
     gradient = rng.normal(size=(len(rois), SIZE, SIZE, CHANNELS)).astype(np.float32)
 
     def run(function, *features):
-        """The results and the gradients of a function of features [1, C, h, w], with channels last."""
+        """Returns the results and the gradients of a function of features [1, C, h, w], with channels last."""
         features = [torch.tensor(x.transpose(2, 0, 1)[None].copy(), requires_grad=True) for x in features]
         result = function(*features)
         result.backward(torch.tensor(gradient.transpose(0, 3, 1, 2).copy()))
@@ -87,14 +87,14 @@ def feature_arrays() -> dict[str, np.ndarray]:
 
 
 def mask_arrays() -> dict[str, np.ndarray]:
-    """The arrays of masks.npz."""
+    """Makes the arrays of masks.npz."""
     rng = np.random.RandomState(1)
     size, count = (60, 90), 30
     masks = rng.uniform(size=(count, 14, 14)).astype(np.float32)
     corner, sides = rng.uniform(-20, 55, (count, 2)), np.exp(rng.uniform(-1, 4.5, (count, 2)))
     boxes = np.concatenate([corner, corner + sides], axis=1)
     boxes[:10] = np.clip(boxes[:10], 0, [*size[::-1], *size[::-1]])
-    boxes[:, 2:] = np.maximum(boxes[:, 2:], 1)  # torchvision has none that is outside
+    boxes[:, 2:] = np.maximum(boxes[:, 2:], 1)  # torchvision has no boxes outside the image
     boxes = boxes.astype(np.float32)
     pasted = paste_masks_in_image(torch.tensor(masks)[:, None], torch.tensor(boxes), size)[:, 0].numpy()
     return dict(
@@ -103,7 +103,7 @@ def mask_arrays() -> dict[str, np.ndarray]:
 
 
 def target_arrays() -> dict[str, np.ndarray]:
-    """Masks of as many cells as their boxes have pixels, RoIs around them, and what torchvision trains them towards."""
+    """Makes masks with a cell for each pixel of their boxes, RoIs around them, and torchvision's targets."""
     rng = np.random.RandomState(2)
     side, count = 40, 12
     gt_masks = np.kron(rng.uniform(size=(2, 8, 8)) < 0.6, np.ones((5, 5))).astype(bool)

@@ -33,8 +33,8 @@ import tidecv
 from absl import app
 
 PATH = pathlib.Path(__file__).parents[2] / 'tests' / 'fixtures' / 'tide.json.gz'
-SIDE = 200  # of an image, pixels
-CATEGORIES = (9, 2, 5, 30, 7, 11)  # ids, not sorted; of 30 there are no detections, of 7 no objects, of 11 neither
+SIDE = 200  # side of an image, pixels
+CATEGORIES = (9, 2, 5, 30, 7, 11)  # ids, not sorted; 30 has no detections, 7 has no objects, 11 has neither
 THRESHOLDS = ((0.5, 0.1), (0.75, 0.3))  # foreground, background
 
 
@@ -95,9 +95,9 @@ def drawn_case(
 
 
 def edge_case() -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Overlaps by exactly a half and exactly a tenth, of its own class and of another, of free objects, found ones, crowds."""
+    """Makes detections that overlap objects by exactly a half or a tenth: same or other class, free, found or crowd."""
     square = (0, 0, 20, 20)
-    # Of an image: objects (category, box, crowd), detections (category, box); the first detection has the highest score.
+    # For each image: objects (category, box, crowd), detections (category, box); the first detection has the highest score.
     scenes = (
         ([(9, square, 0)], [(9, (0, 0, 20, 10))]),  # half: found
         ([(9, square, 0)], [(9, square), (9, (0, 0, 20, 10))]),  # half of a found one: localisation
@@ -180,7 +180,7 @@ def run_tidecv(
 
 
 def in_order(ground_truth: dict[str, Any], detections: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Replaces scores by different ones: of equal ones the earlier image's is the higher, then the earlier in the list."""
+    """Replaces scores by different ones; equal scores are ordered by image, then by place in the list, the earlier one higher."""
     place = {image['id']: i for i, image in enumerate(ground_truth['images'])}
     rows = sorted(range(len(detections)), key=lambda i: (-detections[i]['score'], place[detections[i]['image_id']], i))
     return [{**detections[i], 'score': 1 - rank / len(rows)} for rank, i in enumerate(rows)]

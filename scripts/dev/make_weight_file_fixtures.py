@@ -25,7 +25,7 @@ FIXTURES = pathlib.Path(__file__).parents[2] / 'tests' / 'fixtures' / 'weights'
 
 
 def make_module() -> torch.nn.Module:
-    """A convolution and a batch norm that has seen one batch."""
+    """Makes a convolution and a batch norm that has seen one batch."""
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
     module(torch.randn(2, 3, 8, 8))
@@ -33,7 +33,7 @@ def make_module() -> torch.nn.Module:
 
 
 def make_state_dict() -> dict[str, torch.Tensor]:
-    """A module's state dict with its `_metadata`, and tensors of all dtypes and layouts."""
+    """Makes a module's state dict with its `_metadata`, and tensors of all dtypes and layouts."""
     tensors = make_module().state_dict()
     base = torch.randn(5, 6)
     tensors['half'] = torch.randn(7).half()

@@ -27,25 +27,26 @@ from tqdm.auto import tqdm
 from detzoo.evaluation import statistics
 from detzoo.evaluation.statistics import ClassMatches, Matches
 
-OBJECTS = 300  # in all images, and as many other things that look a little like them
-MEAN, SHOWN = 0.4, -0.3  # of the looks of objects, whose deviation is 1; those that are detected at all
+OBJECTS = 300  # number of objects in all images, and of other things that look a little like them
+MEAN = 0.4  # mean looks of objects; that of other things is -MEAN, and the standard deviation of both is 1
+SHOWN = -0.3  # least looks of things that are detected
 CONFIGURATION, TRAINING = 0.025, 0.025  # shares of the variance of looks
-POINTS = 40.0  # of AP50, that an object's looks gain or lose by 1
+POINTS = 40.0  # points of AP50 gained if the looks of all objects rise by 1
 CASES = {
     'equal': dict(unlike=False, better=0.0),
     'unlike': dict(unlike=True, better=0.0),
     '5 points': dict(unlike=True, better=5.0),
 }
-NOISE = (0.0, 0.0), (1.0, 1.0), (2.5, 2.5), (2.5, 0.0)  # of each configuration, points
+NOISE = (0.0, 0.0), (1.0, 1.0), (2.5, 2.5), (2.5, 0.0)  # noise of each configuration, points
 
 
 def train(
     random: np.random.RandomState, images: np.ndarray, is_object: np.ndarray, looks: np.ndarray, points: float
 ) -> Matches:
-    """Draws what a training finds.
+    """Draws the detections of a training.
 
     Args:
-      images, is_object, looks: [n], of things in the images; looks as the training's configuration sees them.
+      images, is_object, looks: [n], for each thing its image, whether it is an object, and its looks to the configuration.
       points: points of AP50 by which this training is better than others.
     """
     looks = looks + TRAINING**0.5 * random.randn(len(looks)) + np.where(is_object, MEAN + points / POINTS, -MEAN)
