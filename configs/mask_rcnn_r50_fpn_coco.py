@@ -15,7 +15,7 @@ does not train. Meant for 8 TPU chips (2 images each), or as many devices as div
 Published: 37.7 box AP and 33.9 mask AP on val2017 (Detectron's model zoo, R-50-FPN, 1x), after 22.2 hours on 8 P100; in the
 paper 33.6 mask AP (table 2a, 160k steps).
 
-The cost of a step on TPUs, estimated without having any:
+The cost of a step on TPUs, estimated on a machine without any:
 
     detzoo benchmark --config=mask_rcnn_r50_fpn_coco --tpu=v5e:2x4 \\
         --config.data.canvases='((1024, 1024),)' --config.evaluation.canvases='((1024, 1024),)'

@@ -18,7 +18,7 @@ steps.
 Meant for 8 TPU chips (v5e-8, v4-16; 2 images each), or as many devices as divide 16. It was not trained here.
 Published: 35.7 AP on test-dev (table 1e: ResNet-50, 800 pixels; val2017 are the images of the paper's minival), after 10
 to 35 hours on 8 GPUs (section 4.1, the range of the table's models). No result of `:scratch` is published. The cost of a
-step on TPUs, estimated without having any:
+step on TPUs, estimated on a machine without any:
 
     detzoo benchmark --config=retinanet_r50_fpn_coco --tpu=v5e:2x4
 

@@ -29,7 +29,7 @@ ROWS = [
 
 
 def retinanet(sizes: int, ratios: int, published: tuple[float, ...]) -> Run:
-    """Makes a run of RetinaNet with numbers of sizes, in equal steps of an octave, and of aspect ratios."""
+    """Makes a run of RetinaNet with this number of anchor sizes, in equal steps of an octave, and of aspect ratios."""
     changes = {
         'model.anchor_sizes': tuple(tuple(2 * stride * 2 ** (k / sizes) for k in range(sizes)) for stride in STRIDES),
         'model.aspect_ratios': {1: (1.0,), 3: (0.5, 1.0, 2.0)}[ratios],

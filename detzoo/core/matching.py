@@ -81,7 +81,7 @@ def match_and_reassign(anchors: Array, gt: GroundTruth, *, positive_iou: float, 
 def match_bipartite(iou: Array) -> Array:
     """Matches boxes and anchors one to one, the pair that overlaps most first (MultiBox, 1312.2249; SSD's authors' code).
 
-    Again and again, the free box and the free anchor with the largest IoU are matched, until no free box overlaps a free
+    The free box and the free anchor with the largest IoU are matched, and this is repeated until no free box overlaps a free
     anchor. Among equal IoUs the anchor with the lowest index comes first, and among its boxes the lowest row.
 
     Args:

@@ -40,7 +40,7 @@ def postprocess(
     """Selects, clips and prunes the boxes of one image.
 
     Args:
-        scores: [A, K] float, probabilities in 0..1, or logits.
+        scores: [A, K] float, probabilities in 0..1, or logits; candidates are ranked by them.
         boxes: [A, 4] float xyxy, or [A, K, 4]: a box for each class.
         window: [4] float xyxy, to which boxes are clipped.
         select: scores -> candidates: `top_per_level` or `top_per_class`.

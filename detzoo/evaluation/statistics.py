@@ -28,7 +28,7 @@ from detzoo.evaluation.precision import precision_envelope
 THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)  # axis T
 _RECALLS = np.linspace(0, 1, 101)
 _IMAGES = 250  # matched at once: the evaluator's tables of all of COCO's images would take more than a gigabyte
-_BLOCK = 2**19  # size of a block: a few arrays of so many numbers fit a processor's cache
+_BLOCK = 2**19  # numbers in an array: a few arrays of this size fit a processor's cache
 _TINY = np.finfo(np.float64).tiny  # least divisor, so that 0 / 0 becomes 0
 _ROUNDING = 1e-12  # larger than the rounding error of an AP
 
@@ -278,9 +278,7 @@ def paired_test(
     low, high = _percentiles(drawn, difference, level)
 
     swap = np.random.RandomState(seed).randint(2, size=(permutations, len(a[0].image_ids)), dtype=bool)
-    first = np.stack([~swap, swap], axis=-1).reshape(
-        permutations, -1
-    )  # for each image, the weights of a's and of b's detections
+    first = np.stack([~swap, swap], axis=-1).reshape(permutations, -1)  # weights of each image's a and b
     pairs = [_interleave(a[i % len(a)], b[i % len(b)]) for i in range(math.lcm(len(a), len(b)))]
     swapped = _averages(pairs, first, thresholds).mean(0) - _averages(pairs, ~first, thresholds).mean(0)
     extreme = int((np.abs(swapped) >= abs(difference) - _ROUNDING).sum())
@@ -337,7 +335,7 @@ def crossed_test(
     Simulated with `scripts/dev/simulate_tests.py`: AP50 on 200 images, trainings with a standard deviation of 0, 1 and 2.5
     points, 1000 data sets (400 with five trainings). Shares of them with p < 0.05:
 
-        trainings of each     equal           5 points apart  equal, trainings of one configuration vary by 2.5 points
+        trainings of each     equal           5 points apart  equal, only one's trainings vary, by 2.5 points
         2                     1.4 to 5.5 %    90, 62, 24 %    7.5 %
         3                     0.7 to 4.2 %    98, 87, 40 %    6.5 %
         5                     1.5 to 4.8 %    100, 99, 72 %   6.2 %
@@ -443,7 +441,7 @@ def _variance_over_images(drawn: np.ndarray, matches: Matches) -> tuple[float, i
     if not len(drawn):
         raise ValueError('no resample has an object: draw more of them')
     images = len(matches.image_ids)
-    # The variance of n images drawn with replacement is (n - 1) / n of that of n new images.
+    # The variance over resamples of n images is (n - 1) / n of that over samples of n new images.
     return float(drawn.var()) * images / max(1, images - 1), max(1, images - 1)
 
 

@@ -24,7 +24,7 @@ from detzoo.sweeps.store import FINISHED, Result, Store, read_file
 
 SIGNIFICANT = 0.05
 PERMUTATIONS = 10_000  # largest number of permutations
-# IoU thresholds of the metrics that intervals and comparisons can be computed of.
+# IoU thresholds of the metrics that intervals and comparisons can be computed for.
 THRESHOLDS = {'AP': statistics.THRESHOLDS, 'AP50': (0.5,), 'AP75': (0.75,)}
 DETECTIONS = 'detections.json.gz'
 SIZE = 'size.json'  # the size of a ground truth that is not kept itself
@@ -188,7 +188,7 @@ def _as_planned(result: Result, plan: Result) -> Result:
 
 
 def judged_metric(metrics: Sequence[str]) -> str:
-    """Chooses the metric to compute intervals and comparisons of."""
+    """Chooses the metric that intervals and comparisons are computed for."""
     return metrics[0] if metrics and metrics[0].removeprefix('mask_') in THRESHOLDS else 'AP'
 
 
