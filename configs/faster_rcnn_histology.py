@@ -2,7 +2,8 @@
 
     detzoo train --config=faster_rcnn_histology --workdir=runs/faster_rcnn_histology
 
-24 tiles train, so augmentation decides: crops at about twice their size, flips, quarter turns, changes of colour.
+There are only 24 training tiles, so augmentation matters most: crops at about twice their size, flips, quarter turns, changes of
+colour.
 
 Measured: AP 0.383, AP50 0.701 after 900 steps, seed 0, in 9 minutes on 2 cores of an x86-64 machine that others shared.
 """

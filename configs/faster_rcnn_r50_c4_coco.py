@@ -41,8 +41,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.data.name = 'coco'
     c.data.canvases = ((CANVAS, CANVAS),)
     c.data.max_boxes = 100  # at most 93 objects an image in train2017
-    c.data.threads = 32  # of a TPU host's 100 or more
-    c.data.empty_images = False  # as in Detectron: of train2017 117,266 images are left
+    c.data.threads = 32  # a TPU host has 100 or more
+    c.data.empty_images = False  # as in Detectron; leaves 117,266 images of train2017
     c.data.recipe = dict(flip=0.5, shorter_side=800, longer_side=1333)  # horizontal flips only
 
     c.model = ml_collections.ConfigDict()
@@ -56,13 +56,13 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         pre_nms_topk=6000,
         post_nms_topk=1000,
     )
-    # As many samples as the RoI's size asks for: from 897 pixels on more than 4 x 4 a bin, which are counted.
+    # As many samples as a RoI's size needs, but at most 4 x 4 per bin. RoIs that need more (from 897 pixels on) are counted.
     c.model.roi = dict(output_size=14, samples_per_bin=0, max_samples_per_bin=4, aligned=False)
     c.model.head = dict(samples=512, positive_share=0.25, box_loss_beta=1.0)
     c.model.dtype = 'bfloat16'
 
     c.training = ml_collections.ConfigDict()
-    c.training.batch_size = 16  # 2 a chip
+    c.training.batch_size = 16  # 2 per chip
     c.training.steps = 90_000
     c.training.checkpoint_every = 5000
     c.training.evaluate_every = 10_000
@@ -77,5 +77,5 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.optimizer.weight_decay = 1e-4
     c.optimizer.frozen = r'backbone/(stem|stage1)'
 
-    c.evaluation = dict(batch_size=16, canvases=((800, CANVAS), (CANVAS, 800)))  # each image has the one it fits
+    c.evaluation = dict(batch_size=16, canvases=((800, CANVAS), (CANVAS, 800)))  # each image has the one that fits
     return complete(c)

@@ -1,17 +1,17 @@
-"""Any detector that was trained elsewhere, on `histology`: what it knows stays, its classes start anew.
+"""Any trained detector, fine-tuned on `histology`: it keeps its weights, except those that depend on the classes.
 
     detzoo import --source=retinanet_resnet50_fpn_coco-eeacb38b.pth --model=retinanet_resnet50_fpn \\
         --workdir=runs/retinanet_coco
     detzoo train --config=finetune_histology:runs/retinanet_coco --workdir=runs/finetuned
 
-The argument is a workdir: of imported weights, or of a run. Its model section is taken over unchanged, and how it resizes
-images; layers whose shape depends on the number of classes are drawn, and listed when the run begins. To keep early layers
-as they are: `--config.optimizer.frozen='backbone/(stem|stage1)'` (of a ResNet; a regular expression on parameter paths). Where
-the norms are of batches (torchvision's v2 models, SSDLite, YOLO) their statistics go on moving, unless
-`--config.model.backbone.norm=frozen_batch_norm` keeps those that were learnt.
+The argument is the workdir of imported weights or of a run. Its model section and its resizing of images are taken over
+unchanged; layers whose shape depends on the number of classes start from random weights, and are listed when the run begins.
+`--config.optimizer.frozen='backbone/(stem|stage1)'` keeps the early layers of a ResNet as they are (it is a regular expression on
+parameter paths). In detectors with batch norm (torchvision's v2 models, SSDLite, YOLO) the statistics go on changing;
+`--config.model.backbone.norm=frozen_batch_norm` keeps those of the workdir.
 
-24 tiles train, so augmentation decides, as in the other configs of `histology`. It was run with weights trained here, not
-with published ones.
+There are only 24 training tiles, so augmentation matters most, as in the other configs for `histology`. This config was run with
+weights trained here, not with published ones.
 """
 
 import pathlib
@@ -23,10 +23,10 @@ from detzoo.errors import ConfigError
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    """Makes the config that goes on from a workdir."""
+    """Makes the config that starts from the weights of a workdir."""
     path = pathlib.Path(arg or '', 'config.json').expanduser()
     if not arg or not path.exists():
-        raise ConfigError(f'configs/finetune_histology.py:WORKDIR starts from a workdir, and {arg!r} is none')
+        raise ConfigError(f'configs/finetune_histology.py:WORKDIR needs a workdir, but {arg!r} is not one')
     source = read_config(path)
     c = ml_collections.ConfigDict()
     c.initialize_from = arg
@@ -37,7 +37,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     rule = {key: source.data.recipe[key] for key in ('resize', 'interpolation')}
     c.data.recipe = dict(rule, flip=0.5, rotate90=True, scale_range=(1.0, 1.33), color_jitter=0.2)
     c.evaluation = dict(batch_size=4, mask_paste=source.evaluation.mask_paste)
-    if rule['resize'] == 'fit':  # tiles of 250 pixels, enlarged to twice their size, of which a step sees crops
+    if rule['resize'] == 'fit':  # a step sees crops of tiles of 250 pixels, enlarged to twice their size
         c.data.canvases = ((256, 256),)
         c.data.recipe.scale_range = (1.5, 2.66)
         c.evaluation.canvases = ((512, 512),)

@@ -2,7 +2,8 @@
 
     detzoo train --config=mask_rcnn_histology --workdir=runs/mask_rcnn_histology
 
-24 tiles train, so augmentation decides: crops at about twice their size, flips, quarter turns, changes of colour.
+There are only 24 training tiles, so augmentation matters most: crops at about twice their size, flips, quarter turns, changes of
+colour.
 
 Measured: box AP 0.393, AP50 0.712 and mask AP 0.418, AP50 0.734 after 900 steps, seed 0, on 2 cores of an
 x86-64 machine that others shared.

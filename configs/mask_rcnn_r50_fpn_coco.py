@@ -15,13 +15,13 @@ does not train. Meant for 8 TPU chips (2 images each), or as many devices as div
 Published: 37.7 box AP and 33.9 mask AP on val2017 (Detectron's model zoo, R-50-FPN, 1x), after 22.2 hours on 8 P100; in the
 paper 33.6 mask AP (table 2a, 160k steps).
 
-What a step costs on a TPU, without having one:
+The cost of a step on TPUs, estimated on a machine without any:
 
     detzoo benchmark --config=mask_rcnn_r50_fpn_coco --tpu=v5e:2x4 \\
         --config.data.canvases='((1024, 1024),)' --config.evaluation.canvases='((1024, 1024),)'
 
-At 1024 x 1024, 2 images a chip, that says 4.3 GB of a chip's 17.2 (nothing is rematerialised), and 195 ms without gathers and
-all-reduce: the compiler's estimate, not a measurement.
+At 1024 x 1024, with 2 images per chip, it takes 4.3 GB of a chip's 17.2 (nothing is rematerialised), and 195 ms without gathers
+and all-reduce. These are the compiler's estimates, not measurements.
 
 One canvas of 1344 x 1344 takes every image as the paper resizes it, at the price of padding; evaluation has one for each
 orientation.
@@ -52,9 +52,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.data.name = 'coco'
     c.data.canvases = ((CANVAS, CANVAS),)
     c.data.max_boxes = 100  # at most 93 objects an image in train2017
-    c.data.mask_size = 112  # of each object in its box's frame
-    c.data.threads = 32  # of a TPU host's 100 or more
-    c.data.empty_images = False  # as in Detectron: of train2017 117,266 images are left
+    c.data.mask_size = 112  # cells along a side of a mask
+    c.data.threads = 32  # a TPU host has 100 or more
+    c.data.empty_images = False  # as in Detectron; leaves 117,266 images of train2017
     c.data.recipe = dict(flip=0.5, shorter_side=800, longer_side=1333)  # horizontal flips only
 
     c.model = ml_collections.ConfigDict()
@@ -62,7 +62,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.model.backbone = dict(name='resnet50', norm='frozen_batch_norm')
     c.model.rpn = dict(
         anchor_sizes=((32.0,), (64.0,), (128.0,), (256.0,), (512.0,)),  # 1612.03144, section 4.1
-        train_pre_nms_topk=2000,  # of a level
+        train_pre_nms_topk=2000,  # per level
         train_post_nms_topk=2000,
         pre_nms_topk=1000,
         post_nms_topk=1000,
@@ -74,7 +74,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.model.dtype = 'bfloat16'
 
     c.training = ml_collections.ConfigDict()
-    c.training.batch_size = 16  # 2 a chip
+    c.training.batch_size = 16  # 2 per chip
     c.training.steps = 90_000
     c.training.checkpoint_every = 5000
     c.training.evaluate_every = 10_000
@@ -89,5 +89,5 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.optimizer.weight_decay = 1e-4
     c.optimizer.frozen = r'backbone/(stem|stage1)'
 
-    c.evaluation = dict(batch_size=16, canvases=((800, CANVAS), (CANVAS, 800)))  # each image has the one it fits
+    c.evaluation = dict(batch_size=16, canvases=((800, CANVAS), (CANVAS, 800)))  # each image has the one that fits
     return complete(c)

@@ -4,7 +4,7 @@
     detzoo train --config=mask_rcnn_shapes:c4 --workdir=runs/mask_rcnn_c4
 
 Measured, seed 0, on 2 cores of an AMD EPYC: box AP 0.509, AP50 0.773 and mask AP 0.475, AP50 0.738 after 850 steps, which take
-5.3 minutes where nothing else runs. `:c4` is for comparing what is done with RoIs, see experiments/roi_features.py.
+5.3 minutes where nothing else runs. `:c4` is for comparing RoI operators, see experiments/roi_features.py.
 """
 
 import ml_collections
@@ -43,8 +43,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     if arg == 'c4':
         c.model.fpn_features = None
         c.model.rpn.anchor_sizes = ((16.0, 24.0, 36.0, 54.0, 80.0),)
-        c.model.rpn.train_pre_nms_topk = c.model.rpn.pre_nms_topk = 200  # of one level
-        c.model.roi.output_size = 10  # of which the last stage makes 5
+        c.model.rpn.train_pre_nms_topk = c.model.rpn.pre_nms_topk = 200  # there is one level
+        c.model.roi.output_size = 10  # the last stage halves it to 5
         c.model.mask = dict(layers=0, features=48)
     c.training = dict(steps=850, batch_size=16, checkpoint_every=425, evaluate_every=425)
     c.optimizer = dict(name='adamw', learning_rate=3e-3, warmup_steps=50, weight_decay=1e-4, ema_decay=0.995)

@@ -2,10 +2,11 @@
 
     detzoo train --config=retinanet_histology --workdir=runs/histology
 
-24 tiles train, so augmentation decides: crops at about twice their size, flips, quarter turns, changes of colour.
+There are only 24 training tiles, so augmentation matters most: crops at about twice their size, flips, quarter turns, changes of
+colour.
 
 Measured: AP 0.384, AP50 0.671 after 900 steps, seed 0, in 7 minutes on 2 cores of an x86-64 machine. With all classes as
-one (`detzoo evaluate --class_agnostic`) AP50 is 0.582, since a box that two classes claim counts twice.
+one (`detzoo evaluate --class_agnostic`) AP50 is 0.582, since a nucleus detected in two classes is also a false positive.
 """
 
 import ml_collections

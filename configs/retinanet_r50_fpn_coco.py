@@ -17,13 +17,13 @@ steps.
 
 Meant for 8 TPU chips (v5e-8, v4-16; 2 images each), or as many devices as divide 16. It was not trained here.
 Published: 35.7 AP on test-dev (table 1e: ResNet-50, 800 pixels; val2017 are the images of the paper's minival), after 10
-to 35 hours on 8 GPUs (section 4.1, the range of the table's models). Of `:scratch` no result is published. What a step
-costs on a TPU, without having one:
+to 35 hours on 8 GPUs (section 4.1, the range of the table's models). No result of `:scratch` is published. The cost of a
+step on TPUs, estimated on a machine without any:
 
     detzoo benchmark --config=retinanet_r50_fpn_coco --tpu=v5e:2x4
 
-That says 208 ms, so 5.2 hours for the 90k steps, and 6.3 GB of a chip's 17.2: the compiler's estimate, not a
-measurement, and without all-reduce and input pipeline.
+A step takes 208 ms (5.2 hours for the 90k steps) and 6.3 GB of a chip's 17.2. These are the compiler's estimates, not
+measurements, without all-reduce and input pipeline.
 
 One canvas of 1344 x 1344 takes every image as the paper resizes it, at the price of padding: a picture of 640 x 480 becomes
 1067 x 800 and fills 47 % of it. Evaluation has one canvas for each orientation, with 60 % of the pixels. Training cannot do
@@ -54,8 +54,8 @@ def get_config(arg=None):
     c.data.name = 'coco'
     c.data.canvases = ((CANVAS, CANVAS),)
     c.data.max_boxes = 100  # at most 93 objects an image in train2017
-    c.data.threads = 32  # of a TPU host's 100 or more
-    c.data.empty_images = False  # as in Detectron: of train2017 117,266 images are left
+    c.data.threads = 32  # a TPU host has 100 or more
+    c.data.empty_images = False  # as in Detectron; leaves 117,266 images of train2017
     c.data.recipe = dict(flip=0.5, shorter_side=800, longer_side=1333)  # horizontal flips only (section 4.1)
 
     c.model = ml_collections.ConfigDict()
@@ -68,14 +68,14 @@ def get_config(arg=None):
     c.model.prior_probability = 0.01  # pi (section 4.1)
     c.model.focal_gamma = 2.0  # table 1b
     c.model.focal_alpha = 0.25  # table 1b
-    # The text says "the standard smooth L1" of Fast R-CNN, which has a beta of 1; Detectron's BBOX_REG_BETA is this.
+    # The paper says "the standard smooth L1" of Fast R-CNN, with a beta of 1; Detectron's BBOX_REG_BETA has this value.
     c.model.box_loss_beta = 0.11
-    c.model.match_best_anchors = True  # as in Detectron, there from an IoU of 0.4 on; the text has the threshold alone
+    c.model.match_best_anchors = True  # as in Detectron, there from an IoU of 0.4 on; the paper has only the threshold
     c.model.max_detections = 100
     c.model.dtype = 'bfloat16'
 
     c.training = ml_collections.ConfigDict()
-    c.training.batch_size = 16  # 2 a core
+    c.training.batch_size = 16  # 2 per core
     c.training.steps = 270_000 if scratch else 90_000
     c.training.checkpoint_every = 5000
     c.training.evaluate_every = 10_000
@@ -91,5 +91,5 @@ def get_config(arg=None):
     c.optimizer.weight_decay = 1e-4
     c.optimizer.frozen = '' if scratch else r'backbone/(stem|stage1)'  # as in Detectron
 
-    c.evaluation = dict(batch_size=16, canvases=((800, CANVAS), (CANVAS, 800)))  # each image has the one it fits
+    c.evaluation = dict(batch_size=16, canvases=((800, CANVAS), (CANVAS, 800)))  # each image has the one that fits
     return complete(c)

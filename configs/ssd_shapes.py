@@ -20,7 +20,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.data.recipe = dict(flip=0.5, scale_range=(0.8, 1.25))
     c.model = dict(
         name='ssd',
-        backbone=dict(name='resnet18', width=0.25, norm='batch_norm'),  # the RetinaNet's
+        backbone=dict(name='resnet18', width=0.25, norm='batch_norm'),  # as in retinanet_shapes
         backbone_strides=(8, 16, 32),  # 16, 8 and 4 cells a side
         l2_norm_scale=None,  # all levels are normalised alike
         extra_layers=(),

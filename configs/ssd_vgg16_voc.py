@@ -6,9 +6,9 @@
         --config.initialize_backbone=vgg16_features-amdegroot-88682ab5.pth
     detzoo evaluate --workdir=runs/ssd300_voc --voc
 
-`:512` is SSD512. The weights are those of torchvision's VGG16_Weights.IMAGENET1K_FEATURES, made by VGG's authors: their
-pixels are not divided by a deviation. That file has no fc6 and fc7, which start anew. Without any weights, a VGG without
-norms hardly learns.
+`:512` is SSD512. The weights are those of torchvision's VGG16_Weights.IMAGENET1K_FEATURES, made by VGG's authors: pixels
+are not divided by a standard deviation. The file has no fc6 and fc7, which start from random weights. Without these weights, a
+VGG without norms hardly learns.
 
 Not trained here. Published: 77.2 mAP (SSD512: 79.8) on VOC 2007 test (table 6, SSD300* and SSD512*), after 120k steps.
 

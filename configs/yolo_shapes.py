@@ -20,7 +20,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         v1=dict(
             name='yolo_v1',
             backbone=dict(name='tiny', width=0.5),
-            backbone_stride=8,  # one pooling more, in the head: a grid of 4 x 4 cells of 16 pixels
+            backbone_stride=8,  # the head pools once more: a grid of 4 x 4 cells of 16 pixels
             head_features=(256, 128),
             local_features=None,
             class_scale=2.0,
@@ -28,12 +28,12 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         v2=dict(
             name='yolo_v2',
             backbone=dict(name='darknet19', width=0.25),
-            backbone_stride=8,  # the paper's is 32, for objects some three times as large
+            backbone_stride=8,  # 32 in the paper, for objects about three times as large
             head_features=(320, 320, 320),
             passthrough_features=32,
             prior_probability=0.05,
             warm_up_images=3200,
-            # Near the k-means of the data, which scripts/make_anchors.py prints; not its very output.
+            # Close to the k-means anchors that scripts/make_anchors.py prints for this data, but not the same.
             anchor_sizes=((17.9, 18.3), (26.9, 25.6), (32.9, 38.1), (47.1, 42.3), (57.8, 60.0)),
         ),
         v3=dict(
@@ -43,7 +43,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             small_head=True,
             head_features=256,
             prior_probability=0.01,
-            # Near the k-means of the data, which scripts/make_anchors.py prints; not its very output.
+            # Close to the k-means anchors that scripts/make_anchors.py prints for this data, but not the same.
             anchor_sizes=(((17.5, 18.1), (25.6, 23.9), (30.6, 33.9)), ((45.3, 36.6), (41.1, 51.6), (60.8, 58.6))),
         ),
     )
@@ -62,8 +62,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         c.data.recipe.rotate90 = True  # shapes lie at any angle
         c.training = dict(steps=5800, batch_size=16, checkpoint_every=1450, evaluate_every=2900)
         c.optimizer.learning_rate, c.optimizer.ema_decay = 5e-3, 0.998
-        # The connected layer has a weight from each cell to every other's output, for which most gradients are noise, and
-        # small. Adam would enlarge them to steps of full size, and weights that only remember images would stay: with the
-        # other versions' epsilon and decay, at a rate of 1.5e-3, AP50 was 0.287 (of pictures not turned, and a larger head).
+        # The connected layer has weights from each cell to the outputs of all others. Most of their gradients are small noise.
+        # Adam would scale it up to steps of full size, and weights that only memorise images would stay: with the other
+        # versions' epsilon and decay, at a rate of 1.5e-3, AP50 was 0.287 (with a larger head and without turned pictures).
         c.optimizer.epsilon, c.optimizer.weight_decay = 1e-4, 1e-1
     return complete(c)

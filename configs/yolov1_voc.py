@@ -12,7 +12,7 @@ Not trained here. Published: 63.4 mAP on VOC 2007 test, 52.7 for the small net (
 layers that were trained on ImageNet first: extraction.weights of darknet's page, which `darknet partial` cuts after layer
 24. Without `initialize_backbone` the net starts from random weights: expect less.
 
-Differences from darknet: the learning rate rises in a line (there in three steps, or four for the small net, to ten and
+Differences from darknet: the learning rate rises linearly (there in three steps, or four for the small net, to ten and
 twenty times the first rate of the cfg); the area outside a moved image is gray (there the border is repeated); an object of
 which less than a quarter is visible is ignored (there it counts); objects marked difficult are ignored (there they are
 background, see `detzoo.data.readers.voc`); batch norm normalises over all 64 images (there over 8 at a time).
@@ -34,7 +34,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.data = dict(name='voc', canvases=((448, 448),), max_boxes=64, threads=32)
     c.data.recipe = dict(
         resize='stretch',
-        interpolation='bilinear',  # darknet's samples lie half a pixel away at most
+        interpolation='bilinear',  # darknet's sampling points differ by half a pixel at most
         flip=0.5,
         jitter=0.2,
         hue=0.1,

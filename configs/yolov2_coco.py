@@ -16,9 +16,9 @@ for the small net at 416 (darknet's page); 44.0 at 544 on test-dev (table 5 of t
 net starts from random weights: expect less.
 
 Multi-scale training draws one of ten canvases every ten steps; each is compiled once. Differences from darknet: the
-learning rate warms up in a line (there as a power of 4); canvases are drawn to the end (there the last 200 steps see the
-largest); batch norm normalises over all 64 images (there over 8 at a time); colours change before the image is placed on
-gray (there afterwards, so that the gray becomes lighter or darker too).
+learning rate warms up linearly (there with the fourth power of the step); canvases are drawn until the end (there the last 200
+steps use the largest); batch norm normalises over all 64 images (there over 8 at a time); colours change before the image is
+placed on gray (there afterwards, so that the gray becomes lighter or darker too).
 """
 
 import ml_collections
@@ -39,7 +39,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.data.canvas_steps = 10
     c.data.recipe = dict(
         resize='letterbox',
-        interpolation='bilinear',  # darknet's samples lie half a pixel away at most
+        interpolation='bilinear',  # darknet's sampling points differ by half a pixel at most
         flip=0.5,
         aspect_jitter=0.2 if tiny else 0.3,
         hue=0.1,

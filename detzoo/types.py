@@ -1,4 +1,4 @@
-"""What travels between the parts of detzoo: inputs, ground truth, detections, and the contract of a detector.
+"""The types that the parts of detzoo exchange: inputs, ground truth, detections, and the contract of a detector.
 
 Everything here is a NamedTuple, hence a pytree: it passes through `jit`, `vmap`, `pmap` and `jax.tree.map` as it is.
 
@@ -22,11 +22,11 @@ import jax
 
 Array = jax.Array
 Params = Any  # a nested dict of arrays: what gradients train
-ModelState = Any  # a nested dict of arrays: what learns without gradients (batch statistics, frozen batch norm)
+ModelState = Any  # a nested dict of arrays that gradients do not train (batch statistics, frozen batch norm)
 
 
 class Inputs(NamedTuple):
-    """What a detector sees of a batch of images.
+    """The inputs of a detector: a batch of images.
 
     images: [B, H, W, 3] uint8 or float32, RGB in 0..255. The detector normalises.
     window: [B, 4] float32 xyxy, where the image lies on its canvas. The detector zeroes what is outside.
@@ -46,9 +46,9 @@ class GroundTruth(NamedTuple):
     boxes: [..., M, 4] float32 xyxy.
     labels: [..., M] int32 in 0..K-1.
     valid: [..., M] bool, False on padding rows.
-    crowd: [..., M] bool, True where a box stands for a group: never a positive; what lies in it is ignored.
-    dropped: [...] int32, how many objects of the image found no row because it has more than M.
-    cropped: [...] int32, how many objects of the image lie outside of the crop that was taken.
+    crowd: [..., M] bool, True where a box stands for a group: no anchor is positive for it, and anchors inside it are ignored.
+    dropped: [...] int32, number of the image's objects that are left out because it has more than M.
+    cropped: [...] int32, number of the image's objects that lie outside the crop.
     masks: [..., M, S, S] bool in the frame of each box, or None.
     """
 
@@ -67,7 +67,7 @@ class Batch(NamedTuple):
     inputs: Inputs.
     gt: GroundTruth with leading axis B.
     image_id: [B] int32, the dense index of the record in its split (the data's own ids stay on the host).
-    valid: [B] bool, False on the filler of a last short batch.
+    valid: [B] bool, False on rows that fill up the last batch.
     """
 
     inputs: Inputs
@@ -77,15 +77,15 @@ class Batch(NamedTuple):
 
 
 class Detections(NamedTuple):
-    """What a detector found, best score first, padded to D rows.
+    """The detections in an image, best score first, padded to D rows.
 
     boxes: [..., D, 4] float32 xyxy pixels of the canvas, inside the window.
     scores: [..., D] float32 in 0..1.
     labels: [..., D] int32 in 0..K-1.
     valid: [..., D] bool.
     masks: [..., D, m, m] float32 probabilities in the frame of each box, or None.
-    candidates_dropped: [...] int32, how many boxes over the score threshold the NMS never saw because a capacity
-        (pre_nms_topk) was full; or None, where nobody counted.
+    candidates_dropped: [...] int32, number of candidates over the score threshold that the NMS never saw because there was
+        no room for them (pre_nms_topk); None: not counted.
     """
 
     boxes: Array
@@ -97,9 +97,9 @@ class Detections(NamedTuple):
 
 
 class Assignment(NamedTuple):
-    """Which of the detector's boxes the loss trains towards which object.
+    """The object that each of a detector's boxes is trained towards.
 
-    boxes: [B, A, 4] float32 xyxy, what was matched (anchors, cells or proposals).
+    boxes: [B, A, 4] float32 xyxy, the boxes that were matched (anchors, cells or proposals).
     matched: [B, A] int32: the row of the ground truth, or NEGATIVE = -1, or IGNORE = -2.
     """
 
@@ -108,7 +108,7 @@ class Assignment(NamedTuple):
 
 
 class Detector(NamedTuple):
-    """A detector: pure functions that share explicit arguments bound by its `make`, and what it needs and finds.
+    """A detector: pure functions, whose arguments its `make` has bound, and flags that say what it needs and finds.
 
     init(rng, canvas): (params, model_state) for a key and a canvas (H, W).
     loss(params, model_state, batch, rng): (loss [], (model_state, metrics)), metrics a flat dict of scalars.

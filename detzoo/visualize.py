@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 from detzoo.core.matching import IGNORE, NEGATIVE
 from detzoo.files import new_file
 
-# Saturated, far apart for neighbouring labels, and readable on photographs as on pink-violet tissue.
+# Saturated colours, far apart for neighbouring labels, which stand out on photographs and on pink-violet tissue.
 _PALETTE = (
     (0, 200, 83),
     (255, 145, 0),
@@ -46,7 +46,7 @@ Rectangle = tuple[int, int, int, int]  # x1, y1, x2, y2 pixels, the second corne
 
 
 def class_color(label: int) -> tuple[int, int, int]:
-    """Returns the RGB colour of a label, the same in every picture; there are twelve, which repeat."""
+    """Returns the RGB colour of a label, the same in every picture; there are twelve colours, and then they repeat."""
     return _PALETTE[label % len(_PALETTE)]
 
 
@@ -179,7 +179,7 @@ def grid(
       [h', w', 3] uint8.
 
     Raises:
-      ValueError: there are no images, or another number of titles.
+      ValueError: there are no images, or the number of titles is not that of the images.
     """
     if len(images) == 0:
         raise ValueError('a grid needs at least one image')
@@ -206,7 +206,7 @@ def grid(
 def plot_pr_curves(curves: dict[str, dict[str, np.ndarray] | None]) -> np.ndarray:
     """Plots precision over recall of each class and their mean, at IoU 0.5 (solid) and 0.75 (dashed); needs matplotlib.
 
-    With more than twelve classes, each has a thin line without a name at IoU 0.5, and only the mean is named.
+    With more than twelve classes, each class has a thin line without a name, at IoU 0.5 only, and the legend names the mean alone.
 
     Args:
       curves: curves of `detzoo.evaluation.pr_curves`, in the order of the labels, so that lines have the colours of the boxes.

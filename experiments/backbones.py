@@ -4,8 +4,8 @@
     detzoo report --workdir=runs/backbones
 
 The paper's answer (Speed/accuracy trade-offs for modern convolutional object detectors, arXiv 1611.10012, section 4.1): the better
-a feature extractor classifies ImageNet, the better Faster R-CNN and R-FCN detect with it; SSD depends less on it, and with light
-ones is ahead on large objects. The paper compares six extractors under three detectors; RetinaNet and YOLO v3 came after it.
+a feature extractor classifies ImageNet, the better Faster R-CNN and R-FCN detect with it; SSD depends less on it, and with
+light ones it is ahead on large objects. The paper compares six extractors under three detectors; RetinaNet and YOLO v3 came later.
 
 Held fixed: data, augmentation, steps, batch size, optimiser and its schedule, each detector's heads and anchors, norms. Varied:
 the detector and its backbone, which has 16 channels in its first layer; two seeds. Laptop scale: nothing is trained on ImageNet
@@ -23,7 +23,7 @@ CONFIGS = {
     'faster_rcnn': 'configs/faster_rcnn_shapes.py',
 }
 WIDTHS = {'resnet18': 1 / 4, 'vgg16': 1 / 4, 'mobilenet_v2': 1 / 2}  # each makes 16 channels in the first layer
-HEAD_FEATURES = 128  # of YOLO, whose head has the backbone's width too
+HEAD_FEATURES = 128  # features of YOLO's head, which also has the backbone's width
 BUDGET = {
     'training.steps': 1000,
     'training.batch_size': 16,
@@ -34,7 +34,7 @@ FIGURES = Axes('model.backbone.name', 'AP'), Axes('seconds', 'AP', log=True, par
 
 
 def on_backbone(detector: str, backbone: str) -> Run:
-    """A detector on a backbone."""
+    """Makes a run of a detector on a backbone."""
     changes: dict[str, Any] = {
         'model.backbone.name': backbone,
         'model.backbone.width': WIDTHS[backbone],

@@ -5,7 +5,7 @@
 
 The paper's answer (Focal Loss for Dense Object Detection, arXiv 1708.02002, tables 1a and 1b, RetinaNet on ResNet-50-FPN, 600
 pixels): focusing gains up to 2.9 AP over the best balanced cross-entropy; gamma 2 is best, and alpha falls as gamma rises. With
-hard negatives, three to a positive, RetinaNet on ResNet-101 stays 4.9 AP behind the focal loss (table 1d: 31.1 of 36.0).
+hard negatives, three to a positive, RetinaNet on ResNet-101 stays 4.9 AP behind the focal loss (table 1d: 31.1 against 36.0).
 
 Held fixed: the detector, data, recipe, steps, seed. Varied: the loss of classes. Laptop scale: an image of `shapes` has some 3000
 anchors instead of 100,000, so that easy negatives overwhelm the loss far less.

@@ -7,8 +7,8 @@ The paper's answers (Mask R-CNN, arXiv 1703.06870): the split head on a pyramid 
 masks per class by a sigmoid each are far better than a softmax over classes (2b), and one mask for all classes is nearly as good as
 one a class (section 4.2); convolutions are better than fully connected layers (2e).
 
-Held fixed: data, recipe, steps, seed, and within each pair everything but the row's change. Varied: one at a time. The paper's
-2b and its class-agnostic masks are on C4, 2e on the pyramid, and so they are here. Laptop scale.
+Held fixed: data, recipe, steps, seed, and within each pair all but one thing. Varied: one thing per pair. As in the paper, 2b and
+class-agnostic masks are on C4, 2e is on the pyramid. Laptop scale.
 """
 
 from detzoo.sweeps.sweep import Run, Sweep
@@ -16,7 +16,7 @@ from detzoo.sweeps.sweep import Run, Sweep
 PYRAMID, C4 = 'configs/mask_rcnn_shapes.py', 'configs/mask_rcnn_shapes.py:c4'
 BUDGET = {'training.steps': 700, 'training.checkpoint_every': 350, 'training.evaluate_every': 350}
 METRICS = 'mask_AP', 'mask_AP50', 'mask_AP75'
-# Published: mask AP, AP50, AP75 of tables 2a, 2b and 2e; of class-agnostic masks AP alone.
+# Published: mask AP, AP50, AP75 of tables 2a, 2b and 2e; for class-agnostic masks only AP.
 ROWS = {
     'joint_sigmoid': (C4, {}, (30.3, 51.2, 31.5)),
     'joint_softmax': (C4, {'model.mask.activation': 'softmax'}, (24.8, 44.1, 25.1)),

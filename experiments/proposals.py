@@ -6,8 +6,8 @@
 The paper's answer (Speed/accuracy trade-offs for modern convolutional object detectors, arXiv 1611.10012, section 4.1): Faster
 R-CNN on Inception ResNet keeps 96 % of its AP with 50 proposals instead of 300, at a third of the time.
 
-Held fixed: all that is trained: the runs share one training, of Faster R-CNN on `shapes`. Varied: the number of proposals
-that remain after the NMS when predicting. An image has 6 shapes at most.
+Held fixed: the training of Faster R-CNN on `shapes`, which all runs share. Varied: the number of proposals that remain after the
+NMS when predicting. An image has 6 shapes at most.
 """
 
 from detzoo.sweeps.sweep import Axes, Run, Sweep

@@ -4,7 +4,7 @@
     bash scripts/quickstart.sh --detectors=retinanet
 
 Held fixed: data (`shapes`), augmentation, canvas, steps, batch size, seed. Varied: the detector. The budget is small: no
-detector is at its end, and those that learn fast look best. With one detector alone its config decides, steps included.
+detector has converged, and those that learn fast look best. A single detector is trained as its config says, steps included.
 """
 
 from detzoo.sweeps.sweep import Axes, Run, Sweep
@@ -25,7 +25,7 @@ BUDGET = {
 
 
 def get_sweep(arg: str | None = None) -> Sweep:
-    """Makes the runs: of all detectors, or of those named, with commas between."""
+    """Makes the runs of all detectors, or of those in a list of names with commas between."""
     names = arg.split(',') if arg else list(CONFIGS)
     unknown = [name for name in names if name not in CONFIGS]
     if unknown:

@@ -8,8 +8,8 @@ of AP75 over RoIPool, because it does not round; RoIWarp, which interpolates but
 average makes no difference.
 
 Held fixed: the detector (joint head on C4, as there), data, recipe, steps, seed. Varied: the RoI operator and its
-reduction. Laptop scale: objects of 14 to 70 pixels at stride 16 are one to four cells wide, of which rounding is a larger share
-than in the paper.
+reduction. Laptop scale: objects of 14 to 70 pixels are one to four cells wide at stride 16, so rounding changes them more than in
+the paper.
 """
 
 from detzoo.sweeps.sweep import Run, Sweep

@@ -6,16 +6,16 @@
 The paper's answer (Speed/accuracy trade-offs for modern convolutional object detectors, arXiv 1611.10012): SSD and R-FCN
 are fastest, Faster R-CNN is most accurate and slower, unless it takes fewer proposals: with 50 instead of 300 it is about as
 fast as R-FCN, at little loss. Smaller images cost less and lose most on small objects. YOLO, RetinaNet and Mask R-CNN came
-after it, or are not in it.
+later, or are not in the paper.
 
 Held fixed: data, augmentation, steps, batch size, optimiser and its schedule, how detections are evaluated, seed; the
 backbone is a ResNet-18 of 16 channels for all but YOLO, which has its own. Varied: the detector and the canvas; the sizes of
 anchors and RoIs follow the canvas. The learning rate is that of the detector's config.
 
-`:histology` compares on real tissue, with two seeds. `:coco` is the experiment at scale: backbones, canvases and
-numbers of proposals; nobody trained it yet. Its 50 runs are 22 trainings: runs that differ in the number of proposals or in
-the canvas of prediction alone share one. Each starts from a classifier that was trained on ImageNet, a file of BACKBONES in the
-folder weights/, or in that of `:coco:FOLDER`.
+`:histology` compares them on real tissue, with two seeds. `:coco` is the experiment at full scale, with backbones, canvases and
+numbers of proposals; it has not been run yet. Its 50 runs are 22 trainings: runs that differ only in the number of proposals or
+in the canvas of prediction share a training. Each training starts from an ImageNet classifier, a file of BACKBONES in the folder
+weights/, or in FOLDER with `:coco:FOLDER`.
 """
 
 from collections.abc import Sequence
@@ -34,8 +34,8 @@ FAMILIES = {
 }
 SIZED = 'model.anchor_sizes', 'model.rpn.anchor_sizes', 'model.roi.canonical_size', 'model.mask_roi.canonical_size'
 SIDES = 128, 96  # pixels; images of `shapes` are 96 to 128 pixels wide and high
-# Files of torchvision (ResNet50_Weights.IMAGENET1K_V1, ResNet101_Weights.IMAGENET1K_V1, VGG16_Weights.IMAGENET1K_FEATURES) and of
-# darknet's page, by their own names.
+# Names of files from torchvision (ResNet50_Weights.IMAGENET1K_V1, ResNet101_Weights.IMAGENET1K_V1,
+# VGG16_Weights.IMAGENET1K_FEATURES) and from darknet's page.
 BACKBONES = {
     'r50': 'resnet50-0676ba61.pth',
     'r101': 'resnet101-63fe2227.pth',
@@ -57,21 +57,21 @@ def scaled(value: Any, factor: float) -> Any:
 
 
 def on_canvas(config: str, side: int, before: int) -> dict[str, Any]:
-    """The changes that bring a config from square canvases of one side to those of another, with all that is as large."""
+    """Lists the changes that resize a config's square canvases, and all sizes in pixels with them: {key: value}."""
     whole = config_of(Run('', config))
     sized = {key: scaled(value, side / before) for key in SIZED if (value := _get(whole, key)) is not None}
     return {'data.canvases': ((side, side),), **sized}
 
 
 def _get(config: Any, key: str) -> Any:
-    """Reads a dotted key, or None where a part of it is not there."""
+    """Reads a dotted key; None if a part of it does not exist."""
     for part in key.split('.'):
         config = config.get(part) if config is not None else None
     return config
 
 
 def shapes() -> list[Run]:
-    """Five detectors on two canvases."""
+    """Makes the runs of five detectors on two canvases."""
     configs = {family: f'configs/{file.format("shapes")}' for family, file in FAMILIES.items()}
     return [
         Run(f'{family}_{side}', config, {**BUDGET, **on_canvas(config, side, 128)}, series=family)
@@ -81,13 +81,13 @@ def shapes() -> list[Run]:
 
 
 def histology() -> list[Run]:
-    """Five detectors, two seeds."""
+    """Makes the runs of five detectors with two seeds."""
     runs = [Run(family, f'configs/{file.format("histology")}', series=family) for family, file in FAMILIES.items()]
     return with_seeds(runs, (0, 1))
 
 
 def coco(weights: str) -> list[Run]:
-    """The detectors' recipes, with backbones, canvases and numbers of proposals; `weights` is the folder of BACKBONES."""
+    """Makes runs of the COCO configs with several backbones, canvases and numbers of proposals; weights: folder of BACKBONES."""
 
     def backbone(name: str) -> dict[str, Any]:
         return {'initialize_backbone': f'{weights}/{BACKBONES[name]}'}
@@ -115,7 +115,7 @@ def coco(weights: str) -> list[Run]:
 
 
 def resized(shorter: int, longer: int) -> dict[str, Any]:
-    """The changes that bring a config to images of these sides at most, on canvases of the multiples of 32 above them."""
+    """Lists the changes for images with at most these sides, on canvases rounded up to multiples of 32: {key: value}."""
     short, long = (-(-side // 32) * 32 for side in (shorter, longer))
     return {
         'data.recipe.shorter_side': shorter,
@@ -128,7 +128,7 @@ def resized(shorter: int, longer: int) -> dict[str, Any]:
 def sharing(
     predictions: dict[str, dict[str, Any]], config: str, changes: dict[str, Any], series: Sequence[str]
 ) -> list[Run]:
-    """Runs of one training, that of the first: {name: what differs when predicting}."""
+    """Makes runs that share the training of the first; predictions: {name: changes for prediction}."""
     trained = next(iter(predictions))
     return [
         Run(name, config, changes | more, series=line, trained=trained if name != trained else '')
@@ -137,7 +137,7 @@ def sharing(
 
 
 def get_sweep(arg: str | None = None) -> Sweep:
-    """Makes the runs: of 'shapes', the default, 'histology', or 'coco' with the folder of its weights after a colon."""
+    """Makes the runs of a variant: 'shapes' (the default), 'histology', or 'coco', with a folder of weights after a colon."""
     variant, _, weights = (arg or 'shapes').partition(':')
     variants = dict(shapes=shapes, histology=histology, coco=partial(coco, weights or 'weights'))
     if variant not in variants or (weights and variant != 'coco'):

@@ -1,9 +1,9 @@
-"""The backbones by their names, and the one door to them.
+"""All backbones by name; detectors make theirs here.
 
-    name, strides -> `make_backbone` -> a module: images [B, H, W, 3] -> one feature map [B, H / stride, W / stride, C] a stride
-    name          -> `make_last_stage` -> a module: features of RoIs at stride 16 -> those at stride 32 (C4 of the R-CNNs)
+    name, strides -> `make_backbone` -> a module: images [B, H, W, 3] -> one feature map [B, H / stride, W / stride, C] per stride
+    name          -> `make_last_stage` -> a module: features of RoIs at stride 16 -> features at stride 32 (C4 of the R-CNNs)
 
-A detector asks for the strides that it needs, and has its arguments but for these as one group of keys: `model.backbone`.
+A detector chooses the strides. The other arguments are one group of config keys, `model.backbone`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,9 +18,9 @@ from detzoo.backbones import darknet, mobilenet, resnet, vgg
 class Backbone(NamedTuple):
     """A backbone.
 
-    make: makes its module of `strides` and the arguments of `make_backbone`.
-    strides: of the feature maps that it has, pixels, finest first; one is there twice if there are two of it.
-    own: the arguments of `make_backbone` that others do not have.
+    make: makes its module from `strides` and the arguments of `make_backbone`.
+    strides: strides of its feature maps, pixels, finest first; a stride with two feature maps is listed twice.
+    own: the arguments of `make_backbone` that only some backbones have, and this one does.
     make_last_stage: makes the module of its last stage alone; None: it has no stage that could run on RoIs.
     """
 
@@ -73,16 +73,16 @@ def make_backbone(
     """Makes a backbone.
 
     Args:
-        strides: of the feature maps that go out, pixels, finest first.
-        dtype: of the computation.
+        strides: strides of the feature maps to return, pixels, finest first.
+        dtype: dtype of the computation.
         axis_name: the mapped axis over which batch statistics are synchronised, or None.
         name: a key of BACKBONES.
         width: factor on all channels.
-        norm: behind each convolution: 'batch_norm' (synchronised over devices), 'frozen_batch_norm', 'group_norm', or for
-            vgg16 also None.
-        norm_epsilon: what is added to variances.
-        stride_in_1x1: whether blocks of resnet50 and resnet101 stride in their first 1x1 convolution (the paper, detectron2),
-            else in their 3x3 (torchvision).
+        norm: normalisation after each convolution: 'batch_norm' (synchronised over devices), 'frozen_batch_norm', 'group_norm',
+            or None, for vgg16 only.
+        norm_epsilon: number added to variances.
+        stride_in_1x1: whether blocks of resnet50 and resnet101 stride in their first 1x1 convolution (the paper, detectron2)
+            or in their 3x3 convolution (torchvision).
         fc6_dilation: dilation of vgg16's fc6 at stride 16, see `VGG16`.
         reduced_tail: whether mobilenet_v3_large has half the channels from C4 on, see `mobilenet.mobilenet_v3_large`.
 
@@ -108,7 +108,7 @@ def make_last_stage(dtype: Any, axis_name: str | None, *, name: str, **arguments
     """Makes the last stage of a backbone alone, which runs on features of RoIs at stride 16.
 
     Args:
-        dtype, axis_name, name, **arguments: those of `make_backbone`, which has checked them; all of them.
+        dtype, axis_name, name, **arguments: all arguments of `make_backbone`, which has checked them.
 
     Returns:
         a module that maps [N, h, w, C] to [N, h / 2, w / 2, C'].
@@ -127,7 +127,7 @@ def make_last_stage(dtype: Any, axis_name: str | None, *, name: str, **arguments
 
 
 def has_strides(name: str, strides: Sequence[int]) -> bool:
-    """Tells whether a backbone has feature maps of all these strides; one that is there twice, two of them."""
+    """Tells whether a backbone has feature maps of all these strides, and two of a stride that is listed twice."""
     return all(list(strides).count(stride) <= list(BACKBONES[name].strides).count(stride) for stride in strides)
 
 
@@ -138,7 +138,7 @@ def listed(strides: Sequence[int]) -> str:
 
 
 def _checked(name: str, norm: str | None, own: Mapping[str, Any]) -> Backbone:
-    """Finds a backbone, and refuses arguments that are not its own."""
+    """Finds a backbone, and refuses arguments that only other backbones have."""
     if name not in BACKBONES:
         raise ValueError(f'backbone.name is {name!r}: use one of {", ".join(BACKBONES)}')
     if norm is None and name != 'vgg16':

@@ -1,4 +1,4 @@
-"""The layer of which VGG, MobileNet and SSD are made: a convolution, a norm or else a bias, and an activation."""
+"""The layer that VGG, MobileNet, darknet and SSD are built from: a convolution, a norm or a bias, and an activation."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,16 +11,16 @@ import numpy as np
 
 
 class ConvNorm(nn.Module):
-    """A convolution, a norm or else a bias, and an activation.
+    """A convolution, a norm or a bias, and an activation.
 
     features: channels of the output.
-    kernel, stride, dilation: of the convolution.
-    padding: on each side, cells; None keeps ceil(size / stride) cells.
-    depthwise: whether each channel is convolved by itself; there must be as many features as channels.
-    norm: of `norms.make_norm`, or None: a bias.
-    activation: or None.
-    init: of the kernel; He's suits the activations that cut off negatives.
-    dtype: of the computation.
+    kernel, stride, dilation: side, stride and dilation of the convolution's kernel, cells.
+    padding: padding on each side, cells; None keeps ceil(size / stride) cells.
+    depthwise: whether each channel is convolved by itself; features must then equal the number of input channels.
+    norm: a constructor from `norms.make_norm`; None: a bias instead.
+    activation: activation function, or None.
+    init: initialiser of the kernel; He's suits activations that cut off negative values.
+    dtype: dtype of the computation.
     """
 
     features: int
@@ -65,20 +65,20 @@ def depthwise_convolution(
     rhs_dilation: Sequence[int],
     **kwargs: Any,
 ) -> jax.Array:
-    """Convolves each channel by itself: `jax.lax.conv_general_dilated`, but on a CPU a sum of shifted products.
+    """Convolves each channel by itself with `jax.lax.conv_general_dilated`, or on a CPU with a sum of shifted products.
 
-    XLA's compiler for CPUs takes many times as long for a convolution of many groups, and longer still for its gradient.
+    On CPUs XLA takes many times longer to compile a convolution with many groups than this sum, and still longer for its gradient.
 
     Args:
         x: [B, h, w, C].
         kernel: [rows, columns, 1, C].
-        strides, padding, rhs_dilation, **kwargs: of `jax.lax.conv_general_dilated`; there is no `lhs_dilation`.
+        strides, padding, rhs_dilation, **kwargs: as in `jax.lax.conv_general_dilated`, but without `lhs_dilation`.
 
     Returns:
-        [B, (h + padding - extent of the kernel) // stride + 1, likewise, C].
+        [B, (h + padding - extent of the kernel) // stride + 1, (w + ...) // stride + 1, C].
     """
 
-    @jax.checkpoint  # the gradient needs x and the kernel, not each product's part of x
+    @jax.checkpoint  # the gradient keeps x and the kernel, not the part of x in each product
     def sum_of_products(x: jax.Array, kernel: jax.Array) -> jax.Array:
         dtype, x = x.dtype, jnp.pad(x.astype(jnp.float32), ((0, 0), *padding, (0, 0)))
         extents = [(size - 1) * dilation + 1 for size, dilation in zip(kernel.shape, rhs_dilation)]

@@ -1,12 +1,12 @@
-"""The networks of darknet: images [B, H, W, 3] to features of up to six stages, of stride 1, 2, 4, 8, 16, 32.
+"""The networks of darknet: images [B, H, W, 3] to the features of up to six stages, with strides 1, 2, 4, 8, 16, 32.
 
     tiny         one 3x3 convolution a stage                    YOLO v1-tiny, v2-tiny, v3-tiny
     extraction   the 20 convolutions pre-trained on ImageNet    YOLO v1 (arXiv 1506.02640, figure 3)
-    darknet19    18 convolutions, the classifier's is left out  YOLO v2 (1612.08242, table 6)
+    darknet19    18 convolutions, without the classifier's      YOLO v2 (1612.08242, table 6)
     darknet53    52 convolutions in residual blocks             YOLO v3 (1804.02767, table 1)
 
-A convolution has a norm and a leaky ReLU behind it. The first three nets pool by 2 between their stages, darknet53 begins
-a stage with a convolution of stride 2.
+Each convolution is followed by a norm and a leaky ReLU. The first three networks pool by 2 between their stages; each stage
+of darknet53 but the first begins with a convolution of stride 2.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from detzoo.backbones.conv import ConvNorm
 from detzoo.backbones.norms import make_norm
 
-# Of each stage: (kernel, features) of its convolutions.
+# For each stage: (kernel, features) of its convolutions.
 TINY = tuple(((3, features),) for features in (16, 32, 64, 128, 256, 512))
 EXTRACTION = (
     (),
@@ -40,14 +40,14 @@ DARKNET19 = (
 )
 PLAIN = {'tiny': TINY, 'extraction': EXTRACTION, 'darknet19': DARKNET19}
 DARKNET53_BLOCKS = (0, 1, 2, 8, 8, 4)  # residual blocks of each stage
-STRIDES = (1, 2, 4, 8, 16, 32)  # of the stages, pixels; extraction's first one is empty
+STRIDES = (1, 2, 4, 8, 16, 32)  # strides of the stages, pixels; extraction's first stage is empty
 
 
 ConvBlock = partial(ConvNorm, activation=partial(nn.leaky_relu, negative_slope=0.1))  # with a norm: no bias
 
 
 def max_pool(x: jax.Array, stride: int = 2) -> jax.Array:
-    """Takes the maximum of 2x2 cells; what the last window lacks is left out, so that ceil(size / stride) cells remain."""
+    """Takes the maximum of 2x2 cells; the last window may be cut off, so ceil(size / stride) cells remain."""
     return nn.max_pool(x, (2, 2), (stride, stride), padding='SAME')
 
 
@@ -55,11 +55,11 @@ class Darknet(nn.Module):
     """The stages of one of the networks.
 
     architecture: 'tiny', 'extraction', 'darknet19' or 'darknet53'.
-    strides: of the stages that go out; there is none behind the last of them.
+    strides: strides of the stages to return, pixels; the network ends with the last of them.
     width: factor on all channels.
-    norm: a name of `norms.NORMS`; norm_epsilon: added to variances.
+    norm: a name of `norms.NORMS`; norm_epsilon: number added to variances.
     axis_name: the axis over which batch statistics are synchronised.
-    dtype: of the computation.
+    dtype: dtype of the computation.
     """
 
     architecture: str

@@ -4,7 +4,7 @@
     C4 -1x1-> + up(M5) -3x3-> P4
     C3 -1x1-> + up(M4) -3x3-> P3
 
-Stages of one stride are added cell by cell.
+Stages with the same stride are added cell by cell.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from detzoo.backbones.norms import make_norm
 
 
 def upsample(x: jax.Array, height: int, width: int) -> jax.Array:
-    """Doubles [B, h, w, C] by repeating cells and cuts it to [B, height, width, C] (nearest neighbour), if it is not that."""
+    """Doubles [B, h, w, C] by repeating cells and cuts it to [B, height, width, C]; features of that size stay as they are."""
     if x.shape[1:3] == (height, width):
         return x
     return x.repeat(2, axis=1).repeat(2, axis=2)[:, :height, :width]
@@ -28,11 +28,11 @@ class FPN(nn.Module):
     """A top-down pathway with lateral connections.
 
     features: channels of every level.
-    extra_from: what P6 and P7 are made from, 'p5' or 'c5' (both exist in the field); 'pool': one more level only, every
-        other cell of the last (1612.03144, footnote 1); None: none.
-    norm: behind the convolutions of all other levels, a name of `norms.NORMS`, or None as in the paper.
+    extra_from: source of P6 and P7, 'p5' or 'c5' (both exist in the field); 'pool': one more level only, every other cell
+        of the last (1612.03144, footnote 1); None: no further levels.
+    norm: normalisation after the convolutions, except those of extra levels: a name of `norms.NORMS`, or None as in the paper.
     axis_name: the axis over which batch statistics are synchronised.
-    dtype: of the computation.
+    dtype: dtype of the computation.
     """
 
     features: int = 256

@@ -2,9 +2,9 @@
 
     stem 3x3/2 -> inverted residuals block1, block2, ... (17, or 15), of stride 32 from 'block14', or 'block13' -> last: 1x1
 
-Both are rows of one kind of block, see `Residual`. What goes out at a stride is what their authors detect on (V2: section
-6.2; V3: section 6.3): C4 is the expansion before the last stride, and so are the finer ones; C5 is the last layer before
-pooling. Of stride 32 there is one more, the first block of that stride, for those who ask for it twice. Padding is torchvision's.
+Both are tables of one kind of block, see `Residual`. The outputs are those that their authors detect on (V2: section 6.2; V3:
+section 6.3): C4 is the expansion before the last stride, and finer ones are expansions likewise; C5 is the last layer before
+pooling. Stride 32 has a second output, the first block of that stride, for strides (32, 32). Padding is torchvision's.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ class Residual(NamedTuple):
     stride: int
 
 
-# V2's table 2: factor of the expansion, features, number of blocks, stride of the first.
+# V2's table 2: factor of the expansion, features, number of blocks, stride of the first block.
 V2_STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 V3_LARGE = (
     Residual(3, 16, 16, False, nn.relu, 1),
@@ -49,7 +49,7 @@ V3_LARGE = (
     Residual(5, 960, 160, True, nn.hard_swish, 1),
     Residual(5, 960, 160, True, nn.hard_swish, 1),
 )
-# (stride, where it goes out), finest first, see `MobileNet`.
+# (stride, name of the output), finest first, see `MobileNet`.
 V2_OUTPUTS = (
     (2, 'block2/expand'),
     (4, 'block4/expand'),
@@ -66,7 +66,7 @@ V3_OUTPUTS = (
     (32, 'block13'),
     (32, 'last'),
 )
-TAIL = 12  # the index of the first row of V3 that a reduced tail halves, and whose expansion is C4
+TAIL = 12  # index of the first row of V3 that a reduced tail halves; its expansion is C4
 
 
 def divisible(channels: float) -> int:
@@ -78,7 +78,7 @@ def divisible(channels: float) -> int:
 class InvertedResidual(nn.Module):
     """1x1 expansion, depthwise convolution, squeeze-and-excitation, 1x1 projection, and a shortcut where shapes allow.
 
-    expands_only: whether it ends behind its expansion.
+    expands_only: whether the block ends after its expansion.
     """
 
     row: Residual
@@ -106,7 +106,7 @@ class InvertedResidual(nn.Module):
 
 
 class SqueezeExcitation(nn.Module):
-    """Weighs channels by what their means over the image say (arXiv 1709.01507)."""
+    """Computes a weight for each channel from the channels' means over the image (arXiv 1709.01507)."""
 
     features: int
     dtype: Any
@@ -120,14 +120,14 @@ class SqueezeExcitation(nn.Module):
 
 
 class MobileNet(nn.Module):
-    """The layers of a MobileNet, up to the last that goes out.
+    """The layers of a MobileNet, up to the last output.
 
-    stem, last: channels of the first and the last convolution; rows: of the blocks between.
-    activation: of the first and the last convolution.
-    outputs: whose outputs go out: 'block3' of the third block, 'block3/expand' of its expansion, 'last' of the last convolution.
-    norm: behind each convolution, a name of `norms.NORMS`; norm_epsilon: added to variances.
+    stem, last: channels of the first and the last convolution; rows: the blocks between.
+    activation: activation after the first and the last convolution.
+    outputs: outputs to return: 'block3' is the third block's, 'block3/expand' its expansion's, 'last' the last convolution's.
+    norm: normalisation after each convolution, a name of `norms.NORMS`; norm_epsilon: number added to variances.
     axis_name: the axis over which batch statistics are synchronised.
-    dtype: of the computation.
+    dtype: dtype of the computation.
     """
 
     stem: int
@@ -160,7 +160,7 @@ class MobileNet(nn.Module):
 
 
 def outputs_of(strides: Sequence[int], outputs: Sequence[tuple[int, str]]) -> list[str]:
-    """Chooses the outputs of strides, finest first: of each stride the last ones."""
+    """Chooses outputs with the given strides, finest first; of several with one stride, the last ones."""
     names = []
     for stride in sorted(set(strides)):
         of_stride = [name for its, name in outputs if its == stride]
@@ -172,8 +172,8 @@ def mobilenet_v2(*, strides: Sequence[int] = (16, 32), width: float = 1.0, **kwa
     """Makes a MobileNetV2.
 
     Args:
-        strides: what goes out, finest first, see V2_OUTPUTS.
-        width: factor on all channels, which stay multiples of 8; the last layer's only grow.
+        strides: strides of the outputs, pixels, finest first, see V2_OUTPUTS.
+        width: factor on all channels, which stay multiples of 8; the last layer is never narrower than at width 1.
         **kwargs: fields of `MobileNet`.
     """
     stem = channels = divisible(32 * width)
@@ -191,9 +191,9 @@ def mobilenet_v3_large(
     """Makes a MobileNetV3-Large.
 
     Args:
-        strides: what goes out, finest first, see V3_OUTPUTS.
+        strides: strides of the outputs, pixels, finest first, see V3_OUTPUTS.
         width: factor on all channels, which stay multiples of 8.
-        reduced_tail: whether there are half the channels from C4 on, as in the paper's detectors, not its classifiers.
+        reduced_tail: whether the channels from C4 on are halved, as in the paper's detectors but not its classifiers.
         **kwargs: fields of `MobileNet`.
     """
     divisor = 2 if reduced_tail else 1

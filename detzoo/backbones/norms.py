@@ -1,4 +1,4 @@
-"""The normalisation layers among which every network chooses, by one name."""
+"""The normalisation layers, which every network chooses by name."""
 
 import functools
 import math
@@ -15,7 +15,7 @@ NORMS = ('batch_norm', 'frozen_batch_norm', 'group_norm')
 class FrozenBatchNorm(nn.Module):
     """Batch normalisation with four constant vectors, which live in the collection 'frozen' and are never trained.
 
-    The convention of fine-tuned detectors: statistics of a few large images a device are worse than those of ImageNet.
+    Detectors are usually fine-tuned with it: with a few large images per device, batch statistics are worse than ImageNet's.
     """
 
     epsilon: float = 0.0
@@ -34,11 +34,11 @@ class FrozenBatchNorm(nn.Module):
 
 
 class PaddedBatchNorm(nn.Module):
-    """Batch normalisation in training of a batch some of whose rows are padding, which its statistics leave out.
+    """Batch normalisation for training on a batch with padding rows, which its statistics leave out.
 
-    Its variables are those of nn.BatchNorm, which takes over in prediction.
+    Its variables are those of nn.BatchNorm, which is used for prediction.
 
-    valid: [N] bool, the rows that count. Without any, the running statistics serve, and stay as they are.
+    valid: [N] bool, the rows that count. If no row does, the running statistics are used, and do not change.
     """
 
     valid: jax.Array
@@ -95,21 +95,21 @@ def make_norm(
     epsilon: float = 1e-5,
     valid: jax.Array | None = None,
 ) -> Callable[..., nn.Module] | None:
-    """Binds a normalisation layer to how a network is run.
+    """Makes the constructor of a network's normalisation layers.
 
     Args:
         name: one of NORMS, or None for no norm.
         train: whether batch statistics are taken from the batch and updated.
         axis_name: the mapped axis over which batch statistics are synchronised, or None.
-        dtype: of the computation; statistics are float32 always.
-        epsilon: added to the variance.
-        valid: [N] bool, which rows of the batch make its statistics; None: all.
+        dtype: dtype of the computation; statistics are always float32.
+        epsilon: number added to variances.
+        valid: [N] bool, the rows of the batch that its statistics are taken from; None: all.
 
     Returns:
         A constructor that takes `name`, or None.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: the name is unknown.
     """
     if name is None:
         return None

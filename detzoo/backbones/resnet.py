@@ -1,9 +1,9 @@
 """ResNet (Deep Residual Learning, arXiv 1512.03385): images [B, H, W, 3] to C2..C5 of stride 4..32.
 
-    stem 7x7/2, max pooling 3x3/2 -> 4 stages of residual blocks; a stage's first block halves the size (not the first's)
+    stem 7x7/2, max pooling 3x3/2 -> 4 stages of residual blocks; the first block of each later stage halves the size
 
-Padding is torchvision's (explicit, symmetric), and so by default is the place of the stride: the 3x3 convolution of a
-bottleneck block ("v1.5"), not its first 1x1 as in the paper and in the weights that the authors published.
+Padding is torchvision's (explicit, symmetric). By default bottleneck blocks stride in their 3x3 convolution ("v1.5"), as in
+torchvision, and not in their first 1x1 convolution, as in the paper and in the weights that its authors published.
 """
 
 import functools
@@ -55,7 +55,7 @@ class BasicBlock(nn.Module):
 class BottleneckBlock(nn.Module):
     """1x1, 3x3 and 1x1 convolutions and a shortcut; the output has four times the inner channels.
 
-    stride_in_1x1: whether the first convolution strides, else the 3x3.
+    stride_in_1x1: whether the first 1x1 convolution strides, or the 3x3.
     """
 
     features: int
@@ -79,14 +79,14 @@ class BottleneckBlock(nn.Module):
 
 
 def _shortcut(block: nn.Module, x: jax.Array, y: jax.Array) -> jax.Array:
-    """The identity where shapes allow, else a projection; called inside a block's compact method."""
+    """Returns x where shapes allow, else a projection of it; called inside a block's compact method."""
     if x.shape == y.shape:
         return x
     x = conv(y.shape[-1], 1, block.stride, block.dtype, 'shortcut_conv')(x)
     return block.norm(name='shortcut_norm')(x)
 
 
-STRIDES = (4, 8, 16, 32)  # of the stages, pixels
+STRIDES = (4, 8, 16, 32)  # strides of the stages, pixels
 DEPTHS = {
     18: (BasicBlock, (2, 2, 2, 2)),
     34: (BasicBlock, (3, 4, 6, 3)),
@@ -105,7 +105,7 @@ def run_stage(
     norm: Callable[..., nn.Module],
     dtype: Any,
 ) -> jax.Array:
-    """Runs a stage, 1 to 4, whose blocks are parts of the module in whose compact method it is called."""
+    """Runs a stage, 1 to 4; called inside the compact method of the module that its blocks belong to."""
     block, block_counts = DEPTHS[depth]
     if stride_in_1x1:
         if block is BasicBlock:
@@ -126,10 +126,10 @@ class ResNet(nn.Module):
     depth: 18, 34, 50 or 101.
     width: factor on all channels; 1 is the paper's 64 in the first stage.
     stride_in_1x1: see `BottleneckBlock`.
-    norm: a name of `norms.NORMS`; norm_epsilon: added to variances.
-    strides: of the stages that go out; there is none behind the last of them.
+    norm: a name of `norms.NORMS`; norm_epsilon: number added to variances.
+    strides: strides of the stages to return, pixels; the network ends with the last of them.
     axis_name: the axis over which batch statistics are synchronised.
-    dtype: of the computation.
+    dtype: dtype of the computation.
     """
 
     depth: int = 50
@@ -143,7 +143,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> Sequence[jax.Array]:
-        """Maps [B, H, W, 3] to one [B, H / stride, W / stride, C] for each stride; of all strides these are C2..C5."""
+        """Maps [B, H, W, 3] to one [B, H / stride, W / stride, C] for each stride; all four strides give C2..C5."""
         if self.depth not in DEPTHS:
             raise ValueError(f'no ResNet of depth {self.depth}: use one of {", ".join(map(str, DEPTHS))}')
         norm = make_norm(self.norm, train=train, axis_name=self.axis_name, dtype=self.dtype, epsilon=self.norm_epsilon)
@@ -168,7 +168,7 @@ class ResNet(nn.Module):
 
 
 class LastStage(nn.Module):
-    """The fourth stage of a ResNet, for features of RoIs (`res5` of Faster R-CNN's C4); the arguments are ResNet's."""
+    """The fourth stage of a ResNet, for features of RoIs (`res5` of Faster R-CNN's C4); its fields are those of `ResNet`."""
 
     depth: int = 50
     width: float = 1.0
@@ -180,7 +180,7 @@ class LastStage(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, valid: jax.Array | None = None, *, train: bool) -> jax.Array:
-        """Maps [N, h, w, C] to [N, h / 2, w / 2, 2 * C]; valid: [N] bool, of which rows statistics are taken, None for all."""
+        """Maps [N, h, w, C] to [N, h / 2, w / 2, 2 * C]; valid: [N] bool, rows that count in statistics, None for all."""
         norm = make_norm(
             self.norm, train=train, axis_name=self.axis_name, dtype=self.dtype, epsilon=self.norm_epsilon, valid=valid
         )

@@ -1,11 +1,11 @@
-"""VGG-16 (arXiv 1409.1556): images [B, H, W, 3] to features of stride 1 to 32.
+"""VGG-16 (arXiv 1409.1556): images [B, H, W, 3] to features with strides 1 to 32.
 
     conv1_1, conv1_2 (stride 1) -> pool -> conv2_1, conv2_2 (2) -> pool -> conv3_1..3 (4) -> pool -> conv4_1..3 (8) -> pool
       -> conv5_1..3 (16) -> pool5 -> fc6: 3x3, dilated -> fc7: 1x1 (32)
 
-fc6 and fc7 stand for VGG's fully connected layers. Where stride 16 is the last that is asked for, pool5 has stride 1, as in
-SSD (1512.02325, section 3), and fc7 goes out in the place of conv5_3. Padding is torchvision's: the third pooling rounds sizes
-up, so that 300 pixels become 38 cells, as in SSD's paper; the others round down.
+fc6 and fc7 replace VGG's fully connected layers. If stride 16 is the last one, pool5 has stride 1, as in SSD (1512.02325,
+section 3), and fc7 is returned instead of conv5_3. Padding is torchvision's: the third pooling rounds sizes up, so that 300
+pixels become 38 cells, as in SSD's paper; the others round down.
 """
 
 from collections.abc import Sequence
@@ -20,21 +20,22 @@ from detzoo.backbones.conv import ConvNorm
 from detzoo.backbones.norms import make_norm
 
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # features and number of the convolutions between poolings
-STRIDES = (1, 2, 4, 8, 16)  # of the stages, pixels
-FC_STRIDES = (16, 32)  # that fc7 can have
-FC_FEATURES = 1024  # of the 4096, every fourth is kept
+STRIDES = (1, 2, 4, 8, 16)  # strides of the stages, pixels
+FC_STRIDES = (16, 32)  # possible strides of fc7
+FC_FEATURES = 1024  # every fourth of VGG's 4096
 
 
 class VGG16(nn.Module):
-    """The convolutions of VGG-16, and two in the place of its fully connected layers.
+    """The convolutions of VGG-16, and two that replace its fully connected layers.
 
     width: factor on all channels.
-    norm: behind each convolution, a name of `norms.NORMS`, or None as in the paper; norm_epsilon: added to variances.
-    fc6_dilation: of the 3x3 convolution fc6 at stride 16, half as much at 32. With SSD's 6 it sees 13 cells across, more than
-        a small canvas has.
-    strides: of the features that go out; there are no layers behind the last of them.
+    norm: normalisation after each convolution, a name of `norms.NORMS`, or None as in the paper; norm_epsilon: number added to
+        variances.
+    fc6_dilation: dilation of the 3x3 convolution fc6 at stride 16; it is halved at stride 32. With SSD's 6, fc6 sees 13 cells
+        across, which is more than a small canvas has.
+    strides: strides of the features to return, pixels; the network ends with the last of them.
     axis_name: the axis over which batch statistics are synchronised.
-    dtype: of the computation.
+    dtype: dtype of the computation.
     """
 
     width: float = 1.0

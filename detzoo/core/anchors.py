@@ -37,7 +37,7 @@ def default_boxes(
         size: s_k, the square root of the anchors' areas, pixels.
         next_size: s_(k+1) of the next level; the second square has sqrt(s_k s_(k+1)).
         aspect_ratios: height / width, without the squares.
-        limit: height and width beyond which no anchor goes (torchvision's canvas), or None.
+        limit: largest height and width of an anchor (torchvision: those of the canvas), or None.
 
     Returns:
         [2 + len(aspect_ratios), 4] float32 xyxy.
@@ -55,15 +55,15 @@ def grid_anchors(
 ) -> np.ndarray:
     """Places a cell's anchors at each cell of a feature map.
 
-    By default around the cell's corner, not its middle: a 3x3 convolution of stride 2 with one pixel of padding centres
-    its first output on the first pixel, so that is where the features of a cell look; torchvision and detectron2 do the
-    same. SSD and YOLO take the middle.
+    By default anchors are centred on the cell's top left corner, as in torchvision and detectron2: a 3x3 convolution of
+    stride 2 with one pixel of padding centres its first output on the first pixel, so this is what a cell's features see.
+    SSD and YOLO centre anchors in the middle of the cell.
 
     Args:
         grid: height and width of the feature map, cells.
-        stride: distance of two cells along y and x, pixels.
+        stride: distance between neighbouring cells along y and x, pixels.
         base: [n, 4] float32 xyxy, the anchors around the origin.
-        offset: of the anchors' centre in its cell, in cells: 0 is the top left corner, 0.5 the middle.
+        offset: position of the anchors' centre in the cell, in cells: 0 is the top left corner, 0.5 the middle.
 
     Returns:
         [grid height * grid width * n, 4] float32 xyxy, in row-major order of the cells.
@@ -88,14 +88,14 @@ def pyramid_anchors(
         canvas: height and width, pixels.
         grids: height and width of each level, cells.
         bases: the anchors of a cell of each level, [n, 4] float32 xyxy around the origin.
-        strides: of the levels, pixels; None: of each level canvas // grid, as torchvision takes it, which differs at the top
-            levels of canvases that are not a multiple of their stride.
+        strides: strides of the levels, pixels; None: canvas // grid at each level, as in torchvision. The two differ at the top
+            levels of a canvas whose sides are not multiples of their strides.
 
     Returns:
         for each level [grid height * grid width * n, 4] float32 xyxy.
 
     Raises:
-        ValueError: if there are more or fewer levels than bases.
+        ValueError: the number of levels is not that of the bases.
     """
     if len(grids) != len(bases):
         raise ValueError(f'anchor_sizes has {len(bases)} levels, the pyramid {len(grids)}')
@@ -129,20 +129,20 @@ def cell_anchors(
 
 
 def kmeans_anchors(sizes: np.ndarray, k: int, *, seed: int = 0, max_iterations: int = 300) -> tuple[np.ndarray, float]:
-    """Clusters the sizes of objects to anchors; the distance is 1 - IoU of boxes at one centre (YOLO9000, 1612.08242, section 2).
+    """Clusters the sizes of objects into anchors; the distance is 1 - IoU of concentric boxes (YOLO9000, 1612.08242, section 2).
 
-    The first centre is a size drawn at random, each further one a size that is the likelier the worse the centres before
-    fit it (k-means++). A centre to which nothing belongs moves to the size that is fitted worst.
+    The first cluster centre is drawn uniformly from the sizes. Each further one is a size drawn with a probability that grows
+    with its distance from the centres drawn before (k-means++). An empty cluster's centre moves to the size that is fitted worst.
 
     Args:
         sizes: [N, 2] float, width and height, > 0, in any unit.
-        k: how many anchors, 1..N.
-        seed: of the draws.
-        max_iterations: after which it ends although sizes still change their anchor.
+        k: number of anchors, 1..N.
+        seed: seed of the draws.
+        max_iterations: number of iterations after which clustering ends, even if sizes still change clusters.
 
     Returns:
         anchors: [k, 2] float64, width and height in that unit, the smallest area first.
-        average_iou: of each size with the anchor that fits it best, in 0..1.
+        average_iou: mean IoU of the sizes with their best anchors, in 0..1.
 
     Raises:
         ValueError: a size is not positive and finite, or k is not in 1..N.
@@ -172,12 +172,12 @@ def kmeans_anchors(sizes: np.ndarray, k: int, *, seed: int = 0, max_iterations: 
         centers[empty] = sizes[np.argsort(fit, kind='stable')[: empty.sum()]]
         iou, previous = _shape_iou(sizes, centers), nearest
         average_iou = float(iou.max(axis=1).mean())
-        if average_iou > best_iou:  # not always: a mean is not where this distance is smallest
+        if average_iou > best_iou:  # it may fall: a cluster's mean does not minimise this distance
             best, best_iou = centers, average_iou
     return best[np.argsort(best.prod(axis=1), kind='stable')], best_iou
 
 
 def _shape_iou(sizes: np.ndarray, centers: np.ndarray) -> np.ndarray:
-    """The IoU [N, k] of boxes of [N, 2] and [k, 2] (width, height) at one centre."""
+    """Computes the IoU [N, k] of boxes with sizes [N, 2] and [k, 2] (width, height) that share a centre."""
     shared = np.minimum(sizes[:, None, 0], centers[:, 0]) * np.minimum(sizes[:, None, 1], centers[:, 1])
     return shared / (sizes.prod(axis=1)[:, None] + centers.prod(axis=1) - shared)

@@ -1,4 +1,4 @@
-"""Box coding: what a head regresses, relative to an anchor, and back."""
+"""Box coding: boxes to the deltas from anchors that a head regresses, and back."""
 
 import math
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ def decode(deltas: Array, anchors: Array, *, weights: Sequence[float] = (1, 1, 1
 def encode_cells(boxes: Array, anchors: Array, strides: Array) -> Array:
     """Expresses boxes relative to anchors that stand in the middle of grid cells (YOLO9000, 1612.08242, section 2).
 
-    tx, ty: where in its cell a box's centre lies, in cells from the top left corner; tw = log(w / wa), th = log(h / ha).
+    tx, ty: position of a box's centre in the cell, in cells from the top left corner; tw = log(w / wa), th = log(h / ha).
 
     Args:
         boxes: [A, 4] float xyxy, with width and height > 0.
@@ -75,7 +75,7 @@ def encode_cells(boxes: Array, anchors: Array, strides: Array) -> Array:
 def decode_cells(outputs: Array, anchors: Array, strides: Array) -> Array:
     """Turns a network's outputs into boxes: a sigmoid keeps the centre in its cell, an exponential scales the anchor.
 
-    The inverse of `encode_cells` with the logits of tx and ty, up to the limit on growth.
+    With the logits of tx and ty it is the inverse of `encode_cells`, up to the limit on growth.
 
     Args:
         outputs: [A, 4] float: logits of tx and ty; tw, th.

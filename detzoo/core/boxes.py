@@ -37,10 +37,10 @@ def cxcywh_to_xyxy(boxes: Array) -> Array:
 
 
 def xyxy_to_xywh(boxes: Array) -> Array:
-    """Converts corners to the first corner and the size, as COCO's files have boxes.
+    """Converts corners to the top left corner and the size, as in COCO's files.
 
     Args:
-        boxes: [..., 4] number, xyxy; numpy or JAX, and what is returned is the same, of the same dtype.
+        boxes: [..., 4] number, xyxy; numpy or JAX. The result is of the same kind and dtype.
 
     Returns:
         [..., 4]: left, top, width, height.
@@ -50,10 +50,10 @@ def xyxy_to_xywh(boxes: Array) -> Array:
 
 
 def xywh_to_xyxy(boxes: Array) -> Array:
-    """Converts the first corner and the size to corners: the inverse of `xyxy_to_xywh`.
+    """Converts the top left corner and the size to corners: the inverse of `xyxy_to_xywh`.
 
     Args:
-        boxes: [..., 4] number: left, top, width, height; numpy or JAX, and what is returned is the same, of the same dtype.
+        boxes: [..., 4] number: left, top, width, height; numpy or JAX. The result is of the same kind and dtype.
 
     Returns:
         [..., 4], xyxy.
@@ -63,7 +63,7 @@ def xywh_to_xyxy(boxes: Array) -> Array:
 
 
 def area(boxes: Array) -> Array:
-    """Computes areas; a box whose corners are in the wrong order has none.
+    """Computes areas; a box whose corners are in the wrong order has area 0.
 
     Args:
         boxes: [..., 4] float, xyxy.
@@ -107,7 +107,7 @@ def iou(boxes1: Array, boxes2: Array) -> Array:
 
 
 def pairwise_iou(boxes1: Array, boxes2: Array) -> Array:
-    """Computes the intersection over union of each box of one list with each of the other.
+    """Computes the intersection over union of each box of one list with each box of the other.
 
     Args:
         boxes1: [M, 4] float, xyxy.
@@ -121,9 +121,10 @@ def pairwise_iou(boxes1: Array, boxes2: Array) -> Array:
 
 
 def pairwise_coverage(boxes1: Array, boxes2: Array) -> Array:
-    """Computes which share of each box of the second list lies inside each of the first.
+    """Computes the share of each box of the second list that lies inside each box of the first.
 
-    COCO's rule for crowds: the overlap is measured against the own area, since a crowd's extent says nothing of its members.
+    COCO's rule for crowds: the intersection is divided by the box's own area, since a crowd's extent says nothing about its
+    members.
 
     Args:
         boxes1: [M, 4] float, xyxy: the regions, for example crowds.
@@ -145,7 +146,7 @@ def clip(boxes: Array, window: Array) -> Array:
         window: [4] float, xyxy.
 
     Returns:
-        [..., 4] float; a box that lies outside altogether ends with no area.
+        [..., 4] float; a box that lies wholly outside ends with area 0.
     """
     chex.assert_shape(window, (4,))
     return jnp.clip(boxes, jnp.tile(window[:2], 2), jnp.tile(window[2:], 2))

@@ -1,4 +1,4 @@
-"""Images: from pixels to what a network reads."""
+"""Images: pixels are normalised for a network."""
 
 from collections.abc import Sequence
 
@@ -17,17 +17,17 @@ def normalize(
     bgr: bool = False,
     pad_value: float = 0.0,
 ) -> Array:
-    """Subtracts the mean, divides by the deviation, and overwrites what lies outside the window.
+    """Subtracts the mean, divides by the standard deviation, and overwrites the pixels outside the window.
 
-    By zeros after normalising, not before: a padded canvas then looks to the first convolution like its own zero padding.
+    They are overwritten after normalising: with zeros, the first convolution cannot tell them from its own zero padding.
 
     Args:
         image: [H, W, 3] uint8 or float32, RGB in 0..255.
         window: [4] float xyxy, where the image lies on the canvas.
-        mean: of the channels in the order the network reads them, in 0..255.
-        std: of the channels, likewise.
+        mean: mean of each channel, in the order in which the network reads them, in 0..255.
+        std: standard deviation of each channel, likewise.
         bgr: whether the network reads BGR.
-        pad_value: what stands outside the window.
+        pad_value: normalised value of the pixels outside the window.
 
     Returns:
         [H, W, 3] float32.

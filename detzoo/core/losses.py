@@ -1,4 +1,4 @@
-"""Losses: per-element, unreduced; and the one way in which all detectors normalise their sums."""
+"""Losses per element, without reduction, and the normalisation of their sums that all detectors share."""
 
 import math
 
@@ -40,21 +40,21 @@ def smooth_l1(predictions: Array, targets: Array, *, beta: float) -> Array:
     Args:
         predictions: [...] float.
         targets: [...] float.
-        beta: where the parabola ends, >= 0; 0 is the L1 loss.
+        beta: error at which the parabola ends, >= 0; 0 is the L1 loss.
 
     Returns:
         [...] float, >= 0.
     """
     chex.assert_equal_shape([predictions, targets])
     difference = predictions - targets
-    difference *= jnp.sign(difference)  # unlike jnp.abs, with the slope 0 where a prediction is right
+    difference *= jnp.sign(difference)  # unlike jnp.abs, this has slope 0 where a prediction is right
     if beta == 0:
         return difference
     return jnp.where(difference < beta, 0.5 * difference**2 / beta, difference - 0.5 * beta)
 
 
 def iou_loss(predictions: Array, targets: Array, *, kind: str) -> Array:
-    """Computes 1 - IoU per box, plus what also pulls boxes together that do not overlap.
+    """Computes 1 - IoU per box, plus a term that also pulls together boxes that do not overlap.
 
     'giou': the share of the enclosing box that neither covers (1902.09630, algorithm 1); 'diou': the squared distance of
     the centres over the squared diagonal of the enclosing box (1911.08287, equation 7); 'ciou': that, and a term for
@@ -94,8 +94,8 @@ def hard_negatives(negative_loss: Array, negative: Array, count: Array) -> Array
 
     Args:
         negative_loss: [A] float, the loss of each anchor as background.
-        negative: [A] bool, which may be chosen.
-        count: [] int, how many; all if there are fewer.
+        negative: [A] bool, the anchors that may be chosen.
+        count: [] int, number of negatives to choose; if there are fewer, all are chosen.
 
     Returns:
         [A] bool; of equal losses the first are chosen.
@@ -107,13 +107,13 @@ def hard_negatives(negative_loss: Array, negative: Array, count: Array) -> Array
 
 
 def normalizer(count: Array, axis_name: str | None) -> Array:
-    """Turns a device's count into what its sums are divided by, so that any number of devices trains alike.
+    """Turns a device's count into the divisor of its sums, so that training does not depend on the number of devices.
 
     Dividing the sums of each device by max(1, total count) / devices and averaging over devices equals one big batch:
-    mean_d(sum_d / (N / D)) = sum_d(sum_d) / N. A local mean would weigh a positive by the device it happened to be on.
+    mean_d(sum_d / (N / D)) = sum_d(sum_d) / N. With local means, a positive's weight would depend on its device.
 
     Args:
-        count: [] int or float, what this device counts (positives, say).
+        count: [] int or float, number of this device's samples (its positives, for example).
         axis_name: the mapped axis of the devices, or None for a single one.
 
     Returns:

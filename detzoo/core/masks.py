@@ -1,4 +1,4 @@
-"""Masks of objects: what a mask head is trained towards, and from its output to the pixels of an image.
+"""Masks of objects: the targets of a mask head, and its outputs pasted into images.
 
     ground truth [S, S] in the frame of its box -> mask_targets -> [size, size] in the frame of a RoI
     probabilities [m, m] in the frame of a detection -> paste_masks, on the host -> [H, W] of the image
@@ -16,7 +16,7 @@ import numpy as np
 
 from detzoo.types import Array
 
-AVERAGED_SAMPLES = 8  # along a side of a cell, of a target that is an average
+AVERAGED_SAMPLES = 8  # largest number of samples along a side of a cell, in `average_mask_targets`
 LEGACY_SHIFT = 0.5  # pixels: a pixel's value lies at its corner
 PADDING = 1  # cells of zeros around a mask that is pasted as torchvision does
 
@@ -27,18 +27,18 @@ def mask_targets(
     """Resamples ground-truth masks from the frames of their boxes to those of RoIs (Mask R-CNN, 1703.06870, section 3).
 
     A target is 1 where the mask at the centre of the RoI's cell, interpolated between the four nearest centres of the
-    mask's cells, is at least the threshold; outside of the mask's box it is 0. So a target is a point of the shape, as
-    when polygons are drawn on the RoI's grid (detectron2).
+    mask's cells, is at least the threshold; outside of the mask's box it is 0. So a target says whether one point lies in
+    the object, as when polygons are drawn on the RoI's grid (detectron2).
 
-    As two small matrix products a RoI. Carries no gradient.
+    It takes two small matrix products per RoI, and carries no gradient.
 
     Args:
         gt_masks: [M, S, S] float or bool, 0..1, each in the frame of its box.
         gt_boxes: [M, 4] float xyxy.
-        matched: [R] int, the row of the ground truth of each RoI; below 0 there is none.
+        matched: [R] int, the row of the ground truth of each RoI; below 0: none.
         rois: [R, 4] float xyxy.
         size: cells along a side of a target.
-        threshold: in 0..1.
+        threshold: mask value from which on a target is 1, in 0..1.
 
     Returns:
         [R, size, size] float32, 0 or 1; 0 where there is no ground truth, no area, or a coordinate is not finite.
@@ -49,16 +49,16 @@ def mask_targets(
 
 
 def average_mask_targets(gt_masks: Array, gt_boxes: Array, matched: Array, rois: Array, *, size: int) -> Array:
-    """Averages ground-truth masks over the cells of RoIs, as torchvision does: without a threshold.
+    """Averages ground-truth masks over the cells of RoIs, without a threshold, as torchvision does.
 
-    A cell's average is that of RoIAlign with as many samples along a side as the cell has pixels, rounded up, but at most
-    `AVERAGED_SAMPLES`, and at legacy coordinates: half a pixel off (see `roi_features.roi_align`, aligned False).
+    A cell's average is that of RoIAlign in legacy coordinates, half a pixel off (see `roi_features.roi_align`, aligned False).
+    The number of samples along a side of a cell is its size in pixels, rounded up, but at most `AVERAGED_SAMPLES`.
 
     Args:
-        gt_masks, gt_boxes, matched, rois, size: see `mask_targets`. The masks are taken as if each cell were a pixel:
-            for masks of as many cells as their boxes have pixels these are torchvision's targets, but for RoIs with cells
-            of more than `AVERAGED_SAMPLES` pixels, and at the right and lower border of the image, where torchvision
-            repeats the last pixel.
+        gt_masks, gt_boxes, matched, rois, size: see `mask_targets`. Each cell of a mask is treated as a pixel. So if masks have
+            a cell for each pixel of their boxes, the targets equal torchvision's, with two exceptions: RoIs whose cells have
+            more than `AVERAGED_SAMPLES` pixels, and the right and lower border of the image, where torchvision repeats the
+            last pixel.
 
     Returns:
         [R, size, size] float32 in 0..1; 0 where there is no ground truth, no area, or a coordinate is not finite.
@@ -69,13 +69,13 @@ def average_mask_targets(gt_masks: Array, gt_boxes: Array, matched: Array, rois:
 def _weights_along(
     weights: Callable[..., Array], gt_masks: Array, gt_boxes: Array, matched: Array, rois: Array, size: int
 ) -> tuple[Array, Array]:
-    """How the values at the centres of a mask's cells add up to those of a RoI's, along x and y: two of [R, size, S]."""
+    """Computes the weights of a mask's cells in those of a RoI, along x and along y, each [R, size, S]."""
     chex.assert_shape([rois, gt_boxes], (None, 4))
     chex.assert_shape(gt_masks, (len(gt_boxes), None, gt_masks.shape[1]))
     chex.assert_shape(matched, (len(rois),))
     if not len(gt_boxes):
         return (jnp.zeros((len(rois), size, gt_masks.shape[1]), jnp.float32),) * 2
-    # No gradient, and no NaN in a product: what is not finite has weight 0 everywhere.
+    # No gradient; and weight 0 wherever a coordinate is not finite, so that no product is NaN.
     rois, boxes = jax.lax.stop_gradient((rois, gt_boxes[jnp.maximum(matched, 0)]))
     usable = (matched >= 0)[:, None, None] & jnp.isfinite(rois).all(axis=1)[:, None, None]
     return tuple(jnp.where(usable, weights(rois[:, i::2], boxes[:, i::2], size, gt_masks.shape[1]), 0) for i in (0, 1))
@@ -90,13 +90,13 @@ def _resample(gt_masks: Array, matched: Array, weight_x: Array, weight_y: Array)
 
 
 def _point_weights(spans: Array, frames: Array, size: int, cells: int) -> Array:
-    """Weights of linear interpolation at the centres of a RoI's cells.
+    """Computes the weights of linear interpolation at the centres of a RoI's cells.
 
     Args:
         spans: [R, 2] float, the first and last coordinate of a RoI.
-        frames: [R, 2] float, those of the mask.
+        frames: [R, 2] float, the first and last coordinate of the mask.
         size: points along the RoI.
-        cells: S, of the mask.
+        cells: S, cells along the mask.
 
     Returns:
         [R, size, S] float, 0 in all cells for a point outside of the frame.
@@ -109,7 +109,7 @@ def _point_weights(spans: Array, frames: Array, size: int, cells: int) -> Array:
 
 
 def _average_weights(spans: Array, frames: Array, size: int, cells: int) -> Array:
-    """Weights of the averages over a RoI's cells, of arguments and shape as `_point_weights`."""
+    """Computes the weights of the averages over a RoI's cells; arguments and shape are those of `_point_weights`."""
     (first, last), (low, high) = ((x[:, :1], x[:, 1:]) for x in (spans, frames))
     extent = jnp.maximum(last - first, 1)  # pixels
     count = jnp.clip(jnp.ceil(extent / size), 1, AVERAGED_SAMPLES)[..., None]
@@ -122,13 +122,13 @@ def _average_weights(spans: Array, frames: Array, size: int, cells: int) -> Arra
 
 
 def _place(point: Array, low: Array, high: Array, cells: int) -> Array:
-    """Where points lie among the cells of a mask that spans low..high: whole numbers are centres."""
+    """Converts points to cells of a mask that spans low..high; whole numbers are centres of cells."""
     extent = high - low
     return (point - low) / jnp.where(extent > 0, extent, 1) * cells - 0.5
 
 
 def _tent(place: Array, cells: int) -> Array:
-    """The weights of linear interpolation: 1 at a cell's centre, 0 from its neighbours' on; a new last axis [S]."""
+    """Computes the weights of linear interpolation: 1 at a cell's centre, falling to 0 at its neighbours'; adds a last axis [S]."""
     return jnp.maximum(1 - abs(place[..., None] - jnp.arange(cells)), 0)
 
 
@@ -140,22 +140,22 @@ def paste_masks(
     convention: str = 'centers',
     threshold: float = 0.5,
 ) -> np.ndarray:
-    """Pastes masks into images: runs on the host, mask by mask, and works inside of its box only.
+    """Pastes masks into images, one at a time, on the host; only the pixels in a mask's box are computed.
 
     Args:
         masks: [D, m, m] float, probabilities in the frames of the boxes.
         boxes: [D, 4] float xyxy, pixels of the image.
         image_size: H, W.
-        convention: 'centers': a pixel has the probability at its centre, interpolated between the four nearest centres of the
-            mask's cells, with zeros around the mask and nothing outside of the box (detectron2); or 'torchvision': see
-            `torchvision_frames`. A mask of ones is as large as its box by the first; by the second it is about a pixel larger.
-        threshold: a pixel with at least that is part of the object (with more, by torchvision's convention).
+        convention: 'centers' (detectron2): a pixel has the probability at its centre, interpolated between the four nearest
+            centres of the mask's cells, with zeros around the mask and nothing outside of the box. 'torchvision': see
+            `torchvision_frames`. A mask of ones fills its box with 'centers', and is about a pixel larger with 'torchvision'.
+        threshold: probability that a pixel of the object must reach; with 'torchvision' it must exceed it.
 
     Returns:
         [D, H, W] bool.
 
     Raises:
-        ValueError: if the counts differ, a box is not finite, or there is no such convention.
+        ValueError: the numbers of masks and boxes differ, a box is not finite, or the convention is unknown.
     """
     masks, boxes = np.asarray(masks, np.float32), np.asarray(boxes)
     if masks.ndim != 3 or boxes.shape != (len(masks), 4) or masks.shape[1] != masks.shape[2]:
@@ -176,16 +176,16 @@ def _paste_at_centers(pasted: np.ndarray, mask: np.ndarray, box: np.ndarray, thr
         _pixel_weights(box[axis], box[axis + 2], pasted.shape[1 - axis], len(mask)) for axis in (1, 0)
     )
     if row_weights.size and column_weights.size:
-        # Not numpy's products: for these small ones BLAS would wake its threads, beside those of the detector.
+        # cv2.gemm instead of numpy's products: they are small, and numpy's BLAS threads would compete with the detector's.
         along_rows = cv2.gemm(row_weights, mask, 1, None, 0)
         pasted[rows, columns] = cv2.gemm(along_rows, column_weights, 1, None, 0, flags=cv2.GEMM_2_T) >= threshold
 
 
 def _pixel_weights(low: float, high: float, pixels: int, cells: int) -> tuple[slice, np.ndarray]:
-    """Weights of linear interpolation between a mask's cells at the centres of the pixels from low to high.
+    """Computes the weights of linear interpolation between a mask's cells at the centres of the pixels from low to high.
 
     Returns:
-        the pixels with centres in [low, high), of 0..pixels - 1, and [n, cells] float32: their weights.
+        the slice of 0..pixels - 1 whose centres are in [low, high), and their weights [n, cells] float32.
     """
     first, end = (int(np.clip(np.ceil(edge - 0.5), 0, pixels)) for edge in (low, high))
     place = (np.arange(first, end) + 0.5 - low) / max(high - low, 1e-9) * cells - 0.5
@@ -194,14 +194,14 @@ def _pixel_weights(low: float, high: float, pixels: int, cells: int) -> tuple[sl
 
 
 def torchvision_frames(boxes: np.ndarray, size: int) -> np.ndarray:
-    """Says which whole pixels a mask reaches by torchvision's convention; a box that moves a little may win or lose a row of them.
+    """Computes the whole pixels that a mask is resized to by torchvision's convention.
 
     The mask gets a border of zeros, the box grows with it, and its corners are cut to whole pixels, towards zero. The mask is
-    resized, bilinearly, to these pixels, the last ones included.
+    resized, bilinearly, to these pixels, the last ones included. A box that moves a little may gain or lose a row of pixels.
 
     Args:
         boxes: [D, 4] float xyxy, pixels of the image.
-        size: m, of masks without their border.
+        size: m, side of a mask without its border, cells.
 
     Returns:
         [D, 4] int64 xyxy, the last pixels included.

@@ -13,8 +13,8 @@ from detzoo.types import Array, GroundTruth
 
 NEGATIVE = -1
 IGNORE = -2
-TIE = 1e-6  # IoUs relatively this close are one value: a compiled program may round one expression in two ways
-CROWD_COVERAGE = 0.5  # what lies at least half inside a crowd is neither an object nor background
+TIE = 1e-6  # IoUs with a smaller relative difference are equal: a compiled program may round one expression in two ways
+CROWD_COVERAGE = 0.5  # a box with at least this share of its area inside a crowd is neither an object nor background
 
 
 def match_by_threshold(
@@ -22,17 +22,17 @@ def match_by_threshold(
 ) -> Array:
     """Matches each anchor to the box it overlaps most (RetinaNet, 1708.02002, section 4; Faster R-CNN, 1506.01497, 3.1.2).
 
-    An anchor with IoU >= positive_iou is positive for its best box, below negative_iou negative, ignored between.
-    With match_best_anchors, all anchors that tie for the best IoU of some box are positive as well, each for *its own*
-    best box, so that no object goes without. Crowds are never matched; anchors that are not positive and lie at least
-    half inside a crowd are ignored.
+    An anchor whose best IoU is at least positive_iou is positive for its best box. It is negative if its best IoU is below
+    negative_iou, and ignored between the two. With match_best_anchors, all anchors that tie for the best IoU of some box are
+    positive as well, each for *its own* best box, so that every object has anchors. Crowds are never matched; anchors that
+    are not positive and lie at least half inside a crowd are ignored.
 
     Args:
         anchors: [A, 4] float xyxy.
         gt: the ground truth of one image, M rows.
-        positive_iou: in 0..1.
-        negative_iou: in 0..positive_iou.
-        match_best_anchors: whether each box gets its best anchors, however small the (non-zero) IoU.
+        positive_iou: least IoU of a positive anchor, in 0..1.
+        negative_iou: IoU below which an anchor is negative, in 0..positive_iou.
+        match_best_anchors: whether the best anchors of each box are positive, however small their (non-zero) IoU.
 
     Returns:
         matched: [A] int32, a row of gt, NEGATIVE or IGNORE.
@@ -49,18 +49,18 @@ def match_by_threshold(
 
 
 def match_and_reassign(anchors: Array, gt: GroundTruth, *, positive_iou: float, bipartite: bool = False) -> Array:
-    """Matches each anchor to the box it overlaps most, then each box to the anchor it does (SSD, 1512.02325, section 2.2).
+    """Matches each anchor to the box it overlaps most, then each box to its best anchor (SSD, 1512.02325, section 2.2).
 
     An anchor with IoU >= positive_iou is positive for its best box. Then each box takes the anchor it overlaps most (the
-    first of equals), however small the non-zero IoU, away from whatever box that was positive for; where several boxes
-    take one anchor, the last has it. If bipartite, each box takes one of its own instead (`match_bipartite`). Crowds are
-    never matched; anchors that are not positive and lie at least half inside a crowd are ignored.
+    first of equals), however small the non-zero IoU, even if the anchor was positive for another box; if several boxes
+    take one anchor, the last of them keeps it. If bipartite, each box takes an anchor of its own instead (`match_bipartite`).
+    Crowds are never matched; anchors that are not positive and lie at least half inside a crowd are ignored.
 
     Args:
         anchors: [A, 4] float xyxy.
         gt: the ground truth of one image, M rows.
-        positive_iou: in 0..1.
-        bipartite: whether no two boxes take one anchor.
+        positive_iou: least IoU of a positive anchor, in 0..1.
+        bipartite: whether each box takes an anchor that no other box takes.
 
     Returns:
         matched: [A] int32, a row of gt, NEGATIVE or IGNORE.
@@ -81,11 +81,11 @@ def match_and_reassign(anchors: Array, gt: GroundTruth, *, positive_iou: float, 
 def match_bipartite(iou: Array) -> Array:
     """Matches boxes and anchors one to one, the pair that overlaps most first (MultiBox, 1312.2249; SSD's authors' code).
 
-    Of all pairs of a box and an anchor that are both free the one of the largest IoU is matched, until no box is free or
-    none overlaps a free anchor. Of equals the lowest anchor comes first, and of its boxes the lowest row.
+    The free box and the free anchor with the largest IoU are matched, and this is repeated until no free box overlaps a free
+    anchor. Among equal IoUs the anchor with the lowest index comes first, and among its boxes the lowest row.
 
     Args:
-        iou: [M, A] float, 0 or less where two must not be matched.
+        iou: [M, A] float, 0 or less for pairs that must not be matched.
 
     Returns:
         matched: [A] int32, a row of the boxes, or NEGATIVE.
@@ -109,21 +109,21 @@ def match_by_cell(
 ) -> tuple[Array, Array]:
     """Matches each box to one anchor of the cells its centre lies in (YOLO v2, 1612.08242, section 2; v3, 1804.02767, 2.1).
 
-    Of all anchors, of all levels, in whose cell the centre lies, a box takes the one most like it in shape (the first of
-    equals); where several take one anchor, the last has it. What is not taken is negative, unless the box predicted
-    there overlaps some object by more than ignore_iou. Crowds take nothing; an anchor that is not taken is ignored
-    if it, or the box predicted there, lies at least half inside a crowd.
+    A box takes one of the anchors, of all levels, in whose cells its centre lies: the one closest to it in shape (the first of
+    equals). If several boxes take one anchor, the last of them keeps it. The other anchors are negative, or ignored if their
+    predicted box overlaps some object by more than ignore_iou. Crowds take no anchors; an anchor that no box takes is
+    ignored if it, or its predicted box, lies at least half inside a crowd.
 
     Args:
         anchors: [A, 4] float xyxy, each in the middle of its cell.
         strides: [A, 2] float, width and height of the cells, pixels.
-        predicted: [A, 4] float xyxy, what the network puts there now.
+        predicted: [A, 4] float xyxy, the boxes that the network predicts at the anchors now.
         gt: the ground truth of one image, M rows.
-        ignore_iou: in 0..1.
+        ignore_iou: IoU above which a predicted box keeps its anchor from being negative, in 0..1.
 
     Returns:
         matched: [A] int32, a row of gt, NEGATIVE or IGNORE.
-        taken: [M] int32, the anchor each box takes; A for rows that take none.
+        taken: [M] int32, the anchor each box takes; A: none.
     """
     chex.assert_shape([anchors, predicted, gt.boxes], (None, 4))
     candidate = gt.valid & ~gt.crowd
@@ -149,7 +149,7 @@ def last_winner(best: Array, candidate: Array, num_anchors: int) -> Array:
         num_anchors: A.
 
     Returns:
-        matched: [A] int32, a row of the boxes, or NEGATIVE where nobody chose the anchor.
+        matched: [A] int32, a row of the boxes, or NEGATIVE where no box chose the anchor.
     """
     # A maximum over rows, since duplicate indices in a scatter have no order.
     chosen = candidate[:, None] & (best[:, None] == jnp.arange(num_anchors))  # [M, A]
@@ -163,12 +163,12 @@ def sample_balanced(matched: Array, key: Array, *, count: int, positive_share: f
 
     Args:
         matched: [A] int32, as a matcher returns it.
-        key: of the random numbers; an entry's number depends on its row, not on A.
-        count: how many are drawn; fewer if there are fewer.
-        positive_share: at most this share of them is positive; negatives fill the rest.
+        key: key of the draw; the random number of a row does not depend on A.
+        count: number of samples; if there are fewer entries, all are drawn.
+        positive_share: largest share of positives among them; negatives fill the rest.
 
     Returns:
-        [A] bool.
+        [A] bool, the entries that are drawn.
     """
     noise = jax.random.uniform(key, matched.shape)
 
@@ -182,12 +182,12 @@ def sample_balanced(matched: Array, key: Array, *, count: int, positive_share: f
 
 
 def keep_hard_negatives(matched: Array, negative_loss: Array, negatives_per_positive: float) -> Array:
-    """Ignores all negatives but the hardest, so many to a positive (SSD, 1512.02325, section 2.2; OHEM 1:3 in 1708.02002).
+    """Keeps the hardest negatives, some for each positive, and ignores the others (SSD, 1512.02325, 2.2; OHEM 1:3 in 1708.02002).
 
     Args:
         matched: [A] int32, a row of the ground truth, NEGATIVE or IGNORE.
         negative_loss: [A] float, the loss of each anchor as background; it gets no gradient.
-        negatives_per_positive: how many are kept for each positive; none in an image without.
+        negatives_per_positive: number of negatives kept for each positive; an image without positives keeps none.
 
     Returns:
         matched: [A] int32.
@@ -212,24 +212,24 @@ def inside_crowd(boxes: Array, gt: GroundTruth) -> Array:
 
 
 def gather_targets(matched: Array, anchors: Array, gt: GroundTruth, *, background: int) -> tuple[Array, Array]:
-    """Looks up what each anchor is trained towards.
+    """Looks up the label and the box that each anchor is trained towards.
 
     Args:
         matched: [A] int32, as a matcher returns it.
         anchors: [A, 4] float xyxy.
         gt: the ground truth of one image, M rows.
-        background: the label of what is not positive.
+        background: the label of negative and ignored anchors.
 
     Returns:
         labels: [A] int32.
-        boxes: [A, 4] float xyxy; of what is not positive the anchor itself, so that no logarithm of a padding row's box
-            is taken.
+        boxes: [A, 4] float xyxy; the anchor itself where it is not positive, so that `box_coding.encode` never takes the
+            logarithm of a padding row's size.
     """
     positive, row = matched >= 0, jnp.maximum(matched, 0)
     return jnp.where(positive, gt.labels[row], background), jnp.where(positive[:, None], gt.boxes[row], anchors)
 
 
 def _candidate_iou(anchors: Array, gt: GroundTruth) -> Array:
-    """The IoU of each box that may be matched with each anchor, -1 in the rows of others: [M, A]."""
+    """Computes the IoU [M, A] of boxes and anchors; rows of boxes that must not be matched are -1."""
     chex.assert_shape([anchors, gt.boxes], (None, 4))
     return jnp.where((gt.valid & ~gt.crowd)[:, None], box_ops.pairwise_iou(gt.boxes, anchors), -1)

@@ -1,6 +1,6 @@
 """Greedy non-maximum suppression with static shapes, exact at every threshold.
 
-    candidates -> sorted by score -> tile by tile: drop what earlier tiles' boxes overlap, then settle the tile itself
+    candidates -> sorted by score -> tile by tile: drop the boxes that kept ones of earlier tiles overlap, then settle the tile
       -> until enough are kept, or none is left -> indices into the candidates
 
 Chosen by scripts/dev/benchmark_nms.py, on a CPU, for both uses: about 100 of 1000 candidates, and 1000 of 2000 or more.
@@ -19,14 +19,14 @@ TILE = 256  # candidates decided at once
 def nms(
     boxes: Array, scores: Array, labels: Array, valid: Array, *, iou_threshold: float, max_detections: int
 ) -> tuple[Array, Array]:
-    """Keeps the best box, drops those of its class that overlap it more than the threshold, and repeats.
+    """Keeps the best box, drops the boxes of its class that overlap it by more than the threshold, and repeats.
 
-    Exactly greedy: a dropped box drops no other. Ties go to the lower index.
+    Exactly greedy: a dropped box drops no other. Among equal scores the lower index comes first.
 
     Args:
         boxes: [T, 4] float xyxy.
         scores: [T] float; NaN and minus infinity count as invalid.
-        labels: [T] int; boxes of different labels never touch each other.
+        labels: [T] int; a box drops only boxes with its own label.
         valid: [T] bool.
         iou_threshold: a box with a larger IoU is dropped.
         max_detections: D.
@@ -62,11 +62,11 @@ def nms(
         candidate = jax.lax.fori_loop(0, tile, drop, valid[tile])
         return tile + 1, kept.at[tile].set(_settle(conflicts(tile, tile), candidate))
 
-    def more(state: tuple[Array, Array]) -> Array:
+    def unfinished(state: tuple[Array, Array]) -> Array:
         tile, kept = state
-        return (tile < tiles) & valid[tile, 0] & (kept.sum() < max_detections)  # behind an invalid one all are invalid
+        return (tile < tiles) & valid[tile, 0] & (kept.sum() < max_detections)  # all after an invalid one are invalid
 
-    _, kept = jax.lax.while_loop(more, decide_tile, (0, jnp.zeros_like(valid)))
+    _, kept = jax.lax.while_loop(unfinished, decide_tile, (0, jnp.zeros_like(valid)))
     kept = kept.reshape(-1)[: len(order)]
     place = jnp.where(kept, jnp.cumsum(kept) - 1, max_detections)  # the last tile may keep more than fit
     indices = jnp.zeros(max_detections, jnp.int32).at[place].set(order, mode='drop')
@@ -74,7 +74,7 @@ def nms(
 
 
 def _settle(conflict: Array, candidate: Array) -> Array:
-    """Keeps each candidate with which no earlier kept one conflicts.
+    """Keeps each candidate that conflicts with no earlier kept one.
 
     Repeats "kept unless an earlier kept box conflicts" until nothing changes. After n rounds the first n rows are
     final, so the fixpoint is the greedy choice; it takes as many rounds as the longest chain of conflicts.

@@ -13,7 +13,7 @@ from detzoo.types import Array, Detections
 
 
 class Candidates(NamedTuple):
-    """What the NMS chooses from.
+    """The candidates for the NMS.
 
     score: [T] float.
     label: [T] int32.
@@ -40,8 +40,8 @@ def postprocess(
     """Selects, clips and prunes the boxes of one image.
 
     Args:
-        scores: [A, K] float, in 0..1 or logits: their order counts.
-        boxes: [A, 4] float xyxy, or [A, K, 4]: one for each class.
+        scores: [A, K] float, probabilities in 0..1, or logits; candidates are ranked by them.
+        boxes: [A, 4] float xyxy, or [A, K, 4]: a box for each class.
         window: [4] float xyxy, to which boxes are clipped.
         select: scores -> candidates: `top_per_level` or `top_per_class`.
         score_threshold: score that a candidate must exceed.
@@ -80,8 +80,8 @@ def top_per_level(scores: Array, *, level_sizes: Sequence[int], count: int) -> C
 
     Args:
         scores: [A, K] float.
-        level_sizes: how many of the A anchors each level has, in order.
-        count: pairs kept per level; a level with fewer gives all.
+        level_sizes: number of anchors of each level, in order.
+        count: pairs taken per level; a level with fewer gives all of them.
 
     Returns:
         candidates, T = the sum of min(count, anchors of the level * K).
@@ -100,7 +100,7 @@ def top_per_class(scores: Array, *, count: int) -> Candidates:
 
     Args:
         scores: [A, K] float.
-        count: anchors kept per class.
+        count: anchors taken per class.
 
     Returns:
         candidates, T = K * min(count, A), class after class.
@@ -114,12 +114,12 @@ def top_per_class(scores: Array, *, count: int) -> Candidates:
 def _top_pairs(scores: Array, count: int) -> Candidates:
     """Finds the best (anchor, class) pairs of [A, K] scores: score, label and anchor row, each [min(count, A * K)].
 
-    Two small top-k instead of one over A * K: a pair among the best `count` belongs to one of the `count` anchors with
-    the best highest score.
+    Two small top-k replace one over A * K: each of the best `count` pairs belongs to one of the `count` anchors whose best
+    scores are highest.
     """
     num_anchors, num_classes = scores.shape
     _, rows = jax.lax.top_k(scores.max(axis=1), min(count, num_anchors))
-    # Ascending rows, so that ties fall as they would in one top-k over all pairs.
+    # Ascending rows, so that ties are broken as in one top-k over all pairs.
     rows = jnp.sort(rows)
     score, pair = jax.lax.top_k(scores[rows].reshape(-1), min(count, rows.size * num_classes))
     return Candidates(score, (pair % num_classes).astype(jnp.int32), rows[pair // num_classes])

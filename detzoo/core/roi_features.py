@@ -1,13 +1,13 @@
 """Features of regions: RoIAlign, RoIPool and RoIWarp, over one level or a pyramid.
 
-    levels of one image -> one list of cells; each RoI knows where its level begins and how wide it is
+    levels of one image -> one list of cells; for each RoI, where its level begins and how wide it is
     RoIAlign, RoIWarp: sample points along y and along x -> two cells and weights each -> gathers, summed sample by sample
-    RoIPool: the cells of each bin, one after the other, RoI by RoI
-    backwards: RoI by RoI, added to one gradient of all cells
+    RoIPool: the maximum over the cells of each bin, one cell after the other, RoI by RoI
+    gradient: RoI by RoI, added to one gradient of all cells
 
-No RoI costs anything on a level that is not its own. Gradients go to the features only, none to the RoIs
-(`stop_gradient`). Sums and weights are float32 for features of less, and float64 for float64. A RoI with a coordinate that
-is not finite gives zeros; coordinates beyond a million pixels are taken for a million.
+A RoI has a cost on its own level only. Gradients go to the features, not to the RoIs (`stop_gradient`). Sums and weights
+are float64 if the features are, else float32, also for features in half precision. A RoI with a coordinate that is not
+finite gives zeros; coordinates beyond a million pixels are clipped to a million.
 
 The formulations were chosen by scripts/dev/benchmark_roi_features.py, on a CPU.
 
@@ -27,12 +27,11 @@ import numpy as np
 from detzoo.core import boxes as box_ops
 from detzoo.types import Array
 
-LEVEL_TOLERANCE = 1e-6  # levels: so that a side of exactly 224 pixels, rounded down a little, is at the level of 224
-FARTHEST = 2.0**20  # pixels: a cell times the number of bins still is an int32
-UNROLLED_SAMPLES = (
-    2  # of a bin, fused in one loop; were these all, XLA would fuse the gathers into every use of the result
-)
-POOLED_AT_ONCE = 8  # RoIs whose bins RoIPool walks through together: as fast as one by one on a CPU, in fewer steps
+LEVEL_TOLERANCE = 1e-6  # levels; a side of exactly 224 pixels, rounded down a little, still belongs to the level of 224
+FARTHEST = 2.0**20  # pixels; a cell's index times the number of bins still fits an int32
+# Samples of a bin per step of a loop. If all were unrolled, XLA would fuse their gathers into every use of the result.
+UNROLLED_SAMPLES = 2
+POOLED_AT_ONCE = 8  # RoIs that RoIPool pools together: as fast as one by one on a CPU, in fewer steps
 
 
 def assign_levels(
@@ -40,20 +39,20 @@ def assign_levels(
 ) -> Array:
     """Assigns RoIs to the levels of a pyramid by their size (FPN, 1612.03144, section 4.2, equation 1).
 
-    Level k = floor(canonical_level + log2(sqrt(area) / canonical_size)), clipped; an area of 0 or NaN is at min_level.
+    Level k = floor(canonical_level + log2(sqrt(area) / canonical_size)), clipped; a RoI with an area of 0 or NaN gets min_level.
 
     Args:
         rois: [R, 4] float xyxy, pixels.
-        min_level: the finest level there is; level k has stride 2^k.
-        max_level: the coarsest.
-        canonical_size: pixels, the side of a square at canonical_level.
-        canonical_level: at which a square of canonical_size is.
+        min_level: the finest level; level k has stride 2^k.
+        max_level: the coarsest level.
+        canonical_size: side of a square at canonical_level, pixels.
+        canonical_level: level of a square of canonical_size.
 
     Returns:
         level: [R] int32 in 0..max_level - min_level: 0 is min_level.
     """
     chex.assert_shape(rois, (None, 4))
-    # As comparisons, not as a logarithm that is rounded: the side from which on a RoI belongs to the next level.
+    # The side is compared with the least side of each further level, since a logarithm would be rounded.
     levels = np.arange(min_level + 1, max_level + 1)
     sides = canonical_size * 2.0 ** (levels - canonical_level - LEVEL_TOLERANCE)
     side = jnp.sqrt(box_ops.area(rois))
@@ -72,11 +71,11 @@ def roi_align(
     max_samples_per_bin: int = 4,
     reduce: str = 'average',
 ) -> Array:
-    """Pools RoIs from bilinear samples at points that are not rounded (Mask R-CNN, 1703.06870, section 3).
+    """Pools RoIs from bilinear samples, without rounding any coordinate (Mask R-CNN, 1703.06870, section 3).
 
     Each RoI has output_size x output_size equal bins, and each bin samples_per_bin x samples_per_bin points in its interior,
-    evenly spread. A sample is interpolated between the centres of the four nearest cells. Up to one cell beyond the
-    outermost centres the border goes on, farther out a sample is 0.
+    evenly spread. A sample is interpolated between the centres of the four nearest cells. Beyond the outermost centres it has
+    the border's value for one cell, and is 0 farther out.
 
     Args:
         levels: L times [h, w, C] float, features.
@@ -84,14 +83,13 @@ def roi_align(
         level: [R] int32 in 0..L-1, which level a RoI is pooled from.
         strides: L numbers, pixels a cell.
         output_size: bins along a side.
-        samples_per_bin: points along a side of a bin. 0 takes as many as the bin has cells, rounded up
-            (`adaptive_samples`), for height and width apart, but at most max_samples_per_bin; the cost is that of
-            max_samples_per_bin.
-        aligned: True: cell i has its centre at pixel (i + 0.5) * stride, and RoIs may be small (detectron2). False: at
-            pixel i * stride, half a cell off, and a RoI is at least one cell wide and high (the original code, and
-            torchvision's default).
-        max_samples_per_bin: points along a side of a bin with samples_per_bin 0.
-        reduce: 'average' or 'max' over the samples of a bin; of equal ones the first has the gradient.
+        samples_per_bin: points along a side of a bin. 0: along each side as many as the bin has cells, rounded up
+            (`adaptive_samples`), but at most max_samples_per_bin; the cost is that of max_samples_per_bin.
+        aligned: True (detectron2): cell i has its centre at pixel (i + 0.5) * stride, and a RoI may have any size. False
+            (the original code, and torchvision's default): cell i has its centre at pixel i * stride, half a cell off, and
+            a RoI is at least one cell wide and high.
+        max_samples_per_bin: largest number of points along a side of a bin where samples_per_bin is 0.
+        reduce: 'average' or 'max' over the samples of a bin; among equal maxima the first gets the gradient.
 
     Returns:
         [R, output_size, output_size, C], the dtype of the features.
@@ -116,19 +114,19 @@ def roi_align(
 
 
 def adaptive_samples(rois: Array, level: Array, *, strides: Sequence[float], output_size: int, aligned: bool) -> Array:
-    """Counts the samples that `roi_align` takes along the longer side of a bin with samples_per_bin 0 and no limit.
+    """Counts the samples that `roi_align` would take along the longer side of a bin with samples_per_bin 0 and no limit.
 
-    For a metric: how many RoIs need more than max_samples_per_bin.
+    A metric uses it to count the RoIs that need more than max_samples_per_bin.
 
     Args:
         rois: [R, 4] float xyxy, pixels of the canvas.
         level: [R] int32.
-        strides: pixels a cell, of each level.
+        strides: strides of the levels, pixels.
         output_size: bins along a side.
         aligned: as in `roi_align`.
 
     Returns:
-        [R] int32, 0 for a RoI of no size.
+        [R] int32, 0 for an empty RoI.
     """
     chex.assert_shape(rois, (None, 4))
     stride = jnp.asarray(strides, _coordinates(rois).dtype)[level]
@@ -145,14 +143,14 @@ def roi_warp(
     samples_per_bin: int,
     reduce: str = 'average',
 ) -> Array:
-    """Crops RoIs in whole cells, and pools bilinear samples of the crop (the RoIWarp of Mask R-CNN, table 2c).
+    """Crops RoIs to whole cells, and pools bilinear samples of the crop (the RoIWarp of Mask R-CNN, table 2c).
 
     Like RoIPool it quantises: the corners, divided by the stride, are rounded (half away from zero), and the crop has
     all cells from the first corner's to the second's, both included, hence at least one. Like RoIAlign it samples: the
     crop, whose cell i spans i..i+1 with its centre in the middle, has output_size x output_size equal bins of
-    samples_per_bin x samples_per_bin points, each interpolated between the four nearest centres *of the crop*: cells
-    outside of it have no influence, its border goes on to its edge. Of a crop that leaves the map, samples farther than
-    one cell from the map's outermost centres are 0. (1512.04412 interpolates to a grid, then takes the maximum over
+    samples_per_bin x samples_per_bin points. Each point is interpolated between the four nearest centres *of the crop*:
+    cells outside of it have no influence, and its edge has the border's value. Where a crop leaves the map, samples farther
+    than one cell from the map's outermost centres are 0. (1512.04412 interpolates to a grid, then takes the maximum over
     2 x 2: samples_per_bin 2, reduce 'max'.)
 
     Args:
@@ -162,7 +160,7 @@ def roi_warp(
         strides: L numbers, pixels a cell.
         output_size: bins along a side.
         samples_per_bin: points along a side of a bin, >= 1.
-        reduce: 'average' or 'max' over the samples of a bin; of equal ones the first has the gradient.
+        reduce: 'average' or 'max' over the samples of a bin; among equal maxima the first gets the gradient.
 
     Returns:
         [R, output_size, output_size, C], the dtype of the features.
@@ -186,17 +184,17 @@ def roi_warp(
 def roi_pool(
     levels: Sequence[Array], rois: Array, level: Array, *, strides: Sequence[float], output_size: int
 ) -> Array:
-    """Takes the maximum over all cells of each bin of RoIs in whole cells (Fast R-CNN, 1504.08083, section 2.1).
+    """Rounds RoIs to whole cells, and takes the maximum over the cells of each bin (Fast R-CNN, 1504.08083, section 2.1).
 
     The corners, divided by the stride, are rounded (half away from zero), and the RoI has the n cells from the first
     corner's to the second's, both included, hence at least one. Bin i of k has cells floor(i n / k) up to
-    ceil((i + 1) n / k), exactly, so that bins may share cells; those outside of the map do not count, and a bin
-    that has no others is 0. The gradient goes to the first maximum in row-major order. (Code which computes i n / k in
-    float32 has another cell now and then: torchvision for 57 cells and 7 bins.)
+    ceil((i + 1) n / k), computed exactly, so bins may share cells. Cells outside of the map do not count, and a bin without
+    cells in the map is 0. The gradient goes to the first maximum in row-major order. (Code that computes i n / k in
+    float32 sometimes takes another cell: torchvision does for 57 cells and 7 bins.)
 
-    It costs as many steps for a RoI as its largest bin has cells, each a gather of output_size^2 rows, so for a RoI as
-    large as the map about as many reads as the map has cells, plus those that bins share. Besides the features and the
-    result it needs one int32 for each value of the result, for the gradient.
+    A RoI takes a step for each cell of its largest bin, and a step gathers output_size^2 rows. So a RoI as large as the map
+    reads each cell of the map about once, and again the cells that bins share. For the gradient, one int32 is kept
+    for each value of the result.
 
     Args:
         levels: L times [h, w, C] float, features.
@@ -223,7 +221,7 @@ def roi_pool(
 
 
 class _Frame(NamedTuple):
-    """Where the level of each RoI lies among all cells: start [R], sides [R, 2] height and width, stride [R]."""
+    """The place of each RoI's level among all cells: its start [R], its height and width [R, 2], and its stride [R]."""
 
     start: Array
     sides: Array
@@ -235,7 +233,7 @@ class _Taps(NamedTuple):
 
     index: [R, 2, size, s, 2] int32, row or column.
     weight: [R, 2, size, s, 2] float in 0..1.
-    share: [R, 2, s] float: 1 / number of samples, 0 for those that are too many.
+    share: [R, 2, s] float: 1 / number of samples, 0 for samples that are not used.
     """
 
     index: Array
@@ -244,7 +242,7 @@ class _Taps(NamedTuple):
 
 
 def _check(levels: Sequence[Array], strides: Sequence[float], output_size: int, reduce: str = 'average') -> None:
-    """Refuses arguments that cannot be."""
+    """Refuses impossible arguments."""
     if not len(levels) == len(strides) > 0:
         raise ValueError(f'{len(levels)} levels have {len(strides)} strides')
     if output_size < 1:
@@ -254,14 +252,14 @@ def _check(levels: Sequence[Array], strides: Sequence[float], output_size: int, 
 
 
 def _coordinates(rois: Array) -> Array:
-    """RoIs without gradients, at least in float32, within limits; what isn't finite lies far outside."""
+    """Clips RoIs, stops their gradient and makes them float32 at least; RoIs that are not finite are moved far outside."""
     rois = jax.lax.stop_gradient(rois)
     rois = rois.astype(jnp.promote_types(rois.dtype, jnp.float32))
     return jnp.where(jnp.isfinite(rois).all(axis=-1, keepdims=True), jnp.clip(rois, -FARTHEST, FARTHEST), -FARTHEST)
 
 
 def _flatten(levels: Sequence[Array], rois: Array, level: Array, strides: Sequence[float]) -> tuple[Array, _Frame]:
-    """Joins levels to one list of cells [N, C], and looks up the frame of each RoI."""
+    """Joins levels into one list of cells [N, C], and looks up the frame of each RoI."""
     chex.assert_shape(levels, (None, None, levels[0].shape[-1]))
     chex.assert_shape(rois, (None, 4))
     chex.assert_shape(level, (len(rois),))
@@ -273,17 +271,17 @@ def _flatten(levels: Sequence[Array], rois: Array, level: Array, strides: Sequen
 
 
 def _extent(rois: Array, stride: Array, aligned: bool) -> tuple[Array, Array]:
-    """Where RoIs begin and how far they go in cells, y and x: two times [R, 2]. Whole numbers are centres of cells."""
+    """Computes the start and the extent of RoIs along y and x, in cells, each [R, 2]. Whole numbers are centres of cells."""
     x1, y1, x2, y2 = jnp.split(_coordinates(rois) / stride[:, None], 4, axis=1)
     start, end = jnp.concatenate([y1, x1], axis=1), jnp.concatenate([y2, x2], axis=1)
     return start - (0.5 if aligned else 0), jnp.maximum(end - start, 0 if aligned else 1)
 
 
 def _quantize(rois: Array, stride: Array) -> tuple[Array, Array]:
-    """The first cell of RoIs in whole cells, and how many there are, y and x: two times [R, 2] int32."""
+    """Rounds RoIs to whole cells: the first cell and the number of cells along y and x, each [R, 2] int32."""
     corners, stride = _coordinates(rois), stride[:, None]
     whole = jnp.floor(abs(corners) / stride)
-    # Half away from zero, and by what is left: a compiled division by a constant is a multiplication, a little off.
+    # The remainder decides on rounding half away from zero: a compiled division by a constant is an inexact multiplication.
     whole += 2 * (abs(corners) - whole * stride) >= stride
     x1, y1, x2, y2 = jnp.split((jnp.sign(corners) * whole).astype(jnp.int32), 4, axis=1)
     start, end = jnp.concatenate([y1, x1], axis=1), jnp.concatenate([y2, x2], axis=1)
@@ -291,9 +289,9 @@ def _quantize(rois: Array, stride: Array) -> tuple[Array, Array]:
 
 
 def _samples_needed(extent: Array, output_size: int) -> Array:
-    """A sample for each cell of a bin, and one for what is left: int32, like extent."""
+    """Counts a sample for each cell of a bin, and one for the rest of it: int32, with the shape of extent."""
     needed = jnp.ceil(extent / output_size)
-    return (needed - ((needed - 1) * output_size >= extent)).astype(jnp.int32)  # the division may be a little off
+    return (needed - ((needed - 1) * output_size >= extent)).astype(jnp.int32)  # the division may be inexact
 
 
 def _sample_points(start: Array, extent: Array, count: Array, output_size: int, samples: int) -> Array:
@@ -307,7 +305,7 @@ def _sample_points(start: Array, extent: Array, count: Array, output_size: int, 
         samples: s.
 
     Returns:
-        [R, 2, output_size, s] float; those from count on are of no use.
+        [R, 2, output_size, s] float; points from count on are not used.
     """
     start, size, count = (x[..., None, None] for x in (start, extent / output_size, jnp.maximum(count, 1)))
     return start + (jnp.arange(output_size)[:, None] + (jnp.arange(samples) + 0.5) / count.astype(size.dtype)) * size
@@ -318,9 +316,9 @@ def _pool_samples(cells: Array, frame: _Frame, points: Array, count: Array, redu
 
     Args:
         cells: [N, C] float.
-        frame: of R RoIs.
+        frame: the frame of R RoIs.
         points: [R, 2, size, s] float, in cells; whole numbers are centres.
-        count: [R, 2] int: how many of the s are used.
+        count: [R, 2] int: how many of the s points are used.
         reduce: 'average' or 'max'.
 
     Returns:
@@ -342,7 +340,7 @@ def _pool_samples(cells: Array, frame: _Frame, points: Array, count: Array, redu
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _combine(reduce: str, cells: Array, start: Array, width: Array, taps: _Taps) -> Array:
-    """Reduces the samples of each bin: [R, size, size, C]. start and width [R] are of the RoIs' levels."""
+    """Reduces the samples of each bin: [R, size, size, C]. start and width [R] are those of the RoIs' levels."""
     rois, _, size, samples, _ = taps.index.shape
     shape = (rois, size, size, cells.shape[-1])
     dtype = jnp.promote_types(cells.dtype, jnp.float32)
@@ -394,7 +392,7 @@ def _combine_backward(reduce: str, arguments, gradient: Array):
         gradient = gradient.astype(dtype)
         one = jax.tree.map(lambda x: x[None], (start, width, taps))
 
-        if reduce == 'max':  # sampled again: to remember which sample it was takes more memory and time
+        if reduce == 'max':  # sample again: storing the index of the largest sample takes more memory and time
 
             def used(number: Array) -> Array:
                 value, share = _sample(number, cells, *one)
@@ -429,14 +427,14 @@ _combine.defvjp(_combine_forward, _combine_backward)
 
 @jax.custom_vjp
 def _pool_cells(cells: Array, start: Array, width: Array, low: Array, high: Array) -> Array:
-    """The maximum over the cells of each bin.
+    """Takes the maximum over the cells of each bin.
 
     Args:
         cells: [N, C] float.
         start: [R] int32, the first cell of the RoI's level.
-        width: [R] int32, of the RoI's level.
+        width: [R] int32, the width of the RoI's level, cells.
         low: [R, 2, size] int32, the first row and column of each bin.
-        high: [R, 2, size] int32, one after the last.
+        high: [R, 2, size] int32, the row and column after the last.
 
     Returns:
         [R, size, size, C].
@@ -445,7 +443,7 @@ def _pool_cells(cells: Array, start: Array, width: Array, low: Array, high: Arra
 
 
 def _bin_cell(step: Array, start: Array, width: Array, low: Array, high: Array) -> tuple[Array, Array]:
-    """The step-th cell of each bin of a RoI, in row-major order of the largest bin: ([size, size], whether there is one)."""
+    """Finds the step-th cell of each bin of a RoI, in row-major order of the largest bin: ([size, size], whether there is one)."""
     columns = jnp.max(high[1] - low[1])
     y, x = low[0] + step // columns, low[1] + step % columns
     exists = (y < high[0])[:, None] & (x < high[1])
@@ -453,7 +451,7 @@ def _bin_cell(step: Array, start: Array, width: Array, low: Array, high: Array) 
 
 
 def _steps(low: Array, high: Array) -> Array:
-    """The number of cells of the largest bin of a RoI, 0 if it has none."""
+    """Counts the cells of the largest bin of a RoI."""
     return jnp.maximum(high - low, 0).max(axis=1).prod()
 
 

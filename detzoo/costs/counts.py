@@ -1,8 +1,8 @@
-"""What programs need: parameters, multiplications, and the FLOPs and memory that their compilers report.
+"""The costs of programs: parameters, multiplications, and the FLOPs and memory that their compilers report.
 
-parameter_count(params)            -> numbers
-multiply_adds(function, ...)       -> as papers count
-compiled_cost(lowered.compile())   -> Cost, of one device
+parameter_count(params)            -> number of parameters
+multiply_adds(function, ...)       -> multiplications, counted as papers do
+compiled_cost(lowered.compile())   -> Cost on one device
 """
 
 import math
@@ -15,12 +15,12 @@ import numpy as np
 
 
 class Cost(NamedTuple):
-    """What a compiled program needs on each device.
+    """The cost of a compiled program on each device.
 
-    flops: a multiply-add is two. Loops count as often as the compiler knows them to run, or else once.
-    bytes_accessed: of memory, by all operations.
-    argument_bytes, output_bytes, temporary_bytes: of memory. An output in place of a donated argument is in both.
-    peak_bytes: arguments, outputs and temporaries, what is donated counted once.
+    flops: number of FLOPs; a multiply-add is two. The body of a loop counts as often as the compiler knows it to run, else once.
+    bytes_accessed: bytes of memory that all operations read and write.
+    argument_bytes, output_bytes, temporary_bytes: memory of each kind. An output that replaces a donated argument is in both.
+    peak_bytes: memory of arguments, outputs and temporaries together, with donated arguments counted once.
     """
 
     flops: float
@@ -37,7 +37,7 @@ def parameter_count(params: Any) -> int:
 
 
 def compiled_cost(compiled: Any) -> Cost:
-    """Reads the cost of a compiled program (`jax.jit(f).lower(...).compile()`), of one of its devices."""
+    """Reads the cost of a compiled program (`jax.jit(f).lower(...).compile()`) on one of its devices."""
     analysis, memory = compiled.cost_analysis(), compiled.memory_analysis()
     total = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
     return Cost(
@@ -51,13 +51,13 @@ def compiled_cost(compiled: Any) -> Cost:
 
 
 def multiply_adds(function: Callable[..., Any], *arguments: Any) -> int:
-    """Counts the multiplications, each with its addition, of a function's convolutions and matrix products.
+    """Counts the multiply-adds of a function's convolutions and matrix products.
 
-    This is how papers and model zoos count: padding counts, all other operations do not, and the body of a loop counts as often
-    as the loop is known to run.
+    It counts as papers and model zoos do: padding is included, all other operations are not, and the body of a loop counts as
+    often as the loop is known to run.
 
     Args:
-        function: of JAX.
+        function: a function that JAX can trace.
         arguments: arrays or shapes.
     """
     return _multiply_adds(jax.make_jaxpr(function)(*arguments).jaxpr)
@@ -68,8 +68,8 @@ def _multiply_adds(jaxpr: Any) -> int:
     for equation in jaxpr.eqns:
         if equation.primitive.name == 'conv_general_dilated':
             kernel, dimensions = equation.invars[1].aval.shape, equation.params['dimension_numbers']
-            taps = math.prod(kernel) // kernel[dimensions.rhs_spec[0]]  # of an output: with the channels of its group
-            # A deconvolution convolves zeros too, which nobody counts.
+            taps = math.prod(kernel) // kernel[dimensions.rhs_spec[0]]  # for each output, with its group's channels
+            # A deconvolution also multiplies zeros; papers do not count them.
             count += equation.outvars[0].aval.size * taps // math.prod(equation.params['lhs_dilation'])
         elif equation.primitive.name == 'dot_general':
             ((contracted, _), _) = equation.params['dimension_numbers']

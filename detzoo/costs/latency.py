@@ -13,12 +13,12 @@ from tqdm.auto import tqdm
 def interleaved_latency(
     steps: Mapping[Any, Callable[[], Any]], *, repeats: int, budget: float
 ) -> dict[Any, np.ndarray]:
-    """Times functions that return arrays: in each round every function runs once, to its end; a first round is not counted.
+    """Times functions that return arrays: each round runs every function once, to its end; a first round is not counted.
 
     Args:
-        steps: {name: what to time}.
+        steps: {name: function to time}.
         repeats: largest number of rounds.
-        budget: seconds after which no further round starts; there are 3 at least.
+        budget: seconds after which no further round starts; at least 3 rounds are run.
 
     Returns:
         {name: [rounds] seconds}.
@@ -38,7 +38,7 @@ def interleaved_latency(
 
 
 def device_name() -> str:
-    """Names JAX's first device; a CPU by its model and cores."""
+    """Names JAX's first device; for a CPU, its model and number of cores."""
     name = jax.local_devices()[0].device_kind
     if name != 'cpu' or not os.path.exists('/proc/cpuinfo'):
         return name

@@ -1,6 +1,6 @@
 """The programs whose costs are counted: the training step and the prediction of a config, lowered for any devices.
 
-train_program, predict_program(config, ...) -> a lowered program: shapes only, no parameter is made
+train_program, predict_program(config, ...) -> a lowered program, from shapes only: no parameter is made
 random_batch(config, ...)                   -> a batch for it
 """
 
@@ -22,14 +22,14 @@ from detzoo.types import Batch, GroundTruth, Inputs
 def random_batch(
     config: ml_collections.ConfigDict, canvas: tuple[int, int], count: int, num_classes: int, seed: int = 0
 ) -> Batch:
-    """Draws a batch: noise for images, `data.max_boxes` boxes each; `data.max_proposals` too if the config gives proposals.
+    """Draws a batch of noise images with `data.max_boxes` boxes each, and `data.max_proposals` proposals if the config has them.
 
     Args:
-        config: complete.
+        config: complete config.
         canvas: (H, W), pixels.
-        count: images.
+        count: number of images.
         num_classes: K.
-        seed: of the draw.
+        seed: seed of the draw.
 
     Returns:
         Batch, numpy.
@@ -65,12 +65,12 @@ def random_batch(
 
 
 def shapes(tree: Any, *lead: int) -> Any:
-    """Replaces arrays by their shapes, with leading axes, of devices for example."""
+    """Replaces arrays by their shapes, and adds leading axes, for example one for the devices."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*lead, *x.shape), x.dtype), tree)
 
 
 def state_shapes(config: ml_collections.ConfigDict, num_classes: int) -> Any:
-    """The shapes of a config's TrainState; no parameter is made, no file read."""
+    """Computes the shapes of a config's TrainState, without making parameters or reading files."""
     detector = detector_of(config, num_classes, parallel.AXIS)
     return jax.eval_shape(lambda: initial_state(config, detector))
 
@@ -108,9 +108,9 @@ def predict_program(config: ml_collections.ConfigDict, num_classes: int, devices
 def _share(
     config: ml_collections.ConfigDict, section: str, canvas: tuple[int, int], num_classes: int, lead: tuple[int, ...]
 ) -> Batch:
-    """Splits the batch of a section over devices, and returns its shapes; `lead` are the leading axes, devices first."""
+    """Splits the batch of a config section over devices, and returns its shapes; `lead`: the leading axes, devices first."""
     count, devices = config[section].batch_size, lead[0]
     if count % devices:
         key = f'{section}.batch_size'
-        raise ValueError(f'{key} is {count}, not a multiple of the {devices} devices: set --config.{key}')
+        raise ValueError(f'{key} is {count}, not a multiple of the {devices} devices: change it')
     return shapes(jax.eval_shape(lambda: random_batch(config, canvas, count // devices, num_classes)), *lead)

@@ -1,9 +1,9 @@
-"""The stages of a detector, which are named scopes of JAX: found in the names of its operations."""
+"""The stages of a detector are named scopes of JAX, found here in the names of its operations."""
 
 import re
 
 STAGES = ('backbone', 'neck', 'rpn', 'roi', 'heads', 'post', 'loss')  # the named scopes of detectors
-OTHER = 'other'  # what lies in no stage: normalising images, the optimiser, copies
+OTHER = 'other'  # operations in no stage: normalising images, the optimiser, copies
 
 
 def stage_of(line: str) -> str:

@@ -1,13 +1,14 @@
-"""What each stage of prediction costs, measured on the one program there is: `Detector.predict`.
+"""The cost of each stage of prediction, measured on prefixes of the whole program, `Detector.predict`.
 
     predict -> its equations, in order, each in the named scope of a stage
       -> segments: equations of one stage that follow each other
-      -> prefixes: programs that end with a segment and return what later ones need
-      -> compiled (FLOPs, memory), and timed in turn; a segment costs its prefix less the one before, with the same images
+      -> prefixes: programs that end with a segment and return the arrays that later segments need
+      -> compiled (FLOPs, memory), and timed in turn
+      -> the cost of a segment: the cost of its prefix minus that of the prefix before, with the same images
 
-The stages add up to the whole, in every round of runs. But a prefix also keeps what it returns, and the compiler cannot
-fuse operations across its end: that burdens the stage before a cut and relieves the one after it. A difference also has
-the noise of two measurements, so that a stage with next to nothing to do may come out below 0; it is reported as measured.
+The stages add up to the whole, in every round of runs. But a prefix also writes the arrays that it returns, and the compiler
+cannot fuse operations across its end, so the stage before a cut seems slower, and the one after it faster. A difference also
+has the noise of two measurements, so a stage with almost nothing to do may come out below 0; it is reported as measured.
 """
 
 import itertools
@@ -34,12 +35,12 @@ from detzoo.run.classes import Classes
 from detzoo.training.finetune import initial_state
 from detzoo.types import Inputs
 
-INPUT = 'input'  # before the first stage: images are normalised
-IMAGES = 8  # of a trained detector, which they keep busy each in its own way
+INPUT = 'input'  # the equations before the first stage, which normalise images
+IMAGES = 8  # images that a trained detector is timed on; each gives it a different amount of work
 
 
 class Segment(NamedTuple):
-    """Equations of a stage that follow each other: those before `end` that are in no earlier segment."""
+    """Equations of one stage that follow each other: from the end of the segment before up to `end`, exclusive."""
 
     stage: str
     end: int
@@ -48,11 +49,11 @@ class Segment(NamedTuple):
 class Program(NamedTuple):
     """A compiled prefix of prediction.
 
-    batch: images at once.
-    stage: of its last segment.
-    cost: of all of it.
-    compile_seconds: what compiling took.
-    run: runs it, and returns its arrays.
+    batch: number of images at once.
+    stage: stage of its last segment.
+    cost: cost of the whole prefix.
+    compile_seconds: time of compiling, seconds.
+    run: runs the program, and returns its arrays.
     """
 
     batch: int
@@ -65,9 +66,9 @@ class Program(NamedTuple):
 class Prepared(NamedTuple):
     """The prediction of a config, ready to be timed.
 
-    config: complete.
-    parameters: see `stage_parameters`.
-    programs: for each batch size its prefixes; the last is all of prediction.
+    config: complete config.
+    parameters: {stage: number of parameters}, see `stage_parameters`.
+    programs: the prefixes for each batch size; the last one of each is the whole prediction.
     """
 
     config: ml_collections.ConfigDict
@@ -76,17 +77,18 @@ class Prepared(NamedTuple):
 
 
 def segments(jaxpr: Any) -> list[Segment]:
-    """Splits the equations of a jaxpr by the stage in whose scope they lie; those in none go on with the one before.
+    """Splits the equations of a jaxpr by their stage; equations in no stage's scope are counted in the stage before them.
 
     Raises:
-        ValueError: an equation holds several stages, as a call of a jitted function may: there is no place to cut.
+        ValueError: an equation, such as a call of a jitted function, contains several stages, so it cannot be cut between them.
     """
     found: list[Segment] = []
     for index, equation in enumerate(jaxpr.eqns):
         stages = _stages_of(equation)
         if len(stages) > 1:
             raise ValueError(
-                f'one {equation.primitive} holds the stages {", ".join(sorted(stages))}: open each outside of it'
+                f'a single {equation.primitive} contains the stages {", ".join(sorted(stages))}: '
+                'open their named scopes outside of it'
             )
         stage = stages.pop() if stages else found[-1].stage if found else INPUT
         if found and found[-1].stage == stage:
@@ -96,7 +98,7 @@ def segments(jaxpr: Any) -> list[Segment]:
 
 
 def _stages_of(equation: Any) -> set[str]:
-    """The stage in whose scope an equation lies, or else those that begin inside it (in a jit, a scan, a branch)."""
+    """Finds the stage in whose scope an equation lies, or else the stages that begin inside it (in a jit, a scan, a branch)."""
     if stage := stage_in(str(equation.source_info.name_stack)):
         return {stage}
     parts = jax.tree.leaves(list(equation.params.values()), is_leaf=lambda part: hasattr(part, 'eqns'))
@@ -104,18 +106,18 @@ def _stages_of(equation: Any) -> set[str]:
 
 
 def prefix(closed: Any, end: int) -> Callable[..., list[jax.Array]]:
-    """Makes a function of the first equations of a closed jaxpr: its flat arguments -> what the others, or its results, need.
+    """Makes a function of the first equations of a closed jaxpr, which returns the arrays that the rest, or the result, needs.
 
     Args:
-        closed: of `jax.make_jaxpr`.
-        end: how many equations.
+        closed: a closed jaxpr, from `jax.make_jaxpr`; its flat arguments are those of the function.
+        end: number of equations.
     """
     jaxpr = closed.jaxpr
     if end == len(jaxpr.eqns):
         return jax_core.jaxpr_as_fun(closed)
     needed = {id(variable) for variable in jaxpr.outvars}
     for equation in reversed(jaxpr.eqns[end:]):
-        if any(id(variable) in needed for variable in equation.outvars):  # else the compiler drops it from the whole
+        if any(id(variable) in needed for variable in equation.outvars):  # the compiler drops all other equations
             needed.update(id(variable) for variable in equation.invars)
     made = [variable for equation in jaxpr.eqns[:end] for variable in equation.outvars]
     outputs = [variable for variable in made if id(variable) in needed]
@@ -125,11 +127,11 @@ def prefix(closed: Any, end: int) -> Callable[..., list[jax.Array]]:
 
 
 def stage_parameters(jaxpr: Any, params: Any) -> dict[str, int]:
-    """Counts the parameters of each stage: that which uses them first; those that none uses are in OTHER.
+    """Counts the parameters of each stage. A parameter belongs to the first stage that uses it, or to OTHER if none does.
 
     Args:
-        jaxpr: of predict(params, model_state, inputs).
-        params: arrays or shapes, the first arguments.
+        jaxpr: the jaxpr of predict(params, model_state, inputs).
+        params: arrays or shapes, the first argument.
     """
     leaves = jax.tree.leaves(params)
     position = {id(variable): index for index, variable in enumerate(jaxpr.invars[: len(leaves)])}
@@ -142,7 +144,7 @@ def stage_parameters(jaxpr: Any, params: Any) -> dict[str, int]:
                 if index is not None:
                     counts[stage] = counts.get(stage, 0) + parameter_count(leaves[index])
         start = end
-    if position:  # of an RPN whose proposals are given
+    if position:  # parameters of an RPN that is not run, since proposals are given
         counts[OTHER] = parameter_count([leaves[index] for index in position.values()])
     return counts
 
@@ -150,12 +152,12 @@ def stage_parameters(jaxpr: Any, params: Any) -> dict[str, int]:
 def prepare(config: ml_collections.ConfigDict, num_classes: int, batch_sizes: Sequence[int] = (1, 8)) -> Prepared:
     """Compiles the prefixes of a config's prediction on its first evaluation canvas.
 
-    Weights and images are drawn, and the score threshold is 0, so that the NMS has as much to do as it ever has.
+    Weights and images are random, and the score threshold is 0, so that the NMS has as much work as possible.
 
     Args:
-        config: complete; it is not changed.
+        config: complete config; it is not changed.
         num_classes: K.
-        batch_sizes: images at once.
+        batch_sizes: numbers of images at once.
     """
     config = config.copy_and_resolve_references()
     config.model.update(lowest_score_threshold(config.model))
@@ -169,11 +171,11 @@ def prepare(config: ml_collections.ConfigDict, num_classes: int, batch_sizes: Se
 def prepare_trained(predictor: Predictor, batch_sizes: Sequence[int] = (1, 8)) -> Prepared:
     """Compiles the prefixes of a trained detector's prediction on its first evaluation canvas.
 
-    Images are the first IMAGES of the validation split, in turn, and the NMS has to do what they and the weights give it.
+    It predicts the first IMAGES of the validation split in turn, so the NMS has as much work as these images and weights give it.
 
     Args:
-        predictor: of a run, whose data set is there.
-        batch_sizes: images at once.
+        predictor: predictor of a run whose data set is available.
+        batch_sizes: numbers of images at once.
 
     Raises:
         DataError: the data set or the proposals of the config cannot be used.
@@ -198,7 +200,7 @@ def prepare_trained(predictor: Predictor, batch_sizes: Sequence[int] = (1, 8)) -
 
 
 def _compile(predictor: Predictor, inputs: Mapping[int, Sequence[Inputs]]) -> Prepared:
-    """Compiles the prefixes of prediction for the inputs of each batch size, which they take in turn."""
+    """Compiles the prefixes of prediction for each batch size; they are run on its inputs in turn."""
     programs, parameters = [], {}
     variables = jax.device_put((predictor.params, predictor.model_state))
     for batch, turns in inputs.items():
@@ -215,30 +217,30 @@ def _compile(predictor: Predictor, inputs: Mapping[int, Sequence[Inputs]]) -> Pr
 
 
 def _in_turn(program: Callable[..., Any], arguments: Sequence[Any]) -> Callable[[], Any]:
-    """Makes a function that runs a program with each of several lists of arguments in turn."""
+    """Makes a function that runs a program with the next of several lists of arguments at each call."""
     turns = itertools.cycle(arguments)
     return lambda: program(*next(turns))
 
 
 def lowest_score_threshold(model: Mapping[str, Any]) -> dict[str, Any]:
-    """The change of a detector's arguments with which every candidate is a detection until the NMS."""
+    """Returns the change of a detector's arguments that lets every candidate reach the NMS."""
     return {'head': {'score_threshold': 0.0}} if 'head' in model else {'score_threshold': 0.0}
 
 
 def measure(prepared: Mapping[str, Prepared], *, repeats: int = 50, budget: float = 300) -> list[dict[str, Any]]:
-    """Times prepared predictions in turn, so that whatever disturbs the machine disturbs all alike.
+    """Times prepared predictions in turn, so that other load on the machine affects all of them alike.
 
     Args:
-        prepared: {name: what to time}.
-        repeats: runs of each program, at most.
-        budget: seconds after which no further round begins; there are 3 at least.
+        prepared: {name: prediction to time}.
+        repeats: largest number of runs of each program.
+        budget: seconds after which no further round begins; at least 3 rounds are run.
 
     Returns:
-        a row for each name and batch size, numbers of all its images: 'name', 'batch', 'canvas', 'device', 'dtype',
-        'parameters', the fields of `counts.Cost`, 'compile_seconds' (of the whole), 'runs', 'p50_seconds' and 'p90_seconds';
-        the same times as 'network_...' of all but post-processing, and 'post_...'; and 'stages', in their order, with
-        'stage', 'parameters', 'flops', 'peak_bytes' (of the largest prefix that ends with it) and 'p50_seconds'. Parameters
-        that prediction never uses are in no stage.
+        a row for each name and batch size, with the costs of all its images together: 'name', 'batch', 'canvas', 'device',
+        'dtype', 'parameters', the fields of `counts.Cost`, 'compile_seconds' (of the whole), 'runs', 'p50_seconds' and
+        'p90_seconds'; the same times as 'network_...' for all but post-processing, and as 'post_...' for post-processing; and
+        'stages', in their order, with 'stage', 'parameters', 'flops', 'peak_bytes' (of the largest prefix that ends with the
+        stage) and 'p50_seconds'. Parameters that prediction never uses are in no stage.
     """
     steps = {(name, index): program.run for name, one in prepared.items() for index, program in enumerate(one.programs)}
     times = interleaved_latency(steps, repeats=repeats, budget=budget)
@@ -251,7 +253,7 @@ def measure(prepared: Mapping[str, Prepared], *, repeats: int = 50, budget: floa
 
 
 def _row(name: str, one: Prepared, batch: int, indices: Sequence[int], seconds: np.ndarray) -> dict[str, Any]:
-    """Makes a row of `measure` from the times of a batch size's prefixes, [prefixes, rounds]."""
+    """Makes a row of `measure` from the times [prefixes, rounds] of a batch size's prefixes."""
     programs = [one.programs[index] for index in indices]
     own = np.diff(seconds, axis=0, prepend=0)  # [segments, rounds]
     flops = np.diff([program.cost.flops for program in programs], prepend=0)

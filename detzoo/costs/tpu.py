@@ -1,4 +1,4 @@
-"""TPUs that programs are compiled for, though they need not be there: kinds of chips, and topologies of them (needs libtpu).
+"""TPUs that programs can be compiled for on a machine without any: kinds of chips, and their topologies (needs libtpu).
 
     TPU_ENVIRONMENT               -> into the environment, before jax is imported
     topology_devices('v5e:2x4')   -> devices to compile for
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 TPU_ENVIRONMENT = {
     'JAX_PLATFORMS': 'cpu',
     'TPU_SKIP_MDS_QUERY': '1',
-    'TPU_ACCELERATOR_TYPE': 'v5litepod-8',  # stands for this machine; programs may be compiled for another one
+    'TPU_ACCELERATOR_TYPE': 'v5litepod-8',  # the pretended host; programs may be compiled for other TPUs
     'TPU_WORKER_HOSTNAMES': 'localhost',
     'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
 }
@@ -24,10 +24,10 @@ TPU_ENVIRONMENT = {
 class Chip(NamedTuple):
     """A kind of TPU chip, one device of JAX.
 
-    clock: Hz. Not published: it is the published peak over what the matrix units do in a cycle.
-    peak: FLOPs a second in bfloat16.
+    clock: clock rate, Hz. It is not published: it is the published peak divided by the FLOPs of the matrix units per cycle.
+    peak: FLOPs per second in bfloat16.
     memory: bytes of HBM.
-    options: of its topologies. The two cores of a v4 are one device of JAX, but not by default where there is no TPU.
+    options: options for making its topologies. They make the two cores of a v4 one device of JAX, as they are on a real TPU.
     """
 
     clock: float
@@ -70,5 +70,7 @@ def chip_of(topology: str) -> Chip:
     """Looks up the chip of a topology; raises ValueError where it is not in CHIPS."""
     kind = topology.partition(':')[0]
     if kind not in CHIPS:
-        raise ValueError(f'topology {topology!r} is of no known chip: use {", ".join(CHIPS)}, for example v5e:2x4')
+        raise ValueError(
+            f'topology {topology!r} has an unknown chip: use one of {", ".join(CHIPS)}, for example v5e:2x4'
+        )
     return CHIPS[kind]

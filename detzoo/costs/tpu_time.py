@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 from detzoo.costs.scopes import OTHER, STAGES, stage_of
 from detzoo.costs.tpu import chip_of
 
-SMALL = 1024  # numbers, which fill a vector register: operations on fewer need no figure
-# Operations that do nothing, or that wait for transfers beside the computation.
+SMALL = 1024  # numbers that fill a vector register; operations on fewer are not missed if they have no figure
+# Operations that do nothing, or wait for transfers that run beside the computation.
 FREE = frozenset(
     'parameter constant tuple get-tuple-element bitcast after-all partition-id copy-start copy-done slice-start slice-done '
     'async-done async-update'.split()
 )
-FREE_CALLS = 'AllocateBuffer', 'ConcatBitcast'  # of opcode custom-call
+FREE_CALLS = 'AllocateBuffer', 'ConcatBitcast'  # custom-calls that take no time
 
 
 class Estimate(NamedTuple):
@@ -28,8 +28,8 @@ class Estimate(NamedTuple):
     seconds: {stage: seconds, backward operations included}, with OTHER; stages without any are left out.
     not_counted: {kind: number} of operations on SMALL numbers or more without a figure (sorts, gathers, collectives); their
         time is missing, which makes the estimate a lower bound.
-    bounded_loops: loops that are counted as often as the one integer in their condition allows; they may end earlier.
-    loops_counted_once: loops whose data decide when they end, such as those of the NMS.
+    bounded_loops: loops that are counted as often as the integer in their condition allows; they may end earlier.
+    loops_counted_once: loops whose number of rounds depends on the data, such as those of the NMS.
     """
 
     seconds: dict[str, float]
@@ -63,7 +63,7 @@ def estimated_time(compiled: Any, topology: str) -> Estimate:
 
 
 class _Operation(NamedTuple):
-    """A line of a computation: the opcode, the type of the result (a tuple's in parentheses), and the whole line."""
+    """A line of a computation: the opcode, the type of the result (in parentheses if it is a tuple), and the whole line."""
 
     opcode: str
     result: str
@@ -82,7 +82,7 @@ class _Operation(NamedTuple):
 
 
 class _Module:
-    """The text of a compiled program: cycles(computation) -> {stage: cycles}; counts the operations without cycles too."""
+    """The text of a compiled program: cycles(computation) -> {stage: cycles}; also counts the operations without cycles."""
 
     def __init__(self, text: str):
         self.computations: dict[str, list[_Operation]] = {}
@@ -98,7 +98,7 @@ class _Module:
                 lines.append(_Operation(operation[2], operation[1], line))
 
     def cycles(self, computation: str) -> collections.Counter:
-        """Sums the cycles of a computation and of those it calls, loops as often as they run."""
+        """Sums the cycles of a computation and of the computations it calls; loops count as often as they run."""
         total: collections.Counter = collections.Counter()
         for operation in self.computations[computation]:
             called = {key: self._staged(self.cycles(name), operation) for key, name in self._called(operation)}
@@ -122,7 +122,7 @@ class _Module:
         return +cycles
 
     def _called(self, operation: _Operation) -> list[tuple[str, str]]:
-        """The computations that an operation runs, as (role, name); a fusion's cycles are its own."""
+        """Lists the computations that an operation runs, as (role, name), but not a fusion's: its cycles are its own."""
         keys = {
             'while': r'(condition|body)=%?([\w.-]+)',
             'conditional': r'(true_computation|false_computation)=%?([\w.-]+)',
@@ -135,7 +135,7 @@ class _Module:
         return called
 
     def _trips(self, loop_operation: _Operation) -> int:
-        """How often a loop runs, or at most: what the compiler knows, or the one integer its condition compares with."""
+        """Returns how often a loop runs if the compiler knows it, else the integer in its condition, which is a limit."""
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop_operation.line):
             return int(known[1])
         condition = self._text(dict(self._called(loop_operation))['condition'])
@@ -148,6 +148,6 @@ class _Module:
         return 1
 
     def _text(self, computation: str) -> str:
-        """The lines of a computation and of its fusions."""
+        """Joins the lines of a computation and of its fusions."""
         lines = '\n'.join(operation.line for operation in self.computations[computation])
         return '\n'.join([lines, *map(self._text, re.findall(r'calls=%?([\w.-]+)', lines))])

@@ -15,8 +15,9 @@ Differences from the paper:
 - Those of `faster_rcnn`.
 - A target is read from the object's mask in the frame of its box, at the centres of the RoI's cells (`masks.mask_targets`).
 - With a softmax over classes (table 2b) background is one more class.
-- The layer of the mask logits starts with a deviation of 0.01. In Detectron, the authors' code, a convolution starts from He's
-  initialisation (MSRAFill) where each class has a mask; where all share one, and a fully connected layer, with 0.001.
+- The layer of the mask logits starts with a standard deviation of 0.01. In Detectron, the authors' code, a convolution starts
+  from He's initialisation (MSRAFill) if each class has a mask. If all classes share one, it starts with 0.001, and so does a
+  fully connected layer.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -93,8 +94,9 @@ class MLPHead(nn.Module):
 class MaskRCNN(nn.Module):
     """The network: the parts of a Faster R-CNN, and the mask head beside them.
 
-    faster_rcnn: constructor of the Faster R-CNN. read_rois: reads the features of a split mask head, see `RoIReader`; None: the
-    mask head is joint and reads what the box head reads.
+    faster_rcnn: constructor of the Faster R-CNN.
+    read_rois: reads the features of a split mask head, see `RoIReader`; None: the mask head is joint and takes the features that
+        the box head reads.
     """
 
     faster_rcnn: Callable[[], FasterRCNN]
@@ -102,7 +104,7 @@ class MaskRCNN(nn.Module):
     read_rois: Callable[[Sequence[Array], Array], Array] | None
 
     def setup(self) -> None:
-        """Puts the parameters of the Faster R-CNN where they are without the mask head."""
+        """Gives the parameters of the Faster R-CNN the names that they have without the mask head."""
         self.boxes = self.faster_rcnn()
         nn.share_scope(self, self.boxes)
 
@@ -160,15 +162,15 @@ def make_mask_head(
         dtype: data type in which the head computes.
         axis_name: the mapped axis of the devices, or None.
         head: 'fcn' or 'mlp' (table 2e).
-        layers: number of convolutions before the deconvolution, or of layers of the MLP before its output; the paper's joint
-            head has none.
+        layers: number of convolutions before the deconvolution, or of the MLP's layers before its output; 0 in the paper's
+            joint head.
         features: channels of each layer.
         norm: normalisation after the convolutions before the deconvolution: None, 'batch_norm' (of the positive RoIs,
-            synchronised over devices), 'frozen_batch_norm' or 'group_norm'. With 'fcn'.
+            synchronised over devices), 'frozen_batch_norm' or 'group_norm'. For 'fcn' only.
         class_agnostic: whether a RoI has one mask for all classes.
-        activation: 'sigmoid', each class for itself, or 'softmax', over the classes and background (table 2b).
+        activation: 'sigmoid', for each class by itself, or 'softmax', over the classes and background (table 2b).
         targets: 'point': whether the centre of a cell lies in the object (detectron2); 'average': the share of the cell that
-            does (torchvision). With a softmax a cell belongs to the object from a half on.
+            lies in it (torchvision). With a softmax, a cell belongs to the object if its target is at least a half.
     """
     heads = {'fcn': partial(FCNHead, norm=norm, axis_name=axis_name), 'mlp': MLPHead}
     if head not in heads:
@@ -185,7 +187,7 @@ def make_mask_head(
     module = heads[head](outputs=classes + softmax, layers=layers, features=features, dtype=dtype)
 
     def of_class(x: Array, labels: Array) -> Array:
-        """Picks from [N, m, m, ...] the mask of each label."""
+        """Picks the mask of each label from [N, m, m, ...]."""
         channel = jnp.minimum(labels, classes - 1)[:, None, None, None]
         return jnp.take_along_axis(x, channel, axis=3)[..., 0]
 
@@ -208,11 +210,11 @@ def make_mask_head(
 
 
 class Trained(NamedTuple):
-    """What a batch is trained on, and the outputs there.
+    """The samples that a batch is trained on, and the outputs for them.
 
-    anchors: those of the RPN, None where proposals are given.
-    rois: those of the box head.
-    mask_logits: [B, P, m, m, ...] of the first P rois, among which are all positive ones.
+    anchors: samples of the RPN, or None if proposals are given.
+    rois: samples of the box head.
+    mask_logits: [B, P, m, m, ...] of the first P rois, which include all positive ones.
     """
 
     anchors: TrainedAnchors | None
@@ -231,14 +233,15 @@ def make(
     """Makes a Mask R-CNN.
 
     Args:
-        mask_roi: arguments of `stages.make_roi_reader` for the mask head on a pyramid; on C4 it reads what the box head reads.
+        mask_roi: arguments of `stages.make_roi_reader` for the mask head on a pyramid; unused on C4, where it takes the box
+            head's features.
         mask: arguments of `make_mask_head`.
         mask_loss_weight: weight of the mask loss.
         **arguments: those of `faster_rcnn.make`.
 
     Returns:
-        A Detector, to be trained on ground truth with masks. Its metrics and stages are those of `faster_rcnn.make`; besides there
-        are the metric 'mask_loss' and the metrics of the mask head's reader as 'mask_...'.
+        A Detector, to be trained on ground truth with masks. Its metrics and stages are those of `faster_rcnn.make`, and also
+        'mask_loss' and, as 'mask_...', the metrics of the mask head's reader.
     """
     parts = faster_rcnn.make_parts(**arguments)
     rpn, roi_head, body = parts.rpn, parts.roi_head, parts.network.body

@@ -92,14 +92,14 @@ def make_rpn(
         strides: strides of the levels, pixels, finest first.
         dtype: data type in which the head computes.
         layers: number of 3x3 convolutions before the outputs.
-        anchor_sizes: for each level the sizes of its anchors, pixels; all levels have equally many.
+        anchor_sizes: sizes of the anchors of each level, pixels; all levels have the same number of sizes.
         aspect_ratios: height / width of the anchors.
         round_anchors: whether the corners of base anchors are rounded to whole pixels (torchvision).
         anchor_strides: distance of neighbouring anchors: 'power_of_two', the strides of the levels, or 'canvas_over_grid',
             canvas // cells (torchvision).
-        positive_iou, negative_iou: an anchor is positive from the first, negative below the second, ignored between.
+        positive_iou, negative_iou: an anchor is positive from positive_iou on, negative below negative_iou, and else ignored.
         match_best_anchors: whether the anchors that overlap an object most are positive too.
-        samples: number of anchors an image that are trained.
+        samples: number of anchors per image that are trained.
         positive_share: largest share of positives among them.
         box_loss_beta: error at which smooth L1 turns from quadratic to linear.
         pre_nms_topk, train_pre_nms_topk: candidates before the NMS, per level, in prediction and in training.
@@ -147,7 +147,7 @@ def bind_anchors(
     rounded: bool,
     distance: str,
 ) -> Callable[..., list[np.ndarray]]:
-    """Checks the anchors that `make_rpn` is asked for, with distance for anchor_strides, and binds them: `RPN.anchors`."""
+    """Checks the anchors' arguments of `make_rpn` (distance is its anchor_strides), and binds them: `RPN.anchors`."""
     if distance not in ('power_of_two', 'canvas_over_grid'):
         raise ValueError(f"rpn.anchor_strides is {distance!r}: use 'power_of_two' or 'canvas_over_grid'")
     if len({len(sizes) for sizes in anchor_sizes}) != 1:
@@ -166,7 +166,7 @@ def bind_anchors(
 def rpn_loss(
     objectness_logits: Array, deltas: Array, anchors: Array, matched: Array, gt: GroundTruth, *, box_loss_beta: float
 ) -> dict[str, Array]:
-    """Sums the losses of the sampled anchors of one image; arguments as of `RPN.loss` and `make_rpn`."""
+    """Sums the losses of the sampled anchors of one image; the arguments are those of `RPN.loss` and `make_rpn`."""
     positive, sampled = matched >= 0, matched != matching.IGNORE
     _, target_boxes = matching.gather_targets(matched, anchors, gt, background=0)
     cls_loss = optax.sigmoid_binary_cross_entropy(objectness_logits, positive)
@@ -198,7 +198,7 @@ def best_boxes(
         boxes: [A, 4] xyxy, the decoded anchors.
         window: [4] xyxy, where the image lies on its canvas.
         level_sizes: number of anchors of each level.
-        pre_nms_topk, post_nms_topk, score_threshold, iou_threshold, min_size: as of `make_rpn`.
+        pre_nms_topk, post_nms_topk, score_threshold, iou_threshold, min_size: see `make_rpn`.
 
     Returns:
         proposals [P, 4], best first, and which are valid [P].
@@ -207,10 +207,11 @@ def best_boxes(
 
     def select(scores: Array) -> Candidates:
         score, _, row = top_per_level(scores, level_sizes=level_sizes, count=pre_nms_topk)
-        return score, jnp.asarray(level)[row], row  # levels stand for classes: the NMS compares boxes of one level
+        # Levels take the place of classes, so that the NMS compares only boxes of one level.
+        return score, jnp.asarray(level)[row], row
 
     found = postprocess(
-        objectness_logits[:, None],  # not their sigmoid: float32 has no room for an order close to 1
+        objectness_logits[:, None],  # not their sigmoid, which float32 rounds to equal values close to 1
         boxes,
         window,
         select=select,

@@ -1,4 +1,4 @@
-"""What Faster R-CNN and Mask R-CNN share behind the RPN, and how the stages follow each other.
+"""The stages that Faster R-CNN and Mask R-CNN share, from the RPN's proposals to detections.
 
     images -> levels -> RPN, see `rpn` -> proposals [B, P, 4]                        `propose`
       -> rois [B, R, 4], in training sampled from proposals and ground truth         `make_roi_head`, `sample`
@@ -7,8 +7,8 @@
     loss:    anchors and rois x ground truth                                         `reduce_losses`, `weigh`
     predict: softmax -> decode class by class -> clip -> class-aware NMS             `detect`
 
-`make_roi_head` and `make_roi_reader` bind the arguments of a stage, a group of a config's keys, to its functions. Gradients flow
-from one stage to the next through the levels alone.
+`make_roi_head` and `make_roi_reader` bind the arguments of a stage, which are a group of config keys, to its functions. Gradients
+pass between stages through the levels only.
 """
 
 import math
@@ -28,14 +28,14 @@ from detzoo.detectors.rpn import RPN
 from detzoo.types import Array, Assignment, Batch, Detections, GroundTruth, Inputs
 
 Sums = dict[str, Array]
-EMPTY_ROI = (0.0, 0.0, 1.0, 1.0)  # stands where there is no RoI, so that all arithmetic stays finite
+EMPTY_ROI = (0.0, 0.0, 1.0, 1.0)  # the box of empty rows, so that all arithmetic stays finite
 
 
 class RoIHead(NamedTuple):
     """The head on RoIs, without its network.
 
-    sample(proposals, valid, gt, key): rois [R, 4], positives first, and [R] for each its row of the ground truth, or
-        NEGATIVE, or IGNORE where fewer than R were found.
+    sample(proposals, valid, gt, key): rois [R, 4], positives first, and for each RoI its row of the ground truth [R], or
+        NEGATIVE, or IGNORE in the last rows if fewer than R were found.
     loss(cls_logits, box_deltas, rois, matched, gt): sums over the RoIs of an image.
     detect(cls_logits, box_deltas, proposals, valid, window): Detections.
     max_positives: the largest number of positive RoIs; they are the first rows.
@@ -67,8 +67,8 @@ def make_roi_head(
 
     Args:
         num_classes: K.
-        positive_iou, negative_iou: a RoI is positive from the first, negative below the second, ignored between.
-        samples: R, the number of RoIs an image that are trained.
+        positive_iou, negative_iou: a RoI is positive from positive_iou on, negative below negative_iou, and else ignored.
+        samples: R, number of RoIs per image that are trained.
         positive_share: largest share of positives among them.
         add_ground_truth: whether the boxes of objects are sampled too.
         delta_weights: factors of dx, dy, dw, dh.
@@ -130,11 +130,11 @@ def roi_loss(
     delta_weights: Sequence[float],
     box_loss_beta: float,
 ) -> Sums:
-    """Sums the losses of the RoIs of one image; arguments as of `RoIHead.loss` and `make_roi_head`."""
+    """Sums the losses of the RoIs of one image; the arguments are those of `RoIHead.loss` and `make_roi_head`."""
     positive, sampled = matched >= 0, matched != matching.IGNORE
     labels, target_boxes = matching.gather_targets(matched, rois, gt, background=num_classes)
     cls_loss = optax.softmax_cross_entropy_with_integer_labels(cls_logits, labels)
-    column = jnp.minimum(labels, box_deltas.shape[1] - 1)  # of the object's class, or the only one
+    column = jnp.minimum(labels, box_deltas.shape[1] - 1)  # the object's class, or the only column
     deltas = jnp.take_along_axis(box_deltas, column[:, None, None], axis=1)[:, 0]  # [R, 4]
     targets = box_coding.encode(target_boxes, rois, weights=delta_weights)
     box_loss = losses.smooth_l1(deltas, targets, beta=box_loss_beta)
@@ -147,7 +147,7 @@ def roi_loss(
 
 
 class RoIReader(NamedTuple):
-    """How the features of RoIs are read from levels.
+    """Functions that read the features of RoIs from levels.
 
     read(levels, rois): features [B, R, s, s, C] from levels [B, h, w, C], finest first, and rois [B, R, 4].
     metrics(rois, matched): metrics of rois [B, R, 4] with rows [B, R] of the ground truth, IGNORE where there is no RoI.
@@ -175,16 +175,17 @@ def make_roi_reader(
         first_stride: stride of the finest level, pixels.
         num_levels: number of levels from which RoIs are read.
         operator: 'align' (RoIAlign), 'pool' (RoIPool) or 'warp' (RoIWarp).
-        output_size: s, bins a side.
-        samples_per_bin: samples a side of a bin; 0 with 'align': as many as the size of the RoI asks for. Not with 'pool'.
-        max_samples_per_bin: the most that are taken where samples_per_bin is 0.
-        aligned: whether the features of a cell lie at its centre (detectron2) or at its corner (torchvision). With 'align'.
-        reduce: 'average' or 'max' of the samples of a bin. Not with 'pool'.
+        output_size: s, bins along a side.
+        samples_per_bin: samples along a side of a bin; 0, for 'align' only: as many as the size of the RoI needs. Unused by
+            'pool'.
+        max_samples_per_bin: largest number of samples along a side of a bin if samples_per_bin is 0.
+        aligned: whether the features of a cell lie at its centre (detectron2) or at its corner (torchvision). For 'align' only.
+        reduce: 'average' or 'max' of the samples of a bin. Unused by 'pool'.
         canonical_size: size of a RoI that is read from the level of stride 16, pixels (1612.03144, equation 1).
 
     Returns:
-        A RoIReader. Where samples_per_bin is 0 its metric is 'undersampled_rois', how many RoIs of an image ask for more
-        samples than they get; else it has none.
+        A RoIReader. If samples_per_bin is 0, its metric is 'undersampled_rois', the number of RoIs of an image that need more
+        samples than max_samples_per_bin; else it has none.
     """
     operators = {
         'align': partial(
@@ -223,10 +224,10 @@ def make_roi_reader(
 
 
 class Proposed(NamedTuple):
-    """Where a batch may have objects.
+    """The proposals of a batch, and the outputs of the network up to them.
 
     levels: [B, h, w, C] each, finest first.
-    rpn_outputs: objectness_logits [B, A] and deltas [B, A, 4], or None where proposals are given.
+    rpn_outputs: objectness_logits [B, A] and deltas [B, A, 4], or None if proposals are given.
     anchors: [A, 4], or None likewise.
     boxes: [B, P, 4] proposals.
     valid: [B, P] bool.
@@ -240,12 +241,12 @@ class Proposed(NamedTuple):
 
 
 class TrainedAnchors(NamedTuple):
-    """What the RPN is trained on, and what it says there.
+    """The anchors that the RPN is trained on, and its outputs for them.
 
     objectness_logits: [B, A].
     deltas: [B, A, 4].
     anchors: [A, 4].
-    matched: [B, A], as `RPN.match` has it.
+    matched: [B, A], as `RPN.match` returns it.
     """
 
     objectness_logits: Array
@@ -255,12 +256,12 @@ class TrainedAnchors(NamedTuple):
 
 
 class TrainedRoIs(NamedTuple):
-    """What the head on RoIs is trained on, and what it says there.
+    """The RoIs that the head on RoIs is trained on, and its outputs for them.
 
     cls_logits: [B, R, K + 1].
     box_deltas: [B, R, K or 1, 4].
     rois: [B, R, 4].
-    matched: [B, R], as `RoIHead.sample` has it.
+    matched: [B, R], as `RoIHead.sample` returns it.
     """
 
     cls_logits: Array
@@ -274,10 +275,10 @@ def propose(net: nn.Module, rpn: RPN | None, x: Array, inputs: Inputs, *, train:
 
     Args:
         net: a FasterRCNN, bound to its variables.
-        rpn: the RPN, or None for none.
+        rpn: the RPN; None: proposals are given.
         x: [B, H, W, 3] float, normalised images.
         inputs: the windows, and proposals or None.
-        train: whether as in training.
+        train: whether to run as in training.
     """
     levels = net.levels(x, train=train)
     if inputs.proposals is not None:
@@ -298,17 +299,17 @@ def propose(net: nn.Module, rpn: RPN | None, x: Array, inputs: Inputs, *, train:
 def sample(
     rpn: RPN | None, head: RoIHead, proposed: Proposed, batch: Batch, rng: Array
 ) -> tuple[TrainedAnchors | None, Assignment]:
-    """Draws the anchors and the RoIs that are trained. The draw of an image depends on its id, not on its place.
+    """Draws the anchors and the RoIs to train. The draw of an image depends on its id, not on its place in the batch.
 
     Args:
-        rpn: the RPN, or None for none.
+        rpn: the RPN; None: proposals are given.
         head: the head on RoIs.
         proposed: what `propose` made of the batch.
         batch: images with their ground truth.
         rng: a key.
 
     Returns:
-        the anchors, None where proposals are given; and the rois [B, R, 4] with their rows of the ground truth [B, R].
+        the anchors, or None if proposals are given; and the rois [B, R, 4] with their rows of the ground truth [B, R].
     """
     with jax.named_scope('loss'):
         keys = jax.vmap(lambda image: jax.random.split(jax.random.fold_in(rng, image)))(batch.image_id)  # [B, 2]
@@ -331,15 +332,15 @@ def reduce_losses(
     """Sums the losses of the RPN and of the head over a batch, and divides each by the number of its samples on all devices.
 
     Args:
-        rpn: the RPN, or None for none.
+        rpn: the RPN; None: proposals are given.
         head: the head on RoIs.
-        anchors, rois: what both are trained on; anchors is None where proposals are given.
+        anchors, rois: samples of the RPN and of the head; anchors is None if proposals are given.
         gt: the ground truth of the batch.
         axis_name: the mapped axis of the devices, or None.
 
     Returns:
-        'cls_loss' and 'box_loss'; 'positives' and 'negatives', means over images; and the same of the RPN as 'rpn_...',
-        unless anchors is None.
+        'cls_loss' and 'box_loss'; 'positives' and 'negatives', means over images; and, if there are anchors, the same of the
+        RPN as 'rpn_...'.
     """
     sums = {} if anchors is None else jax.vmap(rpn.loss, in_axes=(0, 0, None, 0, 0))(*anchors, gt)
     sums |= jax.vmap(head.loss)(*rois, gt)
@@ -358,7 +359,7 @@ def weigh(metrics: Sums, weights: Mapping[str, float]) -> tuple[Array, Sums]:
 
 
 def assignments(anchors: TrainedAnchors | None, rois: TrainedRoIs) -> dict[str, Assignment]:
-    """Lists what the stages 'rpn', unless anchors is None, and 'rois' are trained on."""
+    """Lists the samples of the stages 'rpn' (unless anchors is None) and 'rois'."""
     stages = {'rois': Assignment(rois.rois, rois.matched)}
     if anchors is not None:
         boxes = jnp.broadcast_to(anchors.anchors, (*anchors.matched.shape, 4))

@@ -1,7 +1,7 @@
 """COCO evaluation: average precision and recall of boxes and masks, for all classes and for each (arXiv:1405.0312).
 
     ground truth (a COCO dict), detections (a COCO results list)
-      -> checked, since an unknown id would only make the numbers lower
+      -> checked, since an unknown id would quietly lower the numbers
       -> precision [T, R, K, A, M] and recall [T, K, A, M] by the evaluator
       -> `coco_metrics`: the twelve numbers and AP per class    -> `format_table`
       -> `pr_curves`: precision over recall                     -> `detzoo.visualize.plot_pr_curves`
@@ -10,9 +10,9 @@
     R  recall points 0, .01, ... 1             M  detections a class and image: 1, 10, 100
     K  categories in the order of their ids
 
-The images listed in the ground truth are those evaluated; annotations of other images are ignored. So
-`{**ground_truth, 'images': some}` evaluates a part. `None` stands for a number that has no meaning (pycocotools: -1),
-for example the AP of a class without annotations (crowds do not count).
+The images listed in the ground truth are evaluated; annotations of other images are ignored. So
+`{**ground_truth, 'images': some}` evaluates some of the images. A number that is undefined is None (pycocotools: -1), for
+example the AP of a class without annotations (crowds do not count).
 
 Differences from pycocotools: an annotation whose id is 0 can be matched (there it counts as a false positive as well as a
 miss), an empty list of detections is an AP of 0 (there an error), and masks are always small, medium or large by
@@ -62,13 +62,13 @@ def coco_metrics(
       ground_truth: a COCO dict: `images` (id), `categories` (id, name) and `annotations` (id, image_id, category_id,
         bbox as xywh in pixels, area in square pixels, iscrowd, and for masks segmentation).
       detections: COCO results: image_id, category_id, bbox as xywh in pixels, score, and for masks segmentation (RLE).
-        Scores and boxes are best float64: rounding them moves ties. Of equal scores the earlier one comes first.
+        Pass scores and boxes in float64, since rounding makes new ties. Among equal scores the earlier detection comes first.
       kinds: 'bbox' for boxes, 'segm' for masks, or both.
 
     Returns:
       `{'images': count, 'boxes': {...}, 'masks': {...}, 'per_class': {name: {...}}}` with AP, AP50, AP75, APs, APm, APl,
       AR1, AR10, AR100, ARs, ARm and ARl for boxes and masks, each in 0..1 or None; per class AP and AP50 of boxes,
-      mask_AP and mask_AP50 of masks. Only the kinds asked for are there.
+      mask_AP and mask_AP50 of masks. Only the requested kinds are included.
 
     Raises:
       ValueError: a kind, image_id or category_id is unknown, a score or box is not finite, an id or name is used
@@ -92,10 +92,10 @@ def coco_metrics(
 def class_agnostic(
     ground_truth: dict[str, Any], detections: list[dict[str, Any]]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Maps all categories to one, 'object': its metrics say how well objects are found, whatever they are called.
+    """Maps all categories to one, 'object': its metrics say how well objects are found, whatever their class.
 
-    The same numbers as pycocotools with `useCats = 0`. Nothing is suppressed: an object detected once under each of two
-    classes is one hit and one false positive, and the 100 detections that count are those of the image, not of a class.
+    The metrics are those of pycocotools with `useCats = 0`. No detection is suppressed: an object detected once in each of two
+    classes is one hit and one false positive, and 100 detections count per image, not per class.
 
     Raises:
       ValueError: as `coco_metrics`.
@@ -103,7 +103,7 @@ def class_agnostic(
     check_inputs(ground_truth, detections)
 
     def one_category(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        # Equal scores, and equal IoUs, are resolved by order, and pycocotools concatenates the categories.
+        # Order decides between equal scores and between equal IoUs, and pycocotools concatenates the categories.
         return [{**row, 'category_id': 1} for row in sorted(rows, key=lambda row: row['category_id'])]
 
     annotations = one_category(ground_truth['annotations'])
@@ -114,16 +114,16 @@ def class_agnostic(
 def pr_curves(
     ground_truth: dict[str, Any], detections: list[dict[str, Any]], kind: str = 'bbox'
 ) -> dict[str, dict[str, np.ndarray] | None]:
-    """Gives precision over recall of the boxes, or masks, of each class, at IoU 0.5 and 0.75.
+    """Computes precision over recall of the boxes, or masks, of each class, at IoU 0.5 and 0.75.
 
     Args:
-      ground_truth: COCO's, with segmentations for 'segm'.
-      detections: COCO's results, likewise.
+      ground_truth: a COCO dict, with segmentations for 'segm'.
+      detections: COCO results, likewise.
       kind: 'bbox' or 'segm'.
 
     Returns:
-      name: {'recall': [101] 0, .01, ... 1, 'precision@50': [101], 'precision@75': [101]}, float64 in 0..1, where precision
-      is the best at this recall or a higher one and 0 beyond the last; None for a class without annotations.
+      {name: {'recall': [101] 0, .01, ... 1, 'precision@50': [101], 'precision@75': [101]}}, float64 in 0..1. Precision is the
+      best one at this recall or a higher one, and 0 beyond the highest recall. A class without annotations has None.
 
     Raises:
       ValueError: as `coco_metrics`.
@@ -142,7 +142,7 @@ def pr_curves(
 def format_table(metrics: dict[str, Any]) -> str:
     """Writes the metrics of `coco_metrics` as COCO's twelve lines and a table of classes, the best AP first.
 
-    Where there are 'candidates_dropped' too, a last line says so.
+    If the metrics have 'candidates_dropped', a last line says how many there were.
     """
     blocks = []
     for section in (name for name in _SECTIONS.values() if name in metrics):
@@ -185,7 +185,7 @@ def _precision_recall(
     check_inputs(ground_truth, detections, kind)
     if kind == 'segm':
         ground_truth = {**ground_truth, 'annotations': [_with_region(row) for row in ground_truth['annotations']]}
-        # The evaluator takes the area of a result from its box, if it has one, even when it compares masks.
+        # If a result has a box, the evaluator takes its area from there, even when it compares masks.
         detections = [{key: value for key, value in row.items() if key != 'bbox'} for row in detections]
     truth = hotcoco.COCO(ground_truth)
     evaluator = hotcoco.COCOeval(truth, truth.load_res(detections), kind)
@@ -195,7 +195,7 @@ def _precision_recall(
 
 
 def _summary(precision: np.ndarray, recall: np.ndarray) -> dict[str, float | None]:
-    """Averages precision [T, R, K, A, M] and recall [T, K, A, M] to COCO's twelve numbers."""
+    """Averages precision [T, R, K, A, M] and recall [T, K, A, M] into COCO's twelve numbers."""
     values = {'Precision': precision, 'Recall': recall}
     return {
         name: _mean(values[what][_THRESHOLDS[iou], ..., _AREAS.index(area), _COUNTS.index(count)])
@@ -204,12 +204,12 @@ def _summary(precision: np.ndarray, recall: np.ndarray) -> dict[str, float | Non
 
 
 def _per_class(precision: np.ndarray) -> np.ndarray:
-    """Takes out of precision [T, R, K, A, M] that of all areas and 100 detections: [K, T, R]."""
+    """Selects from precision [T, R, K, A, M] the values of all areas and 100 detections: [K, T, R]."""
     return np.moveaxis(precision[..., _AREAS.index('all'), _COUNTS.index(100)], 2, 0)
 
 
 def _mean(values: np.ndarray) -> float | None:
-    """Averages what is not absent (-1); None if everything is."""
+    """Averages values without the absent ones (-1); None if all are absent."""
     present = values[values > -1]
     return float(present.mean()) if present.size else None
 
@@ -220,7 +220,7 @@ def _class_names(ground_truth: dict[str, Any]) -> list[str]:
 
 
 def check_inputs(ground_truth: dict[str, Any], detections: list[dict[str, Any]], kind: str = 'bbox') -> None:
-    """Refuses what cannot be evaluated, or would only make the numbers lower.
+    """Refuses inputs that cannot be evaluated, or would quietly lower the numbers.
 
     Args:
       ground_truth, detections: see `coco_metrics`.
@@ -238,7 +238,7 @@ def check_inputs(ground_truth: dict[str, Any], detections: list[dict[str, Any]],
 
 
 def _check_ground_truth(ground_truth: dict[str, Any]) -> None:
-    """Refuses what would be counted twice, skipped or put into the wrong range of areas."""
+    """Refuses rows that would be counted twice, skipped or put into the wrong range of areas."""
     for table, key in (('images', 'id'), ('categories', 'id'), ('categories', 'name'), ('annotations', 'id')):
         for value, count in Counter(row[key] for row in ground_truth[table]).most_common(1):
             if count > 1:
@@ -252,7 +252,7 @@ def _check_ground_truth(ground_truth: dict[str, Any]) -> None:
 
 
 def _check_detections(ground_truth: dict[str, Any], detections: list[dict[str, Any]]) -> None:
-    """Refuses detections that could match nothing, or that have no rank."""
+    """Refuses detections that could not match any object, or cannot be ranked."""
     images = {image['id'] for image in ground_truth['images']}
     categories = {category['id'] for category in ground_truth['categories']}
     for index, row in enumerate(detections):
@@ -279,7 +279,7 @@ def _check_masks(ground_truth: dict[str, Any], detections: list[dict[str, Any]])
 
 
 def _with_region(row: dict[str, Any]) -> dict[str, Any]:
-    """Gives a crowd without a mask the region of its box."""
+    """Gives a crowd without a mask its box as the region."""
     if row.get('segmentation') or not row.get('iscrowd'):
         return row
     x, y, w, h = row['bbox']

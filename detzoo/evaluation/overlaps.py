@@ -1,4 +1,4 @@
-"""IoU of COCO's detections with COCO's annotations, of boxes or of masks."""
+"""IoU of COCO detections with COCO annotations, by boxes or by masks."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ def box_overlaps(detections: Rows, objects: Rows, crowd: np.ndarray) -> np.ndarr
     Args:
         detections: n COCO results.
         objects: m COCO annotations.
-        crowd: [m] bool; of crowds, the share of the detection inside is computed instead.
+        crowd: [m] bool, True for objects with which the share of the detection inside the object is computed instead.
 
     Returns:
         [n, m] float64 in 0..1.
@@ -29,7 +29,7 @@ def mask_overlaps(detections: Rows, objects: Rows, crowd: np.ndarray, truth: hot
 
     Args:
         detections, objects, crowd: see `box_overlaps`; all of one image.
-        truth: a ground truth with the image.
+        truth: a ground truth that has the image.
 
     Returns:
         [n, m] float64 in 0..1.
@@ -38,7 +38,7 @@ def mask_overlaps(detections: Rows, objects: Rows, crowd: np.ndarray, truth: hot
         ValueError: the masks differ in size.
     """
     iou = _overlaps(*([truth.ann_to_rle(row) for row in rows] for rows in (detections, objects)), crowd)
-    if (iou < 0).any():  # how pycocotools marks it
+    if (iou < 0).any():  # pycocotools returns -1 where masks differ in size
         raise ValueError(f'image {detections[0]["image_id"]}: its masks differ in size')
     return iou
 

@@ -1,4 +1,4 @@
-"""Precision over recall of detections in the order of their scores, which all benchmarks average in their own ways."""
+"""Precision over recall of detections in the order of their scores; each benchmark averages it in its own way."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ def best_precision(hits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         hits: [n] bool, the best detection first.
 
     Returns:
-        [n] int, objects found so far; [n] float64 in 0..1, `precision_envelope` of the precision.
+        [n] int, number of objects found so far; [n] float64 in 0..1, `precision_envelope` of the precision.
     """
     found = np.cumsum(hits)
     return found, precision_envelope(found / np.arange(1, len(hits) + 1))

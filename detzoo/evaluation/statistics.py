@@ -1,4 +1,4 @@
-"""How certain a COCO AP is, and whether two detectors differ: images are drawn many times, but matched once.
+"""How certain a COCO AP is, and whether two detectors differ: images are resampled many times, but matched once.
 
     ground truth, detections -> `match_images`: COCO's matching -> Matches
       -> `average_precision` of the images, each counted as often as its weight says
@@ -9,9 +9,9 @@
     T  IoU thresholds .50, .55, ... .95        N  detections of a class, at most 100 an image
     K  categories in the order of their ids    S  weightings of the images
 
-A configuration that is trained again, with another seed or another order of rounding, gets another AP. An interval over images
-only is about the trained networks, and says nothing about their configurations: one training does not tell how far the next
-would be from it. An interval over images and trainings needs two trainings of each configuration, better three.
+A configuration that is trained again, with another seed or other rounding errors, gets another AP. An interval over images
+only is about the trained networks, and says nothing about their configurations: one training does not tell how much the next
+would differ. An interval over images and trainings needs at least two trainings of each configuration, better three.
 """
 
 import math
@@ -28,18 +28,18 @@ from detzoo.evaluation.precision import precision_envelope
 THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)  # axis T
 _RECALLS = np.linspace(0, 1, 101)
 _IMAGES = 250  # matched at once: the evaluator's tables of all of COCO's images would take more than a gigabyte
-_BLOCK = 2**19  # numbers of an array at work: a few such arrays stay in a processor's cache
-_TINY = np.finfo(np.float64).tiny  # makes 0 / 0 a 0
-_ROUNDING = 1e-12  # two computations of one AP differ by less
+_BLOCK = 2**19  # numbers in an array: a few arrays of this size fit a processor's cache
+_TINY = np.finfo(np.float64).tiny  # least divisor, so that 0 / 0 becomes 0
+_ROUNDING = 1e-12  # larger than the rounding error of an AP
 
 
 class ClassMatches(NamedTuple):
-    """The detections of one class, the highest score first; of equal scores, that of the earlier image.
+    """The detections of one class, the highest score first; among equal scores the earlier image comes first.
 
     scores: [N] float64.
-    images: [N] int64, the image's index in `Matches.image_ids`.
-    hits: [T, N] bool, whether it found an object of its own.
-    ignored: [T, N] bool, whether it is neither right nor wrong, for example inside a crowd; never a hit.
+    images: [N] int64, index of the detection's image in `Matches.image_ids`.
+    hits: [T, N] bool, whether the detection found an object that no other detection found.
+    ignored: [T, N] bool, whether it counts neither as right nor as wrong, for example inside a crowd; never a hit.
     """
 
     scores: np.ndarray
@@ -49,11 +49,11 @@ class ClassMatches(NamedTuple):
 
 
 class Matches(NamedTuple):
-    """What AP needs of detections, once they are matched to objects.
+    """Detections matched to objects, as the computation of AP needs them.
 
-    image_ids: of the images, ascending.
-    objects: [K, images] int64, how many count (crowds do not).
-    classes: of the K categories.
+    image_ids: ids of the images, ascending.
+    objects: [K, images] int64, number of objects that count (crowds do not).
+    classes: matches of each of the K categories.
     """
 
     image_ids: tuple[int, ...]
@@ -70,7 +70,7 @@ class Interval(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """A difference of APs, -1..1, its confidence interval, and the p-value of there being none."""
+    """A difference of APs, -1..1, its confidence interval, and the p-value of no difference."""
 
     difference: float
     low: float
@@ -86,7 +86,7 @@ def match_images(ground_truth: dict[str, Any], detections: list[dict[str, Any]],
       kind: 'bbox' for boxes, 'segm' for masks.
 
     Raises:
-      ValueError: the kind is unknown, there are no images, or as `coco_metrics`.
+      ValueError: the kind is unknown, there are no images, or see `coco_metrics`.
     """
     check_inputs(ground_truth, detections, kind)
     if not ground_truth['images']:
@@ -105,11 +105,11 @@ def match_images(ground_truth: dict[str, Any], detections: list[dict[str, Any]],
     for start in range(0, len(image_ids), _IMAGES):
         evaluator.params.img_ids = image_ids[start : start + _IMAGES]
         evaluator.evaluate()
-        for row in evaluator.eval_imgs:  # of an image and a class that has objects or detections there
+        for row in evaluator.eval_imgs:  # a row for each image and class with objects or detections
             k, i = category_index[row['category_id']], image_index[row['image_id']]
             objects[k, i] = row['gtIgnore'].count(False)
             if row['dtScores']:
-                # Not dtMatches: those are ids of objects, and an id may be 0.
+                # dtMatches would not do: they are ids of objects, and an id may be 0.
                 matched, ignored = np.array(row['dtMatched'], bool), np.array(row['dtIgnore'], bool)
                 scores = np.array(row['dtScores'], np.float64)
                 parts[k].append(ClassMatches(scores, np.full(len(scores), i), matched & ~ignored, ignored))
@@ -123,7 +123,7 @@ def _no_detections() -> ClassMatches:
 
 
 def _join(parts: Sequence[ClassMatches]) -> ClassMatches:
-    """Puts detections of several sets in one order; of equal scores and images, those of the earlier set come first."""
+    """Merges sets of detections in one order; among equal scores and images those of the earlier set come first."""
     joined = ClassMatches(*(np.concatenate(field, axis=-1) for field in zip(*parts)))
     order = np.lexsort((joined.images, -joined.scores))
     return ClassMatches(*(field[..., order] for field in joined))
@@ -132,14 +132,15 @@ def _join(parts: Sequence[ClassMatches]) -> ClassMatches:
 def average_precision(
     matches: Matches, weights: np.ndarray | None = None, thresholds: Sequence[float] = THRESHOLDS
 ) -> np.ndarray:
-    """Averages precision with every image counted as often as its weight says.
+    """Averages precision, with each image counted as often as its weight says.
 
-    With whole weights it is the AP of a data set with as many copies of each image, except that all copies of a detection
-    have one place: where detections of an image and class share a score, those of copies would alternate.
+    With whole weights it is the AP of a data set with as many copies of each image. It differs only where detections of one
+    image and class share a score: in such a data set those of the copies would alternate; here all copies of a detection
+    have the same rank.
 
     Args:
-      weights: [images] or [S, images], >= 0; each image once if None. Whole numbers are exact. With others, rounding
-        decides on which side of a recall point falls a recall that is equal to it.
+      weights: [images] or [S, images], >= 0; each image once if None. Whole numbers are exact. With other weights, rounding
+        decides whether a recall equal to a recall point reaches it.
       thresholds: some of THRESHOLDS.
 
     Returns:
@@ -174,12 +175,12 @@ def average_precision(
 def _class_average(found: ClassMatches, weight: np.ndarray, count: np.ndarray, rows: Sequence[int]) -> np.ndarray:
     """Averages precision over recall points and thresholds for one class; 0 where its objects weigh nothing.
 
-    Recall grows, and precision with it, at hits alone: so these are all that is looked at.
+    Only hits are looked at, since recall and precision grow at hits alone.
 
     Args:
       weight: [images, S] float64.
-      count: [S], objects by weight.
-      rows: along T.
+      count: [S], sum of the objects' weights.
+      rows: indices along T.
 
     Returns:
       [S] float64 in 0..1.
@@ -198,7 +199,7 @@ def _class_average(found: ClassMatches, weight: np.ndarray, count: np.ndarray, r
             judged[before > 0] -= skipped[before[before > 0] - 1]
         precision = precision_envelope(right / np.maximum(judged, _TINY))
         points = np.searchsorted(_RECALLS, right / np.maximum(count, _TINY), side='right')  # recall points reached
-        points[1:] = np.diff(points, axis=0)  # of them, those that no earlier hit reached
+        points[1:] = np.diff(points, axis=0)  # recall points that no earlier hit reached
         total += np.einsum('hs,hs->s', precision, points)
     return np.where(count > 0, total / (len(rows) * len(_RECALLS)), 0)
 
@@ -210,24 +211,23 @@ def bootstrap(
     level: float = 0.95,
     thresholds: Sequence[float] = THRESHOLDS,
 ) -> Interval:
-    """Finds the confidence interval of an AP over images, by drawing as many images with replacement, many times.
+    """Finds the confidence interval of an AP over images, from resamples of the images, drawn with replacement.
 
-    Its ends are percentiles of the resamples' APs, less what these are higher than the AP on average: the fewer objects a
-    class has, the higher is AP, and a resample has fewer different ones. Without it, the interval of many rare classes
-    lies above the AP itself. So the interval is about the AP of other images, but as many.
+    Its ends are percentiles of the resamples' APs, shifted so that the mean of these APs equals the AP. AP is higher for
+    classes with fewer objects, and a resample has fewer different objects; without the shift, the interval of many rare
+    classes would lie above the AP itself. So the interval is about the AP on other images, equally many.
 
-    Not covered: other trainings, see `crossed_interval`. With fewer than some hundred images it is slightly too narrow.
+    Other trainings are not covered, see `crossed_interval`. With fewer than some hundred images it is slightly too narrow.
 
     Args:
-      matches: of one training, or of several of one configuration on the same images: then of their mean AP.
-      resamples: how many; one without any object has no AP and is left out.
-      seed: of the draws: the same seed, the same interval.
-      level: 0..1, how often the interval should be right.
+      matches: matches of one training; or of several trainings of one configuration on the same images, for their mean AP.
+      resamples: number of resamples; one without any object has no AP and is left out.
+      seed: seed of the draws: the same seed gives the same interval.
+      level: confidence level, in 0..1.
       thresholds: some of THRESHOLDS.
 
     Raises:
-      ValueError: there is nothing to judge: no matches, images or objects; the images or their objects differ; a number is
-        out of range.
+      ValueError: there are no matches, images or objects; the images or their objects differ; or a number is out of range.
     """
     trainings = _trainings(matches)
     _check(trainings, level, resamples=resamples)
@@ -248,27 +248,27 @@ def paired_test(
 ) -> Comparison:
     """Compares two detectors on the same images: AP(a) - AP(b), its confidence interval, and the p-value of no difference.
 
-    The interval is that of `bootstrap`, of the difference: each resample is the same images for both.
+    The interval is found as in `bootstrap`, for the difference: each resample has the same images for both detectors.
 
-    The p-value is that of a permutation test, two-sided. Each image's detections are swapped between a and b or not, by the
-    toss of a coin: d* is the difference then, and p = (1 + count of |d*| >= |difference|) / (1 + permutations).
-    Detections move with their place among all of their own detector and class, not with their score, as the scores of two
-    detectors need not mean the same; AP, too, knows nothing but places.
+    The p-value is that of a two-sided permutation test. For each image, the toss of a coin decides whether a and b swap their
+    detections; d* is the difference after all swaps, and p = (1 + count of |d*| >= |difference|) / (1 + permutations).
+    A swapped detection keeps its rank among all detections of its detector and class, not its score: scores of two
+    detectors need not mean the same, and AP depends on ranks alone.
 
-    Several trainings are compared by their mean AP. To be swapped they are paired in the order given, over and over until
-    both lists end together: two and three trainings make six pairs, in which each takes part equally often. A coin holds
-    for all pairs, and d* is their mean.
+    Several trainings are compared by their mean AP. To swap them, they are paired in the order given, and each list is
+    repeated until both end together: two and three trainings make six pairs, in which each takes part equally often. One
+    toss decides for all pairs, and d* is their mean.
 
-    Not covered: other trainings, see `crossed_test`. A small p-value says that these trained networks differ on such images,
-    not that their configurations do.
+    Other trainings are not covered, see `crossed_test`. A small p-value says that these trained networks differ on such
+    images, not that their configurations do.
 
     Args:
       a, b: as for `bootstrap`; b may have another number of trainings.
       resamples, seed, level, thresholds: as for `bootstrap`.
-      permutations: how many; 1 / (1 + permutations) is the least p-value.
+      permutations: number of permutations; the least p-value is 1 / (1 + permutations).
 
     Raises:
-      ValueError: as `bootstrap`, or the images of a and b, or their objects, differ.
+      ValueError: see `bootstrap`; or the images of a and b, or their objects, differ.
     """
     a, b = _trainings(a), _trainings(b)
     _check([*a, *b], level, resamples=resamples, permutations=permutations)
@@ -278,7 +278,7 @@ def paired_test(
     low, high = _percentiles(drawn, difference, level)
 
     swap = np.random.RandomState(seed).randint(2, size=(permutations, len(a[0].image_ids)), dtype=bool)
-    first = np.stack([~swap, swap], axis=-1).reshape(permutations, -1)  # of each image, what is a's and what is b's
+    first = np.stack([~swap, swap], axis=-1).reshape(permutations, -1)  # weights of each image's a and b
     pairs = [_interleave(a[i % len(a)], b[i % len(b)]) for i in range(math.lcm(len(a), len(b)))]
     swapped = _averages(pairs, first, thresholds).mean(0) - _averages(pairs, ~first, thresholds).mean(0)
     extreme = int((np.abs(swapped) >= abs(difference) - _ROUNDING).sum())
@@ -299,13 +299,13 @@ def crossed_interval(
       resamples, seed, level, thresholds: as for `bootstrap`.
 
     Raises:
-      ValueError: as `bootstrap`, or there is but one training.
+      ValueError: see `bootstrap`; or there is only one training.
     """
     _check_several(trainings)
     _check(trainings, level, resamples=resamples)
     values = _averages(trainings, None, thresholds)
     drawn = _averages(trainings, _draw(trainings[0], resamples, seed), thresholds).mean(0)
-    error, freedom = _satterthwaite([_of_images(drawn, trainings[0]), _of_trainings(values)])
+    error, freedom = _satterthwaite([_variance_over_images(drawn, trainings[0]), _variance_over_trainings(values)])
     margin = special.stdtrit(freedom, (1 + level) / 2) * error
     low, high = np.clip([values.mean() - margin, values.mean() + margin], 0, 1)
     return Interval(float(values.mean()), float(low), float(high))
@@ -325,27 +325,27 @@ def crossed_test(
 
         error^2 = variance of the difference over images + var(APs of a) / trainings of a + var(APs of b) / trainings of b
 
-    The first is that of resamples, each of the same images for all trainings; the others are sample variances. That a
-    training does well on some images and not on others is in both: so the error is rather too large, as that of the
-    pigeonhole bootstrap, which draws rows and columns (Owen 2007, doi 10.1214/07-AOAS122); no bootstrap of crossed data is
-    exact (McCullagh 2000, Bernoulli 6, 285). Trainings are not drawn, since drawing two or three of them makes their variance
-    a half or a third too small. Instead difference / error is taken for Student's t with Satterthwaite's degrees of freedom
-    (1946, Biometrics Bulletin 2, 110), as in Welch's test. Why trainings count: Bouthillier et al., arXiv 2103.03098.
+    The first variance is that of resamples, each with the same images for all trainings; the others are sample variances. The
+    interaction of images and trainings is part of both, so the error is rather too large, like that of the pigeonhole
+    bootstrap, which resamples rows and columns (Owen 2007, doi 10.1214/07-AOAS122); no bootstrap of crossed data is exact
+    (McCullagh 2000, Bernoulli 6, 285). Trainings are not resampled: with two or three of them, the resampled variance would
+    be a half or a third too small. Instead, difference / error is taken to follow Student's t with Satterthwaite's degrees of
+    freedom (1946, Biometrics Bulletin 2, 110), as in Welch's test. Bouthillier et al. (arXiv 2103.03098) say why trainings matter.
 
-    Simulated (`scripts/dev/simulate_tests.py`: AP50 of 200 images, trainings with a standard deviation of 0, 1 and 2.5 points, 1000
-    data sets; 400 with five trainings), p is below 0.05 for configurations that are equally good, or 5 points apart, in
+    Simulated with `scripts/dev/simulate_tests.py`: AP50 on 200 images, trainings with a standard deviation of 0, 1 and 2.5
+    points, 1000 data sets (400 with five trainings). Shares of them with p < 0.05:
 
-        trainings of each     equal           5 points        equal, where only one's trainings vary, by 2.5 points
+        trainings of each     equal           5 points apart  equal, only one's trainings vary, by 2.5 points
         2                     1.4 to 5.5 %    90, 62, 24 %    7.5 %
         3                     0.7 to 4.2 %    98, 87, 40 %    6.5 %
         5                     1.5 to 4.8 %    100, 99, 72 %   6.2 %
 
     Args:
-      a, b: two or more trainings of each configuration, on the same images; their order plays no part.
+      a, b: two or more trainings of each configuration, on the same images, in any order.
       resamples, seed, level, thresholds: as for `bootstrap`.
 
     Raises:
-      ValueError: as `paired_test`, or there is but one training of a or b.
+      ValueError: see `paired_test`; or there is only one training of a or b.
     """
     for trainings in (a, b):
         _check_several(trainings)
@@ -354,17 +354,19 @@ def crossed_test(
     weights = _draw(a[0], resamples, seed)
     drawn = _averages(a, weights, thresholds).mean(0) - _averages(b, weights, thresholds).mean(0)
     difference = float(of_a.mean() - of_b.mean())
-    error, freedom = _satterthwaite([_of_images(drawn, a[0]), _of_trainings(of_a), _of_trainings(of_b)])
+    error, freedom = _satterthwaite(
+        [_variance_over_images(drawn, a[0]), _variance_over_trainings(of_a), _variance_over_trainings(of_b)]
+    )
     margin = special.stdtrit(freedom, (1 + level) / 2) * error
-    p_value = 2 * special.stdtr(freedom, -abs(difference) / max(error, _ROUNDING))  # there may be no error at all
+    p_value = 2 * special.stdtr(freedom, -abs(difference) / max(error, _ROUNDING))  # the error may be 0
     return Comparison(difference, float(difference - margin), float(difference + margin), float(p_value))
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
     """Adjusts the p-values of many comparisons by Holm's step-down method.
 
-    To call those below .05 different is to be wrong anywhere among them with a probability of at most .05, however the
-    comparisons depend on each other.
+    If those below .05 are called different, the probability of even one false claim is at most .05, however the comparisons
+    depend on each other.
 
     Returns:
       [comparisons] float64 in 0..1, in the order given.
@@ -383,7 +385,7 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 
 
 def _trainings(matches: Matches | Sequence[Matches]) -> list[Matches]:
-    """Makes a list of one training or several."""
+    """Lists the trainings, whether one or several are given."""
     trainings = [matches] if isinstance(matches, Matches) else list(matches)
     if not trainings:
         raise ValueError('there are no matches to judge')
@@ -395,9 +397,9 @@ def _check(trainings: Sequence[Matches], level: float, **counts: int) -> None:
     first = trainings[0]
     for other in trainings[1:]:
         if other.image_ids != first.image_ids:
-            raise ValueError('the images differ: all detectors must be matched on the same')
+            raise ValueError('the images differ: all detectors must be matched on the same images')
         if not np.array_equal(other.objects, first.objects):
-            raise ValueError('the objects differ: all detectors must be matched to the same ground truth')
+            raise ValueError('the objects differ: all detectors must be matched with the same ground truth')
     if not first.objects.any():
         raise ValueError('the images have no objects, so there is no AP')
     if not 0 < level < 1:
@@ -410,12 +412,12 @@ def _check(trainings: Sequence[Matches], level: float, **counts: int) -> None:
 def _check_several(trainings: Sequence[Matches]) -> None:
     if isinstance(trainings, Matches) or len(trainings) < 2:
         raise ValueError(
-            'it takes two trainings or more: with one there are only `bootstrap` and `paired_test`, over images'
+            'at least two trainings are needed: with one, use `bootstrap` or `paired_test`, over images only'
         )
 
 
 def _averages(trainings: Sequence[Matches], weights: np.ndarray | None, thresholds: Sequence[float]) -> np.ndarray:
-    """Computes the AP of each training: [trainings] or, by weights, [trainings, S]."""
+    """Computes the AP of each training: [trainings], or [trainings, S] with weights."""
     return np.array([average_precision(matches, weights, thresholds) for matches in trainings])
 
 
@@ -426,37 +428,37 @@ def _draw(matches: Matches, resamples: int, seed: int) -> np.ndarray:
 
 
 def _percentiles(drawn: np.ndarray, value: float, level: float) -> np.ndarray:
-    """Takes the ends, [2], of the middle part of what was drawn, moved so that its mean is the value."""
+    """Computes the ends [2] of a percentile interval of the resampled values, shifted so that their mean is the value."""
     drawn = drawn[~np.isnan(drawn)]
     if not len(drawn):
         raise ValueError('no resample has an object: draw more of them')
     return value - drawn.mean() + np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
 
 
-def _of_images(drawn: np.ndarray, matches: Matches) -> tuple[float, int]:
-    """Estimates the variance over images of what was drawn, and its degrees of freedom."""
+def _variance_over_images(drawn: np.ndarray, matches: Matches) -> tuple[float, int]:
+    """Estimates the variance over images from the resampled values, and its degrees of freedom."""
     drawn = drawn[~np.isnan(drawn)]
     if not len(drawn):
         raise ValueError('no resample has an object: draw more of them')
     images = len(matches.image_ids)
-    # Of images drawn with replacement the variance is (n - 1) / n of that of new ones, as of any sample about its mean.
+    # The variance over resamples of n images is (n - 1) / n of that over samples of n new images.
     return float(drawn.var()) * images / max(1, images - 1), max(1, images - 1)
 
 
-def _of_trainings(values: np.ndarray) -> tuple[float, int]:
-    """Estimates the variance of the mean of trainings' APs, [trainings], and its degrees of freedom."""
+def _variance_over_trainings(values: np.ndarray) -> tuple[float, int]:
+    """Estimates the variance of the mean of APs [trainings], and its degrees of freedom."""
     return float(values.var(ddof=1)) / len(values), len(values) - 1
 
 
 def _satterthwaite(parts: Sequence[tuple[float, int]]) -> tuple[float, float]:
-    """Adds up variances with their degrees of freedom: the root of the sum, and the degrees of freedom that this has."""
+    """Adds up variances: the root of the sum, and its degrees of freedom from those of the variances."""
     total = sum(variance for variance, _ in parts)
     spread = sum(variance**2 / freedom for variance, freedom in parts)
     return math.sqrt(total), total**2 / spread if spread > 0 else math.inf
 
 
 def _interleave(a: Matches, b: Matches) -> Matches:
-    """Joins two detectors to one on twice the images: weights (1, 0) take an image from a, (0, 1) from b."""
+    """Joins two detectors into one on twice the images: weights (1, 0) take an image from a, (0, 1) from b."""
 
     def places(found: ClassMatches, side: int) -> ClassMatches:
         return found._replace(scores=-np.arange(len(found.scores), dtype=np.float64), images=2 * found.images + side)

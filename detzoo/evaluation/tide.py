@@ -1,40 +1,41 @@
 """What a detector gets wrong: TIDE's six kinds of error, and the AP that each of them costs (arXiv:2008.08115).
 
     ground truth (a COCO dict), detections (a COCO results list): the same as for `evaluation.coco`
-      -> each image by itself: its 100 best detections, of all classes, take objects of their class
-      -> a detection that took none is one kind of error, an object that stays unfound may be missed
-      -> AP at the foreground threshold; AP again after one kind of error is fixed: their difference is its dAP
+      -> image by image: the 100 best detections, of all classes, find objects of their class
+      -> each detection that found none is an error of one kind; an object that no detection found may be missed
+      -> AP at the foreground threshold, and AP after one kind of error is fixed: the difference is the kind's dAP
       -> `error_breakdown`
 
-A detection takes the free object of its class that it overlaps most, if by `foreground_iou` (f), the best score first. Of
-one that takes none, `own` is the highest IoU with an object of its class, `other` with one of another class, free or not.
-Its kind is the first of these that holds, where b is `background_iou`:
+In the order of their scores, each detection finds the object of its class that it overlaps most among those not found yet, if
+their IoU is at least `foreground_iou` (f). For a detection that finds none, `own` is its highest IoU with an object of its
+class, found or not, `other` that with an object of another class. Its kind is the first of these that holds; b is `background_iou`:
 
     localization     b <= own <= f            fixed: it finds this object
     classification   other >= f               fixed: it finds this object, as a detection of the object's class
     duplicate        own > f                  fixed: it is removed
     background       own and other <= b       fixed: it is removed
     both             all others               fixed: it is removed
-    missed           an object unfound at which no error of the first two kinds aims; fixed: it need not be found
 
-Only the best detection of those that aim at an unfound object finds it, though one be fixed as classification and the
-other as localisation. The rest, and what aims at a found object, are removed. Two more fixes overlap with these kinds:
+The sixth kind are missed objects: those not found that no classification or localization error aims at. Fixed, they need not
+be found. If several such errors aim at one object that was not found, only the detection with the best score finds it when its
+kind is fixed, even if they are of both kinds. The others, and those that aim at a found object, are removed. Two more fixes
+overlap with these kinds:
 
-    false_positives  all that is wrong is ranked behind all that is right
-    false_negatives  an object that is unfound need not be found
+    false_positives  all false positives are ranked behind all hits
+    false_negatives  objects that were not found need not be found
 
-Crowds are no objects. A detection that took no object, and has more than the share f of its area in a crowd of its class,
-is neither right nor wrong; but it has a kind, is counted as such, and may find an object in a fix.
+Crowds do not count as objects. A detection that found no object, and has more than the share f of its area in a crowd of its
+class, is neither right nor wrong; but it has a kind, is counted in it, and may find an object in a fix.
 
-Differences from COCO's AP50: a class that has detections and no objects counts, with AP 0; so a fix that removes its last
-detection takes the class out of the mean. The 100 detections are those of an image, not of a class and image. Of
-objects overlapped equally the first is taken. A crowd must be overlapped by more than f, not just by f. Whether a recall
+Differences from COCO's AP50: a class with detections but no objects counts, with AP 0; so a fix that removes its last
+detection takes the class out of the mean. The limit of 100 detections is per image, not per class and image. Among
+objects with equal IoU the first is found. A crowd must be overlapped by more than f; exactly f is not enough. Whether a recall
 reaches a hundredth is decided with integers.
 
-Differences from tidecv: none where all scores differ. Detections of equal scores keep their order (of the
-images, then of the list) throughout; tidecv keeps it for AP, but once anything is fixed it ranks what is left wrong before
-what was right, which makes dAP smaller, and sets a negative one to 0. Here none is negative. Without a
-class to average, AP is None; tidecv divides by zero.
+Differences from tidecv: none where all scores differ. Detections with equal scores keep their order (of the images, then of the
+list) in every computation. tidecv keeps it for AP, but after a fix it ranks the remaining errors before hits with their score.
+That lowers dAP, and tidecv sets a negative dAP to 0; here dAP is never negative. Without any class, AP is None; tidecv divides
+by zero.
 """
 
 import functools
@@ -49,7 +50,7 @@ from detzoo.evaluation.overlaps import box_overlaps, mask_overlaps
 from detzoo.evaluation.precision import best_precision
 
 ERRORS = ('classification', 'localization', 'both', 'duplicate', 'background', 'missed')
-MAX_DETECTIONS = 100  # of an image
+MAX_DETECTIONS = 100  # per image
 _CLASSIFICATION, _LOCALIZATION, _BOTH, _DUPLICATE, _BACKGROUND, _ = range(len(ERRORS))
 _NONE = -1  # no kind, no object
 
@@ -61,7 +62,7 @@ class _Judged(NamedTuple):
     hits: [N] bool, whether it found an object.
     ignored: [N] bool, whether it lies in a crowd; never a hit.
     kinds: [N] int, index in ERRORS, or -1 for a hit.
-    targets: [N] int, the object at which an error of classification or localisation aims, else -1.
+    targets: [N] int, the object that a classification or localization error aims at, else -1.
     object_labels: [G] int.
     found: [G] bool.
     """
@@ -83,13 +84,13 @@ def error_breakdown(
     foreground_iou: float = 0.5,
     background_iou: float = 0.1,
 ) -> dict[str, Any]:
-    """Sorts errors into TIDE's kinds and computes what AP each kind costs; no input is changed.
+    """Sorts errors into TIDE's kinds and computes the AP that each kind costs; no input is changed.
 
     Args:
-      ground_truth, detections: as `coco_metrics` takes them. Of equal scores the one of the earlier image comes first.
+      ground_truth, detections: as `coco_metrics` takes them. Among equal scores the earlier image comes first.
       kind: 'bbox' for boxes, 'segm' for masks.
-      foreground_iou: IoU from which on a detection finds an object, in 0..1.
-      background_iou: IoU up to which it has nothing to do with an object, above 0 and below `foreground_iou`.
+      foreground_iou: least IoU at which a detection finds an object, in 0..1.
+      background_iou: largest IoU at which a detection counts as background, above 0 and below `foreground_iou`.
 
     Returns:
       `{'AP': at foreground_iou, 'dAP': {name: AP gained}, 'counts': {name: number}}` with the names of ERRORS,
@@ -99,7 +100,7 @@ def error_breakdown(
 
     Raises:
       ValueError: the kind is unknown, the thresholds are not 0 < background < foreground <= 1, masks of an image differ in
-        size, or as `coco_metrics`.
+        size, or see `coco_metrics`.
     """
     if not 0 < background_iou < foreground_iou <= 1:
         raise ValueError(
@@ -145,7 +146,7 @@ def error_breakdown(
 def _judge(
     ground_truth: dict[str, Any], detections: list[dict[str, Any]], kind: str, foreground: float, background: float
 ) -> _Judged:
-    """Matches the detections of each image to its objects, and says what is wrong with those that found none."""
+    """Matches the detections of each image to its objects, and finds the kind of error of the others."""
     label_of = {category['id']: label for label, category in enumerate(ground_truth['categories'])}
     rows_of, results_of = defaultdict(list), defaultdict(list)
     for table, rows in ((rows_of, ground_truth['annotations']), (results_of, detections)):
@@ -157,13 +158,13 @@ def _judge(
 
     overlaps = box_overlaps if kind == 'bbox' else functools.partial(mask_overlaps, truth=hotcoco.COCO(ground_truth))
     scores, parts, object_labels, found = [np.zeros(0)], [], [labels([])], [np.zeros(0, bool)]
-    total = 0  # objects in the images before
+    total = 0  # number of objects in the images so far
     for image in ground_truth['images']:
         rows = rows_of[image['id']]
         results = sorted(results_of[image['id']], key=lambda row: -row['score'])[:MAX_DETECTIONS]
         crowd = np.array([bool(row.get('iscrowd', 0)) for row in rows], bool)
         row_labels, result_labels = labels(rows), labels(results)
-        iou = overlaps(results, rows, crowd)  # [n, m]; of crowds, the share of the detection inside
+        iou = overlaps(results, rows, crowd)  # [n, m]; for crowds, the share of the detection inside
         same_class = result_labels[:, None] == row_labels
         matched, kinds, targets = _judge_image(iou[:, ~crowd], same_class[:, ~crowd], foreground, background)
         in_crowd = ((iou > foreground) & same_class & crowd).any(axis=1)
@@ -189,14 +190,14 @@ def _judge_image(
     """Matches the detections of an image and sorts the others into kinds.
 
     Args:
-      iou: [n, m] float64, of the detections, the highest score first, and the objects.
-      same_class: [n, m] bool.
+      iou: [n, m] float64, IoU of the detections, the highest score first, and the objects.
+      same_class: [n, m] bool, whether a detection and an object have the same class.
 
     Returns:
-      [n] int each: the object it found, or -1; the kind of error, or -1 for a hit; the object at which an error
-      of localisation or classification aims, or -1.
+      [n] int each: the object that the detection found, or -1; the kind of error, or -1 for a hit; the object that a
+      localization or classification error aims at, or -1.
     """
-    # A last object that nothing overlaps, so that there always is a best one.
+    # An object that nothing overlaps is appended, so that argmax always has one to choose.
     own, other = (np.pad(np.where(chosen, iou, 0), ((0, 0), (0, 1))) for chosen in (same_class, ~same_class))
     own_iou, other_iou = own.max(axis=1), other.max(axis=1)
     matched = np.full(len(iou), _NONE)
@@ -222,7 +223,7 @@ def _judge_image(
 
 
 def _fixable(judged: _Judged) -> np.ndarray:
-    """Selects the detections that find an object when their kind is fixed: for each unfound object, the best that aims at it.
+    """Selects the detections that find an object when their kind is fixed: for each object not found, the best that aims at it.
 
     Returns:
       [N] bool.
@@ -240,10 +241,10 @@ def _mean_average_precision(labels: np.ndarray, hits: np.ndarray, objects: np.nd
     Args:
       labels: [n] int, classes of detections, the best one first.
       hits: [n] bool.
-      objects: [K] int, to be found in each class.
+      objects: [K] int, number of objects to be found in each class.
 
     Returns:
-      in 0..1, or None if no class has either.
+      AP in 0..1, or None if no class has objects or detections.
     """
     classes = np.count_nonzero((objects > 0) | (np.bincount(labels, minlength=len(objects)) > 0))
     values = [_average_precision(hits[labels == label], objects[label]) for label in np.flatnonzero(objects)]
@@ -251,11 +252,11 @@ def _mean_average_precision(labels: np.ndarray, hits: np.ndarray, objects: np.nd
 
 
 def _average_precision(hits: np.ndarray, objects: int) -> float:
-    """Averages the best precision at recalls 0, .01, ... 1 or higher ones, and 0 beyond the last.
+    """Averages, over recalls 0, .01, ... 1, the best precision at this recall or a higher one; it is 0 beyond the highest recall.
 
     Args:
-      hits: [n] bool, of a class, the best detection first.
-      objects: of the class, > 0.
+      hits: [n] bool, the detections of a class, the best one first.
+      objects: number of objects of the class, > 0.
     """
     found, best = best_precision(hits)
     reached = np.searchsorted(100 * found, np.arange(101) * objects)

@@ -5,12 +5,12 @@
       -> precision over recall -> AP of 2007 (mean at 11 recalls) and of 2010 on (area under the curve)
       -> `voc_metrics` -> `format_voc_table`
 
-Differences from COCO's AP50: a detection is compared with the object it overlaps most, and is a false positive if
-that was found already, though it may overlap another one by half; precision is not sampled at 101 recalls; and only the
-detector's own limit bounds the number of detections.
+Differences from COCO's AP50: a detection is compared only with the object it overlaps most, and is a false positive if that
+object was found already, even if its IoU with another object is 0.5 or more; precision is not sampled at 101 recalls; the
+number of detections has no limit but the detector's own.
 
-Objects marked `difficult` are ignored: here they are those with `iscrowd` (see `data.voc`). VOC adds 1 to the sides of boxes
-since it counts the pixels that a box includes; in continuous coordinates (xmin - 1 to xmax) that is the plain IoU.
+Objects marked `difficult` are ignored; here they have `iscrowd` (see `data.readers.voc`). VOC adds 1 to the sides of boxes
+since it counts the pixels that a box includes; in continuous coordinates (xmin - 1 to xmax) this is the plain IoU.
 
 Difference from the devkits: whether a recall reaches 0.3, 0.6 or 0.7 is decided with integers. In the devkits a sum of rounded
 tenths lies just above these values, and a recall of exactly 3/10 falls short.
@@ -32,11 +32,11 @@ def voc_metrics(ground_truth: dict[str, Any], detections: list[dict[str, Any]]) 
 
     Args:
       ground_truth: see `coco_metrics`; `iscrowd` marks difficult objects.
-      detections: see `coco_metrics`. Of equal scores the earlier one comes first.
+      detections: see `coco_metrics`. Among equal scores the earlier detection comes first.
 
     Returns:
       `{'images': count, 'boxes': {'AP_2007', 'AP_2010'}, 'per_class': {name: {'AP_2007', 'AP_2010'}}}`, each in 0..1, or
-      None where no object is asked for; those of `boxes` are means over the other classes.
+      None for a class whose objects are all difficult, or that has none; `boxes` has the means over the other classes.
 
     Raises:
       ValueError: an image_id or category_id is unknown, a score or box is not finite, or an id or name is used twice.
@@ -58,14 +58,14 @@ def voc_metrics(ground_truth: dict[str, Any], detections: list[dict[str, Any]]) 
 def average_precision(
     objects: list[dict[str, Any]], detections: list[dict[str, Any]]
 ) -> tuple[float | None, float | None]:
-    """Computes the AP of a class: of 2007, and of 2010 on.
+    """Computes the AP of a class, as defined in 2007 and from 2010 on.
 
     Args:
-      objects: its annotations.
-      detections: its results.
+      objects: annotations of the class.
+      detections: results of the class.
 
     Returns:
-      each in 0..1, or None without objects that are not difficult.
+      both APs, in 0..1, or None if the class has no objects, or only difficult ones.
     """
     positives = sum(not row.get('iscrowd', 0) for row in objects)
     if not positives:
@@ -91,7 +91,7 @@ def format_voc_table(metrics: dict[str, Any]) -> str:
 
 
 def _hits(objects: list[dict[str, Any]], detections: list[dict[str, Any]]) -> np.ndarray:
-    """Tells for each detection of a class, the best score first, whether it is a hit; those on difficult objects are left out.
+    """Tells for each detection of a class, the best score first, whether it is a hit, without those on difficult objects.
 
     Returns:
       [n] bool, n <= len(detections).
@@ -103,7 +103,7 @@ def _hits(objects: list[dict[str, Any]], detections: list[dict[str, Any]]) -> np
     for index, detection in enumerate(detections):
         detections_of.setdefault(detection['image_id'], []).append(index)
 
-    matched = np.full(len(detections), -1)  # the object that each overlaps most, if by half
+    matched = np.full(len(detections), -1)  # the object that each overlaps most, if their IoU is at least 0.5
     for image_id in detections_of.keys() & rows_of.keys():
         rows, indices = np.array(rows_of[image_id]), np.array(detections_of[image_id])
         of_image = [detections[i] for i in indices], [objects[i] for i in rows]
@@ -112,7 +112,7 @@ def _hits(objects: list[dict[str, Any]], detections: list[dict[str, Any]]) -> np
 
     order = np.argsort([-detection['score'] for detection in detections], kind='stable')
     matched = matched[order]
-    difficult = np.array([bool(row.get('iscrowd', 0)) for row in objects] + [False])  # the last is that of -1
+    difficult = np.array([bool(row.get('iscrowd', 0)) for row in objects] + [False])  # the last entry stands for -1
     matched = matched[~difficult[matched]]
     hits = np.zeros(len(matched), bool)
     hits[np.unique(matched, return_index=True)[1]] = True  # the first detection of each object

@@ -1,4 +1,4 @@
-"""Which groups differ: a table of pairs, or a matrix where they are many."""
+"""Which groups differ: a table of pairs, or a matrix if there are many pairs."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from detzoo.report.document import Cell, Paragraph, Table
 from detzoo.report.findings import Findings
 from detzoo.report.text import NOT, OVER, counted, name_of, p_value, span
 
-PAIRS = 28  # of 8 groups; more are shown as a matrix
+PAIRS = 28  # pairs of 8 groups; more are shown as a matrix
 
 
 def comparison_blocks(findings: Findings) -> list[Any]:

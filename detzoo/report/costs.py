@@ -1,4 +1,4 @@
-"""What prediction costs: figures of accuracy over time and memory, and tables of stages and batch sizes."""
+"""The costs of prediction: figures of accuracy over time and memory, and tables of stages and batch sizes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

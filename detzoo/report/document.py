@@ -1,8 +1,8 @@
-"""What a document consists of: sections of blocks, which `markdown` and `webpage` write.
+"""The parts of a document: sections of blocks, which `markdown` and `webpage` write.
 
     Paragraph, Items, Verbatim, Table, Drawing, Gallery, Chooser: blocks of a Section
 
-It knows nothing of detectors and sweeps.
+Nothing here depends on detectors or sweeps.
 """
 
 import pathlib
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 
 class Paragraph(NamedTuple):
-    """Text; what stands between backticks is code."""
+    """Text; words between backticks are code."""
 
     text: str
 
@@ -30,7 +30,7 @@ class Verbatim(NamedTuple):
 class Cell(NamedTuple):
     """A cell of a table.
 
-    best: whether it is the best of its column, in bold.
+    best: whether it is the best of its column, and bold.
     faint: whether it is grey.
     """
 
@@ -58,17 +58,17 @@ class Table(NamedTuple):
 
     @property
     def cells(self) -> list[list[Cell]]:
-        """The rows, every cell a Cell."""
+        """Returns the rows, with every cell as a Cell."""
         return [[Cell(cell) if isinstance(cell, str) else cell for cell in row] for row in self.rows]
 
     @property
     def has_words(self) -> list[bool]:
-        """Whether each column holds words; the first one names the rows."""
+        """Tells which columns hold words; the first one does, since it names the rows."""
         return [index == 0 or column in self.words for index, column in enumerate(self.columns)]
 
 
 class Drawing(NamedTuple):
-    """A figure; its files have the name."""
+    """A figure, whose files are called `name`."""
 
     name: str
     caption: str
@@ -90,7 +90,7 @@ class Gallery(NamedTuple):
 
 
 class Chooser(NamedTuple):
-    """Shows in which config keys two of these runs differ: {run: {config key: value}}. Only a page with scripts can."""
+    """Shows the config keys in which two of these runs differ: {run: {config key: value}}. Only a page with scripts can show it."""
 
     runs: dict[str, dict[str, Any]]
 

@@ -1,4 +1,4 @@
-"""The figures that an experiment asks for: a point for each group, one number over another."""
+"""The figures that an experiment asks for: one number over another, with a point for each group."""
 
 from typing import Any
 

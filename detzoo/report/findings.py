@@ -1,9 +1,9 @@
-"""What a sweep found, computed from what is stored of it: nothing is trained, and no detector is run.
+"""The findings of a sweep, computed from its stored results: nothing is trained, and no detector is run.
 
     Store -> `read_findings`: means over seeds, intervals, comparisons of pairs, curves, kinds of errors -> Findings
 
-A comparison with a group of one seed is over images only: it is about this trained network, not about its method.
-`report` says them in words, tables and figures.
+A comparison with a group of one seed is over images only: it is about this trained network, not about its method. The other
+modules of `report` put the findings into words, tables and figures.
 """
 
 import functools
@@ -23,11 +23,12 @@ from detzoo.report.judgement import JUDGEMENT, Judgement, judge, read_judgement
 from detzoo.sweeps.store import FINISHED, Result, Store, read_file
 
 SIGNIFICANT = 0.05
-PERMUTATIONS = 10_000  # at most
-THRESHOLDS = {'AP': statistics.THRESHOLDS, 'AP50': (0.5,), 'AP75': (0.75,)}  # of metrics that can be judged
+PERMUTATIONS = 10_000  # largest number of permutations
+# IoU thresholds of the metrics that intervals and comparisons can be computed for.
+THRESHOLDS = {'AP': statistics.THRESHOLDS, 'AP50': (0.5,), 'AP75': (0.75,)}
 DETECTIONS = 'detections.json.gz'
-SIZE = 'size.json'  # of a ground truth that is not kept itself
-SWEEP = 'experiment', 'docstring', 'metrics', 'figures', 'runs'  # of sweep.json
+SIZE = 'size.json'  # the size of a ground truth that is not kept itself
+SWEEP = 'experiment', 'docstring', 'metrics', 'figures', 'runs'  # keys of sweep.json
 
 
 class Group(NamedTuple):
@@ -43,7 +44,7 @@ class Group(NamedTuple):
 
     @property
     def over_images(self) -> bool:
-        """Whether its interval is over images only: it has one seed."""
+        """Whether its interval is over images only, since it has one seed."""
         return len(self.finished) == 1
 
     @property
@@ -61,9 +62,9 @@ class Group(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Two groups: how much more `group` has than `other`.
+    """The difference of two groups: that of `group` minus `other`.
 
-    comparison: over images and trainings or, if either group has one seed, over images only.
+    comparison: comparison over images and trainings or, if either group has one seed, over images only.
     adjusted: the p-value, adjusted for all pairs.
     """
 
@@ -82,9 +83,10 @@ class Findings(NamedTuple):
     """All numbers of a report, by the names of groups, in the order of the sweep.
 
     sweep: contents of sweep.json.
-    judged: the metric that has intervals and comparisons: the sweep's first, if it can have them, or else AP.
-    intervals, pairs, precision, errors, counts: of groups that have this metric: not of those without masks, or objects.
-    permutations: of each comparison over images only.
+    judged: the metric that has intervals and comparisons: the sweep's first metric, if it can have them, or else AP.
+    intervals, pairs, precision, errors, counts: results of the groups that have this metric; groups without masks, or without
+        objects, may lack it.
+    permutations: number of permutations of each comparison over images only.
     curves: [(group, run's curves.json)].
     precision: {group: {class: curve of `pr_curves`, the mean over seeds}}.
     errors: {group: {kind: AP that it costs, percent}}, the mean over seeds.
@@ -94,7 +96,7 @@ class Findings(NamedTuple):
     images: {ground truth: its numbers of 'images', 'objects' and 'classes'}.
     forgotten: runs that have results but are no longer in the sweep.
     packed: whether judgements are kept in place of detections and pictures, see `pack`.
-    looks: of groups in figures.
+    looks: {group: its Style in figures}.
     """
 
     store: Store
@@ -117,11 +119,11 @@ class Findings(NamedTuple):
 
 
 def read_findings(folder: str | os.PathLike, resamples: int = 1000) -> Findings:
-    """Reads a store and computes what its report says.
+    """Reads a store and computes the numbers of its report.
 
     Args:
-        folder: of a sweep.
-        resamples: of the bootstrap, and at least as many permutations.
+        folder: the folder of a sweep.
+        resamples: number of resamples of the bootstrap, and least number of permutations.
 
     Raises:
         FileNotFoundError: the folder holds no sweep, or lacks the detections or the ground truth of a finished run.
@@ -164,7 +166,7 @@ def read_findings(folder: str | os.PathLike, resamples: int = 1000) -> Findings:
 
 
 def read_groups(store: Store) -> tuple[dict[str, Any], list[Group], list[str]]:
-    """Reads what was planned and what came out: sweep.json, the groups, and the runs that are no longer in the sweep.
+    """Reads the plan and the results: sweep.json, the groups, and the runs that are no longer in the sweep.
 
     Raises:
         FileNotFoundError, ValueError: see `read_findings`.
@@ -186,12 +188,12 @@ def _as_planned(result: Result, plan: Result) -> Result:
 
 
 def judged_metric(metrics: Sequence[str]) -> str:
-    """Chooses the metric that intervals and comparisons are of."""
+    """Chooses the metric that intervals and comparisons are computed for."""
     return metrics[0] if metrics and metrics[0].removeprefix('mask_') in THRESHOLDS else 'AP'
 
 
 def kind_of(metric: str) -> str:
-    """Says what a metric compares: 'bbox' or 'segm'."""
+    """Returns the kind of a metric: 'bbox' or 'segm'."""
     return 'segm' if metric.startswith('mask_') else 'bbox'
 
 
@@ -231,7 +233,7 @@ def _ground_truth(store: Store, name: str) -> dict[str, Any]:
 
 
 def _interval(seeds: Sequence[Matches], resamples: int, thresholds: Sequence[float]) -> Interval:
-    """Finds the interval of a group: over images and trainings or, of one seed, over images only."""
+    """Finds the interval of a group: over images and trainings or, if it has one seed, over images only."""
     find = statistics.bootstrap if len(seeds) == 1 else statistics.crossed_interval
     return find(seeds, resamples, thresholds=thresholds)
 
@@ -239,10 +241,10 @@ def _interval(seeds: Sequence[Matches], resamples: int, thresholds: Sequence[flo
 def _compare(
     matches: Mapping[str, list[Matches]], truths: Mapping[str, str], resamples: int, thresholds: Sequence[float]
 ) -> tuple[list[Pair], int]:
-    """Compares all pairs of groups of one ground truth; returns them and the number of permutations.
+    """Compares all pairs of groups that share a ground truth; returns them and the number of permutations.
 
-    The least p-value is 1 / (1 + permutations), and adjusted for n pairs n times as large: there are enough of them that
-    it can be significant.
+    The least p-value is 1 / (1 + permutations), and n times this value after adjustment for n pairs. The number of
+    permutations is large enough for the least p-value to be significant.
     """
     names = [(other, name) for other, name in itertools.combinations(matches, 2) if truths[name] == truths[other]]
     permutations = min(PERMUTATIONS, max(resamples, round(2 * len(names) / SIGNIFICANT)))
@@ -265,7 +267,7 @@ def _compare(
 
 
 def _curves(store: Store, run: str) -> dict[str, Any] | None:
-    """Reads the curves of a run, if it has some."""
+    """Reads the curves of a run, if it has any."""
     path = store.results_of(run) / 'curves.json'
     if not path.exists():
         return None
@@ -284,7 +286,7 @@ def _mean_curves(curves: Sequence[dict[str, dict[str, np.ndarray] | None]]) -> d
 
 
 def _mean_of(rows: Sequence[Mapping[str, float | None]], factor: float = 1.0) -> dict[str, float]:
-    """Averages numbers by name, NaN where one is missing."""
+    """Averages numbers by name; an average is NaN if one of its numbers is missing."""
     return {key: factor * float(np.mean([np.nan if row[key] is None else row[key] for row in rows])) for key in rows[0]}
 
 
@@ -302,7 +304,7 @@ def _costs(store: Store, groups: Sequence[Group]) -> dict[str, dict[int, dict[st
 
 
 class Part(NamedTuple):
-    """The groups that share a ground truth. Most sweeps have one; with several, titles and file names say which."""
+    """The groups that share a ground truth. Most sweeps have one ground truth; with several, titles and file names name it."""
 
     truth: str
     groups: list[Group]

@@ -1,9 +1,9 @@
-"""What the detections of a run show: all that a report needs of them, in a hundredth of the space.
+"""The judgement of a run's detections: all that a report needs of them, in a hundredth of the space.
 
     ground truth, detections -> `judge` -> Judgement
     Judgement -> `write_judgement` -> results/RUN/judgement.json.xz -> `read_judgement`
 
-The repository keeps judgements in place of detections, see `pack`. Every number that a report takes from one is the same.
+The repository keeps judgements in place of detections, see `pack`. A report has the same numbers with either.
 """
 
 import json
@@ -23,12 +23,12 @@ JUDGEMENT = 'judgement.json.xz'
 
 
 class Judgement(NamedTuple):
-    """What the detections of a run show.
+    """The detections of a run, compared with the ground truth.
 
-    kind: 'bbox' or 'segm', what was compared with the objects.
-    precision: of `evaluation.pr_curves`.
-    matches: of `statistics.match_images`.
-    errors: of `tide.error_breakdown`.
+    kind: 'bbox' if boxes were compared, 'segm' if masks were.
+    precision: result of `evaluation.pr_curves`.
+    matches: result of `statistics.match_images`.
+    errors: result of `tide.error_breakdown`.
     """
 
     kind: str
@@ -59,7 +59,7 @@ def judge(truth: dict[str, Any], detections: list[dict[str, Any]], kind: str) ->
 def write_judgement(path: str | os.PathLike, judgement: Judgement) -> None:
     """Writes a judgement as compressed JSON: complete or not at all, and the same bytes for the same judgement.
 
-    Scores are not kept, only their order, which is all that AP and its tests look at.
+    Only the order of scores is kept, since AP and its tests depend on nothing else.
     """
     matches = judgement.matches
     content = dict(
@@ -85,11 +85,11 @@ def read_judgement(path: str | os.PathLike, kind: str) -> Judgement:
     """Reads what `write_judgement` wrote.
 
     Args:
-        path: of the file.
-        kind: what is to be judged.
+        path: path of the file.
+        kind: kind that the judgement must have, 'bbox' or 'segm'.
 
     Raises:
-        ValueError: the file is damaged, or judges the other kind.
+        ValueError: the file is damaged, or its judgement is of the other kind.
     """
     try:
         content = json.loads(lzma.decompress(pathlib.Path(path).read_bytes()))
@@ -118,7 +118,7 @@ def read_judgement(path: str | os.PathLike, kind: str) -> Judgement:
 
 
 def _to_bits(flags: np.ndarray) -> list[int]:
-    """Writes the flags of each detection, [T, N] bool, as a number whose bit t is that of threshold t."""
+    """Packs the flags of each detection, [T, N] bool, into a number whose bit t is the flag at threshold t."""
     return (2 ** np.arange(len(flags)) @ flags).tolist()
 
 

@@ -57,7 +57,7 @@ def _md_table(table: Table) -> str:
 
 
 def _md(text: str) -> str:
-    """Escapes what Markdown or HTML would take for marks, but for code; a bar would end a cell even there."""
+    """Escapes the characters that Markdown or HTML would interpret. In code only bars are escaped, which would end a cell."""
     code_or_not = text.replace('\n', ' ').split('`')
     for index in range(0, len(code_or_not), 2):
         code_or_not[index] = re.sub(r'([*\[\]\\])', r'\\\1', html.escape(code_or_not[index], quote=False))

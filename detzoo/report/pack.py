@@ -1,9 +1,9 @@
-"""The results of a sweep as the repository keeps them: what their report is rendered from, and little more.
+"""The results of a sweep as the repository keeps them: the files that their report is rendered from, and little more.
 
     DIR of a sweep -> `pack` -> another folder: sweep.json, results.jsonl, costs.json, estimates.json,
       results/RUN/{judgement.json.xz, curves.json}, truth/NAME/size.json, report.md and its figures
 
-Left out are detections, ground truths, pictures, report.html and the PNGs of figures, but for those that the experiment
+Detections, ground truths, pictures and report.html are left out, and also PNGs, except those of figures that the experiment
 asks for. `detzoo report` renders the same tables from either folder.
 """
 
@@ -25,13 +25,13 @@ def pack(folder: str | os.PathLike, output: str | os.PathLike, resamples: int = 
     """Packs the results of a sweep into a new folder, and renders its report there.
 
     Args:
-        folder: of the sweep, or of results that were packed before.
+        folder: the folder of the sweep, or of results that were packed before.
         output: the new folder.
         resamples: see `read_findings`.
 
     Raises:
         FileNotFoundError: the folder holds no sweep, or lacks files of a finished run.
-        ValueError: a file of it cannot be read, or there is something at `output` already.
+        ValueError: a file of it cannot be read, or `output` exists already.
         OSError: nothing can be written there.
     """
     store = Store(folder)
@@ -51,7 +51,7 @@ def pack(folder: str | os.PathLike, output: str | os.PathLike, resamples: int = 
 
 
 def _pack_group(store: Store, packed: Store, group: Group, judged: str) -> None:
-    """Writes what a report needs of a group's finished runs into another store."""
+    """Writes the files that a report needs of a group's finished runs into another store."""
     for run in group.finished:
         packed.results_of(run.run).mkdir(parents=True)
         _copy(store.results_of(run.run) / 'curves.json', packed.results_of(run.run) / 'curves.json')
@@ -63,6 +63,6 @@ def _pack_group(store: Store, packed: Store, group: Group, judged: str) -> None:
 
 
 def _copy(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Copies a file, if there is one."""
+    """Copies a file, if it exists."""
     if source.exists():
         shutil.copyfile(source, target)

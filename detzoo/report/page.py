@@ -1,9 +1,9 @@
-"""A report of a sweep, in words, tables, figures and pictures.
+"""The report of a sweep, in words, tables, figures and pictures.
 
     `findings.read_findings` -> Findings -> `sections` -> [document.Section]
       -> DIR/report.md, DIR/report.html, DIR/figures/
 
-Both files say the same. The page is one file, with figures and pictures inside. The same store gives the same bytes.
+Both files have the same contents. The page is one file, with figures and pictures inside. The same store gives the same bytes.
 """
 
 import os

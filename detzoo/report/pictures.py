@@ -1,4 +1,4 @@
-"""Pictures of validation images: detections, and what training assigns."""
+"""Pictures of validation images, with detections and with training assignments."""
 
 from typing import Any
 

@@ -2,10 +2,10 @@
 
     {group: series} -> `styles`: a look for each group, the same in all figures
     numbers by group, styles -> scatter, training_curves, mean_pr_curves, class_pr_curves, class_dots, error_bars, stage_bars
-      -> Figure -> `svg`, a file, of which `inline` makes a part of a page; `picture`, for `visualize.write_image`
+      -> Figure -> `svg`: a file, which `inline` makes a part of a page; or `picture`: an array for `visualize.write_image`
 
-A series has a colour, its groups shades of it with markers and lines of their own. The hues are those of Okabe and Ito, which
-the colour-blind tell apart. AP and precision come in percent; None stands for a number that is not there.
+Each series has a hue, and each of its groups a shade of it, a marker and a line style of its own. The hues are those of Okabe
+and Ito, which colour-blind readers can tell apart. AP and precision are in percent; None is a missing number.
 """
 
 import contextlib
@@ -25,13 +25,13 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from matplotlib.transforms import Bbox
 
 HUES = '#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7', '#56B4E9', '#555555'
-MARKERS = 'o', 's', '^', 'D', 'v', 'P', 'X', '<'  # one more than hues, so that pairs repeat late
+MARKERS = 'o', 's', '^', 'D', 'v', 'P', 'X', '<'  # one more than hues, so that pairs of both repeat late
 LINES = '-', '--', '-.', ':'
-PARTS = '#77AADD', '#EE8866', '#EEDD88', '#FFAABB', '#44BB99', '#BBCC33', '#DDDDDD'  # of bars; no hue of a group
+PARTS = '#77AADD', '#EE8866', '#EEDD88', '#FFAABB', '#44BB99', '#BBCC33', '#DDDDDD'  # of bars' parts, not of groups
 INK = '#333333'
 DOT = dict(markersize=7, markeredgecolor='white', markeredgewidth=0.6)
 WIDTH = 7.5  # inches
-MANY = 12  # classes, beyond which each has no picture of its own
+MANY = 12  # largest number of classes that have a plot each
 SETTINGS = {
     'axes.axisbelow': True,
     'axes.edgecolor': '#888888',
@@ -42,7 +42,7 @@ SETTINGS = {
     'axes.spines.right': False,
     'axes.spines.top': False,
     'axes.titlesize': 9.5,
-    'font.sans-serif': ['DejaVu Sans'],  # comes with matplotlib; one of the widest, so that others fit in its place
+    'font.sans-serif': ['DejaVu Sans'],  # comes with matplotlib; wide, so that others fit in its place
     'font.size': 9,
     'grid.color': '#E4E4E4',
     'grid.linewidth': 0.7,
@@ -50,7 +50,7 @@ SETTINGS = {
     'legend.fontsize': 9,
     'lines.linewidth': 1.5,
     'lines.markersize': 5,
-    'svg.fonttype': 'none',  # text, which can be searched, copied and edited
+    'svg.fonttype': 'none',  # text stays text, which can be searched, copied and edited
     'svg.hashsalt': 'detzoo',
     'text.color': INK,
     'text.parse_math': False,  # a name may hold a dollar
@@ -59,7 +59,7 @@ SETTINGS = {
     'ytick.color': INK,
     'ytick.labelsize': 8.5,
 }
-FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, 'DejaVu Sans', sans-serif"  # of pages
+FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, 'DejaVu Sans', sans-serif"  # fonts of pages
 
 
 class Style(NamedTuple):
@@ -73,7 +73,7 @@ class Style(NamedTuple):
 class Point(NamedTuple):
     """A group in a scatter plot.
 
-    x, y: x may be a word, if that of all points is.
+    x, y: numbers; or words as the x of all points.
     low, high: ends of the error bar of y, or None.
     """
 
@@ -86,7 +86,7 @@ class Point(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """A run's loss and validation AP over steps; NaN where there is none."""
+    """A run's loss and validation AP over steps; missing numbers are NaN."""
 
     group: str
     steps: Sequence[float]
@@ -112,7 +112,11 @@ def styles(series: Mapping[str, str]) -> dict[str, Style]:
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Finds the points that no other beats, by having less x and more y, or as much of one: indices, in the order of x."""
+    """Finds the points that no other point beats in x (less is better) or y (more is better) without being worse in the other.
+
+    Returns:
+        indices of these points, in the order of x.
+    """
     front: list[int] = []
     for index in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
         if not front or points[index][1] > points[front[-1]][1]:
@@ -134,14 +138,14 @@ def _rounded(tag: re.Match) -> str:
 
 
 def inline(file: str, prefix: str) -> str:
-    """Makes of an SVG file an <svg> element that can stand in a page with others.
+    """Turns an SVG file into an <svg> element that can be in a page with others.
 
     Args:
-        file: of `svg`.
-        prefix: of the ids in it, different for each figure of a page.
+        file: an SVG file, from `svg`.
+        prefix: prefix of the ids in it, different for each figure of a page.
     """
     text = file[file.index('<svg') :]
-    # A style would be the page's, and namespaces are known there.
+    # A <style> would apply to the whole page, and HTML needs no namespaces.
     text = re.sub(r'<style.*?</style>|<!--.*?-->| xmlns(:xlink)?="[^"]*"', '', text, flags=re.S)
     text = text.replace('xlink:href', 'href').replace("'DejaVu Sans', sans-serif", FONTS)
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
@@ -161,13 +165,13 @@ def picture(figure: Figure) -> np.ndarray:
 def scatter(
     points: Sequence[Point], looks: Mapping[str, Style], x_label: str, y_label: str, *, log: bool, pareto: bool
 ) -> Figure:
-    """Draws a named point for each group, joins those of a series by a line, and marks the front that none beats.
+    """Draws a named point for each group, joins the points of a series by a line, and marks the Pareto front.
 
     Args:
-        points: at least one.
-        looks: of `styles`.
-        x_label, y_label: with units.
-        log: whether x is logarithmic; it is not where an x is a word, 0 or less, or all are equal.
+        points: at least one point.
+        looks: looks of groups, from `styles`.
+        x_label, y_label: labels of the axes, with units.
+        log: whether x is logarithmic; ignored if an x is a word, 0 or less, or if all are equal.
         pareto: whether to draw the front; less x and more y are better.
     """
     with _settings():
@@ -210,7 +214,7 @@ def scatter(
 
 
 def training_curves(curves: Sequence[Curve], looks: Mapping[str, Style], metric: str) -> Figure:
-    """Draws the training loss and a validation metric of all runs over their steps, seeds of a group alike."""
+    """Draws the training loss and a validation metric of all runs over steps; all seeds of a group look alike."""
     with _settings():
         figure, (left, right) = _figure(3.6, columns=2, sharex=True)
         for curve in curves:
@@ -234,7 +238,7 @@ def mean_pr_curves(curves: Mapping[str, Mapping[str, np.ndarray]], looks: Mappin
 
     Args:
         curves: {group: {'recall': [101], 'precision@50': [101], 'precision@75': [101]}}, 0..1.
-        looks: of `styles`.
+        looks: looks of groups, from `styles`.
     """
     with _settings():
         figure, panels = _figure(3.9, columns=2, sharey=True)
@@ -248,11 +252,11 @@ def mean_pr_curves(curves: Mapping[str, Mapping[str, np.ndarray]], looks: Mappin
 
 
 def class_pr_curves(curves: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]], looks: Mapping[str, Style]) -> Figure:
-    """Draws precision over recall of each class, above at IoU .5 and below at .75.
+    """Draws precision over recall of each class, at IoU .5 above and at .75 below.
 
     Args:
-        curves: {class: {group: curve}}, see `mean_pr_curves`; MANY classes at most.
-        looks: of `styles`.
+        curves: {class: {group: curve}}, see `mean_pr_curves`; at most MANY classes.
+        looks: looks of groups, from `styles`.
     """
     with _settings():
         columns = min(4, len(curves))
@@ -317,7 +321,7 @@ def stage_bars(stages: Mapping[str, Mapping[str, float]], label: str) -> Figure:
     """Draws a bar for each group, cut into its stages: {group: {stage: cost}}."""
     with _settings():
         figure, axes = _figure(1.2 + 0.32 * len(stages))
-        longest_first = sorted(stages.values(), key=len, reverse=True)  # it has the order that the others leave open
+        longest_first = sorted(stages.values(), key=len, reverse=True)  # its order of stages is the most complete
         names = list(dict.fromkeys(name for of_group in longest_first for name in of_group))
         left = np.zeros(len(stages))
         for index, name in enumerate(names):
@@ -336,7 +340,7 @@ def stage_bars(stages: Mapping[str, Mapping[str, float]], label: str) -> Figure:
 
 @contextlib.contextmanager
 def _settings() -> Iterator[None]:
-    """Makes matplotlib's settings ours, whatever those of the user are."""
+    """Replaces matplotlib's settings, the user's included, by those of this module."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(SETTINGS)
@@ -365,7 +369,7 @@ def _shaded(color: str, shade: float) -> str:
 
 
 def _pr_curve(axes: Axes, curve: Mapping[str, np.ndarray], at: int, look: Style, label: str) -> None:
-    """Draws a curve as far as it reaches: its fall to 0 is the last that is seen of it."""
+    """Draws a curve up to its fall to 0."""
     precision = 100 * curve[f'precision@{at}']
     reached = min(len(precision), np.count_nonzero(precision) + 1)
     axes.plot(
@@ -382,7 +386,7 @@ def _pr_curve(axes: Axes, curve: Mapping[str, np.ndarray], at: int, look: Style,
 
 
 def _plain(axis: Any, values: Sequence[float] = ()) -> None:
-    """Writes 0.02 instead of 2 x 10^-2 at a logarithmic axis; and at the values alone, if they are few and far apart."""
+    """Writes 0.02 instead of 2 x 10^-2 at a logarithmic axis; if values are few and far apart, only they have ticks."""
     low, high = axis.get_view_interval()
     places = sorted(set(values))
     apart = all(after / before > 1.25 for before, after in zip(places, places[1:]))
@@ -398,9 +402,9 @@ def _plain(axis: Any, values: Sequence[float] = ()) -> None:
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
-    """Names each look once, below everything, in as many columns as fit."""
+    """Names each look once in a legend at the bottom, in as many columns as fit."""
     handles, labels = axes.get_legend_handles_labels()
-    unique = dict(zip(reversed(labels), reversed(handles)))  # the first of each name stays
+    unique = dict(zip(reversed(labels), reversed(handles)))  # keeps the first of each name
     names = list(dict.fromkeys(labels))
     columns = max(1, min(len(names), int(95 // (max(map(len, names), default=0) + 7))))
     if names:
@@ -408,7 +412,7 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 
 def _name_points(figure: Figure, axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
-    """Writes names beside points, each where it hides least of what is there."""
+    """Writes names beside points, each at the place where it hides least."""
     figure.canvas.draw()
     renderer = figure.canvas.get_renderer()
     frame = axes.get_window_extent(renderer)

@@ -37,7 +37,7 @@ def _numbers(values: Sequence[float | None]) -> np.ndarray:
 
 
 def precision_blocks(findings: Findings) -> list[Any]:
-    """Draws precision over recall: of the mean over classes and, if they are few, of each."""
+    """Draws precision over recall, of the mean over classes and, if there are few, of each class."""
     return [block for part in parts_by_truth(findings) for block in _precision_of(findings, part)]
 
 
@@ -99,7 +99,7 @@ def _classes_of(findings: Findings, part: Part) -> list[Any]:
 
 
 def _class_mean(group: Group, name: str, key: str) -> float:
-    """Averages a metric of a class over seeds, in percent; NaN if there is none."""
+    """Averages a metric of a class over seeds, in percent; NaN if it is missing."""
     return 100 * mean([value for run in group.finished if (value := run.per_class.get(name, {}).get(key)) is not None])
 
 

@@ -68,7 +68,7 @@ def result_blocks(findings: Findings) -> list[Any]:
 
 
 def _published(findings: Findings) -> list[Table]:
-    """Makes a table of measured and published metrics, each with its difference to the first group."""
+    """Makes a table of measured and published metrics, each with its difference from the first group."""
     metrics = [
         metric for metric in findings.sweep['metrics'] if any(metric in _of_paper(group) for group in findings.groups)
     ]

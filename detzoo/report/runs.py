@@ -1,4 +1,4 @@
-"""What was run: the config keys in which runs differ, and the devices, versions and data."""
+"""The runs of a sweep: the config keys in which they differ, and their devices, versions and data."""
 
 from typing import Any
 

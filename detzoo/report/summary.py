@@ -1,4 +1,4 @@
-"""The first words of a report: what was asked, and what came out.
+"""The beginning of a report: the question and the main results.
 
 Findings -> `title_of`, `question_blocks`: the experiment's docstring
   -> `summary_blocks`: how many runs finished, which group is best, and which differences are significant
@@ -12,7 +12,7 @@ from detzoo.report.findings import SIGNIFICANT, Findings, Pair
 from detzoo.report.text import NOT, OVER, counted, failure, listed, name_of, percent, span
 from detzoo.sweeps.store import FAILED, FINISHED
 
-FEW = 4  # groups to be named in a sentence
+FEW = 4  # largest number of groups that a sentence names
 
 
 def title_of(findings: Findings) -> str:
@@ -127,7 +127,7 @@ def _caveat(findings: Findings) -> str:
             'it does not mean equal.'
         )
     fewest = min(size['images'] for size in findings.images.values())
-    # Images can be swapped in 2^images ways, and each has a mirror image.
+    # Images can be swapped in 2^images ways, and each way has a mirror image with the same |d*|.
     least = max(1 / (1 + findings.permutations), 2.0 ** (1 - fewest))
     if all(pair.over_images for pair in findings.pairs) and least * len(findings.pairs) >= SIGNIFICANT:
         sentences.append(

@@ -1,4 +1,4 @@
-"""Numbers and words as a report writes them."""
+"""The text of numbers and lists of words in a report."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -81,9 +81,9 @@ def mark_best(
 
     Args:
         rows: cells of a table, changed in place.
-        values: the numbers of each row in these columns; NaN where there is none.
-        columns: positions in a row.
-        most: whether more is better.
+        values: the numbers of each row in these columns; NaN if one is missing.
+        columns: positions of the columns in a row.
+        most: whether the largest number is the best.
     """
     for place, column in enumerate(columns):
         shown = np.array([np.round(row[place], 1) for row in values], float)
@@ -94,7 +94,7 @@ def mark_best(
 
 
 def over(findings: Findings) -> str:
-    """Says whether intervals are over images, or over images and trainings."""
+    """Says whether intervals are over images only, or over images and trainings."""
     kinds = {OVER[group.over_images] for group in findings.groups if group.name in findings.intervals}
     return ' or, of one seed, '.join(sorted(kinds))
 

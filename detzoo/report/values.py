@@ -21,7 +21,7 @@ class Price(NamedTuple):
     """A cost of prediction.
 
     label: name of the axis.
-    of: finds the cost in a row of `stages.measure`, in the unit of the label.
+    of: function that reads the cost from a row of `stages.measure`, in the unit of the label.
     """
 
     label: str
@@ -55,7 +55,7 @@ def value_of(findings: Findings, group: Group, name: str, batch: int) -> float |
         return mean(values) if values else None
     config = group.finished[0].config
     stored, now = flatten(ml_collections.ConfigDict(config)), flatten(current(config))
-    leaves = dict([*stored, *now])  # a figure of an old sweep asks for a key by its old name
+    leaves = dict([*stored, *now])  # a figure of an old sweep may ask for a key by its old name
     if name not in leaves:
         return None
     value = leaves[name]
@@ -66,7 +66,7 @@ def value_of(findings: Findings, group: Group, name: str, batch: int) -> float |
 
 
 def images_of_split(split: str) -> int | None:
-    """Counts the images of a split like 'train[:400]'; None where its text does not say."""
+    """Counts the images of a split like 'train[:400]'; None if its text does not tell."""
     total = 0
     for part in split.split('+'):
         match = re.fullmatch(r'\w+\[(\d*):(\d+)\]', part.strip())
@@ -97,5 +97,5 @@ def label_of(findings: Findings, name: str, batch: int) -> str:
 
 
 def current(config: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """Reads a stored config, of this version of detzoo or an older one, with the keys of this version."""
+    """Reads a stored config of this or an older version of detzoo, with the keys of this version."""
     return migrate(ml_collections.ConfigDict(config))

@@ -19,8 +19,8 @@ def to_html(title: str, written: Sequence[Section], drawn: Mapping[str, str]) ->
     """Writes a document as one page.
 
     Args:
-        title: of the page.
-        written: its sections.
+        title: title of the page.
+        written: sections of the page.
         drawn: {name of a Drawing: its SVG file}.
     """
     environment = jinja2.Environment(
@@ -41,7 +41,7 @@ def _kind(block: Any) -> str:
 
 
 def _inline(text: str) -> Markup:
-    """Escapes text, and marks what stands between backticks as code."""
+    """Escapes text, and marks words between backticks as code."""
     parts = [escape(part) for part in text.split('`')]
     parts[1::2] = [Markup('<code>{}</code>').format(part) for part in parts[1::2]]
     return Markup('').join(parts)
@@ -53,7 +53,7 @@ def _minus(text: str) -> str:
 
 
 def _svg(file: str, label: str, prefix: str) -> Markup:
-    """Makes an element of an SVG file, with a label for those who do not see it; prefix is that of its ids."""
+    """Turns an SVG file into an element with a label for those who cannot see it; prefix: prefix of its ids."""
     start = Markup('<svg role="img" aria-label="{}" ').format(label)
     return Markup(plots.inline(file, prefix).replace('<svg ', start, 1))
 

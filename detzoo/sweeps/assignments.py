@@ -1,4 +1,4 @@
-"""What a detector learns an image from: its anchors, cells or RoIs as `Detector.assign` matches them.
+"""Pictures of a detector's training samples in an image: its anchors, cells or RoIs as `Detector.assign` matches them.
 
 Predictor, Dataset -> one image on its canvas, as in evaluation -> Detector.assign -> a picture of each stage
 """

@@ -131,12 +131,12 @@ def _take_training(source: pathlib.Path, workdir: pathlib.Path) -> None:
     scratch = workdir / 'checkpoints.tmp'
     shutil.rmtree(scratch, ignore_errors=True)
     shutil.copytree(source / 'checkpoints', scratch)
-    shutil.rmtree(workdir / 'checkpoints', ignore_errors=True)  # it holds nothing but damaged or unfinished ones
+    shutil.rmtree(workdir / 'checkpoints', ignore_errors=True)  # all checkpoints in it are damaged or unfinished
     scratch.rename(workdir / 'checkpoints')
 
 
 def _draw(store: Store, truth: str, run: str, predictor: Any, detections: Any) -> None:
-    """Draws the first images with their objects, with the detections, and with what training assigns."""
+    """Draws the first images with their objects and with the detections, and the first one with its training assignments."""
     from detzoo.data.catalog import open_dataset
     from detzoo.sweeps.assignments import draw_assignments
     from detzoo.training.evaluation import draw_objects, draw_results
@@ -156,7 +156,7 @@ def _draw(store: Store, truth: str, run: str, predictor: Any, detections: Any) -
 
 def code_version() -> str:
     """Names the commit of the code, with '+' where files differ from it; 'unknown' outside of a checkout."""
-    if not (ROOT / '.git').exists():  # installed: the folder may lie in a repository of something else
+    if not (ROOT / '.git').exists():  # installed: the folder may lie in another project's repository
         return 'unknown'
     git = ['git', '-C', str(ROOT)]
     try:

@@ -1,4 +1,4 @@
-"""How far the runs of a sweep are."""
+"""The progress of a sweep's runs."""
 
 import json
 import time
@@ -10,12 +10,12 @@ from detzoo.sweeps.store import WAITING, Result, Store
 
 
 class Board:
-    """Reads from their logs how far the runs are, and how long the others will take."""
+    """Reads the progress of the runs from their logs, and estimates how long they will take."""
 
     def __init__(self, store: Store, runs: list[Result]):
         self.store, self.runs = store, runs
         self.first: dict[str, tuple[float, int]] = {}  # time and step at which a run was first seen to train
-        self.pace: dict[str, float] = {}  # seconds a step
+        self.pace: dict[str, float] = {}  # seconds per step
 
     def rows(self, running: dict[str, Any], done: dict[str, Result]) -> list[dict[str, Any]]:
         """Makes a row for each run."""

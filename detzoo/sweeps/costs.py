@@ -1,4 +1,4 @@
-"""What prediction costs, of all groups of a sweep: measured here, or estimated for TPUs."""
+"""The costs of prediction of all groups of a sweep, measured on this machine or estimated for TPUs."""
 
 import json
 import subprocess
@@ -17,14 +17,14 @@ from detzoo.sweeps.store import Store
 def measure_costs(store: Store, batch_sizes: Sequence[int] = (1, 8)) -> list[dict[str, Any]]:
     """Measures the costs of prediction of all groups in one pass, and writes costs.json.
 
-    Each group is measured by its first finished run, with its trained weights. Nothing is measured if costs.json has these
-    groups already.
+    A group's first finished run is measured, with its trained weights. Nothing is measured if costs.json already has these
+    groups.
 
     Returns:
         the rows of `stages.measure`; 'name' is the group.
 
     Raises:
-        FileNotFoundError: a run's workdir is not there any more.
+        FileNotFoundError: a run's workdir no longer exists.
         DataError: its data set cannot be used.
     """
     from detzoo.costs import stages
@@ -45,7 +45,7 @@ def estimate_costs(store: Store, topology: str) -> None:
     """Estimates the costs of prediction on TPUs of all groups with a finished run, and writes estimates.json.
 
     Raises:
-        ValueError: it failed; the process has printed the reason.
+        ValueError: the process that estimates has failed; it has printed the reason.
     """
     command = [sys.executable, '-m', 'detzoo.sweeps.estimates', str(store.folder), topology]
     if subprocess.run(command, env=process_environment() | TPU_ENVIRONMENT, check=False).returncode:

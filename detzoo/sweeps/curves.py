@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
-POINTS = 300  # of a curve, at most
+POINTS = 300  # largest number of points of a curve
 
 
 def curves(rows: list[dict[str, Any]]) -> dict[str, dict[str, list[float | None]]]:
-    """Makes the curves of a run from the lines of its metrics.jsonl; the training loss is averaged to POINTS points."""
+    """Makes the curves of a run from the lines of its metrics.jsonl; the training loss is averaged down to POINTS points."""
     training = [row for row in rows if 'loss' in row]
     parts = np.array_split(np.arange(len(training)), min(POINTS, max(1, len(training))))
     parts = [part for part in parts if len(part)]

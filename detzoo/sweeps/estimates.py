@@ -1,4 +1,4 @@
-"""What programs would cost on TPUs, as the TPU compiler estimates; no TPU is needed, and nothing is measured.
+"""The costs of programs on TPUs, as the TPU compiler estimates them; no TPU is needed, and nothing is measured.
 
     config, topology -> the compiled training step or prediction (see `costs.programs`) -> `estimate`: a row
     python -m detzoo.sweeps.estimates DIR TOPOLOGY: prediction of all groups of a sweep -> DIR/estimates.json
@@ -33,10 +33,10 @@ def estimate(config: ml_collections.ConfigDict, num_classes: int, topology: str,
     """Compiles a program of a config for a topology; takes minutes.
 
     Args:
-        config: complete.
+        config: complete config.
         num_classes: K.
         topology: for example 'v5e:2x4'.
-        program: a key of PROGRAMS. Its batch size is the config's, of all chips together.
+        program: a key of PROGRAMS. The config's batch size is that of all chips together.
 
     Returns:
         'topology', 'program', 'images' (of all chips), 'chips', 'compile_seconds', the numbers of `counts.Cost` and
@@ -65,7 +65,7 @@ def estimate(config: ml_collections.ConfigDict, num_classes: int, topology: str,
 
 
 def main(folder: str, topology: str) -> None:
-    """Estimates prediction, an image a chip, of all groups of a sweep that have no estimate for the topology yet."""
+    """Estimates prediction, with one image per chip, for all groups of a sweep without an estimate for the topology."""
     store = Store(folder)
     chips = len(topology_devices(topology))
     for name, result in tqdm(store.first_of_groups().items(), desc=f'compiling for {topology}', unit='group'):

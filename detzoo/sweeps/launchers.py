@@ -1,4 +1,4 @@
-"""Where the runs of a sweep go: processes of this machine, or jobs of a cluster."""
+"""Launchers start the runs of a sweep, as processes on this machine or as jobs of a cluster."""
 
 import os
 import pathlib
@@ -16,11 +16,11 @@ class Handle(Protocol):
     """A run that was started."""
 
     def ended(self) -> str | None:
-        """Returns None while the run goes on, then a line that says how its process ended."""
+        """Returns None while the run goes on, then a line that says how it ended."""
 
 
 class Launcher(Protocol):
-    """Where runs go."""
+    """Starts the runs of a sweep."""
 
     def start(self, run: str) -> Handle:
         """Starts a run of the sweep's folder."""
@@ -61,14 +61,14 @@ class _Process:
 
 
 class Cluster:
-    """Jobs of a cluster, one a run, by submitit (pip install 'detzoo[cluster]'); they outlive the process of the sweep."""
+    """Submits each run as a job of a cluster, with submitit (pip install 'detzoo[cluster]'); jobs outlive the sweep's process."""
 
     def __init__(self, folder: pathlib.Path, cluster: str, options: dict[str, Any]):
         """Prepares to submit jobs.
 
         Args:
             folder: the folder of the sweep, which all nodes must see.
-            cluster: 'slurm', or 'local' for processes of this machine.
+            cluster: 'slurm', or 'local' for processes on this machine.
             options: parameters of submitit, for example {'slurm_partition': 'gpu', 'gpus_per_node': 1, 'timeout_min': 600}.
 
         Raises:
@@ -89,7 +89,7 @@ class Cluster:
         path.parent.mkdir(parents=True, exist_ok=True)
         job = self.job(self.folder / 'jobs', path.read_text()) if path.exists() else None
         if job is None or job.done(force_check=True):
-            result.unlink(missing_ok=True)  # of an earlier job
+            result.unlink(missing_ok=True)  # left by an earlier job
             job = self.executor.submit(attempt, str(self.folder), run)
             write_text(path, job.job_id)
         return _Job(job, result)
@@ -100,7 +100,8 @@ class _Job:
         self.job, self.result = job, result
 
     def ended(self) -> str | None:
-        if self.result.exists() or self.job.done():  # submitit asks the scheduler less and less often
+        # The file comes first, since submitit asks the scheduler less and less often.
+        if self.result.exists() or self.job.done():
             return f'job {self.job.job_id} {self.job.state.lower()}, see {self.job.paths.stderr}'
         return None
 

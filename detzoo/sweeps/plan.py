@@ -14,7 +14,7 @@ def plan(experiment: str, settings: Sequence[str] = ()) -> dict[str, Any]:
 
     Args:
         experiment: a name or the path of a file, with an argument after a colon.
-        settings: changes of every run's config as text, for example 'training.steps=100'.
+        settings: changes to the config of every run as text, for example 'training.steps=100'.
 
     Returns:
         the contents of sweep.json.

@@ -1,12 +1,12 @@
 """Runs a sweep: each training in a process of its own, so that a failure ends only that training.
 
     experiment -> `plan.plan`: the runs with their configs -> sweep.json
-      -> `run_sweep`: starts what is not finished, by a launcher, and shows how far the runs are
+      -> `run_sweep`: starts the unfinished runs with a launcher, and shows their progress
            `attempt`, in the process of a run: train, evaluate, draw -> results/RUN/, last result.json
       -> results.jsonl
 
-A sweep that was interrupted goes on with the same call: finished runs stay, interrupted ones go on from their last checkpoint,
-and failed ones are tried again.
+The same call continues an interrupted sweep: finished runs stay, interrupted ones continue from their last checkpoint, and
+failed ones are tried again.
 """
 
 import contextlib
@@ -38,9 +38,9 @@ def run_sweep(
     Args:
         folder: the folder of the sweep.
         planned: the contents of sweep.json, see `plan`.
-        launcher: where runs go; processes on this machine by default.
+        launcher: starts the runs, by default as processes on this machine.
         jobs: largest number of runs at once.
-        show: is called twice a second with a row for each run: 'run', 'status', 'step', 'steps', 'left' (seconds, or
+        show: function called twice a second with a row for each run: 'run', 'status', 'step', 'steps', 'left' (seconds, or
             None), 'AP', 'reason'.
 
     Returns:
@@ -89,7 +89,7 @@ def _only_one(store: Store) -> Iterator[None]:
 
 
 def _check(store: Store, planned: dict[str, Any]) -> dict[str, Result]:
-    """Finds the runs that are finished, and refuses a folder with results of another sweep or of other configs."""
+    """Finds the finished runs, and refuses a folder with results of another sweep or of other configs."""
     with contextlib.suppress(FileNotFoundError):
         before = read_file(store.folder / 'sweep.json', lambda: store.sweep()['experiment'])
         if before != planned['experiment']:

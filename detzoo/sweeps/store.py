@@ -4,11 +4,11 @@
     DIR/results.jsonl             a line for each run that ended: a Result
     DIR/results/RUN/              detections.json.gz, curves.json, panels/IMAGE_ID.jpg, assignment/STAGE.jpg
     DIR/truth/NAME/               ground_truth.json.gz (a COCO dict) and panels/IMAGE_ID.jpg of a validation split
-    DIR/costs.json                what prediction costs (`detzoo sweep --costs`)
-    DIR/estimates.json            what it would cost on TPUs (`detzoo sweep --costs --tpu=TOPOLOGY`)
+    DIR/costs.json                costs of prediction (`detzoo sweep --costs`)
+    DIR/estimates.json            estimated costs on TPUs (`detzoo sweep --costs --tpu=TOPOLOGY`)
     DIR/runs/RUN/                 the workdir of the run: checkpoints and logs, which reports do not need
 
-Every file is complete or not there. Only the process of the sweep writes results.jsonl. Packed results (`report.pack`) have
+A file is either complete or missing. Only the process of the sweep writes results.jsonl. Packed results (`report.pack`) have
 results/RUN/judgement.json.xz in place of detections and pictures, and truth/NAME/size.json in place of the ground truth.
 """
 
@@ -31,19 +31,19 @@ class Result(NamedTuple):
 
     run, group, series, trained: see `sweep.Run`.
     status: FINISHED or FAILED; WAITING in a plan.
-    reason: why it failed, a line; or ''.
-    config: complete, as nested dicts.
+    reason: why it failed, one line; or ''.
+    config: complete config, as nested dicts.
     changes: {dotted key: [value in the sweep's first run, value here]}.
-    seed: of the config.
-    published: what the paper has, in percent.
-    versions: of Python, the packages and the code ('commit', with '+' if files were changed).
+    seed: seed in the config.
+    published: metrics from the paper, percent.
+    versions: versions of Python, the packages and the code ('commit', with '+' if files were changed).
     device: kind and number of devices.
-    steps: trained.
-    seconds: of wall time, all attempts together, on a machine that may have done other things.
-    parameters: of the detector.
+    steps: number of training steps done.
+    seconds: wall time of all attempts together; the machine may have done other things at the same time.
+    parameters: number of the detector's parameters.
     metrics: the 12 numbers of boxes, and those of masks as 'mask_AP', ...; 0..1 or None.
     per_class: {name: {'AP': ..., 'AP50': ...}}.
-    truth: name of the ground truth that was evaluated with.
+    truth: name of the ground truth used for the evaluation.
     """
 
     run: str
@@ -73,22 +73,22 @@ class Store:
         self.folder = pathlib.Path(folder)
 
     def workdir(self, run: str) -> pathlib.Path:
-        """Where a run is trained."""
+        """Returns the folder in which a run is trained."""
         return self.folder / 'runs' / run
 
     def results_of(self, run: str) -> pathlib.Path:
-        """Where the files lie from which a run is reported."""
+        """Returns the folder of the files that the report of a run needs."""
         return self.folder / 'results' / run
 
     def truth(self, name: str) -> pathlib.Path:
-        """Where the ground truth of a validation split lies."""
+        """Returns the folder of a validation split's ground truth."""
         return self.folder / 'truth' / name
 
     def results(self) -> list[Result]:
         """Reads the results, in the order in which they came.
 
         Raises:
-            ValueError: a line is no result.
+            ValueError: a line is not a result.
         """
         path = self.folder / 'results.jsonl'
         rows = []
@@ -97,7 +97,7 @@ class Store:
                 rows.append(Result(**json.loads(line)))
             except (TypeError, ValueError, RecursionError) as error:
                 raise ValueError(
-                    f'{path}, line {number}: no result ({error}): remove the line and run the sweep again'
+                    f'{path}, line {number} is not a result ({error}): remove the line and run the sweep again'
                 ) from error
         return rows
 
@@ -109,10 +109,10 @@ class Store:
         write_text(self.folder / 'results.jsonl', ''.join(lines))
 
     def sweep(self) -> dict[str, Any]:
-        """Reads sweep.json: 'experiment', 'docstring', 'metrics', 'figures', and the 'runs' as they are to be.
+        """Reads sweep.json: 'experiment', 'docstring', 'metrics', 'figures', and the planned 'runs'.
 
         Raises:
-            FileNotFoundError: this is no folder of a sweep.
+            FileNotFoundError: the folder holds no sweep.
         """
         path = self.folder / 'sweep.json'
         if not path.exists():
@@ -145,17 +145,17 @@ class Store:
         """Writes the COCO dict of a validation split."""
         path = self.truth(name) / 'ground_truth.json.gz'
         path.parent.mkdir(parents=True, exist_ok=True)
-        with new_file(path) as scratch:  # several runs may write the same
+        with new_file(path) as scratch:  # several runs may write the same file
             scratch.write_bytes(gzip.compress(json.dumps(ground_truth).encode(), mtime=0))
 
 
 def truth_name(data: str, split: str) -> str:
-    """Names a validation split as a folder can be called: 'coco', 'validation[:10%]' -> 'coco-validation-10'."""
+    """Makes a folder's name from a validation split: 'coco', 'validation[:10%]' -> 'coco-validation-10'."""
     return re.sub(r'[^A-Za-z0-9_.]+', '-', f'{data}-{split}').strip('-')
 
 
 def read_file(path: pathlib.Path, read: Callable[[], Any]) -> Any:
-    """Calls `read`; an error that the contents of a file cause becomes a ValueError that names the file."""
+    """Calls `read`; an error caused by the contents of a file becomes a ValueError that names the file."""
     try:
         return read()
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""A sweep: runs that differ in what an experiment asks about, and in nothing else.
+"""A sweep: runs that differ only in what an experiment is about.
 
 experiments/NAME.py -> get_sweep(arg) -> Sweep
-  -> `plan`, `runner`: each run in a process of its own -> `store`: what came out
+  -> `plan`, `runner`: each run in a process of its own -> `store`: the results
   -> `report.page`: tables and figures
 """
 
@@ -20,13 +20,13 @@ from detzoo.errors import ConfigError
 class Run(NamedTuple):
     """One training.
 
-    name: of its folder; unique in the sweep.
+    name: name of its folder; unique in the sweep.
     config: a name ('mask_rcnn_shapes:c4') or the path of a file, with a variant after a colon.
     changes: values of config keys, by their dotted names.
-    published: what the paper has for it, by names of metrics, in percent.
-    group: what it is one seed of; its name, if empty.
-    series: which runs a figure joins by a line, for example those of a detector; its group, if empty.
-    trained: another run whose training is this one's too, since only what predicts differs; '' for its own.
+    published: the paper's metrics for it, by their names, percent.
+    group: name of the group of runs that differ only in their seed; if empty, the run's own name.
+    series: name of the runs that a figure joins by a line, for example those of one detector; if empty, the group's name.
+    trained: name of the run whose training it shares, since the two differ only in prediction; '': it is trained itself.
     """
 
     name: str
@@ -44,8 +44,8 @@ class Axes(NamedTuple):
     x, y: each a config key ('data.train_split' gives the number of its images), a metric ('AP', 'mask_AP50'), or a cost of
         prediction: 'seconds' and 'peak_bytes' (of `batch` images at once), 'flops' (of one), 'parameters'.
     log: whether x is logarithmic.
-    pareto: whether to draw the front of the points that no other beats in both: less x, more y.
-    batch: images at once, of costs.
+    pareto: whether to draw the front of points that no other point beats in both less x and more y.
+    batch: number of images at once, for costs.
     """
 
     x: str
@@ -58,9 +58,9 @@ class Axes(NamedTuple):
 class Sweep(NamedTuple):
     """The runs of an experiment.
 
-    runs: those that are compared; the first is what the others are compared with.
-    metrics: names of validation metrics, as metrics.jsonl has them.
-    figures: to draw, besides those that every report has.
+    runs: the runs to compare; the first is the one that the others are compared with.
+    metrics: names of validation metrics, as in metrics.jsonl.
+    figures: figures to draw besides those of every report.
     """
 
     runs: list[Run]
@@ -69,7 +69,7 @@ class Sweep(NamedTuple):
 
 
 def with_seeds(runs: Iterable[Run], seeds: Sequence[int]) -> list[Run]:
-    """Repeats runs with each seed; their groups, and their names but for the seed, stay."""
+    """Repeats runs with each seed: the seed is added to their names, and their groups stay."""
     return [
         run._replace(name=f'{run.name}_seed{seed}', changes={**run.changes, 'seed': seed}, group=run.group or run.name)
         for run in runs
@@ -125,7 +125,7 @@ def config_of(run: Run, settings: Sequence[str] = ()) -> ml_collections.ConfigDi
     """Makes the config of a run.
 
     Args:
-        run: of a sweep.
+        run: a run of a sweep.
         settings: further changes as text, for example 'training.steps=100'.
 
     Raises:

@@ -1,8 +1,8 @@
-"""Prints which backbones stand under which detectors, and writes it to docs/backbones.md.
+"""Prints a table of the backbones that each detector can have, and writes it to docs/backbones.md.
 
     python scripts/dev/backbones.py
 
-Each pair is made, with the strides that the detector has by default; tests/detectors/test_pairs.py trains them.
+Each pair is built, with the detector's default strides; tests/detectors/test_pairs.py trains the pairs.
 """
 
 import pathlib

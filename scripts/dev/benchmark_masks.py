@@ -1,13 +1,13 @@
-"""Measures how fast masks get from a detector to COCO's results, and what ground truth loses in the frames of boxes.
+"""Measures the time from a detector's masks to COCO results, and the error of masks stored in the frames of boxes.
 
     python scripts/dev/benchmark_masks.py
     python scripts/dev/benchmark_masks.py --targets=histology --data_dir=DIR
 
-The first pastes masks of 28 x 28 cells into pictures of 480 x 640, 100 a picture, and writes them as run lengths, and prints
-the time of each, medians of one run; 5000 pictures of a hundred masks are COCO's validation.
+The first command pastes masks of 28 x 28 cells into pictures of 480 x 640, 100 per picture, and encodes them as run lengths. It
+prints the median time of each step in one run; COCO's validation has 5000 pictures of up to a hundred masks.
 
-The second compares the targets of a mask head that are made from masks in the frames of their boxes, for several sides of
-these, with those made from the masks at full resolution: the mean IoU of targets of 28 x 28 cells, for RoIs that are the
+The second command compares mask targets made from masks in the frames of their boxes, stored with several numbers of cells, with
+targets made from the masks at full resolution. It prints the mean IoU of targets of 28 x 28 cells, for RoIs that are the
 objects' boxes with their sides moved by up to a tenth.
 """
 

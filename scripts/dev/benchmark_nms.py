@@ -1,16 +1,16 @@
-"""Measures formulations of greedy NMS against the one that detzoo ships, interleaved in one run.
+"""Compares the speed of several formulations of greedy NMS with detzoo's own, interleaved in one run.
 
     python scripts/dev/benchmark_nms.py
 
-All are exactly greedy, and are checked to select the same boxes before anything is timed:
+All are exactly greedy, and are checked to select the same boxes before they are timed:
 
-    tiled      `detzoo.core.nms.nms`: boxes in order of score, tile by tile: dropped by what earlier tiles kept, then a
-               fixpoint inside the tile; ends when enough are kept
-    argmax     a round for each box that is kept, one row of IoU a round
+    tiled      `detzoo.core.nms.nms`: boxes in order of score, tile by tile; boxes that a kept one of an earlier tile overlaps
+               are dropped, a fixpoint decides inside the tile, and the loop ends when enough boxes are kept
+    argmax     a round for each box that is kept, with one row of IoU per round
     fixpoint   the IoU of all pairs, then "kept unless a better kept box overlaps it" repeated until nothing changes
 
-Boxes are clustered, as those of a detector are. Times are medians, compiling apart; ratios are to tiled, above 1
-is slower.
+Boxes are clustered like those of a detector. Times are medians without compiling. Ratios are relative to tiled; above 1 is
+slower.
 """
 
 import argparse
@@ -107,7 +107,7 @@ def clustered(batch, count, num_classes, seed=0):
 
 
 def measure(functions, arguments, repeats):
-    """Times functions in turn, so that whatever slows the machine slows them alike: {name: median milliseconds}."""
+    """Times functions in turn, so that other load affects all of them alike: {name: median milliseconds}."""
     seconds = {name: [] for name in functions}
     for _ in range(repeats):
         for name, function in functions.items():

@@ -1,17 +1,17 @@
-"""Measures RoIAlign and RoIPool against torchvision's, and against one gather of all samples, interleaved in one run.
+"""Compares the speed of detzoo's RoIAlign and RoIPool with torchvision's and with a single gather, interleaved in one run.
 
     pip install torch torchvision
     python scripts/dev/benchmark_roi_features.py
 
 One image of 800 x 800 with RoIs of 32 to 400 pixels, on one level of stride 16 or on a pyramid of strides 4 to 32, chosen
-by size. All are checked to give the same before anything is timed:
+by size. All are checked to give the same results before they are timed:
 
     detzoo       `detzoo.core.roi_features`
     torchvision  `roi_align`, `MultiScaleRoIAlign`, `roi_pool`
     gather       RoIAlign as one expression: all samples and corners gathered at once, differentiated by JAX
 
-Times are medians, forward alone and with the gradient of the features, compiling apart; ratios are to detzoo, above 1 is
-slower. Memory is what the compiled program takes beside its arguments and results.
+Times are medians without compiling, of the forward pass alone and with the gradient of the features. Ratios are relative to
+detzoo; above 1 is slower. Memory is the temporary memory of the compiled program.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from detzoo.core import roi_features
 
 CANVAS = 800
 SIZE, SAMPLES = 7, 2
-MIN_LEVEL = {1: 4, 4: 2}  # of one level, and of a pyramid
+MIN_LEVEL = {1: 4, 4: 2}  # {number of levels: the finest level}
 
 
 def drawn_rois(count, seed=0):
@@ -96,7 +96,7 @@ def compiled(function, levels, rois, gradient, **settings):
 
 
 def torchvisions(operation, levels, rois, gradient, *, strides, min_level):
-    """The same of torchvision; its memory is not measured."""
+    """Makes the same functions with torchvision; their memory is not measured."""
     levels = [torch.tensor(x.transpose(2, 0, 1)[None].copy(), requires_grad=True) for x in levels]
     gradient, boxes = torch.tensor(gradient.transpose(0, 3, 1, 2).copy()), [torch.tensor(rois)]
     names = [str(i) for i in range(len(levels))]
@@ -123,7 +123,7 @@ def torchvisions(operation, levels, rois, gradient, *, strides, min_level):
 
 
 def measure(functions, repeats):
-    """Times functions in turn, so that whatever slows the machine slows them alike: {name: median milliseconds}."""
+    """Times functions in turn, so that other load affects all of them alike: {name: median milliseconds}."""
     seconds = {name: [] for name in functions}
     for _ in range(repeats):
         for name, function in functions.items():

@@ -1,10 +1,10 @@
-"""Says what it changes that images share a few canvases, against each image on a canvas of its own.
+"""Measures how detections change if images share a few canvases, instead of each having a canvas of its own.
 
     python scripts/dev/check_canvases.py --workdir=runs/retinanet_coco
 
 Evaluates a workdir in both ways on its validation split, which compiles once for each size of image. Prints the AP of both, and
-how many of the detections of an image on its own canvas have a partner on the shared one: with the same label and an IoU over
-0.5, each of them that of one. Leaves evaluation_exact.json and evaluation_static.json, and the detections of both.
+how many detections of images on their own canvases have a partner on the shared ones: a detection with the same label and an
+IoU over 0.5, which is no other's partner. Writes evaluation_exact.json and evaluation_static.json, and the detections of both.
 """
 
 import sys

@@ -9,20 +9,21 @@ OpenCV runs YOLO v2 and v3. Only darknet itself runs YOLO v1, through a binding 
 
   git clone https://github.com/pjreddie/darknet && make -C darknet
 
-(Debian's package `darknet` has the same files in /usr/lib/darknet and /usr/share/darknet.) --weights names the file of
-weights; without it they are drawn, not trained: some hundred megabytes, in a temporary folder. They must go through our
-variables and come back byte for byte. Printed are the largest difference of each tensor over the tensor's maximum and, for v2
-and v3, how the kept detections agree.
+(Debian's package `darknet` has the same files in /usr/lib/darknet and /usr/share/darknet.) --weights names the file of weights;
+without it, random weights of some hundred megabytes are written to a temporary folder. Reading the file into our variables and
+writing them again must give the same bytes. The script prints the largest difference of each tensor, divided by the tensor's
+maximum, and for v2 and v3 how well the kept detections agree.
 
 With --photos, both sides also detect in photographs: darknet itself, from its letterbox (YOLO v1 stretches) to its NMS, and
-our detector with the same recipe. Each photo's threshold is chosen so that about 100 detections exceed it; with trained weights
-it is low.
+our detector with the same recipe. Each photo's score threshold is chosen so that about 100 detections exceed it; with trained
+weights it is low.
 
-With --cfg_dir, the .cfg files of darknet's authors in it must give the models of `darknet.PUBLISHED`, except for the anchors of
+With --cfg_dir, the authors' .cfg files in this folder must give the models of `darknet.PUBLISHED`, except for the anchors of
 yolov3-tiny, which the authors corrected after training the weights.
 
-Exits with 1 if a tensor differs by more than 3e-4, or the detections are not the same: as many, each with the label of its
-partner, IoU > 0.999 (or corners to a hundredth of a pixel), scores to 1e-3 or a tenth of a photo's threshold.
+Exits with 1 if a tensor differs by more than 3e-4, or if the detections differ. They agree if there are as many, and each has a
+partner with the same label, IoU > 0.999 (or corners within a hundredth of a pixel), and a score within 1e-3 or a tenth of the
+photo's threshold.
 """
 
 import hashlib

@@ -4,24 +4,25 @@
   python scripts/dev/check_parity.py --model=retinanet_resnet50_fpn
   python scripts/dev/check_parity.py --model=ssd300_vgg16 --images=photos
 
-The weights are drawn, not trained. A detector is compared in three ways:
+The weights are random, not trained. A detector is compared in three ways:
 
 - Both sides see each image on torchvision's own canvas, resized in float: for RetinaNet and the R-CNNs to a shorter side of
-  800 and a longer one of at most 1333, padded to a multiple of 32; for SSD to 300 x 300 or 320 x 320. Printed are the largest
-  difference of each tensor over the tensor's maximum, and how the kept detections agree in the image's pixels. An R-CNN's RoIs
-  are compared in the order of torchvision's proposals.
+  800 and a longer one of at most 1333, padded to a multiple of 32; for SSD to 300 x 300 or 320 x 320. The script prints the
+  largest difference of each tensor, divided by the tensor's maximum, and how well the kept detections agree, in the image's
+  pixels. An R-CNN's RoIs are compared in the order of torchvision's proposals.
 - Losses are compared on three small images. An R-CNN samples all anchors and RoIs; RetinaNet's second version sees each image
   alone.
-- The weights go the way of a published file: torch saves them, in its zip format and in the older one, import_weights makes a
-  workdir, and the detections in each image, resized by ourselves, are compared with torchvision's: with each image on a canvas
-  of its own (exact), and for information on the canvases that images share.
+- The weights are imported like a published file: torch saves them, in its zip format and in the older one, and import_weights
+  makes a workdir. The detections in each image, resized by detzoo, are compared with torchvision's, with each image on a
+  canvas of its own (exact), and for information on the canvases that images share.
 
-For a classifier ('resnet18', 'mobilenet_v2') the layers that our backbone has are compared, on images as they are, and the
-output of torchvision's last layers for both; with --source, a published file, also the predicted class.
+For a classifier ('resnet18', 'mobilenet_v2') the layers of our backbone are compared, on images as they are, and the output of
+torchvision's last layers on top of either; with --source, a published file, also the predicted class.
 
-Exits with 1 if a tensor differs by more than 1e-4, a proposal has no partner (nan), a loss differs by more than 1e-3 of itself,
-or the detections are not the same: as many, each with the label of its partner, IoU > 0.999 (or corners to a hundredth of a
-pixel), scores to 1e-3, IoU of masks > 0.99. Detections whose scores tie for the last places may differ.
+Exits with 1 if a tensor differs by more than 1e-4, a proposal has no partner (nan), a loss has a relative difference of more than
+1e-3, or the detections differ. They agree if there are as many, and each has a partner with the same label, IoU > 0.999 (or
+corners within a hundredth of a pixel), a score within 1e-3, and an IoU of masks > 0.99. Detections whose scores tie for the last
+places may differ.
 """
 
 import collections
@@ -164,7 +165,7 @@ def losses_agree(name: str, variables: tuple) -> bool:
 
 
 def imports_agree(name: str, model: Any, images: Sequence[np.ndarray]) -> bool:
-    """Imports the weights from files, and prints how far what is found in images is what torchvision finds."""
+    """Imports the weights from files, and prints how well the detections in images agree with torchvision's."""
     import torch
 
     with tempfile.TemporaryDirectory() as folder:
@@ -191,7 +192,7 @@ def imports_agree(name: str, model: Any, images: Sequence[np.ndarray]) -> bool:
 
 
 def detections_of(predictor: Predictor, image: np.ndarray) -> dict[str, np.ndarray]:
-    """What an imported detector finds, in the form of `match_detections`."""
+    """Returns an imported detector's detections as `match_detections` takes them."""
     found = predictor(image)
     fields = ('boxes', 'scores', 'labels') + (() if found.masks is None else ('masks',))
     return {field: getattr(found, field) for field in fields}

@@ -1,28 +1,28 @@
-"""Makes the golden arrays of the tests of YOLO from darknet itself, so that the tests need no darknet.
+"""Makes the golden arrays of YOLO's tests with darknet itself, so that the tests do not need darknet.
 
   git clone https://github.com/pjreddie/darknet && make -C darknet
   python scripts/dev/make_darknet_fixtures.py --darknet=darknet
 
-Debian's package `darknet` has the same files in /usr/lib/darknet. It also takes gcc. Darknet prints what it is doing.
+Debian's package `darknet` has the same files in /usr/lib/darknet. The script also needs gcc. Darknet prints what it is doing.
 
-tests/fixtures/darknet_deltas.npz has what the last layers of YOLO v1, v2 and v3 send back in training, l.delta, for raw
-outputs that are drawn and objects that are chosen: several in a cell, several at an anchor, none at all. Of each version:
+tests/fixtures/darknet_deltas.npz has the gradients that the last layers of YOLO v1, v2 and v3 send back in training (l.delta), for
+random raw outputs and chosen objects: several in a cell, several at an anchor, none at all. For each version:
 
-    settings  JSON: what makes the loss: the canvas, anchors in pixels, strides, scales, ...
-    truths    [3, M, 5] of three images: centre x and y, width, height as shares of the canvas, and class; zeros are padding
-    raw       the network's raw outputs: of v1 [3, S * S * (K + 5 n)], as darknet has them: the class scores of all cells,
-              the confidences of all boxes, the boxes; of v2 and v3 [3, A, 5 + K]: level by level, finest first, cell by
+    settings  JSON: the settings of the loss: the canvas, anchors in pixels, strides, scales, ...
+    truths    [3, M, 5] for three images: centre x and y, width, height as shares of the canvas, and class; zeros are padding
+    raw       the network's raw outputs. For v1 [3, S * S * (K + 5 n)], in darknet's order: the class scores of all cells,
+              the confidences of all boxes, the boxes. For v2 and v3 [3, A, 5 + K]: level by level, finest first, cell by
               cell, anchor by anchor
-    output    like raw: what the layer makes of it, l.output: the logistic of x, y and objectness; of v2 the softmax of the
-              classes, of v3 their logistic; of v1 the same
-    delta     like raw, l.delta: minus the gradient of the loss with respect to raw; but of v2 with respect to output for
-              x, y and objectness: darknet multiplies these by output * (1 - output) behind the layer, on GPUs only
+    output    like raw: the layer's output, l.output: the logistic of x, y and objectness, and for v2 the softmax of the
+              classes, for v3 their logistic; for v1 it equals raw
+    delta     like raw: l.delta, minus the gradient of the loss with respect to raw. For x, y and objectness of v2 it is with
+              respect to output: darknet multiplies it by output * (1 - output) after the layer, on GPUs only
 
-v2 has four deltas: `delta` when 12,800 images have been seen, `delta_warm_up` before, and of each what a net without
-`rescore` has. In v1 the last object of a cell has it.
+v2 has four deltas: `delta` after 12,800 images, `delta_warm_up` before, and the same two for a network without `rescore`. In v1
+the last object in a cell is the one that counts.
 
-tests/fixtures/darknet_yolov1.npz has the outputs of both YOLO v1, narrow and with weights that are drawn
-(`drawn_weights`), for one image, with the arguments of our detector, as JSON, and the .cfg file.
+tests/fixtures/darknet_yolov1.npz has the outputs of both versions of YOLO v1 for one image, narrow and with random weights
+(`drawn_weights`), together with the arguments of our detector, as JSON, and the .cfg file.
 """
 
 import json
@@ -45,9 +45,9 @@ _DARKNET = define_path('darknet', '/usr/lib/darknet', 'A folder with libdarknet.
 
 FIXTURES = pathlib.Path(__file__).parents[2] / 'tests' / 'fixtures'
 CLASSES = 3
-# Of three images, in pixels: centre x, centre y, width, height, class. The canvas is 96 high and 128 wide.
+# Objects of three images, in pixels: centre x, centre y, width, height, class. The canvas is 96 high and 128 wide.
 OBJECTS = (
-    # In one cell of stride 32 three: two of them of like shape, which take the same anchor, and one of another.
+    # Three objects in one cell of stride 32: two have similar shapes and take the same anchor, the third takes another one.
     ((40, 50, 22, 26, 0), (50, 42, 44, 34, 1), (44, 54, 18, 22, 2), (80, 40, 72, 58, 1), (120, 90, 14, 10, 0)),
     (),
     ((16, 16, 24, 24, 2), (48, 48, 40, 36, 0), (90, 30, 60, 50, 1), (100, 80, 30, 28, 1), (70, 70, 120, 60, 2)),
@@ -72,7 +72,7 @@ def padded_truths(canvas: Sequence[int]) -> np.ndarray:
 
 
 def v1_deltas(darknet: Darknet) -> dict[str, Any]:
-    """Of YOLO v1's [detection] layer."""
+    """Makes the arrays of YOLO v1's [detection] layer."""
     settings = dict(canvas=(128, 128), side=4, num=2, classes=CLASSES, object_scale=1.0, noobject_scale=0.5, class_scale=1.0,
                     coord_scale=5.0, rescore=1, sqrt=1)  # fmt: skip
     side, num = settings['side'], settings['num']
@@ -92,7 +92,7 @@ def v1_deltas(darknet: Darknet) -> dict[str, Any]:
         grid = np.zeros((side, side, 1 + CLASSES + 4), np.float32)
         for x, y, w, h, label in objects[objects[:, 2] > 0]:
             row, column = int(y * side), int(x * side)
-            grid[row, column] = 0  # the last object has the cell; darknet shuffles them, and the first one has it
+            grid[row, column] = 0  # here the last object gets the cell; darknet shuffles objects, and the first gets it
             grid[row, column, [0, 1 + int(label)]] = 1
             grid[row, column, -4:] = x * side - column, y * side - row, w, h
         results.append(darknet.run(text, image, size, truth=grid))
@@ -106,11 +106,11 @@ def level_run(
     """Runs a layer [region] or [yolo] alone.
 
     Args:
-        darknet: what runs it.
-        kind, options: its section; anchors in cells.
+        darknet: the binding that runs the layer.
+        kind, options: the layer's section in a .cfg file; anchors in cells.
         raw: [B, h, w, n, 5 + K].
         truths: [B, M, 5].
-        seen: how many images the network has been trained with.
+        seen: number of images that the network has been trained on.
 
     Returns:
         output and delta, each [B, h * w * n, 5 + K].
@@ -144,10 +144,10 @@ def drawn_level(
     """Draws raw outputs of a level; those in the cells of objects roughly predict the objects, so that some are ignored.
 
     Args:
-        random: where from.
+        random: source of random numbers.
         canvas: height and width, pixels.
-        stride: pixels a cell.
-        anchors: n times width and height, pixels.
+        stride: side of a cell, pixels.
+        anchors: width and height of each of n anchors, pixels.
         truths: [B, M, 5].
 
     Returns:
@@ -171,7 +171,7 @@ def drawn_level(
 
 
 def v2_deltas(darknet: Darknet) -> dict[str, Any]:
-    """Of YOLO v2's [region] layer."""
+    """Makes the arrays of YOLO v2's [region] layer."""
     settings = dict(canvas=(96, 128), stride=32, anchors=((20, 24), (40, 36), (70, 60)), classes=CLASSES, thresh=0.6,
                     object_scale=5.0, noobject_scale=1.0, class_scale=1.0, coord_scale=1.0)  # fmt: skip
     anchors, stride = settings['anchors'], settings['stride']
@@ -193,7 +193,7 @@ def v2_deltas(darknet: Darknet) -> dict[str, Any]:
 
 
 def v3_deltas(darknet: Darknet) -> dict[str, Any]:
-    """Of YOLO v3's [yolo] layers, of two levels."""
+    """Makes the arrays of YOLO v3's [yolo] layers at two levels."""
     settings = dict(
         canvas=(96, 128),
         strides=(16, 32),
@@ -223,7 +223,7 @@ def v3_deltas(darknet: Darknet) -> dict[str, Any]:
 
 
 def v1_outputs(darknet: Darknet) -> dict[str, Any]:
-    """Of both published YOLO v1, at an eighth of their width and a quarter of their stride."""
+    """Makes the arrays of both published versions of YOLO v1, at an eighth of their width and a quarter of their stride."""
     image = np.random.RandomState(0).randint(0, 256, (12, 12, 3)).repeat(8, 0).repeat(8, 1)
     result = {}
     for name in ('yolov1', 'yolov1-tiny'):

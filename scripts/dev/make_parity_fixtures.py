@@ -1,11 +1,11 @@
-"""Makes the golden outputs of tests/parity/test_torchvision_parity.py from torchvision itself, so that the test needs no torch.
+"""Makes the golden outputs of tests/parity/test_torchvision_parity.py with torchvision, so that the test does not need torch.
 
   pip install torch torchvision
   python scripts/dev/make_parity_fixtures.py
 
-The weights are drawn from the names of their entries (`parity.torchvision.drawn_entries`), so only names and shapes are
-stored, with one small image, every n-th value of each tensor, all detections, and the losses that are compared. Of
-classifiers it is what the layers put out that our backbones have.
+The weights are random, seeded by the names of their entries (`parity.torchvision.drawn_entries`), so only names and shapes are
+stored, with one small image, every n-th value of each tensor, all detections, and the losses that are compared. For classifiers,
+the outputs of the layers that our backbones have are stored.
 """
 
 import json
@@ -22,8 +22,8 @@ from detzoo.weights.torchvision import PEERS
 _MODELS = flags.DEFINE_list('models', [], 'Whose fixtures are made; by default all.')
 
 FOLDER = pathlib.Path(__file__).parents[2] / 'tests' / 'fixtures'
-# (Sides of the image, how often each of its pixels is repeated): none is resized then. RetinaNet pads its image to 96 x 128,
-# its second version and the R-CNNs to 128 x 256, the SSDs see all of 300 x 300 and 320 x 320.
+# (Sides of the image, how often each of its pixels is repeated), chosen so that no model resizes its image. RetinaNet pads its
+# image to 96 x 128, its second version and the R-CNNs to 128 x 256; the SSDs see all of 300 x 300 and 320 x 320.
 CASES = {
     'retinanet_resnet50_fpn': ((96, 118), 1),
     'ssd300_vgg16': ((75, 75), 4),
@@ -36,10 +36,10 @@ CASES = {
     'fasterrcnn_mobilenet_v3_large_fpn': ((32, 62), 4),
     'fasterrcnn_mobilenet_v3_large_320_fpn': ((32, 62), 4),
 }
-CLASSIFIERS = ('resnet18', 'mobilenet_v2')  # what detectors' fixtures do not have
+CLASSIFIERS = ('resnet18', 'mobilenet_v2')  # backbones that the detectors' fixtures do not have
 CLASSIFIED = (64, 96)
-VALUES = 500  # stored of a tensor, at most about
-MORE_VALUES = {'anchors': 10_000, 'proposals': 10_000}  # all proposals: the rows of other tensors are in their order
+VALUES = 500  # values stored of a tensor, at most about
+MORE_VALUES = {'anchors': 10_000, 'proposals': 10_000}  # all proposals, since they order the rows of other tensors
 
 
 def main(argv: list[str]) -> None:

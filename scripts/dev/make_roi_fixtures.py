@@ -1,27 +1,27 @@
-"""Makes the golden arrays of tests/core/test_roi_features.py and test_masks.py from torchvision: the tests need no torch.
+"""Makes the golden arrays of tests/core/test_roi_features.py and test_masks.py with torchvision; the tests do not need torch.
 
   pip install torch torchvision
   python scripts/dev/make_roi_fixtures.py
 
-tests/fixtures/roi_features.npz has four levels of features, RoIs on their canvas, and what torchvision makes of them:
+tests/fixtures/roi_features.npz has four levels of features, RoIs on their canvas, and torchvision's features of the RoIs:
 
-    level_0 .. level_3  [h, w, C] float32 of strides 4, 8, 16 and 32
-    relu                [h, w, C] float32 of stride 8: few values, many of them 0, so that most maxima are tied
+    level_0 .. level_3  [h, w, C] float32, with strides 4, 8, 16 and 32
+    relu                [h, w, C] float32, with stride 8: few different values, many of them 0, so that most maxima are tied
     rois                [R, 4] float32 xyxy: in the map, across its border, outside, larger than the map, smaller than a
-                        cell, of no size, with corners that are halves of a cell; then drawn ones
-    gradient            [R, size, size, C], of all results
-    CASE                [R, size, size, C], of CASE in align (aligned=False, 2 samples), align_aligned, align_adaptive,
+                        cell, empty, with corners at halves of a cell; then random ones
+    gradient            [R, size, size, C], the gradient with respect to the result, the same for all cases
+    CASE                [R, size, size, C], the result of CASE: align (aligned=False, 2 samples), align_aligned, align_adaptive,
                         align_adaptive_aligned, all on level_1; pool, on relu; pyramid, on all levels, chosen by size
-    CASE.gradient       like the features; of pyramid one array a level, pyramid.gradient_0 and so on
+    CASE.gradient       the gradient with respect to the features; for pyramid an array per level, pyramid.gradient_0 and so on
     level               [R] int64, the level of each RoI in pyramid
 
-tests/fixtures/masks.npz has what torchvision pastes, and what it trains masks towards:
+tests/fixtures/masks.npz has masks that torchvision pastes, and its mask targets:
 
     masks       [D, m, m] float32, probabilities
     boxes       [D, 4] float32 xyxy: in the image, across its border, smaller than a pixel
     image_size  [2], H and W
     pasted      the probabilities above 0.5, [D, H, W] packed to bits
-    gt_masks, gt_boxes, matched, rois, average_targets: of `masks.average_mask_targets`, its arguments and result
+    gt_masks, gt_boxes, matched, rois, average_targets: the arguments and the result of `masks.average_mask_targets`
 """
 
 import functools
@@ -49,7 +49,7 @@ ROIS = (
 
 
 def feature_arrays() -> dict[str, np.ndarray]:
-    """The arrays of roi_features.npz."""
+    """Makes the arrays of roi_features.npz."""
     rng = np.random.RandomState(0)
     levels = [rng.normal(size=(CANVAS[0] // s, CANVAS[1] // s, CHANNELS)).astype(np.float32) for s in STRIDES]
     relu = np.maximum(rng.randint(-3, 3, levels[1].shape), 0).astype(np.float32)
@@ -58,7 +58,7 @@ def feature_arrays() -> dict[str, np.ndarray]:
     gradient = rng.normal(size=(len(rois), SIZE, SIZE, CHANNELS)).astype(np.float32)
 
     def run(function, *features):
-        """The results and the gradients of a function of features [1, C, h, w], with channels last."""
+        """Returns the results and the gradients of a function of features [1, C, h, w], with channels last."""
         features = [torch.tensor(x.transpose(2, 0, 1)[None].copy(), requires_grad=True) for x in features]
         result = function(*features)
         result.backward(torch.tensor(gradient.transpose(0, 3, 1, 2).copy()))
@@ -87,14 +87,14 @@ def feature_arrays() -> dict[str, np.ndarray]:
 
 
 def mask_arrays() -> dict[str, np.ndarray]:
-    """The arrays of masks.npz."""
+    """Makes the arrays of masks.npz."""
     rng = np.random.RandomState(1)
     size, count = (60, 90), 30
     masks = rng.uniform(size=(count, 14, 14)).astype(np.float32)
     corner, sides = rng.uniform(-20, 55, (count, 2)), np.exp(rng.uniform(-1, 4.5, (count, 2)))
     boxes = np.concatenate([corner, corner + sides], axis=1)
     boxes[:10] = np.clip(boxes[:10], 0, [*size[::-1], *size[::-1]])
-    boxes[:, 2:] = np.maximum(boxes[:, 2:], 1)  # torchvision has none that is outside
+    boxes[:, 2:] = np.maximum(boxes[:, 2:], 1)  # torchvision has no boxes outside the image
     boxes = boxes.astype(np.float32)
     pasted = paste_masks_in_image(torch.tensor(masks)[:, None], torch.tensor(boxes), size)[:, 0].numpy()
     return dict(
@@ -103,7 +103,7 @@ def mask_arrays() -> dict[str, np.ndarray]:
 
 
 def target_arrays() -> dict[str, np.ndarray]:
-    """Masks of as many cells as their boxes have pixels, RoIs around them, and what torchvision trains them towards."""
+    """Makes masks with a cell for each pixel of their boxes, RoIs around them, and torchvision's targets."""
     rng = np.random.RandomState(2)
     side, count = 40, 12
     gt_masks = np.kron(rng.uniform(size=(2, 8, 8)) < 0.6, np.ones((5, 5))).astype(bool)

@@ -1,21 +1,21 @@
-"""Makes the golden numbers of tests/evaluation/test_tide.py with tidecv, so that the tests need none.
+"""Makes the golden numbers of tests/evaluation/test_tide.py with tidecv, so that the tests do not need tidecv.
 
-  python -m venv tide && tide/bin/pip install tidecv absl-py       # apart: it brings another OpenCV
+  python -m venv tide && tide/bin/pip install tidecv absl-py       # own venv: it installs another OpenCV
   tide/bin/python scripts/dev/make_tide_fixtures.py
 
 tests/fixtures/tide.json.gz was made with tidecv 1.0.1, pycocotools 2.0.11 and numpy 2.4.6 on Python 3.11. In it:
 
     versions  {package: version}
-    cases     {name: {ground_truth, detections, results}}, of which
-                boxes    has several objects a class and image, crowds, an image without objects, one without detections,
+    cases     {name: {ground_truth, detections, results}}:
+                boxes    has several objects per class and image, crowds, an image without objects, one without detections,
                          a class without objects, one without detections, one without either
                 limited  has an image with more than 100 detections
-                edges    has overlaps that are exactly a threshold
-                masks    is like boxes, with masks: of objects polygons, of crowds RLE with a list, of detections RLE
-                ties     is like boxes, with few scores; elsewhere all scores differ
+                edges    has overlaps that are exactly at a threshold
+                masks    is like boxes, with masks: polygons for objects, RLE with a list for crowds, RLE for detections
+                ties     is like boxes, with few different scores; in the other cases all scores differ
     results   [{kind, foreground_iou, background_iou, AP, errors, counts}]: AP and the errors' dAP in percent points;
               errors and counts by tidecv's short names; it does not count false positives and false negatives
-    in_order  of ties: results, after equal scores were replaced by different ones in the order of images and list
+    in_order  for ties: the results after equal scores were replaced by different ones, in the order of images and list
 
 tidecv reads ground truth and detections from files, so its own reader is part of what is compared.
 """
@@ -33,8 +33,8 @@ import tidecv
 from absl import app
 
 PATH = pathlib.Path(__file__).parents[2] / 'tests' / 'fixtures' / 'tide.json.gz'
-SIDE = 200  # of an image, pixels
-CATEGORIES = (9, 2, 5, 30, 7, 11)  # ids, not sorted; of 30 there are no detections, of 7 no objects, of 11 neither
+SIDE = 200  # side of an image, pixels
+CATEGORIES = (9, 2, 5, 30, 7, 11)  # ids, not sorted; 30 has no detections, 7 has no objects, 11 has neither
 THRESHOLDS = ((0.5, 0.1), (0.75, 0.3))  # foreground, background
 
 
@@ -44,10 +44,10 @@ def drawn_case(
     """Draws objects and, around them and elsewhere, detections.
 
     Args:
-        seed: of what is drawn.
-        images: how many.
-        repeats: detections of an object, at most.
-        levels: how many scores there are; 0 if all are to differ.
+        seed: seed of the draws.
+        images: number of images.
+        repeats: largest number of detections of an object.
+        levels: number of different scores; 0: all scores differ.
 
     Returns:
         a COCO dict and COCO results, without masks.
@@ -95,9 +95,9 @@ def drawn_case(
 
 
 def edge_case() -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Overlaps by exactly a half and exactly a tenth, of its own class and of another, of free objects, found ones, crowds."""
+    """Makes detections that overlap objects by exactly a half or a tenth: same or other class, free, found or crowd."""
     square = (0, 0, 20, 20)
-    # Of an image: objects (category, box, crowd), detections (category, box); the first detection has the highest score.
+    # For each image: objects (category, box, crowd), detections (category, box); the first detection has the highest score.
     scenes = (
         ([(9, square, 0)], [(9, (0, 0, 20, 10))]),  # half: found
         ([(9, square, 0)], [(9, square), (9, (0, 0, 20, 10))]),  # half of a found one: localisation
@@ -180,7 +180,7 @@ def run_tidecv(
 
 
 def in_order(ground_truth: dict[str, Any], detections: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Replaces scores by different ones: of equal ones the earlier image's is the higher, then the earlier in the list."""
+    """Replaces scores by different ones; equal scores are ordered by image, then by place in the list, the earlier one higher."""
     place = {image['id']: i for i, image in enumerate(ground_truth['images'])}
     rows = sorted(range(len(detections)), key=lambda i: (-detections[i]['score'], place[detections[i]['image_id']], i))
     return [{**detections[i], 'score': 1 - rank / len(rows)} for rank, i in enumerate(rows)]

@@ -1,14 +1,14 @@
-"""Makes the files of tests/weights/test_weight_files.py with torch and safetensors, so that the tests need no torch.
+"""Makes the files of tests/weights/test_weight_files.py with torch and safetensors, so that the tests do not need torch.
 
   pip install torch safetensors
   python scripts/dev/make_weight_file_fixtures.py
 
 tests/fixtures/weights/ was made with torch 2.14.1 and safetensors 0.8.0 on Python 3.11. In it:
 
-    zip.pth              a state dict as torch writes it since 1.6
-    legacy.pth           the same as torch wrote it before
-    plain.safetensors    the same; safetensors shares no storage, and has all arrays in C order
-    expected.npz         NAME: each of its arrays; of bfloat16 as float32. dtypes: 'NAME DTYPE' of each
+    zip.pth              a state dict in torch's format since 1.6
+    legacy.pth           the same in torch's older format
+    plain.safetensors    the same; safetensors shares no storage, and stores all arrays in C order
+    expected.npz         NAME: each of its arrays, bfloat16 as float32; dtypes: 'NAME DTYPE' for each
     checkpoint.pth       {model, optimizer, epoch} with the same state dict, zip
     arguments.pth        {model, args} with an argparse.Namespace, zip: to be refused
 """
@@ -25,7 +25,7 @@ FIXTURES = pathlib.Path(__file__).parents[2] / 'tests' / 'fixtures' / 'weights'
 
 
 def make_module() -> torch.nn.Module:
-    """A convolution and a batch norm that has seen one batch."""
+    """Makes a convolution and a batch norm that has seen one batch."""
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
     module(torch.randn(2, 3, 8, 8))
@@ -33,7 +33,7 @@ def make_module() -> torch.nn.Module:
 
 
 def make_state_dict() -> dict[str, torch.Tensor]:
-    """A module's state dict with its `_metadata`, and tensors of all dtypes and layouts."""
+    """Makes a module's state dict with its `_metadata`, and tensors of all dtypes and layouts."""
     tensors = make_module().state_dict()
     base = torch.randn(5, 6)
     tensors['half'] = torch.randn(7).half()

@@ -70,7 +70,7 @@ def row(name: str, model: Model) -> str:
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
-        raise app.UsageError(f'what is {argv[1]!r}? Flags begin with --')
+        raise app.UsageError(f'unexpected argument {argv[1]!r}: arguments have the form --FLAG=VALUE')
     rows = []
     for name, model in MODELS.items():
         rows.append(row(name, model))

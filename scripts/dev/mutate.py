@@ -1,21 +1,21 @@
-"""Counts how many small faults the tests notice: each is put into a copy of the code, and the tests that should see it run.
+"""Counts how many small faults the tests notice: each fault is put into a copy of the code, and the tests for it are run.
 
     python scripts/dev/mutate.py --results=/tmp/mutations.jsonl
-    python scripts/dev/mutate.py --results=/tmp/mutations.jsonl --again   # those that got away, after a test was written
+    python scripts/dev/mutate.py --results=/tmp/mutations.jsonl --again   # retries faults not noticed, after a test was written
     python scripts/dev/mutate.py --list                                   # shows the faults, and runs nothing
 
-    the files of TESTS -> all faults that they could have (`Mutations`) -> a sample with a seed, evenly of folders and kinds
-      -> in a copy of the repository, one after the other: the fault, its tests until one fails, the file as it was; the test
-         that failed must pass now
-      -> a line of JSON for each; what is in the file already is not run again
+    the files of TESTS -> all faults that they could have (`Mutations`) -> a seeded sample, spread evenly over folders and kinds
+      -> one fault after the other, in a copy of the repository: make the fault, run its tests until one fails, restore the file;
+         the test that failed must pass now
+      -> a line of JSON for each fault; faults that the file already has are not run again
 
-A fault is one of logic or arithmetic: a comparison, a sign, a constant, an axis, a limit, a mask, a weight, a gradient or a
+Faults are in logic or arithmetic: a comparison, a sign, a constant, an axis, a limit, a mask, a weight, a gradient or a
 sum over devices that is lost. Strings, error messages and their conditions, annotations, default values of arguments (data,
 not logic) and the layers of networks (whose parameters are counted, and compared with their peers') are left alone.
-`mutations.md` says what a run found, and why what no test noticed is left: most of it changes nothing that can be seen.
+`mutations.md` lists the results of a run, and says why some faults that no test noticed are left: most have no visible effect.
 
 Tests run in a fork of one process that has imported everything but detzoo. Tests named after the function with the fault
-come first, `TESTS` says which files come next.
+come first; `TESTS` says which files come next.
 """
 
 import argparse
@@ -41,10 +41,10 @@ import pytest
 from tqdm import tqdm
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-TIMEOUT = 600  # seconds of one run of pytest, after which a fault counts as noticed: it loops, or nearly
+TIMEOUT = 600  # seconds after which a run of pytest is ended; its fault counts as noticed, since it loops
 
-# For each file the runs of pytest, cheap ones first; a run stops at the first test that fails. Those of a file's own tests, not of
-# all that use it: they take minutes, and a fault in a function is the business of the function's tests.
+# For each file the runs of pytest, cheap ones first; a run stops at the first test that fails. Only a file's own tests are run:
+# the tests of all code that uses it take minutes, and a function's own tests should notice its faults.
 STEP = 'training/test_step.py -k "not kind_of_detector"'
 RUNS = 'training/test_loop.py training/test_replicas.py -k "not script and not processes"'
 TESTS = {
@@ -114,14 +114,14 @@ PAIRS = [
     ('sum', 'mean'),
 ]
 OPPOSITES = dict(PAIRS) | {second: first for first, second in PAIRS}
-KEPT_ARGUMENT = {  # of a call that is dropped: its argument stands in its place
+KEPT_ARGUMENT = {  # {function whose call is dropped: index of the argument that replaces it}
     'stop_gradient': 0, 'psum': 0, 'pmean': 0, 'pmin': 0, 'clip': 0, 'maximum': 0, 'minimum': 0, 'where': 1, 'rint': 0,
     'round': 0, 'floor': 0, 'ceil': 0, 'abs': 0, 'sqrt': 0, 'sign': 0, 'sort': 0, 'int': 0,
 }  # fmt: skip
 
 
 class Mutation(NamedTuple):
-    """A fault: bytes start to end of a file, of a function in it, are replaced by `new`; its name holds wherever they lie."""
+    """A fault: the bytes start to end of a file are replaced by `new`; its name does not depend on their place."""
 
     name: str
     file: str
@@ -271,7 +271,7 @@ def changed(node: ast.AST, **fields: Any) -> Any:
 
 
 def sample(files: list[str], count: int, seed: int) -> list[Mutation]:
-    """Draws faults, in turn of each folder and kind as long as they last."""
+    """Draws faults, from each folder and kind in turn, as long as there are any."""
     groups = collections.defaultdict(list)
     for file in files:
         for mutation in Mutations(file, (ROOT / file).read_text()).found:
@@ -363,7 +363,7 @@ def try_mutation(mutation: Mutation, copy_root: pathlib.Path, stamp: int) -> str
 
 
 def copy_of_repository(folder: pathlib.Path) -> pathlib.Path:
-    """Copies what git tracks to a folder of its own."""
+    """Copies the files that git tracks to a new folder."""
     names = subprocess.run(['git', 'ls-files'], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split('\n')
     for name in filter(None, names):
         target = folder / name
@@ -401,7 +401,7 @@ def main() -> None:
         print('\n'.join(f'{mutation.kind:<14} {mutation.line:>4} {mutation.name}' for mutation in mutations))
         return
     lines = flags.results.read_text().splitlines() if flags.results.exists() else []
-    results = {row['name']: row for row in map(json.loads, lines)}  # of several of one name the last
+    results = {row['name']: row for row in map(json.loads, lines)}  # the last of several with one name
     if flags.again:
         results = {name: row for name, row in results.items() if row['caught'] is not None}
 

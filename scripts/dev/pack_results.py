@@ -2,10 +2,10 @@
 
     python scripts/dev/pack_results.py --workdir=runs/roi_features --output=experiments/results/roi_features
 
-Keeps what the report is rendered from: sweep.json, results.jsonl, costs, curves, and of detections what was judged of them
+Keeps the files that the report is rendered from: sweep.json, results.jsonl, costs, curves, and the judgements of detections
 (`detzoo/report/judgement.py`). Renders report.md and figures/ into the new folder, and prints the size of its files. Weights,
-detections, pictures and report.html stay where they are. `python scripts/report.py --workdir=experiments/results/NAME` renders the
-same tables again.
+detections, pictures and report.html stay where they are. `detzoo report --workdir=experiments/results/NAME` renders the same
+tables again.
 """
 
 import sys
@@ -21,7 +21,7 @@ RESAMPLES = flags.DEFINE_integer('resamples', 1000, 'Draws of the bootstrap, as 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
-        raise app.UsageError(f'what is {argv[1]!r}? Flags begin with --')
+        raise app.UsageError(f'unexpected argument {argv[1]!r}: arguments have the form --FLAG=VALUE')
     from detzoo.report.pack import pack
 
     try:

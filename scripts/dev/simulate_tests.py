@@ -1,19 +1,20 @@
-"""Simulates how often the test of AP over images and trainings calls equal configurations different, and sees a difference.
+"""Simulates how often the test of AP over images and trainings calls equal configurations different, and finds real differences.
 
     python scripts/dev/simulate_tests.py
 
-Two configurations are trained some times each, all trainings are judged by AP50 on the same 200 images, and `crossed_test` compares
-them over images and trainings. The table says in how many of 1000 drawn data sets p is below 0.05, in percent (five minutes
-of a core):
+Two configurations are trained a few times each, all trainings are judged by AP50 on the same 200 images, and `crossed_test`
+compares the configurations over images and trainings. The table has the percentage of 1000 random data sets with p < 0.05 (it
+takes five minutes on one core):
 
-    equal      of configurations that are one and the same: nominally 5
-    unlike     of those that see differently, but find equally much: likewise
-    5 points   of those of which one is better by 5 points of AP50
+    equal      the two configurations are the same: nominally 5
+    unlike     they find different objects, but equally many: nominally 5
+    5 points   one is better by 5 points of AP50
 
-A detector finds what looks enough like an object, and orders it by how much it does. Looks are the same for all but for a part
-that each configuration sees in its own way, and one that each training does; and chance makes a training better or worse than
-others, with the standard deviation "noise". As in the results of experiments/, the difference of two trainings has a standard
-deviation over images of 1 point, or 1.3 if their configurations are unlike; and runs that are 3.5 points apart have a noise of 2.5.
+A simulated detector detects the things that look enough like an object, and ranks them by their looks. Most of the looks is the
+same for all detectors; a part depends on the configuration, and a part on the training. Chance also makes some trainings better
+than others, with the standard deviation "noise". As in the results of experiments/, the difference of two trainings has a
+standard deviation over images of 1 point, or 1.3 if their configurations are unlike; runs that are 3.5 points apart have a noise
+of 2.5.
 """
 
 import argparse
@@ -26,26 +27,27 @@ from tqdm.auto import tqdm
 from detzoo.evaluation import statistics
 from detzoo.evaluation.statistics import ClassMatches, Matches
 
-OBJECTS = 300  # in all images, and as many other things that look a little like them
-MEAN, SHOWN = 0.4, -0.3  # of the looks of objects, whose deviation is 1; those that are detected at all
+OBJECTS = 300  # number of objects in all images, and of other things that look a little like them
+MEAN = 0.4  # mean looks of objects; that of other things is -MEAN, and the standard deviation of both is 1
+SHOWN = -0.3  # least looks of things that are detected
 CONFIGURATION, TRAINING = 0.025, 0.025  # shares of the variance of looks
-POINTS = 40.0  # of AP50, that an object's looks gain or lose by 1
+POINTS = 40.0  # points of AP50 gained if the looks of all objects rise by 1
 CASES = {
     'equal': dict(unlike=False, better=0.0),
     'unlike': dict(unlike=True, better=0.0),
     '5 points': dict(unlike=True, better=5.0),
 }
-NOISE = (0.0, 0.0), (1.0, 1.0), (2.5, 2.5), (2.5, 0.0)  # of each configuration, points
+NOISE = (0.0, 0.0), (1.0, 1.0), (2.5, 2.5), (2.5, 0.0)  # noise of each configuration, points
 
 
 def train(
     random: np.random.RandomState, images: np.ndarray, is_object: np.ndarray, looks: np.ndarray, points: float
 ) -> Matches:
-    """Draws what a training finds.
+    """Draws the detections of a training.
 
     Args:
-      images, is_object, looks: [n], of things in the images; looks as the training's configuration sees them.
-      points: of AP50, by which this training is better than others.
+      images, is_object, looks: [n], for each thing its image, whether it is an object, and its looks to the configuration.
+      points: points of AP50 by which this training is better than others.
     """
     looks = looks + TRAINING**0.5 * random.randn(len(looks)) + np.where(is_object, MEAN + points / POINTS, -MEAN)
     found = np.argsort(-looks)[: np.count_nonzero(looks > SHOWN)]

@@ -137,7 +137,7 @@ def test_estimated_time_needs_a_tpu_program():
 
 
 def test_topology_of_an_unknown_chip_is_refused():
-    with pytest.raises(ValueError, match="'v9x:1' is of no known chip: use v4, v5e, v6e"):
+    with pytest.raises(ValueError, match="'v9x:1' has an unknown chip: use one of v4, v5e, v6e"):
         topology_devices('v9x:1')
 
 

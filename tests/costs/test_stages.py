@@ -108,7 +108,7 @@ def test_segments_find_a_stage_that_begins_inside_an_equation(wrapped):
 
 
 def test_segments_refuse_an_equation_that_holds_two_stages():
-    with pytest.raises(ValueError, match='one jit holds the stages backbone, heads, post: open each outside of it'):
+    with pytest.raises(ValueError, match='a single jit contains the stages backbone, heads, post: open their'):
         stages.segments(jax.make_jaxpr(jax.jit(product))(X, WEIGHTS).jaxpr)
 
 

@@ -331,8 +331,8 @@ def test_crossed_tests_refuse():
     matches = make_matches([[1, 1]], [(0, True)])
     several, other = [matches] * 2, matches._replace(image_ids=(0, 2))
     for message, a, b, arguments in (
-        ('two trainings or more', several, [matches], ()),
-        ('two trainings or more', matches, several, ()),  # a Matches is itself a tuple of three
+        ('at least two trainings', several, [matches], ()),
+        ('at least two trainings', matches, several, ()),  # a Matches is itself a tuple of three
         ('images differ', several, [matches, other], ()),
         ('images differ', several, [other, other], ()),
         ('resamples must be', several, several, (0,)),
@@ -341,7 +341,7 @@ def test_crossed_tests_refuse():
         with pytest.raises(ValueError, match=message):
             crossed_test(a, b, *arguments)
     for message, trainings, arguments in (
-        ('two trainings or more', [matches], ()),
+        ('at least two trainings', [matches], ()),
         ('images differ', [matches, other], ()),
         ('resamples must be', several, (0,)),
     ):

@@ -278,10 +278,10 @@ def test_attempt_records_what_was_raised(experiment, tmp_path, monkeypatch):
 
 def test_store_names_a_line_that_is_no_result(tmp_path):
     (tmp_path / 'results.jsonl').write_text('{"run": "a"}\n')
-    with pytest.raises(ValueError, match='results.jsonl, line 1: no result'):
+    with pytest.raises(ValueError, match='results.jsonl, line 1 is not a result'):
         Store(tmp_path).results()
     (tmp_path / 'results.jsonl').write_text('[' * 100_000)
-    with pytest.raises(ValueError, match='results.jsonl, line 1: no result'):
+    with pytest.raises(ValueError, match='results.jsonl, line 1 is not a result'):
         Store(tmp_path).results()
     with pytest.raises(FileNotFoundError, match='holds no sweep'):
         Store(tmp_path).sweep()

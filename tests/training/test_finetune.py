@@ -156,7 +156,7 @@ def test_finetune_config_takes_the_model_over(tiny_run):
     config, source = get_config(str(tiny_run)), from_json((tiny_run / 'config.json').read_text())
     assert config.model == source.model and config.initialize_from == str(tiny_run)
     assert config.data.name == 'histology' and config.evaluation.canvases == ((512, 512),)
-    with pytest.raises(ConfigError, match="'nowhere' is none"):
+    with pytest.raises(ConfigError, match="'nowhere' is not one"):
         get_config('nowhere')
 
 
