@@ -20,7 +20,7 @@ done
 
 # What takes half of the time: what trains, and starts processes.
 apart=(tests/training tests/sweeps/test_runner.py tests/test_tpu.py tests/cli/test_scripts.py tests/costs/test_stages.py
-       tests/inference tests/report tests/weights/test_exchange.py tests/test_config.py)
+       tests/inference tests/report tests/weights/test_exchange.py tests/test_config.py tests/test_notebooks.py tests/parity)
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 DETZOO_TESTS_HALF=0 "${pytest[@]}" "${apart[@]}" > "$log" 2>&1 &

@@ -21,8 +21,8 @@ from detzoo.weights.zoo import MODELS, Model
 PATH = pathlib.Path(__file__).parents[2] / 'docs' / 'zoo.md'
 TEXT = """# Published weights
 
-`python scripts/import_weights.py --source=FILE --model=MODEL --workdir=DIR` makes a workdir of a published file, from which
-`evaluate.py`, `predict.py` and fine-tuning work. FILE is what the publisher of MODEL offers for download.
+`detzoo import --source=FILE --model=MODEL --workdir=DIR` makes a workdir of a published file, from which
+`detzoo evaluate`, `detzoo predict` and fine-tuning work. FILE is what the publisher of MODEL offers for download.
 
 *Published* is what the publisher says: AP of COCO's val2017 in percent, of masks behind the stroke; of the YOLOs AP50, of
 COCO's test-dev or of VOC 2007; parameters; billions of multiplications, each with its addition (GMACs), of an image. *Here* is
