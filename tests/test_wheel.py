@@ -45,7 +45,8 @@ def test_wheel_has_configs_experiments_and_the_command(installed):
 
 def test_installed_configs_and_experiments_are_found_by_name(installed, tmp_path):
     code = (
-        'import json; from detzoo.config import find_file; from detzoo.sweeps.attempt import code_version; from detzoo.sweeps.plan import plan\n'
+        'import json; from detzoo.config import find_file\n'
+        'from detzoo.sweeps.attempt import code_version; from detzoo.sweeps.plan import plan\n'
         "path, variant = find_file('configs', 'configs/mask_rcnn_shapes.py:c4')\n"
         "planned = plan('quickstart', ['training.steps=20'])\n"
         "print(json.dumps([str(path), variant, planned['experiment'], len(planned['runs']), code_version()]))"
