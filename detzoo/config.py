@@ -12,7 +12,7 @@ import os
 import pathlib
 import runpy
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -162,9 +162,7 @@ def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
             if members:
                 group = 'None or a group of keys' if key in optional else 'a group of keys'
                 raise ConfigError(f'{key} is {value!r}: it must be {group}, such as {members[0]}')
-            if (argument := key.removeprefix('model.')) in MOVED:
-                raise ConfigError(f'there is no config key {key!r} any more: set model.{MOVED[argument]}')
-            raise ConfigError(f'there is no config key {key!r}: the nearest is {nearest(key, known)!r}')
+            raise unknown_key(key, known)
         if value is not None or not (key in optional or known[key] is None):
             try:
                 check_value(key, value, example(whole, key))
@@ -416,5 +414,12 @@ def check_key(config: ml_collections.ConfigDict, key: str) -> str:
     """
     known = dict(flatten(config))
     if key not in known:
-        raise ConfigError(f'there is no config key {key!r}: the nearest is {nearest(key, known)!r}')
+        raise unknown_key(key, known)
     return key
+
+
+def unknown_key(key: str, known: Iterable[str]) -> ConfigError:
+    """Makes the error about a key that does not exist: it has the key's new name, or else the nearest of those that do."""
+    if (argument := key.removeprefix('model.')) in MOVED:
+        return ConfigError(f'there is no config key {key!r} any more: set model.{MOVED[argument]}')
+    return ConfigError(f'there is no config key {key!r}: the nearest is {nearest(key, known)!r}')

@@ -94,6 +94,8 @@ def read_flags(command: str, argv: Sequence[str]) -> list[str]:
         missing = [f'--{flag.name}' for flag in flags_of(COMMANDS[command]) if is_required(flag) and flag.value is None]
         about_missing = str(error).endswith('must have a value other than None.')
         what = f'detzoo {command} needs {" and ".join(missing)}' if about_missing else error
+        if isinstance(error.__context__, ConfigError):  # its message says which config or key, absl's says --config
+            what = error.__context__
         sys.exit(f'error: {what} (see detzoo {command} --help)')
     settings = [argument.removeprefix('--config.') for argument in rest if argument.startswith('--config.')]
     others = [argument for argument in rest if not (hands_on and argument.startswith('--config.'))]

@@ -2,10 +2,10 @@
 
     detzoo predict --workdir=runs/shapes --images='photos/*.jpg' --output=predictions
 
-Writes a PNG with the boxes for each image, the first of them together as overview.png, and two lists: images.json (COCO's
-images, with the name of each picture) and detections.json (COCO's results format, with the name of the category and the path
-of the image). All files appear at the end, or none. The files of an earlier prediction in the same folder are replaced;
-other files are left alone.
+Writes a PNG with the boxes for each image, the first of them together as overview.png, and two lists: images.json
+(COCO's images, with the name of each picture) and detections.json (COCO's results format, with the name of the
+category, and the image's path in the folder that all images share). All files appear at the end, or none. The files of
+an earlier prediction in the same folder are replaced; other files are left alone.
 
 --exact puts each image on a canvas of its own, unrounded, as the publishers of imported weights do, and compiles once for each
 size. Without it images of all sizes share the few canvases of the config.

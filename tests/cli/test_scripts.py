@@ -52,9 +52,19 @@ def test_train_refuses_another_config_on_a_workdir(run_script, tiny_run, tiny_co
     assert is_one_error(finished, 'seed was 0, is 5', 'take a new workdir')
 
 
-def test_train_names_an_unknown_key(run_script, tmp_path):
-    finished = run_script('train', SHAPES, f'--workdir={tmp_path}/run', '--config.model.head_dept=2')
-    assert is_one_error(finished, "no config key 'model.head_dept': the nearest is 'model.head_depth'")
+@pytest.mark.parametrize(
+    'setting, words',
+    [
+        ('model.head_dept=2', "error: there is no config key 'model.head_dept': the nearest is 'model.head_depth'"),
+        (
+            'model.depth=18',
+            "error: there is no config key 'model.depth' any more: set model.backbone.name, like 'resnet18'",
+        ),
+    ],
+)
+def test_train_names_an_unknown_key(run_script, tmp_path, setting, words):
+    finished = run_script('train', SHAPES, f'--workdir={tmp_path}/run', f'--config.{setting}')
+    assert is_one_error(finished, words)
     assert not (tmp_path / 'run').exists()
 
 
