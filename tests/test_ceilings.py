@@ -11,10 +11,11 @@ import numpy as np
 import pycocotools.mask
 import pytest
 
+from detzoo.core.boxes import xywh_to_xyxy
 from detzoo.core.masks import mask_targets, paste_masks
 from detzoo.data.geometry import ResizeRule, mask_in_frame, place
 from detzoo.data.made import shapes
-from detzoo.data.pipeline import evaluation_batches, load_augmented, xywh_to_xyxy
+from detzoo.data.pipeline import evaluation_batches, load_augmented
 from detzoo.data.proposals import load_proposals
 from detzoo.data.records import Dataset, decode_image, ground_truth, mask_object
 from detzoo.evaluation import coco_metrics

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 
 from detzoo.backbones import darknet, mobilenet, resnet, vgg
+from detzoo.errors import listed
 
 
 class Backbone(NamedTuple):
@@ -97,8 +98,8 @@ def make_backbone(
     if not has_strides(name, strides):
         able = ', '.join(other for other in BACKBONES if has_strides(other, strides))
         raise ValueError(
-            f'backbone.name is {name!r}: it has feature maps of the strides {listed(backbone.strides)}, and the detector '
-            f'needs {listed(strides)}: {f"use one of {able}" if able else "no backbone has these, ask for others"}'
+            f'backbone.name is {name!r}: it has feature maps of the strides {listed(map(str, backbone.strides))}, and the detector '
+            f'needs {listed(map(str, strides))}: {f"use one of {able}" if able else "no backbone has these, ask for others"}'
         )
     shared = dict(strides=tuple(strides), width=width, norm=norm, norm_epsilon=norm_epsilon)
     return backbone.make(**shared, **{key: own[key] for key in backbone.own}, axis_name=axis_name, dtype=dtype)
@@ -129,12 +130,6 @@ def make_last_stage(dtype: Any, axis_name: str | None, *, name: str, **arguments
 def has_strides(name: str, strides: Sequence[int]) -> bool:
     """Tells whether a backbone has feature maps of all these strides, and two of a stride that is listed twice."""
     return all(list(strides).count(stride) <= list(BACKBONES[name].strides).count(stride) for stride in strides)
-
-
-def listed(strides: Sequence[int]) -> str:
-    """Lists strides: '8, 16 and 32'."""
-    *some, last = map(str, strides)
-    return f'{", ".join(some)} and {last}' if some else last
 
 
 def _checked(name: str, norm: str | None, own: Mapping[str, Any]) -> Backbone:

@@ -16,9 +16,9 @@ import numpy as np
 import pycocotools.mask
 
 from detzoo.config import read_config
+from detzoo.core.boxes import xywh_to_xyxy, xyxy_to_xywh
 from detzoo.core.masks import paste_masks
 from detzoo.data.geometry import Placement, choose_canvas, own_canvas, place, resize_rule
-from detzoo.data.pipeline import xywh_to_xyxy
 from detzoo.data.proposals import Proposals
 from detzoo.detectors import make_detector
 from detzoo.errors import DataError
@@ -202,11 +202,9 @@ def to_image(
 
 def to_coco(detections: ImageDetections, image_id: int) -> list[dict[str, Any]]:
     """Writes the detections of an image in COCO's results format: boxes are xywh, masks compressed RLE."""
-    boxes = detections.boxes.copy()
-    boxes[:, 2:] -= boxes[:, :2]
     results = [
         {'image_id': int(image_id), 'category_id': int(category), 'bbox': box.tolist(), 'score': float(score)}
-        for category, box, score in zip(detections.category_ids, boxes, detections.scores)
+        for category, box, score in zip(detections.category_ids, xyxy_to_xywh(detections.boxes), detections.scores)
     ]
     if detections.masks is not None:
         encoded = pycocotools.mask.encode(np.asfortranarray(detections.masks.transpose(1, 2, 0)))

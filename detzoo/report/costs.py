@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from detzoo.errors import listed
 from detzoo.report import plots
 from detzoo.report.document import Drawing, Paragraph, Table
 from detzoo.report.figures import scatter
 from detzoo.report.findings import Findings, Group
-from detzoo.report.text import counted, listed
+from detzoo.report.text import counted
 from detzoo.report.values import PRICES, price_of
 
 

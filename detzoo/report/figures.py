@@ -2,10 +2,11 @@
 
 from typing import Any
 
+from detzoo.errors import listed
 from detzoo.report import plots
 from detzoo.report.document import Drawing, Paragraph
 from detzoo.report.findings import Findings
-from detzoo.report.text import listed, over
+from detzoo.report.text import over
 from detzoo.report.values import MEASURED, error_bar, label_of, value_of
 
 

@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from detzoo.errors import listed
 from detzoo.evaluation.tide import ERRORS
 from detzoo.report import plots
 from detzoo.report.document import Drawing, Paragraph, Table
 from detzoo.report.findings import Findings, Group, Part, parts_by_truth
-from detzoo.report.text import listed, mark_best, mean, name_of, one_digit, percent
+from detzoo.report.text import mark_best, mean, name_of, one_digit, percent
 
 
 def training_blocks(findings: Findings) -> list[Any]:

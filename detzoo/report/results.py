@@ -4,22 +4,11 @@ from typing import Any
 
 import numpy as np
 
+from detzoo.errors import listed
 from detzoo.report.costs import cost_columns
 from detzoo.report.document import Paragraph, Table
 from detzoo.report.findings import Findings, Group
-from detzoo.report.text import (
-    OVER,
-    SIZES,
-    failure,
-    listed,
-    mark_best,
-    mean,
-    mean_and_deviation,
-    name_of,
-    one_digit,
-    over,
-    span,
-)
+from detzoo.report.text import OVER, SIZES, failure, mark_best, mean, mean_and_deviation, name_of, one_digit, over, span
 from detzoo.sweeps.store import FAILED
 
 

@@ -7,9 +7,10 @@ Findings -> `title_of`, `question_blocks`: the experiment's docstring
 from collections.abc import Sequence
 from typing import Any
 
+from detzoo.errors import listed
 from detzoo.report.document import Items, Paragraph, Verbatim
 from detzoo.report.findings import SIGNIFICANT, Findings, Pair
-from detzoo.report.text import NOT, OVER, counted, failure, listed, name_of, percent, span
+from detzoo.report.text import NOT, OVER, counted, failure, name_of, percent, span
 from detzoo.sweeps.store import FAILED, FINISHED
 
 FEW = 4  # largest number of groups that a sentence names

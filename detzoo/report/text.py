@@ -1,7 +1,7 @@
 """The text of numbers and lists of words in a report."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -35,12 +35,6 @@ def p_value(p: float) -> str:
 def code(value: Any) -> str:
     """Writes a value or a message as code."""
     return '`' + (value if isinstance(value, str) and value else json.dumps(value)).replace('`', "'") + '`'
-
-
-def listed(words: Iterable[str]) -> str:
-    """Joins words: a, b and c."""
-    *most, last = words
-    return f'{", ".join(most)} and {last}' if most else last
 
 
 def counted(number: int, noun: str) -> str:

@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 
 from detzoo import visualize
-from detzoo.data.pipeline import xywh_to_xyxy
+from detzoo.core.boxes import xywh_to_xyxy
 from detzoo.data.proposals import Proposals
 from detzoo.data.records import Dataset, decode_image, ground_truth
 from detzoo.evaluation.coco import coco_metrics

@@ -12,9 +12,10 @@ from typing import Any
 import ml_collections
 from absl import app
 
-from detzoo.backbones import BACKBONES, listed
+from detzoo.backbones import BACKBONES
 from detzoo.config import complete
 from detzoo.detectors import make_detector
+from detzoo.errors import listed
 
 PATH = pathlib.Path(__file__).parents[2] / 'docs' / 'backbones.md'
 C4 = {'fpn_features': None, 'rpn': {'anchor_sizes': ((32.0, 64.0, 128.0, 256.0, 512.0),)}}
@@ -83,7 +84,7 @@ def page() -> str:
             row.append(str(reasons.index(why) + 1) if why else 'yes')
         pairs.append(row)
     backbones = [
-        [f'`{name}`', listed(backbone.strides), ', '.join(f'`{key}`' for key in backbone.own)]
+        [f'`{name}`', listed(map(str, backbone.strides)), ', '.join(f'`{key}`' for key in backbone.own)]
         for name, backbone in BACKBONES.items()
     ]
     return TEXT.format(

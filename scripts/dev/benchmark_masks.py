@@ -68,10 +68,10 @@ def compare_targets() -> None:
     """Prints the mean IoU of targets from masks in frames with those from whole masks."""
     import jax
 
+    from detzoo.core.boxes import xywh_to_xyxy
     from detzoo.core.masks import mask_targets
     from detzoo.data.catalog import open_dataset
     from detzoo.data.geometry import mask_in_frame
-    from detzoo.data.pipeline import xywh_to_xyxy
 
     compiled = jax.jit(mask_targets, static_argnames='size')
 

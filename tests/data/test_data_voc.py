@@ -8,8 +8,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from detzoo.core.boxes import xywh_to_xyxy
 from detzoo.data import catalog, records
-from detzoo.data.pipeline import pad_ground_truth, xywh_to_xyxy
+from detzoo.data.pipeline import pad_ground_truth
 from detzoo.data.readers import voc
 from detzoo.errors import DataError
 

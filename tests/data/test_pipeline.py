@@ -8,6 +8,7 @@ import pycocotools.mask
 import pytest
 
 from detzoo.config import defaults
+from detzoo.core.boxes import xywh_to_xyxy
 from detzoo.data import pipeline
 from detzoo.data.geometry import ResizeRule, choose_canvas, placement, resize_rule
 from detzoo.data.proposals import load_proposals
@@ -346,7 +347,7 @@ def test_evaluation_batches_put_each_image_on_the_canvas_where_it_is_largest(toy
             assert canvas == choose_canvas((height, width), CANVASES, ResizeRule())
             window = batch.inputs.window[row]
             assert (window[2:] == canvas[::-1]).any() and (window[2:] <= canvas[::-1]).all()
-            expected = pipeline.xywh_to_xyxy(record['boxes']) * np.tile(window[2:] / [width, height], 2)
+            expected = xywh_to_xyxy(record['boxes']) * np.tile(window[2:] / [width, height], 2)
             np.testing.assert_allclose(batch.gt.boxes[row][batch.gt.valid[row]], expected, rtol=1e-5)
             assert batch.gt.dropped[row] == 0
     assert used == set(CANVASES)
@@ -362,9 +363,7 @@ def test_evaluation_batches_resize_as_the_recipe_says(toy, resize):
             where = placement((record['height'], record['width']), canvas, ResizeRule(resize))
             np.testing.assert_array_equal(batch.inputs.window[row], where.window)
             gt = jax.tree.map(lambda x, row=row: x[row], batch.gt)
-            np.testing.assert_allclose(
-                gt.boxes[gt.valid], where.to_canvas(pipeline.xywh_to_xyxy(record['boxes'])), rtol=1e-5
-            )
+            np.testing.assert_allclose(gt.boxes[gt.valid], where.to_canvas(xywh_to_xyxy(record['boxes'])), rtol=1e-5)
             for box, label in zip(gt.boxes[gt.valid], gt.labels[gt.valid]):
                 x, y = ((box[:2] + box[2:]) / 2).astype(int)
                 assert np.abs(batch.inputs.images[row, y, x].astype(int) - COLORS[label]).max() < 40

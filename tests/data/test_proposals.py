@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from detzoo.config import defaults
-from detzoo.data import pipeline
+from detzoo.core.boxes import xywh_to_xyxy
 from detzoo.data.augment import augment
 from detzoo.data.catalog import open_dataset
 from detzoo.data.proposals import Proposals, load_proposals, read_proposals
@@ -160,7 +160,7 @@ def test_load_proposals_of_the_ground_truth_leaves_crowds_out(toy):
     assert dataset.records[1]['is_crowd'].any()
     proposals = load_proposals('ground_truth', dataset, 8)
     for boxes, record in zip(proposals.boxes, dataset.records, strict=True):
-        np.testing.assert_array_equal(boxes, pipeline.xywh_to_xyxy(record['boxes'])[~record['is_crowd']])
+        np.testing.assert_array_equal(boxes, xywh_to_xyxy(record['boxes'])[~record['is_crowd']])
     assert load_proposals('ground_truth', toy(1), 8).boxes[0].shape == (0, 4)  # no object: no proposal
     assert load_proposals(None, dataset, 8) is None
 
@@ -190,7 +190,7 @@ def test_proposals_follow_the_objects_that_augmentation_moves(toy, tmp_path, nam
         arguments = dict(canvas=CANVASES[seed % 2], recipe=recipe, rng=np.random.RandomState([seed, index]))
         result = augment(
             decode_image(record['image'], name=''),
-            pipeline.xywh_to_xyxy(record['boxes']),
+            xywh_to_xyxy(record['boxes']),
             record['is_crowd'],
             **arguments,
         )

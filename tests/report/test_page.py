@@ -51,7 +51,8 @@ def test_report_markdown_links_to_files_that_exist(markdown, store):
     assert [link for link in links if not (store.folder / link).exists()] == []
     for link in links:
         if link.endswith('.svg'):
-            assert Image.open((store.folder / link).with_suffix('.png')).size[0] == 1500
+            with Image.open((store.folder / link).with_suffix('.png')) as picture:
+                assert picture.size[0] == 1500
 
 
 def differing(configs, a, b):
