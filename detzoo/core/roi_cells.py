@@ -2,16 +2,19 @@
 
     rows and columns of each bin -> the maximum over its cells, one cell after the other, RoI by RoI
     gradient: RoI by RoI, added to one gradient of all cells
+    on a GPU: all RoIs at once, forward and backward
 
-`roi_features` computes the bins. The formulations were chosen by scripts/dev/benchmark_roi_features.py, on a CPU.
+`roi_features` computes the bins. The formulations were chosen by scripts/dev/benchmark_roi_features.py.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 
 from detzoo.types import Array
 
-POOLED_AT_ONCE = 8  # RoIs that RoIPool pools together: as fast as one by one on a CPU, in fewer steps
+POOLED_AT_ONCE = 8  # RoIs that are pooled together on a CPU: as fast as one by one, in fewer steps
 
 
 @jax.custom_vjp
@@ -60,26 +63,35 @@ def _pool_cells_forward(cells: Array, start: Array, width: Array, low: Array, hi
         best, where = jax.lax.fori_loop(0, _steps(roi[2], roi[3]), compare, state)
         return jnp.where(where >= 0, best, 0), where
 
-    result, where = jax.lax.map(pool, (start, width, low, high), batch_size=POOLED_AT_ONCE)
+    some = functools.partial(jax.lax.map, pool, batch_size=POOLED_AT_ONCE)
+    result, where = jax.lax.platform_dependent((start, width, low, high), cuda=jax.vmap(pool), default=some)
     return result, (cells, start, width, low, high, where)
 
 
 def _pool_cells_backward(saved, gradient: Array):
-    """Adds the gradient of the bins to the cells, RoI by RoI."""
+    """Adds the gradient of the bins to the cells that hold the maxima."""
     cells, start, width, low, high, where = saved
-    dtype = jnp.promote_types(gradient.dtype, jnp.float32)
+    gradient = gradient.astype(jnp.promote_types(gradient.dtype, jnp.float32))
 
-    def add(total: Array, roi) -> tuple[Array, None]:
+    def add_roi(total: Array, roi) -> tuple[Array, None]:
         *bins, where, gradient = roi
 
         def add_step(step: Array, total: Array) -> Array:
             cell, exists = _bin_cell(step, *bins)
             chosen = exists[..., None] & (where == cell[..., None])
-            return total.at[cell].add(jnp.where(chosen, gradient.astype(dtype), 0))
+            return total.at[cell].add(jnp.where(chosen, gradient, 0))
 
         return jax.lax.fori_loop(0, _steps(bins[2], bins[3]), add_step, total), None
 
-    total, _ = jax.lax.scan(add, jnp.zeros(cells.shape, dtype), (start, width, low, high, where, gradient))
+    def one_by_one(*rois: Array) -> Array:
+        return jax.lax.scan(add_roi, jnp.zeros(cells.shape, gradient.dtype), rois)[0]
+
+    def at_once(*rois: Array) -> Array:
+        *_, where, gradient = rois
+        row = jnp.where(where >= 0, where, len(cells))  # out of bounds, so that it is dropped
+        return jnp.zeros(cells.shape, gradient.dtype).at[row, jnp.arange(cells.shape[1])].add(gradient, mode='drop')
+
+    total = jax.lax.platform_dependent(start, width, low, high, where, gradient, cuda=at_once, default=one_by_one)
     return total.astype(cells.dtype), None, None, None, None
 
 
