@@ -3,7 +3,8 @@
     sample points along y and along x -> two cells and weights each -> gathers, summed sample by sample
     gradient: RoI by RoI, or on a GPU all RoIs at once, added to one gradient of all cells
 
-`roi_features` computes the points. The formulations were chosen by scripts/dev/benchmark_roi_features.py.
+`roi_features` computes the points. The formulations were chosen by scripts/dev/benchmark_roi_features.py, on a
+CPU; those for GPUs by reasoning.
 """
 
 import functools

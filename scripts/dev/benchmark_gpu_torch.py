@@ -1,13 +1,13 @@
 """Times prediction and training step of torchvision's detectors on this machine's GPU, in eager mode and compiled.
 
-    python scripts/dev/benchmark_gpu_torch.py --output=DIR [--limit=150] [--seconds=1] [--tiny] [--warm]
+    python scripts/dev/benchmark_gpu_torch.py --output=DIR [--limit=90] [--seconds=1] [--tiny]
 
 Float32 means TF32 in convolutions and matrix products, as in JAX's default; bfloat16 is autocast. `cudnn.benchmark` is on.
 All parameters are trained, by SGD with momentum. 'eager' is measured with channels last and with channels first. In 'compiled'
 the parts whose shapes do not depend on the images are compiled by `torch.compile`: the backbone with its FPN, and the heads
 on its levels; proposals, RoI heads and post-processing run in eager mode, since their shapes change with each image.
 
-With --warm nothing is timed: the compiler's cache on disk is filled. Rows go to DIR/results.jsonl, see gpu_cases.py.
+Rows go to DIR/results.jsonl, see gpu_cases.py.
 """
 
 import argparse
@@ -108,7 +108,7 @@ def limited(seconds: int) -> Iterator[None]:
 
 
 def measure(case: Case, variant: str, args: argparse.Namespace) -> None:
-    """Measures a case, or only compiles it, and writes its row."""
+    """Measures a case, and writes its row."""
     if DEVICE == 'cuda':
         torch.cuda.empty_cache()
     side = side_of(case, args.tiny)
@@ -120,9 +120,6 @@ def measure(case: Case, variant: str, args: argparse.Namespace) -> None:
     start = time.perf_counter()
     run()
     first = time.perf_counter() - start
-    if args.warm:
-        print(case.name, variant, f'first run after {first:.0f} s', flush=True)
-        return
     if DEVICE == 'cuda':
         torch.cuda.reset_peak_memory_stats()  # without what cuDNN needed to choose its algorithms
     result = timed(run, args.seconds)
@@ -134,12 +131,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--output', type=pathlib.Path, required=True, help='folder of results.jsonl')
     parser.add_argument(
-        '--cases', default='', help='measure only cases whose name, like model-train-8-float32, has this'
+        '--cases', default='', help='regular expression of the names, like ssd300_vgg16-train-8-float32'
     )
-    parser.add_argument('--limit', type=float, default=150, help='seconds after which no further case begins')
+    parser.add_argument('--limit', type=float, default=90, help='seconds after which no further case begins')
     parser.add_argument('--seconds', type=float, default=1.0, help='time for the runs of each program')
     parser.add_argument('--tiny', action='store_true', help='a small image, to try the script')
-    parser.add_argument('--warm', action='store_true', help='only fill the cache of torch.compile')
     args = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
@@ -153,8 +149,6 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
     for case, variant in plan:
-        if args.warm and 'compiled' not in variant:
-            continue
         if time.perf_counter() - begin > args.limit:
             write_row(args.output, case, variant, error=f'no time left after {args.limit:.0f} s')
             continue

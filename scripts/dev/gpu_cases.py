@@ -140,7 +140,8 @@ def read_rows(output: pathlib.Path) -> list[dict[str, Any]]:
 def table(rows: Iterable[dict[str, Any]]) -> str:
     """Writes the measurements as a Markdown table, a line for each case.
 
-    Of several measurements of torchvision in eager mode, whose memory layouts differ, the fastest counts.
+    Of several measurements of torchvision in eager mode, whose memory layouts differ, the fastest counts. A star marks
+    programs that were timed while others were still being compiled.
     """
     best: dict[Case, dict[str, dict[str, Any]]] = {}
     for row in rows:
@@ -157,7 +158,8 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
         ours, eager, compiled = (found.get(kind, {}) for kind in ('detzoo', 'eager', 'compiled'))
         cells = [
             *map(str, case),
-            *(_number(side.get('milliseconds'), '.1f') for side in (ours, eager, compiled)),
+            _number(ours.get('milliseconds'), '.1f') + ('*' if ours.get('busy') else ''),
+            *(_number(side.get('milliseconds'), '.1f') for side in (eager, compiled)),
             *(_ratio(side.get('milliseconds'), ours.get('milliseconds')) for side in (eager, compiled)),
             *(_number(side.get('peak_bytes'), '.1f', 2**30) for side in (ours, eager)),
             _number(ours.get('compile_seconds'), '.0f'),
