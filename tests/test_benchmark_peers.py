@@ -1,0 +1,184 @@
+"""The benchmark beside the peers: its stopwatch, its ratios and its page. Nothing here needs torch, and no time is asserted."""
+
+import json
+import pathlib
+import re
+import time
+
+import numpy as np
+import pytest
+from peers import machine, operations, page, turns
+from peers.results import Results, fastest, ratio, was_busy
+
+DOCS = pathlib.Path(__file__).parents[1] / 'docs'
+
+
+def side(kind, *seconds, memory_mb=1500):
+    return {'kind': kind, 'seconds': list(seconds), 'memory_mb': memory_mb, 'prepare_seconds': 1.0, 'facts': {}}
+
+
+ROW = {
+    'sides': {
+        'torchvision': side('torchvision', 8.0),
+        'torchvision, channels_last': side('torchvision', 6.0, 3.0, 5.0),
+        'detzoo': side('detzoo', 2.0, 3.0, 2.5, memory_mb=2000),
+    },
+    'facts': {},
+    'busy': 0.0,
+}
+RUN = {
+    **{
+        'date': '2026-01-02',
+        'commit': 'abc',
+        'command': 'python x.py',
+        'machine': 'cpu',
+        'memory_gb': 8,
+        'system': 'Linux',
+    },
+    **{'threads': 2, 'load': 0.1, 'python': '3.11', 'versions': {'torch': '2'}},
+}
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Results of one run with one row."""
+    found = Results(tmp_path / 'results.json')
+    found.begin(RUN)
+    found.add('train', 'net', ROW)
+    return found
+
+
+def test_ratio_is_that_of_the_medians_and_spreads_over_the_rounds():
+    # Medians 2.5 and 5; rounds 6/2, 3/3 and 5/2.5.
+    assert ratio([2.0, 3.0, 2.5], [6.0, 3.0, 5.0]) == (2.0, 1.0, 3.0, 3)
+
+
+def test_ratio_pairs_only_rounds_in_which_both_ran():
+    assert ratio([1.0, 2.0, 4.0], [2.0]) == (1.0, 2.0, 2.0, 1)
+
+
+def test_fastest_side_of_a_kind_is_compared():
+    assert fastest(ROW, 'torchvision') == 'torchvision, channels_last'
+    assert page.peers_of(ROW) == ['torchvision']
+
+
+def test_layouts_that_are_clearly_slower_do_not_go_on():
+    sides = {
+        name: turns.Side('', {}, (), name.partition(',')[0]) for name in ('torch', 'torch, last', 'detzoo', 'onnx')
+    }
+    seconds = {'torch': 1.0, 'torch, last': 1.04, 'detzoo': 9.0, 'onnx': 5.0}
+    assert turns.fastest_layouts(seconds, sides) == set(sides)
+    assert turns.fastest_layouts({**seconds, 'torch': 1.1}, sides) == {'torch, last', 'detzoo', 'onnx'}
+
+
+@pytest.mark.parametrize('busy, load, expected', [(0.0, 0.1, False), (0.2, 0.1, True), (0.0, 0.9, True)])
+def test_rows_beside_other_work_are_marked(results, busy, load, expected):
+    results.runs[0]['load'] = load
+    row = {**ROW, 'busy': busy}
+    assert was_busy(row, results.runs[0]) == expected
+    results.add('train', 'net', row)
+    assert (page.BUSY in page.table('train', results)) == expected
+
+
+def test_table_has_medians_ratio_spread_and_memory(results):
+    header, rule, row = page.table('train', results).splitlines()
+    cells = ['net', '2.50 s', 'torchvision, channels_last 5.00 s', '**2.00**', '1.00 to 3.00', '3', '2.0', '1.5', '1']
+    assert [cell.strip() for cell in row.strip('|').split('|')] == cells
+    assert header.count('|') == rule.count('|') == row.count('|') == len(cells) + 1
+
+
+@pytest.mark.parametrize(
+    'seconds, text', [((0.0012345,), '1.23 ms'), ((0.5, 0.1), '300 ms'), ((3.0, 1.0, 2.0), '2.00 s')]
+)
+def test_median_is_written_with_three_digits(seconds, text):
+    assert page.median({'sides': {'detzoo': side('detzoo', *seconds)}}, 'detzoo') == text
+
+
+def test_results_go_on_in_their_file_and_forget_runs_without_rows(results):
+    again = Results(results.path)
+    assert again.has('train', 'net', 'abc')
+    assert not again.has('train', 'net', 'def') and not again.has('predict', 'net', 'abc')
+    again.begin({**RUN, 'commit': 'def'})
+    again.add('train', 'other', ROW)
+    assert [row['run'] for row in again.rows] == [0, 1]
+    again.add('train', 'net', {**ROW, 'busy': 0.5})
+    assert [(row['name'], row['run'], row['busy']) for row in again.rows] == [('other', 0, 0.0), ('net', 0, 0.5)]
+    assert [run['commit'] for run in Results(results.path).runs] == ['def']
+
+
+def test_page_is_filled_between_its_marks_only(results):
+    text = 'a\n<!-- table: train -->\nold\n<!-- end -->\nb\n<!-- table: onnx -->\n<!-- end -->\n'
+    filled = page.fill(text, results)
+    assert 'old' not in filled and '| net |' in filled and 'Not measured yet' in filled
+    assert filled.startswith('a\n') and '\nb\n' in filled
+    assert page.fill(filled, results) == filled
+
+
+def test_turn_counts_the_time_of_others(monkeypatch):
+    clocks = iter([machine.Clock(10.0, 1.0), machine.Clock(15.0, 1.5)])
+    own = iter([100.0, 103.0])
+    monkeypatch.setattr(turns, 'read_clock', lambda: next(clocks))
+    monkeypatch.setattr(turns, '_own_seconds', lambda: next(own))
+    monkeypatch.setattr(turns, 'TURN_SECONDS', 0.0)
+    calls = []
+    turn = turns.measure_turn(lambda: calls.append(1))
+    assert turn.others == 5 - 3 + 0.5
+    assert calls and turn.wall >= turn.seconds > 0
+
+
+def test_clock_of_the_machine_advances():
+    before = machine.read_clock()
+    end = time.process_time() + 0.05
+    while time.process_time() < end:
+        pass
+    assert machine.read_clock().busy > before.busy
+
+
+def numbers(value, scale=1.0):
+    """A program of a test: its result is an array, and it gives `value` to those after it."""
+    return turns.Program(lambda: np.full(3, value * scale), given={'value': value}, facts={'scale': scale})
+
+
+def broken(value):
+    raise ValueError(f'no program for {value}')
+
+
+def case_of(make, **arguments):
+    sides = {
+        'peer': turns.Side('test_benchmark_peers:numbers', {'value': 2.0}, (), 'peer'),
+        'detzoo': turns.Side(f'test_benchmark_peers:{make}', arguments, (), 'detzoo'),
+    }
+    return turns.Case('train', 'net', sides, lambda found: {'sum': float(found['detzoo'].sum())}, rounds=2)
+
+
+def test_case_runs_its_sides_in_processes(monkeypatch):
+    row = turns.run_case(case_of('numbers', scale=3.0))
+    assert row['facts'] == {'sum': 18.0}  # 3 * 2 * 3: the peer gave the value
+    assert [len(side['seconds']) for side in row['sides'].values()] == [2, 2]
+    assert row['sides']['detzoo']['facts'] == {'scale': 3.0}
+    assert row['busy'] >= 0 and json.loads(json.dumps(row)) == row
+
+
+def test_case_tells_why_a_side_failed():
+    with pytest.raises(RuntimeError, match='no program for 2.0'):
+        turns.run_case(case_of('broken'))
+
+
+def test_evaluation_is_the_same_on_both_sides():
+    results = {
+        name: program.shown(program.step())
+        for name, make in (('detzoo', operations.detzoo_evaluation), ('pycocotools', operations.pycocotools_evaluation))
+        for program in [make(images=3)]
+    }
+    assert operations.check_close(results)['difference'] < 1e-9
+    assert results['detzoo'][0].max() > 0.1
+    results['detzoo'][0][2] *= 1.1
+    with pytest.raises(AssertionError, match='differ by'):
+        operations.check_close(results)
+
+
+def test_page_of_the_docs_is_what_the_results_give():
+    text = (DOCS / 'performance.md').read_text()
+    assert re.findall(r'<!-- table: (\w+) -->', text)
+    advice = 'run python scripts/dev/benchmark_peers.py --render'
+    assert page.fill(text, Results(DOCS / 'performance.json')) == text, advice
