@@ -69,7 +69,7 @@ setup(
         'notebooks': ['jupyterlab', 'nbclient', 'ipykernel', *PLOTS],
         # scripts/dev/check_parity.py and make_parity_fixtures.py: the same weights in torchvision. benchmark_peers.py also
         # runs what torch exports in ONNX Runtime.
-        'parity': ['onnx', 'onnxruntime', 'onnxscript', 'torch', 'torchvision'],
+        'parity': ['onnx', 'onnxruntime', 'torch', 'torchvision'],
     },
     classifiers=[
         'Programming Language :: Python :: 3.11',

@@ -114,6 +114,16 @@ def test_page_is_filled_between_its_marks_only(results):
     assert page.fill(filled, results) == filled
 
 
+def test_bars_of_the_picture_begin_at_one_and_end_at_the_scale(results):
+    assert page.place(0.25) == page.AXIS and page.place(1) == page.AXIS + 2 * page.OCTAVE
+    assert page.place(1e-9) == page.place(0.25) and page.place(1e9) == page.place(32)
+    # A ratio of 2: one octave to the right of 1.
+    width = page.OCTAVE
+    assert f'<rect x="{page.place(1)}" y="43" width="{width}" height="14" class="ahead"/>' in page.draw(results)
+    slow = page.draw_bar('a < b', 0.5, 40)
+    assert f'<rect x="{page.place(0.5)}" y="43" width="{width}"' in slow and 'behind' in slow and 'a &lt; b' in slow
+
+
 def test_turn_counts_the_time_of_others(monkeypatch):
     clocks = iter([machine.Clock(10.0, 1.0), machine.Clock(15.0, 1.5)])
     own = iter([100.0, 103.0])
@@ -181,4 +191,6 @@ def test_page_of_the_docs_is_what_the_results_give():
     text = (DOCS / 'performance.md').read_text()
     assert re.findall(r'<!-- table: (\w+) -->', text)
     advice = 'run python scripts/dev/benchmark_peers.py --render'
-    assert page.fill(text, Results(DOCS / 'performance.json')) == text, advice
+    results = Results(DOCS / 'performance.json')
+    assert page.fill(text, results) == text, advice
+    assert not results.rows or (DOCS / page.PICTURE).read_text() == page.draw(results), advice

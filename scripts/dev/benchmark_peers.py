@@ -139,6 +139,8 @@ def main() -> None:
     elif arguments.render:
         path, results = DOCS / 'performance.md', Results(arguments.output)
         path.write_text(page.fill(path.read_text(), results))
+        if results.rows:
+            (DOCS / page.PICTURE).write_text(page.draw(results))
     else:
         failed = measure(arguments)
         if failed:

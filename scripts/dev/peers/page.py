@@ -1,8 +1,11 @@
 """The tables of docs/performance.md, and its picture, from the file of results.
 
-A table stands in the page between `<!-- table: SECTION -->` and `<!-- end -->`; all other text is written by hand.
+A table stands in the page between `<!-- table: SECTION -->` and `<!-- end -->`; all other text is written by hand. The picture
+shows the ratios of all rows as bars on a logarithmic scale.
 """
 
+import html
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +15,18 @@ from peers.turns import OURS
 
 WITH_MEMORY = ('predict', 'train')
 BUSY = '†'
+PICTURE = 'images/performance.svg'
+DRAWN = {
+    'predict': 'Prediction',
+    'train': 'Training step',
+    'operations': 'Operations',
+    'trunk': 'Trunk',
+    'yolo': 'YOLO, OpenCV',
+    'evaluation': 'COCO evaluation, pycocotools',
+    'onnx': 'ONNX Runtime',
+}
+SCALE = 1 / 4, 32  # the ratios at the ends; bars end there
+AXIS, OCTAVE, LINE = 400, 52, 20  # pixels: the left end of the scale, a factor of two, a row
 BLOCK = re.compile(r'(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)', re.DOTALL)
 
 
@@ -21,9 +36,11 @@ def fill(text: str, results: Results) -> str:
 
 
 def table(section: str, results: Results) -> str:
-    """Writes the table of a section, or of the runs, as Markdown that ends with a line break."""
+    """Writes the table of a section, the list of the runs, or the link to the picture, as Markdown that ends with a line break."""
     if section == 'runs':
         return runs_table(results)
+    if section == 'picture':
+        return f'![Ratios of the times of all rows]({PICTURE})\n' if results.rows else 'Not measured yet.\n'
     rows = [row for row in results.rows if row['section'] == section]
     if not rows:
         return 'Not measured yet.\n'
@@ -68,3 +85,50 @@ def runs_table(results: Results) -> str:
             f'{versions}\n'
         )
     return ''.join(lines)
+
+
+def draw(results: Results) -> str:
+    """Draws the ratios of all rows, SVG."""
+    parts, y = [], LINE
+    for section, title in DRAWN.items():
+        bars = [
+            (row['name'] + (f', {kind}' if kind not in ('torchvision', title.split(', ')[-1]) else ''), kind, row)
+            for row in results.rows
+            if row['section'] == section
+            for kind in peers_of(row)
+        ]
+        if bars:
+            parts.append(f'<text x="{AXIS - 8}" y="{y + 14}" class="title">{title}</text>')
+            y += LINE
+        for name, kind, row in bars:
+            parts.append(draw_bar(name, compare(row, kind)[1].medians, y))
+            y += LINE
+    ends = [math.log2(end) for end in SCALE]
+    lines = [
+        f'<path d="M{place(2**power)} {LINE}V{y}" class="{"one" if power == 0 else "line"}"/>'
+        f'<text x="{place(2**power)}" y="{y + 16}" class="tick">{2**power:g}</text>'
+        for power in range(round(ends[0]), round(ends[1]) + 1)
+    ]
+    width, height = place(SCALE[1]) + 60, y + 28
+    style = (
+        'text{font:12px sans-serif;fill:#222}.title{font-weight:bold;text-anchor:end}.name{text-anchor:end}'
+        '.tick{text-anchor:middle;fill:#666}.line{stroke:#ddd}.one{stroke:#666}.ahead{fill:#3b76af}.behind{fill:#d1702a}'
+    )
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"><style>{style}</style>'
+    return '\n'.join([head, f'<rect width="{width}" height="{height}" fill="#fff"/>', *lines, *parts, '</svg>\n'])
+
+
+def draw_bar(name: str, value: float, y: int) -> str:
+    """Draws the bar of a ratio, from 1 on, with its name before it and its value behind."""
+    left, right = sorted([place(1), place(value)])
+    return (
+        f'<text x="{AXIS - 8}" y="{y + 14}" class="name">{html.escape(name)}</text>'
+        f'<rect x="{left}" y="{y + 3}" width="{right - left}" height="{LINE - 6}" class="{"ahead" if value >= 1 else "behind"}"/>'
+        f'<text x="{right + 5}" y="{y + 14}">{value:.2f}</text>'
+    )
+
+
+def place(value: float) -> int:
+    """Computes where a ratio lies on the scale, pixels."""
+    low, high = SCALE
+    return round(AXIS + OCTAVE * math.log2(min(max(value, low), high) / low))
