@@ -13,15 +13,15 @@ from peers.results import Results, fastest, ratio, was_busy
 DOCS = pathlib.Path(__file__).parents[1] / 'docs'
 
 
-def side(kind, *seconds, memory_mb=1500):
-    return {'kind': kind, 'seconds': list(seconds), 'memory_mb': memory_mb, 'prepare_seconds': 1.0, 'facts': {}}
+def side(kind, *seconds, memory_mb=1500, **facts):
+    return {'kind': kind, 'seconds': list(seconds), 'memory_mb': memory_mb, 'prepare_seconds': 1.0, 'facts': facts}
 
 
 ROW = {
     'sides': {
         'torchvision': side('torchvision', 8.0),
-        'torchvision, channels_last': side('torchvision', 6.0, 3.0, 5.0),
-        'detzoo': side('detzoo', 2.0, 3.0, 2.5, memory_mb=2000),
+        'torchvision, channels_last': side('torchvision', 6.0, 3.0, 5.0, positives=57),
+        'detzoo': side('detzoo', 2.0, 3.0, 2.5, memory_mb=2000, positives=60.0),
     },
     'facts': {},
     'busy': 0.0,
@@ -82,9 +82,26 @@ def test_rows_beside_other_work_are_marked(results, busy, load, expected):
 
 def test_table_has_medians_ratio_spread_and_memory(results):
     header, rule, row = page.table('train', results).splitlines()
-    cells = ['net', '2.50 s', 'torchvision, channels_last 5.00 s', '**2.00**', '1.00 to 3.00', '3', '2.0', '1.5', '1']
+    cells = [
+        'net',
+        '2.50 s',
+        'torchvision, channels_last 5.00 s',
+        '**2.00**',
+        '1.00 to 3.00',
+        '3',
+        '60 / 57',
+        '2.0',
+        '1.5',
+        '1',
+    ]
     assert [cell.strip() for cell in row.strip('|').split('|')] == cells
     assert header.count('|') == rule.count('|') == row.count('|') == len(cells) + 1
+
+
+@pytest.mark.parametrize('facts, text', [({'proposals': 1000}, '25 of 1000 proposals'), ({}, '25')])
+def test_found_says_how_many_detections_of_how_many_proposals(facts, text):
+    row = {'facts': {'detections': 25}, 'sides': {'torchvision': side('torchvision', 1.0, **facts)}}
+    assert page.found(row, 'torchvision') == text
 
 
 @pytest.mark.parametrize(

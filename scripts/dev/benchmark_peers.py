@@ -112,10 +112,10 @@ def measure(arguments: argparse.Namespace) -> list[str]:
             try:
                 row = run_case(case, rounds=arguments.rounds, budget=arguments.budget)
                 results.add(case.section, case.name, row)
-                progress.write(summary(case, row))
+                progress.write(summary(case, row), file=sys.stderr)
             except (AssertionError, RuntimeError) as error:
                 failed.append(f'{case.section}, {case.name}')
-                progress.write(f'{failed[-1]}: {error}')
+                progress.write(f'{failed[-1]}: {error}', file=sys.stderr)
             progress.update(case.expected)
     return failed
 

@@ -1,7 +1,7 @@
 """The tables of docs/performance.md, and its picture, from the file of results.
 
 A table stands in the page between `<!-- table: SECTION -->` and `<!-- end -->`; all other text is written by hand. The picture
-shows the ratios of all rows as bars on a logarithmic scale.
+shows the ratios of the sections `DRAWN` as bars on a logarithmic scale.
 """
 
 import html
@@ -13,7 +13,7 @@ from typing import Any
 from peers.results import Ratio, Results, fastest, peers_of, ratio, was_busy
 from peers.turns import OURS
 
-WITH_MEMORY = ('predict', 'train')
+FOUND = {'predict': 'detections', 'train': 'positives'}  # the column of whole models, which also have memory
 BUSY = '†'
 PICTURE = 'images/performance.svg'
 DRAWN = {
@@ -40,20 +40,23 @@ def table(section: str, results: Results) -> str:
     if section == 'runs':
         return runs_table(results)
     if section == 'picture':
-        return f'![Ratios of the times of all rows]({PICTURE})\n' if results.rows else 'Not measured yet.\n'
+        return f'![The ratios of the tables below, as bars]({PICTURE})\n' if results.rows else 'Not measured yet.\n'
     rows = [row for row in results.rows if row['section'] == section]
     if not rows:
         return 'Not measured yet.\n'
     columns = ['', OURS, 'peer', 'ratio', 'lowest to highest', 'rounds', 'run']
-    columns[6:6] = ['GB, detzoo', 'GB, peer'] if section in WITH_MEMORY else []
+    columns[6:6] = [FOUND[section], 'GB, detzoo', 'GB, peer'] if section in FOUND else []
     lines = [columns, ['---'] * len(columns)]
     for row in rows:
         for kind in peers_of(row):
             label, compared = compare(row, kind)
             cells = [row['name'], median(row, OURS), f'{label} {median(row, label)}', f'**{compared.medians:.2f}**']
             cells += [f'{compared.lowest:.2f} to {compared.highest:.2f}', str(compared.rounds)]
-            if section in WITH_MEMORY:
-                cells += [f'{row["sides"][side]["memory_mb"] / 1000:.1f}' for side in (OURS, label)]
+            if section in FOUND:
+                cells += [
+                    found(row, label),
+                    *(f'{row["sides"][side]["memory_mb"] / 1000:.1f}' for side in (OURS, label)),
+                ]
             mark = f' {BUSY}' if was_busy(row, results.runs[row['run']]) else ''
             lines.append([*cells, f'{row["run"] + 1}{mark}'])
     return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
@@ -63,6 +66,15 @@ def compare(row: Mapping[str, Any], kind: str) -> tuple[str, Ratio]:
     """Compares detzoo with the fastest side of a kind: (its label, the ratio)."""
     label = fastest(row, kind)
     return label, ratio(row['sides'][OURS]['seconds'], row['sides'][label]['seconds'])
+
+
+def found(row: Mapping[str, Any], label: str) -> str:
+    """Writes what both sides worked on: detections, and of how many proposals; positive RoIs or anchors, of detzoo and the peer."""
+    if 'detections' in row['facts']:
+        proposals = row['sides'][label]['facts'].get('proposals')
+        return str(row['facts']['detections']) + (f' of {proposals} proposals' if proposals else '')
+    counts = [row['sides'][side]['facts'].get('positives') for side in (OURS, label)]
+    return ' / '.join(f'{count:.0f}' for count in counts if count is not None)
 
 
 def median(row: Mapping[str, Any], label: str) -> str:
@@ -88,7 +100,7 @@ def runs_table(results: Results) -> str:
 
 
 def draw(results: Results) -> str:
-    """Draws the ratios of all rows, SVG."""
+    """Draws the ratios of the sections `DRAWN`, SVG."""
     parts, y = [], LINE
     for section, title in DRAWN.items():
         bars = [

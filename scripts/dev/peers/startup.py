@@ -29,7 +29,7 @@ def cases() -> list[Case]:
             f'first step of retinanet_shapes, {name}',
             {OURS: Side('peers.startup:detzoo', {'warm': name == 'warm'}, (), OURS), 'torch': theirs},
             lambda results: {},
-            rounds=3,
+            rounds=2 if name == 'cold' else 3,
             expected=120 if name == 'cold' else 60,
         )
         for name in ('cold', 'warm')

@@ -16,6 +16,7 @@ import os
 import pathlib
 import resource
 import statistics
+import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -112,7 +113,7 @@ def run_case(case: Case, *, rounds: int | None = None, budget: float = 60) -> di
     processes, given = {}, {}
     try:
         for label, side in case.sides.items():
-            tqdm.write(f'{case.section}, {case.name}: preparing {label}')
+            tqdm.write(f'{case.section}, {case.name}: preparing {label}', file=sys.stderr)
             processes[label] = Process(side._replace(arguments={**side.arguments, **given}))
             given = given or processes[label].given
         facts = case.check({label: process.result for label, process in processes.items()})

@@ -42,7 +42,7 @@ def cases(library: str = LIBDARKNET) -> list[Case]:
         if pathlib.Path(library).exists():
             side = Side('peers.yolo:darknet', {'name': name, 'library': library}, LIBRARIES[OURS], DARKNET)
             sides = {OURS: sides[OURS], DARKNET: side}
-            listed.append(Case('darknet', f'{name} 416 x 416', sides, check, rounds=3, expected=120))
+            listed.append(Case('darknet', f'{name} 416 x 416', sides, check, rounds=2, expected=120))
     return listed
 
 
