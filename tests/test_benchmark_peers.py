@@ -19,7 +19,7 @@ def side(kind, *seconds, memory_mb=1500, **facts):
 
 ROW = {
     'sides': {
-        'torchvision': side('torchvision', 8.0),
+        'torchvision': side('torchvision', 4.0),
         'torchvision, channels_last': side('torchvision', 6.0, 3.0, 5.0, positives=57),
         'detzoo': side('detzoo', 2.0, 3.0, 2.5, memory_mb=2000, positives=60.0),
     },
@@ -58,6 +58,11 @@ def test_ratio_pairs_only_rounds_in_which_both_ran():
 
 
 def test_fastest_side_of_a_kind_is_compared():
+    row = {'sides': {'a': side('torch', 2.0, 9.0, 3.0), 'b': side('torch', 4.0, 2.0, 2.0), 'c': side('detzoo', 1.0)}}
+    assert fastest(row, 'torch') == 'b'
+
+
+def test_side_that_left_after_the_first_round_is_not_compared():
     assert fastest(ROW, 'torchvision') == 'torchvision, channels_last'
     assert page.peers_of(ROW) == ['torchvision']
 

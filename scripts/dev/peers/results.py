@@ -38,9 +38,12 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
 
 
 def fastest(row: Mapping[str, Any], kind: str) -> str:
-    """Finds the label of the fastest side of a kind: torch in its better memory layout."""
-    labels = [label for label, side in row['sides'].items() if side['kind'] == kind]
-    return min(labels, key=lambda label: statistics.median(row['sides'][label]['seconds']))
+    """Finds the label of the fastest side of a kind, torch in its better memory layout, among those that ran in all rounds."""
+    sides = {label: side['seconds'] for label, side in row['sides'].items() if side['kind'] == kind}
+    rounds = max(map(len, sides.values()))
+    return min(
+        (label for label in sides if len(sides[label]) == rounds), key=lambda label: statistics.median(sides[label])
+    )
 
 
 def peers_of(row: Mapping[str, Any]) -> list[str]:
