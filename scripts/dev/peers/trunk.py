@@ -10,6 +10,7 @@ with their resizing, NMS and pasting; then it is timed as `models` says of predi
 import pathlib
 import re
 import tempfile
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -146,7 +147,8 @@ def onnx_session(model: Any, inputs: tuple[Any, ...]) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = cores(), 3
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # hundreds, about numbers that become constants: the image has one size
         file = str(pathlib.Path(folder) / 'model.onnx')
         torch.onnx.export(model, inputs, file, dynamo=False, opset_version=OPSET)
         return onnxruntime.InferenceSession(file, options, providers=['CPUExecutionProvider'])
