@@ -4,9 +4,8 @@ Timed is, on all sides: from an image [416, 416, 3] uint8 in memory to the detec
 to the [yolo] layers, which decode, and `NMSBoxesBatched` over all pairs of box and class above the threshold. darknet:
 `network_predict_image`, `get_network_boxes`, `do_nms_sort`. The score threshold is chosen so that `WANTED` detections are left.
 
-darknet's library multiplies its matrices in plain C on one core, unless it was built otherwise: a figure of what users of that
-program have, not of what the machine can do. Its detections are compared in number only; scripts/dev/check_darknet_parity.py
-compares them one by one.
+How darknet's library was built decides its speed; Debian's has matrix products in C, without a BLAS. Its detections are compared in
+number only; scripts/dev/check_darknet_parity.py compares them one by one.
 """
 
 import ctypes
