@@ -124,7 +124,7 @@ def test_results_go_on_in_their_file_and_forget_runs_without_rows(results):
     again.add('train', 'other', ROW)
     assert [row['run'] for row in again.rows] == [0, 1]
     again.add('train', 'net', {**ROW, 'busy': 0.5})
-    assert [(row['name'], row['run'], row['busy']) for row in again.rows] == [('other', 0, 0.0), ('net', 0, 0.5)]
+    assert [(row['name'], row['run'], row['busy']) for row in again.rows] == [('net', 0, 0.5), ('other', 0, 0.0)]
     assert [run['commit'] for run in Results(results.path).runs] == ['def']
 
 

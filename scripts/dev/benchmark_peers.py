@@ -35,6 +35,7 @@ took. A row beside which others took more than a twentieth of a core is marked.
 import argparse
 import pathlib
 import re
+import shlex
 import sys
 import time
 
@@ -100,7 +101,7 @@ def measure(arguments: argparse.Namespace) -> list[str]:
     """Measures the chosen cases, and lists those that failed."""
     wait_for_idle(arguments.wait)
     results, run = Results(arguments.output), machine.describe()
-    command = ' '.join(['python', 'scripts/dev/benchmark_peers.py', *sys.argv[1:]])
+    command = shlex.join(['python', 'scripts/dev/benchmark_peers.py', *sys.argv[1:]])
     results.begin({**run, 'command': command})
     cases, failed = chosen_cases(arguments), []
     if not arguments.again:

@@ -77,11 +77,11 @@ class Results:
         )
 
     def add(self, section: str, name: str, row: Mapping[str, Any]) -> None:
-        """Adds or replaces a row, forgets runs that have none left, and writes the file."""
-        rows = [old for old in self.rows if (old['section'], old['name']) != (section, name)]
-        rows.append({'section': section, 'name': name, 'run': len(self.runs) - 1, **row})
-        used = sorted({row['run'] for row in rows})
+        """Adds a row, or replaces it in its place, forgets runs that have none left, and writes the file."""
+        rows = {(old['section'], old['name']): old for old in self.rows}
+        rows[section, name] = {'section': section, 'name': name, 'run': len(self.runs) - 1, **row}
+        used = sorted({row['run'] for row in rows.values()})
         self.runs = [self.runs[number] for number in used]
-        self.rows = [{**row, 'run': used.index(row['run'])} for row in rows]
+        self.rows = [{**row, 'run': used.index(row['run'])} for row in rows.values()]
         with new_file(self.path) as scratch:
             scratch.write_text(json.dumps({'runs': self.runs, 'rows': self.rows}, indent=1) + '\n')
