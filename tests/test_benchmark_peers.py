@@ -35,7 +35,7 @@ RUN = {
         'memory_gb': 8,
         'system': 'Linux',
     },
-    **{'threads': 2, 'load': 0.1, 'python': '3.11', 'versions': {'torch': '2'}},
+    **{'threads': 2, 'load': 0.1, 'busy': 0.02, 'python': '3.11', 'versions': {'torch': '2'}},
 }
 
 
@@ -76,9 +76,9 @@ def test_layouts_that_are_clearly_slower_do_not_go_on():
     assert turns.fastest_layouts({**seconds, 'torch': 1.1}, sides) == {'torch, last', 'detzoo', 'onnx'}
 
 
-@pytest.mark.parametrize('busy, load, expected', [(0.0, 0.1, False), (0.2, 0.1, True), (0.0, 0.9, True)])
-def test_rows_beside_other_work_are_marked(results, busy, load, expected):
-    results.runs[0]['load'] = load
+@pytest.mark.parametrize('busy, before, expected', [(0.0, 0.05, False), (0.2, 0.05, True), (0.0, 0.9, True)])
+def test_rows_beside_other_work_are_marked(results, busy, before, expected):
+    results.runs[0]['busy'] = before
     row = {**ROW, 'busy': busy}
     assert was_busy(row, results.runs[0]) == expected
     results.add('train', 'net', row)
@@ -156,6 +156,13 @@ def test_turn_counts_the_time_of_others(monkeypatch):
     turn = turns.measure_turn(lambda: calls.append(1))
     assert turn.others == 5 - 3 + 0.5
     assert calls and turn.wall >= turn.seconds > 0
+
+
+def test_busy_cores_are_measured_by_the_clock(monkeypatch):
+    clocks = iter([machine.Clock(10.0, 1.0), machine.Clock(13.0, 1.5)])
+    monkeypatch.setattr(machine, 'read_clock', lambda: next(clocks))
+    monkeypatch.setattr(machine.time, 'sleep', lambda seconds: None)
+    assert machine.busy_cores(seconds=2) == (3 + 0.5) / 2
 
 
 def test_clock_of_the_machine_advances():

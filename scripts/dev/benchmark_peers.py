@@ -28,17 +28,19 @@ Memory is the peak of resident memory while the warm program runs, less what the
 Each row is written to docs/performance.json as soon as it is measured. A run that is called again goes on: rows that the file has
 for this commit are kept. --render writes the page from the file.
 
-Nothing else should run: the load average of the last minute is checked first, and in each turn the CPU time that other processes
-took. A row beside which others took more than a twentieth of a core is marked.
+Nothing else should run. The CPU time that other processes take is measured before the run and in each turn, and a row is marked
+if that was more than a tenth of a core. The load average before the run is written beside the figures.
 """
 
 import argparse
+import os
 import pathlib
 import re
 import shlex
 import sys
 import time
 
+import jax
 from peers import machine, models, operations, page, startup, trunk, yolo
 from peers.results import Results
 from peers.turns import run_case
@@ -85,13 +87,13 @@ def chosen_cases(arguments: argparse.Namespace) -> list:
 
 
 def wait_for_idle(seconds: float) -> None:
-    """Waits until the load average is that of an idle machine, and says if it is not."""
+    """Waits until other processes are idle, and says if they are not."""
     end = time.monotonic() + seconds
-    while machine.load_average() > machine.IDLE_LOAD and time.monotonic() < end:
-        time.sleep(1)
-    if machine.load_average() > machine.IDLE_LOAD:
+    while (busy := machine.busy_cores()) > machine.IDLE and time.monotonic() < end:
+        pass
+    if busy > machine.IDLE:
         print(
-            f'The machine is not idle: its load average is {machine.load_average():.2f}, above {machine.IDLE_LOAD}. '
+            f'The machine is not idle: other processes keep {busy:.2f} cores busy, more than {machine.IDLE}. '
             'All figures of this run are marked',
             file=sys.stderr,
         )
@@ -135,6 +137,8 @@ def summary(case, row) -> str:
 
 def main() -> None:
     arguments = parse_arguments()
+    jax.config.update('jax_platforms', 'cpu')  # here, and in the processes that are started
+    os.environ['JAX_PLATFORMS'] = 'cpu'
     if arguments.list:
         print('\n'.join(f'{case.section:12}{case.name}' for case in chosen_cases(arguments)))
     elif arguments.render:

@@ -6,10 +6,10 @@ import os
 import pathlib
 import platform
 import subprocess
+import time
 from typing import Any, NamedTuple
 
-IDLE_LOAD = 0.3  # the load average of the last minute, above which a machine is not idle
-IDLE_SHARE = 0.05  # cores that other processes may keep busy while a program is timed
+IDLE = 0.1  # cores that other processes may keep busy on an idle machine
 PACKAGES = (
     *('jax', 'jaxlib', 'flax', 'numpy', 'torch', 'torchvision', 'onnxruntime', 'opencv-python-headless'),
     *('hotcoco', 'pycocotools'),
@@ -36,9 +36,11 @@ def read_clock() -> Clock:
     return Clock(user + nice + system + irq + softirq, stolen)
 
 
-def load_average() -> float:
-    """Reads how many processes wanted to run, on average over the last minute."""
-    return os.getloadavg()[0]
+def busy_cores(seconds: float = 3) -> float:
+    """Measures how many cores other processes keep busy, while this one sleeps."""
+    before = read_clock()
+    time.sleep(seconds)
+    return (sum(read_clock()) - sum(before)) / seconds
 
 
 def cores() -> int:
@@ -66,7 +68,8 @@ def describe() -> dict[str, Any]:
         'memory_gb': round(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9, 1),
         'system': f'{platform.system()} {platform.release()}',
         'threads': cores(),
-        'load': load_average(),
+        'load': round(os.getloadavg()[0], 2),
+        'busy': round(busy_cores(), 2),
         'python': platform.python_version(),
         'versions': {name: version for name in PACKAGES if (version := _version(name))},
     }

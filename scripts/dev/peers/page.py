@@ -93,7 +93,8 @@ def runs_table(results: Results) -> str:
         versions = ', '.join(f'{name} {version}' for name, version in run['versions'].items())
         lines.append(
             f'{number}. {run["date"]}, commit {run["commit"]}, `{run["command"]}`: {run["machine"]}, {run["memory_gb"]} GB, '
-            f'{run["system"]}, {run["threads"]} threads, load average before {run["load"]:.2f}; Python {run["python"]}, '
+            f'{run["system"]}, {run["threads"]} threads, load average before {run["load"]:.2f}, '
+            f'{run["busy"]:.2f} cores busy; Python {run["python"]}, '
             f'{versions}\n'
         )
     return ''.join(lines)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from detzoo.files import new_file
-from peers.machine import IDLE_LOAD, IDLE_SHARE
+from peers.machine import IDLE
 from peers.turns import OURS
 
 
@@ -53,7 +53,7 @@ def peers_of(row: Mapping[str, Any]) -> list[str]:
 
 def was_busy(row: Mapping[str, Any], run: Mapping[str, Any]) -> bool:
     """Tells whether other processes ran beside a measurement, or before it."""
-    return row['busy'] > IDLE_SHARE or run['load'] > IDLE_LOAD
+    return max(row['busy'], run['busy']) > IDLE
 
 
 class Results:
