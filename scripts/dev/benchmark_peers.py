@@ -101,14 +101,19 @@ def wait_for_idle(seconds: float) -> None:
 
 def measure(arguments: argparse.Namespace) -> list[str]:
     """Measures the chosen cases, and lists those that failed."""
+    results, commit, failed = Results(arguments.output), machine.commit(), []
+    cases = [
+        case for case in chosen_cases(arguments) if arguments.again or not results.has(case.section, case.name, commit)
+    ]
+    if not cases:
+        print(
+            f'{arguments.output} has all these rows for commit {commit}: --again measures them again', file=sys.stderr
+        )
+        return failed
     wait_for_idle(arguments.wait)
-    results, run = Results(arguments.output), machine.describe()
     command = shlex.join(['python', 'scripts/dev/benchmark_peers.py', *sys.argv[1:]])
-    results.begin({**run, 'command': command})
-    cases, failed = chosen_cases(arguments), []
-    if not arguments.again:
-        cases = [case for case in cases if not results.has(case.section, case.name, run['commit'])]
-    form = '{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}'  # seconds are not counted alike: no rate
+    results.begin({**machine.describe(), 'command': command})
+    form = '{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}'  # seconds are not counted alike: no rate
     with tqdm(total=sum(case.expected for case in cases), bar_format=form) as progress:
         for number, case in enumerate(cases, 1):
             progress.set_description(f'{case.section} {number}/{len(cases)}')
