@@ -121,7 +121,7 @@ def measure(arguments: argparse.Namespace) -> list[str]:
                 row = run_case(case, rounds=arguments.rounds, budget=arguments.budget)
                 results.add(case.section, case.name, row)
                 progress.write(summary(case, row), file=sys.stderr)
-            except (AssertionError, RuntimeError) as error:
+            except (AssertionError, RuntimeError, ValueError) as error:
                 failed.append(f'{case.section}, {case.name}')
                 progress.write(f'{failed[-1]}: {error}', file=sys.stderr)
             progress.update(case.expected)
@@ -130,8 +130,7 @@ def measure(arguments: argparse.Namespace) -> list[str]:
 
 def summary(case, row) -> str:
     """Writes the ratios of a row for the terminal."""
-    row = {'section': case.section, 'name': case.name, **row}
-    parts = [f'{page.median(row, page.OURS)}']
+    parts = [page.median(row, page.OURS)]
     for kind in page.peers_of(row):
         label, ratio = page.compare(row, kind)
         parts.append(
