@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from peers import machine, operations, page, turns
+from peers import machine, models, operations, page, turns
 from peers.results import Results, fastest, ratio, was_busy
 
 DOCS = pathlib.Path(__file__).parents[1] / 'docs'
@@ -214,6 +214,29 @@ def test_evaluation_is_the_same_on_both_sides():
     results['detzoo'][0][2] *= 1.1
     with pytest.raises(AssertionError, match='differ by'):
         operations.check_close(results)
+
+
+@pytest.mark.parametrize(
+    'theirs, of_rcnn, same', [(2.001, False, True), (2.1, False, False), (2.1, True, True), (3, True, False)]
+)
+def test_losses_are_the_same_but_for_the_samples_of_an_rcnn(theirs, of_rcnn, same):
+    losses = {'torchvision': theirs, 'detzoo': 2.0}
+    if same:
+        assert models.check_losses(losses, of_rcnn=of_rcnn)['loss of torchvision'] == theirs
+    else:
+        with pytest.raises(AssertionError, match='the loss is 2.0, that of torchvision'):
+            models.check_losses(losses, of_rcnn=of_rcnn)
+
+
+def test_detections_are_compared_one_by_one():
+    ours = {
+        'boxes': np.float32([[0, 0, 9, 9], [5, 5, 20, 30]]),
+        'scores': np.float32([0.9, 0.8]),
+        'labels': np.array([1, 2]),
+    }
+    assert models.check_detections({'detzoo': ours, 'torchvision': ours})['detections'] == 2
+    with pytest.raises(AssertionError, match='detzoo and torchvision detect other things'):
+        models.check_detections({'detzoo': ours, 'torchvision': {**ours, 'labels': np.array([1, 3])}})
 
 
 def test_page_of_the_docs_is_what_the_results_give():

@@ -10,10 +10,12 @@ Train, on both sides: one image of the resized size with `len(BOXES)` objects, f
 weight decay on the same parameters (of the ResNet all but the stem and the first stage, as torchvision's recipes; of VGG all).
 The image is on its canvas already: loading belongs to neither. Torchvision runs `zero_grad`, `model(images, targets)`, `backward`
 and `step`; detzoo runs the step that `detzoo train` runs, with its 100 padded rows of ground truth, metrics and all. The rate is
-tiny, so that each step sees the same network. RoIs are drawn at random on both sides: the losses are close, not equal.
+tiny, so that each step sees the same network. The first losses are checked to be the same, and to be close for R-CNNs, which draw
+their samples at random.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,7 +82,7 @@ def cases(sides: list[int]) -> list[Case]:
                         section,
                         f'{name} {height} x {width}',
                         both(section, dict(name=name, side=side)),
-                        check_detections if section == 'predict' else check_losses,
+                        check_detections if section == 'predict' else partial(check_losses, of_rcnn='rcnn' in name),
                         expected=seconds * (2 if side >= DEFAULT_SIDE else 1),
                     )
                 )
@@ -106,10 +108,11 @@ def check_detections(results: Mapping[str, Any]) -> dict[str, Any]:
     return {'detections': len(ours['boxes']), 'least_iou': same.min_iou, 'least_mask_iou': same.min_mask_iou}
 
 
-def check_losses(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Checks that the losses are close."""
+def check_losses(results: Mapping[str, Any], *, of_rcnn: bool) -> dict[str, Any]:
+    """Checks that the losses are the same; those of R-CNNs, whose samples are drawn, are close."""
+    tolerance = 0.3 if of_rcnn else 1e-3
     for label, loss in results.items():
-        assert abs(loss / results[OURS] - 1) < 0.3, f'the loss is {results[OURS]}, that of {label} {loss}'
+        assert abs(loss / results[OURS] - 1) < tolerance, f'the loss is {results[OURS]}, that of {label} {loss}'
     return {f'loss of {label}': float(loss) for label, loss in results.items()}
 
 
