@@ -67,8 +67,9 @@ setup(
         'cuda': ['jax[cuda13]'],
         # To run the notebooks. The tests run them, without JupyterLab.
         'notebooks': ['jupyterlab', 'nbclient', 'ipykernel', *PLOTS],
-        # scripts/dev/check_parity.py and make_parity_fixtures.py: the same weights in torchvision.
-        'parity': ['torch', 'torchvision'],
+        # scripts/dev/check_parity.py and make_parity_fixtures.py: the same weights in torchvision. benchmark_peers.py also
+        # runs what torch exports in ONNX Runtime.
+        'parity': ['onnx', 'onnxruntime', 'torch', 'torchvision'],
     },
     classifiers=[
         'Programming Language :: Python :: 3.11',

@@ -1,0 +1,1 @@
+"""The parts of scripts/dev/benchmark_peers.py."""
