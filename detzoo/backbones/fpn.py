@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from detzoo.backbones.conv import Conv
 from detzoo.backbones.norms import make_norm
 
 
@@ -48,7 +49,7 @@ class FPN(nn.Module):
             raise ValueError(f"extra_from is {self.extra_from!r}: use 'p5', 'c5', 'pool' or None")
 
         def conv(kernel: int, stride: int, name: str, use_bias: bool = True) -> nn.Conv:
-            return nn.Conv(
+            return Conv(
                 self.features,
                 (kernel, kernel),
                 (stride, stride),

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from detzoo.backbones.conv import Conv
 from detzoo.backbones.norms import make_norm
 
 he_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
@@ -21,7 +22,7 @@ he_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 def conv(features: int, kernel: int, stride: int, dtype: Any, name: str) -> nn.Conv:
     """Makes a convolution without bias that keeps ceil(size / stride) cells."""
-    return nn.Conv(
+    return Conv(
         features,
         (kernel, kernel),
         (stride, stride),
