@@ -22,6 +22,8 @@ from detzoo.backbones import shifted_dots, winograd
 from detzoo.backbones.shifted_dots import Geometry
 from detzoo.types import Array
 
+NHWC = 'NHWC', 'HWIO', 'NHWC'  # the axes of x, of the kernel and of the result
+
 
 class Ways(NamedTuple):
     """The formulations of a convolution and of its gradients: 'xla', 'winograd', 'dots' or 'columns'."""
@@ -66,6 +68,7 @@ def convolve(
     padding: str | Sequence[tuple[int, int]],
     *,
     rhs_dilation: Sequence[int] = (1, 1),
+    dimension_numbers: Any = NHWC,
     feature_group_count: int = 1,
     **kwargs: Any,
 ) -> Array:
@@ -77,6 +80,7 @@ def convolve(
         x: [B, h, w, C].
         kernel: [rows, columns, C, D].
         window_strides, padding, rhs_dilation, feature_group_count, **kwargs: as in `jax.lax.conv_general_dilated`.
+        dimension_numbers: those of NHWC.
 
     Returns:
         [B, H, W, D].
@@ -86,6 +90,7 @@ def convolve(
         window_strides=window_strides,
         padding=padding,
         rhs_dilation=rhs_dilation,
+        dimension_numbers=dimension_numbers,
         feature_group_count=feature_group_count,
         **kwargs,
     )
@@ -146,7 +151,7 @@ def _plain(x: Array, kernel: Array, geometry: Geometry) -> Array:
         geometry.strides,
         geometry.padding,
         rhs_dilation=geometry.dilation,
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        dimension_numbers=NHWC,
     )
 
 

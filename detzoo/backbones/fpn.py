@@ -48,7 +48,7 @@ class FPN(nn.Module):
         if self.extra_from not in ('p5', 'c5', 'pool', None):
             raise ValueError(f"extra_from is {self.extra_from!r}: use 'p5', 'c5', 'pool' or None")
 
-        def conv(kernel: int, stride: int, name: str, use_bias: bool = True) -> nn.Conv:
+        def conv(kernel: int, stride: int, name: str, use_bias: bool = True) -> nn.Module:
             return Conv(
                 self.features,
                 (kernel, kernel),

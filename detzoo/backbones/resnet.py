@@ -20,7 +20,7 @@ from detzoo.backbones.norms import make_norm
 he_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 
-def conv(features: int, kernel: int, stride: int, dtype: Any, name: str) -> nn.Conv:
+def conv(features: int, kernel: int, stride: int, dtype: Any, name: str) -> nn.Module:
     """Makes a convolution without bias that keeps ceil(size / stride) cells."""
     return Conv(
         features,

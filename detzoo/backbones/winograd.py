@@ -23,7 +23,8 @@ KERNEL = np.float32([(1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1)])
 OUTPUT = np.float32([(1, 1, 1, 0), (0, 1, -1, -1)])
 
 WHOLE = 24 * 2**20  # bytes; a map whose transformed patches take no more is convolved at once
-STRIP = 4 * 2**20  # bytes of the transformed patches of a strip
+STRIP = 4 * 2**20  # bytes of the transformed patches of a strip, unless it has ...
+MIN_PATCHES = 256  # ... fewer patches: products with few rows are slow
 
 Padding = Sequence[tuple[int, int]]
 Place = tuple[Array | int, Array | int]  # the first image and the first row of patches of a strip
@@ -103,11 +104,11 @@ def _plan(sizes: Sequence[int], channels: int) -> _Strips:
     images, rows, columns = sizes[0], -(-sizes[1] // 2), -(-sizes[2] // 2)
     if not needs_strips(images * rows * columns, channels):
         return _Strips((1, 1), images, rows, columns)
-    size = 16 * 4 * rows * columns * channels  # bytes of an image
-    if size <= STRIP:
-        at_once = max(count for count in range(1, STRIP // size + 1) if images % count == 0)
+    wanted = max(STRIP // (16 * 4 * channels), MIN_PATCHES)  # patches of a strip
+    if rows * columns <= wanted:
+        at_once = max(count for count in range(1, wanted // (rows * columns) + 1) if images % count == 0)
         return _Strips((images // at_once, 1), at_once, rows, columns)
-    at_once = -(-rows // -(-size // STRIP))
+    at_once = -(-rows // -(-rows * columns // wanted))
     return _Strips((images, -(-rows // at_once)), 1, at_once, columns)
 
 
@@ -154,7 +155,9 @@ def _patches(x: Array, matrix: np.ndarray, place: Place, strips: _Strips, paddin
     total = 0
     for y, weight_y in rows:
         for x_, weight_x in columns:
-            cells = x.at[images, y[:, None, None, :, None], x_[:, None, None]].get(mode='promise_in_bounds')
+            cells = (
+                jnp.asarray(x).at[images, y[:, None, None, :, None], x_[:, None, None]].get(mode='promise_in_bounds')
+            )
             total += cells * (weight_y[:, None, :, None] * weight_x[:, None])[:, :, None, ..., None]
     return total.reshape(16, -1, x.shape[-1])
 
