@@ -1,7 +1,8 @@
 """Convolutions, computed on CPUs in the way that is fastest for their shape.
 
-GPUs and TPUs run `jax.lax.conv_general_dilated`. XLA's CPU threads and vectorises it well, but only forward: the gradient of a
-kernel takes it up to eight times as long. So on a CPU a convolution and each of its gradients is one of
+GPUs and TPUs run `jax.lax.conv_general_dilated`. XLA computes it well on CPUs too, but without Winograd's algorithm, and takes up
+to six times as long as a product of matrices for the gradient of a kernel. So on a CPU a convolution and each of its gradients
+is one of
 
     'xla'       jax.lax.conv_general_dilated
     'winograd'  `winograd`: 3x3, stride 1
@@ -36,6 +37,21 @@ class Ways(NamedTuple):
 def choose(x: Sequence[int], kernel: Sequence[int], geometry: Geometry) -> Ways:
     """Chooses the fastest formulations for a CPU.
 
+    Milliseconds of one thread of an AMD EPYC, XLA's own and the chosen one, from scripts/dev/benchmark_convolutions.py:
+
+        B x h x w, C -> D, kernel, stride         forward         gradient of x     gradient of the kernel
+        1 x 128 x 128,   64 ->  256, 1x1, 1       6.0    5.6      7.1    5.7       31.3    6.1  dots
+        1 x 128 x 128,  256 ->  512, 1x1, 2      11.1   10.5     11.6   11.0       63.9   11.1  dots
+        1 x 300 x 300,   64 ->   64, 3x3, 1      64.1   43.2     63.9   43.2       91.7   60.6  winograd
+        1 x 128 x 128,   64 ->   64, 3x3, 1      11.6    8.6     11.5    8.7       15.3   13.4  winograd
+        1 x  64 x  64,  256 ->  256, 3x3, 1      44.9   25.7     45.8   25.3       52.7   28.4  winograd
+        1 x  16 x  16,  512 ->  512, 3x3, 1      11.9    8.3     18.0   10.1       13.4    8.0  winograd
+      128 x  14 x  14,  256 ->  256, 3x3, 1     310.6  154.5    312.8  154.0      683.6  176.8  winograd
+       16 x   8 x   8,   48 ->   48, 3x3, 1       0.41   0.29     0.42   0.29       0.45   0.33 winograd
+        1 x  26 x  26,  512 -> 1024, 3x3, 2      20.3   16.2     31.1   18.6       19.4   16.7  columns, dots, columns
+        1 x 128 x 128,  128 ->  128, 3x3, 2      12.3   12.3     14.2   14.1       25.7   17.2  xla, dots, dots
+        1 x 512 x 512,    3 ->   64, 7x7, 2      12.8   12.8     31.1   31.1       17.3   17.3  xla
+
     Args:
         x: (B, h, w, C).
         kernel: (rows, columns, C, D).
@@ -47,11 +63,10 @@ def choose(x: Sequence[int], kernel: Sequence[int], geometry: Geometry) -> Ways:
         return Ways('dots', 'dots', 'dots')
     height, width = shifted_dots.result_sizes(x[1:3], sides, geometry)
     patches = x[0] * -(-height // 2) * -(-width // 2)
-    if suits_winograd(kernel, geometry) and few >= 32 and patches * 4096 >= channels * features:
-        large = winograd.needs_strips(patches, max(channels, features))
-        return Ways('xla' if large and few <= 64 else 'winograd', 'winograd', 'winograd' if few >= 48 else 'xla')
+    if suits_winograd(kernel, geometry) and few >= 32 and channels * features <= 12_000 * patches:
+        return Ways('winograd', 'winograd', 'winograd')
     if x[0] * height * width <= 400:
-        return Ways('columns', 'dots', 'columns')
+        return Ways('columns', 'dots', 'columns') if few >= 48 else Ways('xla', 'dots', 'xla')
     return Ways('xla', 'dots' if few >= 128 else 'xla', 'dots' if few >= 64 else 'xla')
 
 

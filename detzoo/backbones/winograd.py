@@ -94,15 +94,10 @@ def _convolve(x: Array, kernel: Array, padding: Padding) -> Array:
     return result[:, :height, :width]
 
 
-def needs_strips(patches: int, channels: int) -> bool:
-    """Whether a map with so many patches, of all images, is convolved in strips; channels: the larger of C and D."""
-    return 16 * 4 * patches * channels > WHOLE
-
-
 def _plan(sizes: Sequence[int], channels: int) -> _Strips:
     """Cuts a batch into strips: none, or some images at once, or some rows of one image; sizes: (B, H, W) of the result."""
     images, rows, columns = sizes[0], -(-sizes[1] // 2), -(-sizes[2] // 2)
-    if not needs_strips(images * rows * columns, channels):
+    if 16 * 4 * images * rows * columns * channels <= WHOLE:
         return _Strips((1, 1), images, rows, columns)
     wanted = max(STRIP // (16 * 4 * channels), MIN_PATCHES)  # patches of a strip
     if rows * columns <= wanted:

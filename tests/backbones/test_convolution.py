@@ -112,10 +112,9 @@ def test_choice_has_winograd_for_wide_maps_and_products_for_the_rest():
 
     assert ways(1, 128, 64, 1, 256) == ('dots', 'dots', 'dots')
     assert ways(1, 64, 256, 3, 256, padding=1) == ('winograd', 'winograd', 'winograd')
-    assert ways(16, 32, 32, 3, 32, padding=1) == ('winograd', 'winograd', 'xla')  # 32 channels
-    assert ways(1, 300, 64, 3, 64, padding=1) == ('xla', 'winograd', 'winograd')  # too large for a cache
-    assert ways(1, 512, 3, 3, 64, padding=1) == ('xla', 'xla', 'xla')  # three channels
-    assert ways(1, 13, 512, 3, 1024, padding=1) == ('columns', 'dots', 'columns')  # 49 patches, a large kernel
+    assert ways(16, 32, 16, 3, 32, padding=1) == ('xla', 'xla', 'xla')  # 16 channels
+    assert ways(1, 4, 256, 3, 256, padding=1) == ('columns', 'dots', 'columns')  # 4 patches, a large kernel
+    assert ways(1, 19, 1024, 3, 24, padding=1) == ('xla', 'dots', 'xla')  # few cells, few channels
     assert ways(1, 128, 128, 3, 128, stride=2, padding=1) == ('xla', 'dots', 'dots')
     assert ways(1, 512, 3, 7, 64, stride=2, padding=3) == ('xla', 'xla', 'xla')
 
