@@ -1,13 +1,39 @@
-"""The layer that VGG, MobileNet, darknet and SSD are built from: a convolution, a norm or a bias, and an activation."""
+"""Layers of convolutions: `Conv` and `ConvTranspose`, fast on CPUs too (see `convolution`), and `ConvNorm`, built from them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
+
+from detzoo.backbones.convolution import convolve, convolve_transposed
+
+Conv = partial(nn.Conv, conv_general_dilated=convolve)
+
+
+class ConvTranspose(nn.Module):
+    """A transposed convolution whose kernel is as large as its stride, with a bias: each cell becomes side x side cells.
+
+    features: channels of the output.
+    side: side of the kernel, and the stride.
+    kernel_init: initialiser of the kernel.
+    dtype: dtype of the computation.
+    """
+
+    features: int
+    side: int
+    kernel_init: Callable[..., jax.Array] = nn.initializers.he_normal()
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [B, h, w, C] to [B, side * h, side * w, features]."""
+        kernel = self.param('kernel', self.kernel_init, (self.side, self.side, x.shape[-1], self.features))
+        bias = self.param('bias', nn.initializers.zeros_init(), (self.features,))
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        return convolve_transposed(x, kernel) + bias
 
 
 class ConvNorm(nn.Module):
@@ -38,8 +64,7 @@ class ConvNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [B, h, w, C] to [B, ceil(h / stride), ceil(w / stride), features], with the default padding."""
         padding = self.dilation * (self.kernel // 2) if self.padding is None else self.padding
-        depthwise = dict(feature_group_count=self.features, conv_general_dilated=depthwise_convolution)
-        x = nn.Conv(
+        x = Conv(
             self.features,
             (self.kernel, self.kernel),
             (self.stride, self.stride),
@@ -48,48 +73,9 @@ class ConvNorm(nn.Module):
             use_bias=self.norm is None,
             kernel_init=self.init,
             dtype=self.dtype,
+            feature_group_count=self.features if self.depthwise else 1,
             name='conv',
-            **depthwise if self.depthwise else {},
         )(x)
         if self.norm is not None:
             x = self.norm(name='norm')(x)
         return x if self.activation is None else self.activation(x)
-
-
-def depthwise_convolution(
-    x: jax.Array,
-    kernel: jax.Array,
-    strides: Sequence[int],
-    padding: Sequence[tuple[int, int]],
-    *,
-    rhs_dilation: Sequence[int],
-    **kwargs: Any,
-) -> jax.Array:
-    """Convolves each channel by itself with `jax.lax.conv_general_dilated`, or on a CPU with a sum of shifted products.
-
-    On CPUs XLA takes many times longer to compile a convolution with many groups than this sum, and still longer for its gradient.
-
-    Args:
-        x: [B, h, w, C].
-        kernel: [rows, columns, 1, C].
-        strides, padding, rhs_dilation, **kwargs: as in `jax.lax.conv_general_dilated`, but without `lhs_dilation`.
-
-    Returns:
-        [B, (h + padding - extent of the kernel) // stride + 1, (w + ...) // stride + 1, C].
-    """
-
-    @jax.checkpoint  # the gradient keeps x and the kernel, not the part of x in each product
-    def sum_of_products(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        dtype, x = x.dtype, jnp.pad(x.astype(jnp.float32), ((0, 0), *padding, (0, 0)))
-        extents = [(size - 1) * dilation + 1 for size, dilation in zip(kernel.shape, rhs_dilation)]
-        spans = [(size - extent) // stride * stride + 1 for size, extent, stride in zip(x.shape[1:], extents, strides)]
-        total = 0.0
-        for i, j in np.ndindex(*kernel.shape[:2]):
-            top, left = i * rhs_dilation[0], j * rhs_dilation[1]
-            total += x[:, top : top + spans[0] : strides[0], left : left + spans[1] : strides[1]] * kernel[i, j, 0]
-        return total.astype(dtype)
-
-    convolve = partial(
-        jax.lax.conv_general_dilated, window_strides=strides, padding=padding, rhs_dilation=rhs_dilation, **kwargs
-    )
-    return jax.lax.platform_dependent(x, kernel, cpu=sum_of_products, default=convolve)

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from detzoo.backbones.conv import Conv
 from detzoo.backbones.norms import make_norm
 
 
@@ -47,8 +48,8 @@ class FPN(nn.Module):
         if self.extra_from not in ('p5', 'c5', 'pool', None):
             raise ValueError(f"extra_from is {self.extra_from!r}: use 'p5', 'c5', 'pool' or None")
 
-        def conv(kernel: int, stride: int, name: str, use_bias: bool = True) -> nn.Conv:
-            return nn.Conv(
+        def conv(kernel: int, stride: int, name: str, use_bias: bool = True) -> nn.Module:
+            return Conv(
                 self.features,
                 (kernel, kernel),
                 (stride, stride),

@@ -14,14 +14,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from detzoo.backbones.conv import Conv
 from detzoo.backbones.norms import make_norm
 
 he_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 
-def conv(features: int, kernel: int, stride: int, dtype: Any, name: str) -> nn.Conv:
+def conv(features: int, kernel: int, stride: int, dtype: Any, name: str) -> nn.Module:
     """Makes a convolution without bias that keeps ceil(size / stride) cells."""
-    return nn.Conv(
+    return Conv(
         features,
         (kernel, kernel),
         (stride, stride),

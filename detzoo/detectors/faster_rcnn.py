@@ -38,6 +38,7 @@ import jax
 import jax.numpy as jnp
 
 from detzoo.backbones import make_backbone, make_last_stage
+from detzoo.backbones.conv import Conv
 from detzoo.backbones.fpn import FPN
 from detzoo.backbones.norms import make_norm
 from detzoo.core import matching
@@ -64,7 +65,7 @@ def run_convolutions(
 ) -> Array:
     """Runs 3x3 convolutions, each with a norm unless it is None, as parts of the module whose compact method calls this."""
     for i in range(1, layers + 1):
-        x = nn.Conv(
+        x = Conv(
             features,
             (3, 3),
             padding=1,

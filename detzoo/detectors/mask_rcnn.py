@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from detzoo.backbones.conv import Conv, ConvTranspose
 from detzoo.backbones.norms import make_norm
 from detzoo.core import losses, masks, matching
 from detzoo.detectors import faster_rcnn, stages
@@ -58,11 +59,9 @@ class FCNHead(nn.Module):
         norm = self.norm and make_norm(self.norm, train=train, axis_name=self.axis_name, dtype=self.dtype, valid=valid)
         x = faster_rcnn.run_convolutions(x, layers=self.layers, features=self.features, norm=norm, dtype=self.dtype)
         x = nn.relu(
-            nn.ConvTranspose(
-                self.features, (2, 2), (2, 2), kernel_init=nn.initializers.he_normal(), dtype=self.dtype, name='deconv'
-            )(x)
+            ConvTranspose(self.features, 2, kernel_init=nn.initializers.he_normal(), dtype=self.dtype, name='deconv')(x)
         )
-        return nn.Conv(self.outputs, (1, 1), kernel_init=nn.initializers.normal(0.01), dtype=self.dtype, name='logits')(
+        return Conv(self.outputs, (1, 1), kernel_init=nn.initializers.normal(0.01), dtype=self.dtype, name='logits')(
             x
         ).astype(jnp.float32)
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from detzoo.backbones.conv import Conv
 from detzoo.core import images
 from detzoo.types import Array, Inputs, ModelState, Params
 
@@ -83,7 +84,7 @@ def cell_output(num_anchors: int, num_classes: int, prior_probability: float, dt
     bias = np.zeros((num_anchors, 5 + num_classes), np.float32)
     bias[:, 4] = prior_bias(prior_probability)
     return partial(
-        nn.Conv,
+        Conv,
         bias.size,
         (1, 1),
         kernel_init=nn.initializers.normal(0.01),

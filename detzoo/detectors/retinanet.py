@@ -30,6 +30,7 @@ import numpy as np
 import optax
 
 from detzoo.backbones import make_backbone
+from detzoo.backbones.conv import Conv
 from detzoo.backbones.fpn import FPN
 from detzoo.backbones.norms import make_norm
 from detzoo.core import anchors as anchor_ops
@@ -79,7 +80,7 @@ class Head(nn.Module):
         tower = []
         for i in range(self.depth):
             tower.append(
-                nn.Conv(
+                Conv(
                     levels[0].shape[-1],
                     (3, 3),
                     padding=1,
@@ -93,7 +94,7 @@ class Head(nn.Module):
                 tower.append(make_norm(self.norm, train=train, axis_name=None, dtype=self.dtype)(name=f'norm{i + 1}'))
             tower.append(nn.relu)
         tower.append(
-            nn.Conv(
+            Conv(
                 self.anchors_per_cell * self.outputs,
                 (3, 3),
                 padding=1,

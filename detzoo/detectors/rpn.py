@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from detzoo.backbones.conv import Conv
 from detzoo.core import anchors as anchor_ops
 from detzoo.core import box_coding, losses, matching
 from detzoo.core.postprocess import Candidates, postprocess, top_per_level
@@ -31,7 +32,7 @@ class RPNHead(nn.Module):
     @nn.compact
     def __call__(self, levels: Sequence[Array]) -> tuple[Array, Array]:
         """Maps levels [B, h, w, C] to objectness_logits [B, A] and deltas [B, A, 4], float32, level after level."""
-        conv = partial(nn.Conv, kernel_init=nn.initializers.normal(0.01), dtype=self.dtype)
+        conv = partial(Conv, kernel_init=nn.initializers.normal(0.01), dtype=self.dtype)
         names = ['conv', *(f'conv{i}' for i in range(2, self.layers + 1))]
         shared = [conv(levels[0].shape[-1], (3, 3), padding=1, name=name) for name in names]
         objectness = conv(self.anchors_per_cell, (1, 1), name='objectness')

@@ -9,7 +9,8 @@ import pytest
 from networks import count, random_features, shapes_of
 
 from detzoo.backbones import mobilenet, norms, resnet
-from detzoo.backbones.conv import ConvNorm, depthwise_convolution
+from detzoo.backbones.conv import ConvNorm
+from detzoo.backbones.convolution import convolve
 from detzoo.backbones.mobilenet import mobilenet_v2, mobilenet_v3_large
 from detzoo.backbones.resnet import LastStage, ResNet
 from detzoo.backbones.vgg import VGG16
@@ -247,7 +248,7 @@ def test_depthwise_convolution_on_cpu_is_that_of_other_platforms(size, kernel, s
     )
 
     def ours(x, weights):
-        return depthwise_convolution(x, weights, strides, **options)
+        return convolve(x, weights, strides, **options)
 
     def lax(x, weights):
         return jax.lax.conv_general_dilated(x, weights, strides, **options)

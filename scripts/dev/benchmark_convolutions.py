@@ -1,0 +1,117 @@
+"""Times the convolutions of detectors on this CPU, in each formulation that `detzoo.backbones.convolution` has.
+
+    taskset -c 0 python scripts/dev/benchmark_convolutions.py --models=retinanet_r50_fpn_coco:512,ssd_vgg16_coco:300 --images=1
+
+The convolutions are those of the configs' training step, on a square canvas of the size after the colon, each shape once. Printed
+are the milliseconds of process time of one thread, the least of several runs, forward, for the gradient of the input and for
+that of the kernel; a star marks what `choose` takes. The last lines sum them up, each shape as often as it occurs: all in XLA's
+way, all as chosen, and all in the fastest way.
+"""
+
+import collections
+import time
+from collections.abc import Callable
+from functools import partial
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags, logging
+from tqdm.auto import tqdm
+
+MODELS = flags.DEFINE_list('models', ['retinanet_shapes:128'], 'Configs, each with the side of its canvas, pixels.')
+IMAGES = flags.DEFINE_integer('images', 1, 'Images of a batch.', lower_bound=1)
+REPEATS = flags.DEFINE_integer('repeats', 5, 'Timed runs of each program.', lower_bound=1)
+PARTS = {
+    'forward': ('xla', 'winograd', 'dots', 'columns'),
+    'input_gradient': ('xla', 'winograd', 'dots'),
+    'kernel_gradient': ('xla', 'winograd', 'dots', 'columns'),
+}
+
+
+def shapes_of(model: str) -> collections.Counter:
+    """Counts the (shape of x, shape of the kernel, geometry) of the convolutions in a config's training step."""
+    from detzoo.backbones import convolution
+    from detzoo.config import complete, load_config
+    from detzoo.costs.programs import random_batch, state_shapes
+    from detzoo.inference.predictor import detector_of
+
+    name, _, side = model.partition(':')
+    config = complete(load_config(name))
+    config.model.dtype = 'float32'
+    found: collections.Counter = collections.Counter()
+
+    def record(*shape) -> convolution.Ways:
+        found[shape] += 1
+        return convolution.Ways('xla', 'xla', 'xla')
+
+    detector = detector_of(config, 80, None)
+    batch = random_batch(config, (int(side), int(side)), IMAGES.value, 80)
+    state = state_shapes(config, 80)
+    with mock.patch.object(convolution, 'choose', record):
+        jax.eval_shape(detector.loss, state.params, state.model_state, batch, jax.random.key(0))
+    return found
+
+
+def least_time(function: Callable[..., jax.Array], *arguments: jax.Array) -> float:
+    """Compiles and runs a function, and returns the least process time of a run, seconds."""
+    compiled = jax.jit(function).lower(*arguments).compile()
+    jax.block_until_ready(compiled(*arguments))
+    seconds = []
+    for _ in range(REPEATS.value):
+        start = time.process_time()
+        jax.block_until_ready(compiled(*arguments))
+        seconds.append(time.process_time() - start)
+    return min(seconds)
+
+
+def measure(x_shape, kernel_shape, geometry) -> dict[str, dict[str, float]]:
+    """Times a convolution: {part: {formulation: seconds}}."""
+    from detzoo.backbones import convolution
+
+    rng = np.random.RandomState(0)
+    x, kernel = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in (x_shape, kernel_shape))
+    seconds: dict[str, dict[str, float]] = {part: {} for part in PARTS}
+    for part, ways in PARTS.items():
+        for way in ways:
+            if way == 'winograd' and not convolution.suits_winograd(kernel_shape, geometry):
+                continue
+            convolve = partial(convolution.convolve_on_cpu, geometry, convolution.Ways(way, way, way))
+            gradient = jnp.asarray(rng.normal(size=jax.eval_shape(convolve, x, kernel).shape), jnp.float32)
+            program = {
+                'forward': lambda x, kernel, gradient, f=convolve: f(x, kernel),
+                'input_gradient': lambda x, kernel, gradient, f=convolve: jax.vjp(f, x, kernel)[1](gradient)[0],
+                'kernel_gradient': lambda x, kernel, gradient, f=convolve: jax.vjp(f, x, kernel)[1](gradient)[1],
+            }[part]
+            seconds[part][way] = least_time(program, x, kernel, gradient)
+    return seconds
+
+
+def main(_) -> None:
+    from detzoo.backbones.convolution import choose
+
+    logging.set_verbosity(logging.WARNING)
+    shapes = sum((shapes_of(model) for model in MODELS.value), collections.Counter())
+    totals: collections.Counter = collections.Counter()
+    for shape, count in tqdm(sorted(shapes.items()), unit='convolution'):
+        (batch, height, width, channels), (rows, columns, _, features), geometry = shape
+        strides, padding, dilation = geometry
+        line = f'{count} x {batch} x {height} x {width}, {channels} -> {features}, {rows}x{columns}'
+        line += f', stride {strides[0]}, padding {padding[0][0]}, dilation {dilation[0]}'
+        for part, seconds in measure(*shape).items():
+            chosen = getattr(choose(*shape), part)
+            ways = ', '.join(f'{way} {1e3 * s:.2f}{"*" * (way == chosen)}' for way, s in seconds.items())
+            line += f'\n    {part:<16}{ways}'
+            for name, value in dict(xla=seconds['xla'], chosen=seconds[chosen], fastest=min(seconds.values())).items():
+                totals[part, name] += count * value
+        tqdm.write(line)
+    for part in PARTS:
+        print(
+            f'{part:<20}',
+            ', '.join(f'{name} {1e3 * totals[part, name]:.1f} ms' for name in ('xla', 'chosen', 'fastest')),
+        )
+
+
+if __name__ == '__main__':
+    app.run(main)
