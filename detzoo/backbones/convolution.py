@@ -47,7 +47,7 @@ def choose(x: Sequence[int], kernel: Sequence[int], geometry: Geometry) -> Ways:
         1 x  64 x  64,  256 ->  256, 3x3, 1      44.9   25.7     45.8   25.3       52.7   28.4  winograd
         1 x  16 x  16,  512 ->  512, 3x3, 1      11.9    8.3     18.0   10.1       13.4    8.0  winograd
       128 x  14 x  14,  256 ->  256, 3x3, 1     310.6  154.5    312.8  154.0      683.6  176.8  winograd
-       16 x   8 x   8,   48 ->   48, 3x3, 1       0.41   0.29     0.42   0.29       0.45   0.33 winograd
+       16 x   8 x   8,   64 ->   64, 3x3, 1       0.70   0.43     0.71   0.43       0.76   0.63 winograd
         1 x  26 x  26,  512 -> 1024, 3x3, 2      20.3   16.2     31.1   18.6       19.4   16.7  columns, dots, columns
         1 x 128 x 128,  128 ->  128, 3x3, 2      12.3   12.3     14.2   14.1       25.7   17.2  xla, dots, dots
         1 x 512 x 512,    3 ->   64, 7x7, 2      12.8   12.8     31.1   31.1       17.3   17.3  xla
@@ -62,10 +62,13 @@ def choose(x: Sequence[int], kernel: Sequence[int], geometry: Geometry) -> Ways:
     if sides == (1, 1):
         return Ways('dots', 'dots', 'dots')
     height, width = shifted_dots.result_sizes(x[1:3], sides, geometry)
-    patches = x[0] * -(-height // 2) * -(-width // 2)
-    if suits_winograd(kernel, geometry) and few >= 32 and channels * features <= 12_000 * patches:
+    cells, patches = x[0] * height * width, x[0] * -(-height // 2) * -(-width // 2)
+    pays = few >= 32 and channels * features <= 12_000 * patches
+    if (
+        suits_winograd(kernel, geometry) and pays and 9 * cells * channels * features > 3e7
+    ):  # else it takes longer to compile
         return Ways('winograd', 'winograd', 'winograd')
-    if x[0] * height * width <= 400:
+    if cells <= 400:
         return Ways('columns', 'dots', 'columns') if few >= 48 else Ways('xla', 'dots', 'xla')
     return Ways('xla', 'dots' if few >= 128 else 'xla', 'dots' if few >= 64 else 'xla')
 
@@ -185,7 +188,10 @@ def _convolve_channels(geometry: Geometry, x: Array, kernel: Array) -> Array:
 
 
 def convolve_transposed(x: Array, kernel: Array) -> Array:
-    """Convolves as `jax.lax.conv_transpose` does, with a kernel that is as large as its stride.
+    """Convolves as `jax.lax.conv_transpose` does, with a kernel that is as large as its stride: one product, but on TPUs.
+
+    On a CPU XLA's convolution takes a hundred times as long for the gradient of the kernel, and on a GPU it is the slowest
+    operation of Mask R-CNN's training step.
 
     Args:
         x: [B, h, w, C].
@@ -203,4 +209,4 @@ def convolve_transposed(x: Array, kernel: Array) -> Array:
         return cells.transpose(0, 1, 3, 2, 4, 5).reshape(batch, side * height, side * width, -1)
 
     plain = partial(jax.lax.conv_transpose, strides=(side, side), padding='SAME')
-    return jax.lax.platform_dependent(x, kernel, cpu=product, default=plain)
+    return jax.lax.platform_dependent(x, kernel, tpu=plain, default=product)

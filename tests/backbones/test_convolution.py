@@ -113,6 +113,7 @@ def test_choice_has_winograd_for_wide_maps_and_products_for_the_rest():
     assert ways(1, 128, 64, 1, 256) == ('dots', 'dots', 'dots')
     assert ways(1, 64, 256, 3, 256, padding=1) == ('winograd', 'winograd', 'winograd')
     assert ways(16, 32, 16, 3, 32, padding=1) == ('xla', 'xla', 'xla')  # 16 channels
+    assert ways(16, 8, 48, 3, 48, padding=1) == ('xla', 'xla', 'xla')  # little work
     assert ways(1, 4, 256, 3, 256, padding=1) == ('columns', 'dots', 'columns')  # 4 patches, a large kernel
     assert ways(1, 19, 1024, 3, 24, padding=1) == ('xla', 'dots', 'xla')  # few cells, few channels
     assert ways(1, 128, 128, 3, 128, stride=2, padding=1) == ('xla', 'dots', 'dots')
@@ -125,21 +126,21 @@ def operations(function, platform, *arguments) -> set[str]:
     return set(re.findall(r'stablehlo\.(convolution|dot_general)', module))
 
 
-@pytest.mark.parametrize('transposed', [False, True])
-def test_only_cpus_get_products_of_matrices(transposed):
-    x, kernel = draw(1, 4, 4, 2, seed=0), draw(2, 2, 2, 3, seed=1) if transposed else draw(1, 1, 2, 3, seed=1)
-
-    def convolved(x, kernel):
-        return convolve_transposed(x, kernel) if transposed else convolve(x, kernel, (1, 1), 'SAME')
+@pytest.mark.parametrize(
+    'convolved, side, products',
+    [(lambda x, kernel: convolve(x, kernel, (1, 1), 'SAME'), 1, {'cpu'}), (convolve_transposed, 2, {'cpu', 'cuda'})],
+)
+def test_platforms_get_products_of_matrices_or_convolutions(convolved, side, products):
+    x, kernel = draw(1, 4, 4, 2, seed=0), draw(side, side, 2, 3, seed=1)
 
     def gradients(x, kernel):
         result, pull = jax.vjp(convolved, x, kernel)
         return pull(result)
 
     for function in (convolved, gradients):
-        assert operations(function, 'cpu', x, kernel) == {'dot_general'}
-        for platform in ('cuda', 'tpu'):
-            assert operations(function, platform, x, kernel) == {'convolution'}
+        for platform in ('cpu', 'cuda', 'tpu'):
+            expected = 'dot_general' if platform in products else 'convolution'
+            assert operations(function, platform, x, kernel) == {expected}
 
 
 def test_other_data_types_take_xlas_convolution():
