@@ -246,3 +246,17 @@ def test_multiply_adds_by_hand():
     first, second = 2 * 4 * 5 * 7 * 27, 2 * 4 * 5 * 7 * 9
     third, fourth = 2 * 4 * 5 * 7 * 24, 3 * 2 * 8 * 10 * 36
     assert multiply_adds(function, *arguments) == first + second + third + fourth
+
+
+def test_multiply_adds_counts_one_branch():
+    """The default of several platforms, for the gradient too, and the largest of other branches."""
+    once, thrice = lambda x: x @ x, lambda x: x @ x @ x @ x
+
+    def of_platforms(x):
+        return jax.lax.platform_dependent(x, cpu=thrice, default=once)
+
+    x = jax.ShapeDtypeStruct((5, 5), jnp.float32)
+    assert multiply_adds(of_platforms, x) == 125
+    assert multiply_adds(jax.grad(lambda x: of_platforms(x).sum()), x) == 3 * 125
+    assert multiply_adds(lambda x: jax.lax.platform_dependent(x, cpu=once, tpu=thrice), x) == 3 * 125
+    assert multiply_adds(lambda x: jax.lax.cond(x[0, 0] > 0, thrice, once, x), x) == 3 * 125
