@@ -1,21 +1,17 @@
 """Features of regions: RoIAlign, RoIPool and RoIWarp, over one level or a pyramid.
 
     levels of one image -> one list of cells; for each RoI, where its level begins and how wide it is
-    RoIAlign, RoIWarp: sample points along y and along x -> two cells and weights each -> gathers, summed sample by sample
-    RoIPool: the maximum over the cells of each bin, one cell after the other, RoI by RoI
-    gradient: RoI by RoI, added to one gradient of all cells
+    RoIAlign, RoIWarp: sample points along y and along x -> `roi_samples`
+    RoIPool: the rows and columns of each bin -> `roi_cells`
 
 A RoI has a cost on its own level only. Gradients go to the features, not to the RoIs (`stop_gradient`). Sums and weights
 are float64 if the features are, else float32, also for features in half precision. A RoI with a coordinate that is not
 finite gives zeros; coordinates beyond a million pixels are clipped to a million.
 
-The formulations were chosen by scripts/dev/benchmark_roi_features.py, on a CPU.
-
 RoIPool: Fast R-CNN, 1504.08083, section 2.1. RoIAlign: Mask R-CNN, 1703.06870, section 3. RoIWarp: Multi-task Network
 Cascades, 1512.04412, section 3.2, as ablated in Mask R-CNN, table 2c. Levels: FPN, 1612.03144, section 4.2.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -25,13 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from detzoo.core import boxes as box_ops
+from detzoo.core.roi_cells import pool_cells
+from detzoo.core.roi_samples import pool_samples
 from detzoo.types import Array
 
 LEVEL_TOLERANCE = 1e-6  # levels; a side of exactly 224 pixels, rounded down a little, still belongs to the level of 224
 FARTHEST = 2.0**20  # pixels; a cell's index times the number of bins still fits an int32
-# Samples of a bin per step of a loop. If all were unrolled, XLA would fuse their gathers into every use of the result.
-UNROLLED_SAMPLES = 2
-POOLED_AT_ONCE = 8  # RoIs that RoIPool pools together: as fast as one by one on a CPU, in fewer steps
 
 
 def assign_levels(
@@ -110,7 +105,7 @@ def roi_align(
         samples = max_samples_per_bin
         count = jnp.minimum(_samples_needed(extent, output_size), samples)
     points = _sample_points(start, extent, count, output_size, samples)
-    return _pool_samples(cells, frame, points, count, reduce)
+    return pool_samples(cells, frame.start, frame.sides, points, count, reduce)
 
 
 def adaptive_samples(rois: Array, level: Array, *, strides: Sequence[float], output_size: int, aligned: bool) -> Array:
@@ -178,7 +173,7 @@ def roi_warp(
     samples = jnp.full(first.shape, samples_per_bin)
     points = _sample_points(start, extent, samples, output_size, samples_per_bin)
     inside = jnp.clip(points, first[..., None, None], (first + count - 1)[..., None, None])
-    return _pool_samples(cells, frame, inside, samples, reduce)
+    return pool_samples(cells, frame.start, frame.sides, inside, samples, reduce)
 
 
 def roi_pool(
@@ -217,7 +212,7 @@ def roi_pool(
     low, high = bins * count // output_size, -(-(bins + 1) * count // output_size)  # [R, 2, output_size]
     limit = frame.sides[..., None]
     low, high = (jnp.clip(x + first[..., None], 0, limit) for x in (low, high))
-    return _pool_cells(cells, frame.start, frame.sides[:, 1], low, high)
+    return pool_cells(cells, frame.start, frame.sides[:, 1], low, high)
 
 
 class _Frame(NamedTuple):
@@ -226,19 +221,6 @@ class _Frame(NamedTuple):
     start: Array
     sides: Array
     stride: Array
-
-
-class _Taps(NamedTuple):
-    """The two cells on either side of each sample point, along y (axis 1: 0) and x.
-
-    index: [R, 2, size, s, 2] int32, row or column.
-    weight: [R, 2, size, s, 2] float in 0..1.
-    share: [R, 2, s] float: 1 / number of samples, 0 for samples that are not used.
-    """
-
-    index: Array
-    weight: Array
-    share: Array
 
 
 def _check(levels: Sequence[Array], strides: Sequence[float], output_size: int, reduce: str = 'average') -> None:
@@ -309,189 +291,3 @@ def _sample_points(start: Array, extent: Array, count: Array, output_size: int, 
     """
     start, size, count = (x[..., None, None] for x in (start, extent / output_size, jnp.maximum(count, 1)))
     return start + (jnp.arange(output_size)[:, None] + (jnp.arange(samples) + 0.5) / count.astype(size.dtype)) * size
-
-
-def _pool_samples(cells: Array, frame: _Frame, points: Array, count: Array, reduce: str) -> Array:
-    """Pools bilinear samples at the crossings of points along y and x.
-
-    Args:
-        cells: [N, C] float.
-        frame: the frame of R RoIs.
-        points: [R, 2, size, s] float, in cells; whole numbers are centres.
-        count: [R, 2] int: how many of the s points are used.
-        reduce: 'average' or 'max'.
-
-    Returns:
-        [R, size, size, C].
-    """
-    last = (frame.sides - 1)[..., None, None]
-    inside = (points >= -1) & (points <= last + 1)
-    points = jnp.clip(points, 0, last)
-    low = jnp.floor(points).astype(jnp.int32)
-    fraction = points - low
-    samples = jnp.arange(points.shape[-1])
-    taps = _Taps(
-        index=jnp.stack([low, jnp.minimum(low + 1, last)], axis=-1),
-        weight=jnp.where(inside[..., None], jnp.stack([1 - fraction, fraction], axis=-1), 0),
-        share=(samples < count[..., None]) / jnp.maximum(count, 1)[..., None].astype(points.dtype),
-    )
-    return _combine(reduce, cells, frame.start, frame.sides[:, 1], taps)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _combine(reduce: str, cells: Array, start: Array, width: Array, taps: _Taps) -> Array:
-    """Reduces the samples of each bin: [R, size, size, C]. start and width [R] are those of the RoIs' levels."""
-    rois, _, size, samples, _ = taps.index.shape
-    shape = (rois, size, size, cells.shape[-1])
-    dtype = jnp.promote_types(cells.dtype, jnp.float32)
-
-    def add(number: Array, total: Array) -> Array:
-        value, share = _sample(number, cells, start, width, taps)
-        return total + share * value
-
-    def compare(number: Array, best: Array) -> Array:
-        value, share = _sample(number, cells, start, width, taps)
-        return jnp.where(share > 0, jnp.maximum(value, best), best)
-
-    step, initial = (add, 0) if reduce == 'average' else (compare, -jnp.inf)
-    unroll = min(samples**2, UNROLLED_SAMPLES)
-    result = jax.lax.fori_loop(0, samples**2, step, jnp.full(shape, initial, dtype), unroll=unroll)
-    used = (taps.share > 0).any(axis=2).all(axis=1)[:, None, None, None]
-    return jnp.where(used, result, 0).astype(cells.dtype)
-
-
-def _sample(number: Array, cells: Array, start: Array, width: Array, taps: _Taps) -> tuple[Array, Array]:
-    """Interpolates one of the s x s samples of each bin: [R, size, size, C], and its share of the average [R, 1, 1, 1]."""
-    dtype = jnp.promote_types(cells.dtype, jnp.float32)
-    row, column = jnp.divmod(number, taps.index.shape[3])
-    y, x = taps.index[:, 0, :, row], taps.index[:, 1, :, column]  # [R, size, 2]
-    weight_y, weight_x = taps.weight[:, 0, :, row], taps.weight[:, 1, :, column]
-    value = 0
-    for i in (0, 1):
-        for j in (0, 1):
-            cell = start[:, None, None] + y[:, :, None, i] * width[:, None, None] + x[:, None, :, j]
-            weight = weight_y[:, :, None, i] * weight_x[:, None, :, j]
-            value += weight[..., None].astype(dtype) * cells[cell].astype(dtype)
-    share = taps.share[:, 0, row] * taps.share[:, 1, column]
-    return value, share[:, None, None, None].astype(dtype)
-
-
-def _combine_forward(reduce: str, *arguments):
-    return _combine(reduce, *arguments), arguments
-
-
-def _combine_backward(reduce: str, arguments, gradient: Array):
-    """Adds the gradient of the bins to the cells, RoI by RoI and sample by sample."""
-    cells, *rois = arguments
-    samples = rois[-1].index.shape[3]
-    numbers = jnp.arange(samples**2)
-    dtype = jnp.promote_types(cells.dtype, jnp.float32)
-
-    def add_roi(total: Array, roi) -> tuple[Array, None]:
-        (start, width, taps), gradient = roi
-        gradient = gradient.astype(dtype)
-        one = jax.tree.map(lambda x: x[None], (start, width, taps))
-
-        if reduce == 'max':  # sample again: storing the index of the largest sample takes more memory and time
-
-            def used(number: Array) -> Array:
-                value, share = _sample(number, cells, *one)
-                return jnp.where(share > 0, value, -jnp.inf)[0]
-
-            values = jax.lax.map(used, numbers)  # [s * s, size, size, C]
-            first = jnp.where(values == values.max(axis=0), numbers[:, None, None, None], samples**2)
-            which = first.min(axis=0)  # [size, size, C]
-
-        def add_sample(number: Array, total: Array) -> Array:
-            row, column = jnp.divmod(number, samples)
-            (y, x), (weight_y, weight_x) = (
-                (both[0, :, row], both[1, :, column]) for both in (taps.index, taps.weight)
-            )  # [size, 2]
-            share = (taps.share[0, row] * taps.share[1, column]).astype(dtype)
-            if reduce == 'average':
-                chosen = gradient * share
-            else:
-                chosen = jnp.where((share > 0) & (which == number), gradient, 0)
-            weight = weight_y[:, :, None, None] * weight_x
-            cell = start + y[:, :, None, None] * width + x  # [size, 2, size, 2]
-            return total.at[cell].add(weight[..., None].astype(dtype) * chosen[:, None, :, None])
-
-        return jax.lax.fori_loop(0, samples**2, add_sample, total), None
-
-    total, _ = jax.lax.scan(add_roi, jnp.zeros(cells.shape, dtype), (tuple(rois), gradient))
-    return total.astype(cells.dtype), None, None, None
-
-
-_combine.defvjp(_combine_forward, _combine_backward)
-
-
-@jax.custom_vjp
-def _pool_cells(cells: Array, start: Array, width: Array, low: Array, high: Array) -> Array:
-    """Takes the maximum over the cells of each bin.
-
-    Args:
-        cells: [N, C] float.
-        start: [R] int32, the first cell of the RoI's level.
-        width: [R] int32, the width of the RoI's level, cells.
-        low: [R, 2, size] int32, the first row and column of each bin.
-        high: [R, 2, size] int32, the row and column after the last.
-
-    Returns:
-        [R, size, size, C].
-    """
-    return _pool_cells_forward(cells, start, width, low, high)[0]
-
-
-def _bin_cell(step: Array, start: Array, width: Array, low: Array, high: Array) -> tuple[Array, Array]:
-    """Finds the step-th cell of each bin of a RoI, in row-major order of the largest bin: ([size, size], whether there is one)."""
-    columns = jnp.max(high[1] - low[1])
-    y, x = low[0] + step // columns, low[1] + step % columns
-    exists = (y < high[0])[:, None] & (x < high[1])
-    return start + jnp.where(exists, y[:, None] * width + x, 0), exists
-
-
-def _steps(low: Array, high: Array) -> Array:
-    """Counts the cells of the largest bin of a RoI."""
-    return jnp.maximum(high - low, 0).max(axis=1).prod()
-
-
-def _pool_cells_forward(cells: Array, start: Array, width: Array, low: Array, high: Array):
-    size = low.shape[2]
-
-    def pool(roi) -> tuple[Array, Array]:
-        def compare(step: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
-            best, where = state
-            cell, exists = _bin_cell(step, *roi)
-            value = cells[cell]  # [size, size, C]
-            better = exists[..., None] & (value > best)
-            return jnp.where(better, value, best), jnp.where(better, cell[..., None], where)
-
-        shape = (size, size, cells.shape[1])
-        state = jnp.full(shape, -jnp.inf, cells.dtype), jnp.full(shape, -1, jnp.int32)
-        best, where = jax.lax.fori_loop(0, _steps(roi[2], roi[3]), compare, state)
-        return jnp.where(where >= 0, best, 0), where
-
-    result, where = jax.lax.map(pool, (start, width, low, high), batch_size=POOLED_AT_ONCE)
-    return result, (cells, start, width, low, high, where)
-
-
-def _pool_cells_backward(saved, gradient: Array):
-    """Adds the gradient of the bins to the cells, RoI by RoI."""
-    cells, start, width, low, high, where = saved
-    dtype = jnp.promote_types(gradient.dtype, jnp.float32)
-
-    def add(total: Array, roi) -> tuple[Array, None]:
-        *bins, where, gradient = roi
-
-        def add_step(step: Array, total: Array) -> Array:
-            cell, exists = _bin_cell(step, *bins)
-            chosen = exists[..., None] & (where == cell[..., None])
-            return total.at[cell].add(jnp.where(chosen, gradient.astype(dtype), 0))
-
-        return jax.lax.fori_loop(0, _steps(bins[2], bins[3]), add_step, total), None
-
-    total, _ = jax.lax.scan(add, jnp.zeros(cells.shape, dtype), (start, width, low, high, where, gradient))
-    return total.astype(cells.dtype), None, None, None, None
-
-
-_pool_cells.defvjp(_pool_cells_forward, _pool_cells_backward)
