@@ -118,7 +118,8 @@ class _Module:
 
     def _staged(self, cycles: collections.Counter, caller: _Operation) -> collections.Counter:
         """Gives operations of a loop's body that have no stage, such as copies, to the stage of the loop."""
-        cycles[stage_of(caller.line)] += cycles.pop(OTHER, 0)
+        unstaged = cycles.pop(OTHER, 0)
+        cycles[stage_of(caller.line)] += unstaged
         return +cycles
 
     def _called(self, operation: _Operation) -> list[tuple[str, str]]:

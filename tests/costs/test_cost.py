@@ -109,6 +109,11 @@ def test_estimated_time_of_a_program_written_by_hand():
     assert (found.bounded_loops, found.loops_counted_once) == (1, 0)
 
 
+def test_estimated_time_counts_a_loop_without_a_stage_as_often_as_it_runs():
+    found = estimated_time(PROGRAM.replace('/post/', '/'), 'v5e:2x4')
+    assert found.seconds['other'] * 1.5e9 == pytest.approx(40 + 60 + 100 * (30 + 3 + 5) + 8 * 50)
+
+
 def test_estimated_time_counts_a_loop_without_a_bound_once():
     found = estimated_time(PROGRAM.replace('"known_trip_count"', '"unknown"'), 'v5e:2x4')
     assert found.seconds['post'] * 1.5e9 == pytest.approx(100 * (30 + 3 + 5) + 50)
