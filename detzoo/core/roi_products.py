@@ -2,7 +2,7 @@
 
     RoIs -> parts of n, each of one level [h, w, C]
     weights of columns [n, size, w] x level -> [n, size, h, C], x weights of rows [n, size, h] -> [n, size, size, C]
-    gradient: for some rows of a level, for all RoIs, the transposed products
+    gradient: for some rows of a level, for some RoIs, the transposed products, added to [rows, w, C]
 
 The parts are as small as a chip's own memory, and images take turns. A value that is not finite spreads to all RoIs. Chosen
 by the compiler's estimate for a TPU v5e, see docs/performance_tpu.md.
@@ -18,7 +18,7 @@ import numpy as np
 
 from detzoo.types import Array
 
-PART = 2**24  # numbers of a product [n, size, h, C] that are made at once
+PART = 2**24  # numbers of the product between, [n, size, h, C], that are made at once
 
 Sides = Sequence[tuple[int, int]]
 
@@ -58,8 +58,11 @@ def average_samples(sides: Sides, cells: Array, start: Array, index: Array, weig
         place, numbers = _divide(start[:, None] == _starts(sides), count)
         rois = jnp.zeros(len(numbers) * count, jnp.int32).at[place].set(jnp.arange(len(start), dtype=jnp.int32))
         pooled = jax.lax.map(pool_part, (numbers, rois.reshape(len(numbers), count)))
+        pooled = pooled.reshape(len(rois), *nothing.shape[1:])
+        if len(levels) == 1:  # the RoIs have kept their order
+            return pooled[: len(start)]
         chosen = jax.nn.one_hot(place, len(rois), dtype=dtype)  # a product is faster than a gather, and exact
-        return _product('rp,pijc->rijc', chosen, pooled.reshape(len(rois), *nothing.shape[1:])).astype(dtype)
+        return _product('rp,pijc->rijc', chosen, pooled).astype(dtype)
 
     levels = [part.reshape(*side, cells.shape[1]) for part, side in zip(jnp.split(cells, _starts(sides)[1:]), sides)]
     return of_image(levels, start, index, weight)
@@ -67,29 +70,53 @@ def average_samples(sides: Sides, cells: Array, start: Array, index: Array, weig
 
 def cells_gradient(sides: Sides, cells: Array, start: Array, index: Array, weight: Array, gradient: Array) -> Array:
     """Computes the gradient of the cells [N, C] from that of the bins [R, size, size, C]; for the rest see `average_samples`."""
-    row = max(1, math.prod(gradient.shape[:2]) * cells.shape[1])  # numbers of a row
-    count = max(1, PART // row)  # rows at once
 
     @jax.custom_batching.sequential_vmap
     def of_image(start: Array, index: Array, weight: Array, gradient: Array) -> list[Array]:
-        def spread(rows: Array, columns: Array) -> Array:
-            """Computes some rows of a level's gradient from the weights of these rows and of all columns."""
-            part = _product('nih,nijc->njhc', rows, gradient).astype(cells.dtype)
-            return _product('njw,njhc->hwc', columns, part).astype(cells.dtype)
-
         levels = []
-        for first, (height, width) in zip(_starts(sides), sides):
+        for first, side in zip(_starts(sides), sides):
             here = jnp.where((start == first)[:, None, None, None], weight, 0)
-            rows, columns = (_weights(index[:, i], here[:, i], (height, width)[i], cells.dtype) for i in (0, 1))
-            parts = -(-height // count)
-            rows = jnp.pad(rows, ((0, 0), (0, 0), (0, parts * count - height)))
-            rows = jnp.moveaxis(rows.reshape(*rows.shape[:2], parts, count), 2, 0)  # [parts, R, size, count]
-            found = jax.lax.map(partial(spread, columns=columns), rows)
-            levels.append(found.reshape(parts * count, width, cells.shape[1])[:height])
+            rows, columns = (_weights(index[:, i], here[:, i], side[i], cells.dtype) for i in (0, 1))
+            levels.append(_level_gradient(rows, columns, gradient.astype(cells.dtype)))
         return levels
 
     levels = of_image(start, index, weight, gradient)
     return jnp.concatenate([features.reshape(-1, cells.shape[1]) for features in levels])
+
+
+def _level_gradient(rows: Array, columns: Array, gradient: Array) -> Array:
+    """Computes the gradient of a level [h, w, C] from the weights of its rows [R, size, h] and columns [R, size, w]."""
+    (rois, size, height), width, channels = rows.shape, columns.shape[2], gradient.shape[3]
+    if not rois:
+        return jnp.zeros((height, width, channels), gradient.dtype)
+    # For fewer rows at once the gradient of the bins is read more often, and for fewer RoIs the sum: both as little as can be.
+    row = size * channels
+    rows_at_once = min(height, max(1, math.isqrt(size * PART // (4 * width * channels)), PART // (rois * row)))
+    rois_at_once = min(rois, max(1, PART // (rows_at_once * row)))
+
+    def divide(x: Array, axis: int, count: int) -> Array:
+        """Divides an axis into equal parts of at most `count`, padded with zeros: [parts, ...]."""
+        parts = -(-x.shape[axis] // count)
+        count = -(-x.shape[axis] // parts)
+        padding = [(0, 0)] * x.ndim
+        padding[axis] = 0, parts * count - x.shape[axis]
+        x = jnp.pad(x, padding)
+        return jnp.moveaxis(x.reshape(*x.shape[:axis], parts, count, *x.shape[axis + 1 :]), axis, 0)
+
+    others = tuple(divide(x, 0, rois_at_once) for x in (columns, gradient))
+
+    def of_rows(rows: Array) -> Array:
+        def add(total: Array, part: tuple[Array, Array, Array]) -> tuple[Array, None]:
+            rows, columns, gradient = part
+            spread = _product('nih,nijc->njhc', rows, gradient).astype(gradient.dtype)
+            return total + _product('njw,njhc->hwc', columns, spread), None
+
+        dtype = jnp.promote_types(gradient.dtype, jnp.float32)
+        total = jnp.zeros((rows.shape[2], width, channels), dtype)
+        return jax.lax.scan(add, total, (divide(rows, 0, rois_at_once), *others))[0].astype(gradient.dtype)
+
+    level = jax.lax.map(of_rows, divide(rows, 2, rows_at_once))
+    return level.reshape(-1, width, channels)[:height]
 
 
 def _starts(sides: Sides) -> np.ndarray:
