@@ -105,7 +105,8 @@ def test_estimated_time_of_a_program_written_by_hand():
     expected = {'backbone': 1000 + 2000, 'post': 100 * (30 + 3 + 5) + 8 * 50, 'loss': 9, 'other': 40 + 60}
     assert cycles == pytest.approx(expected)
     assert found.total * 1.5e9 == pytest.approx(3000 + 4200 + 9 + 100)
-    assert found.not_counted == {'sort': 1}
+    assert found.not_counted == {'post': {'sort': 1}}
+    assert found.outside == pytest.approx((4200 + 9 + 100) / (3000 + 4200 + 9 + 100))
     assert (found.bounded_loops, found.loops_counted_once) == (1, 0)
 
 
