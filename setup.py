@@ -63,8 +63,8 @@ setup(
         'cluster': CLUSTER,
         # To train on TPU, and to compile for one without having one. Compiled for TPU, not run on one.
         'tpu': ['jax[tpu]'],
-        # To train on NVIDIA GPUs. Not run yet.
-        'cuda': ['jax[cuda12]'],
+        # To train on NVIDIA GPUs. Run on an H200 with JAX 0.11.2 and its plugin for CUDA 13; see scripts/dev/gpu_check.sh.
+        'cuda': ['jax[cuda13]'],
         # To run the notebooks. The tests run them, without JupyterLab.
         'notebooks': ['jupyterlab', 'nbclient', 'ipykernel', *PLOTS],
         # scripts/dev/check_parity.py and make_parity_fixtures.py: the same weights in torchvision.

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import importlib.metadata
 import io
 import os
 import runpy
@@ -24,8 +25,9 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
 XLA_FLAGS = {
     '--xla_force_host_platform_device_count': 8,
     '--xla_backend_optimization_level': 0,
-    '--xla_cpu_use_fusion_emitters': 'false',
 }
+if tuple(map(int, importlib.metadata.version('jaxlib').split('.')[:2])) < (0, 11):  # later ones do not know it
+    XLA_FLAGS['--xla_cpu_use_fusion_emitters'] = 'false'
 for flag, value in XLA_FLAGS.items():
     if flag not in os.environ.get('XLA_FLAGS', ''):
         os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {flag}={value}'.strip()

@@ -4,7 +4,8 @@
     gradient: RoI by RoI, added to one gradient of all cells
     on a GPU: all RoIs at once, forward and backward
 
-`roi_features` computes the bins. The formulations were chosen by scripts/dev/benchmark_roi_features.py.
+`roi_features` computes the bins. The formulations were chosen by scripts/dev/benchmark_roi_features.py, on a
+CPU; those for GPUs by reasoning.
 """
 
 import functools

