@@ -75,7 +75,6 @@ def print_estimate(row) -> None:
     chip = chip_of(row['topology'])
     gigabytes = {key: row[f'{key}_bytes'] / 1e9 for key in ('argument', 'temporary', 'peak')}
     stages = ', '.join(f'{stage} {1e3 * seconds:.2f}' for stage, seconds in row['seconds'].items())
-    missing = ', '.join(f'{count} {kind}' for kind, count in sorted(row['not_counted'].items())) or 'none'
     print(f'{row["program"]} (compiled in {row["compile_seconds"]:.0f} s)')
     print(
         f'  HBM a chip, GB: {gigabytes["argument"]:.3f} arguments, {gigabytes["temporary"]:.3f} temporary, '
@@ -83,10 +82,10 @@ def print_estimate(row) -> None:
     )
     print(f'  a chip: {row["flops"] / 1e9:.1f} GFLOP, {row["bytes_accessed"] / 1e9:.2f} GB accessed')
     print(f"  compiler's estimate, ms at {chip.clock / 1e9:g} GHz: {1e3 * row['total_seconds']:.2f} = {stages}")
-    print(
-        f'    loops taken at their bound: {row["bounded_loops"]}, counted once: {row["loops_counted_once"]}; '
-        f'operations without a figure: {missing}'
-    )
+    print(f'    outside of backbone and neck: {100 * row["outside"]:.0f} %')
+    print(f'    loops taken at their bound: {row["bounded_loops"]}, counted once: {row["loops_counted_once"]}')
+    for stage, kinds in row['not_counted'].items():
+        print(f'    without a figure: {stage}: {", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))}')
     print(
         f'    {100 * row["flops"] / row["total_seconds"] / chip.peak:.0f} % of the peak of {chip.peak / 1e12:.0f} TFLOP/s',
         flush=True,

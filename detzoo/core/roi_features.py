@@ -105,7 +105,7 @@ def roi_align(
         samples = max_samples_per_bin
         count = jnp.minimum(_samples_needed(extent, output_size), samples)
     points = _sample_points(start, extent, count, output_size, samples)
-    return pool_samples(cells, frame.start, frame.sides, points, count, reduce)
+    return pool_samples(_sides(levels), cells, frame.start, frame.sides, points, count, reduce)
 
 
 def adaptive_samples(rois: Array, level: Array, *, strides: Sequence[float], output_size: int, aligned: bool) -> Array:
@@ -173,7 +173,7 @@ def roi_warp(
     samples = jnp.full(first.shape, samples_per_bin)
     points = _sample_points(start, extent, samples, output_size, samples_per_bin)
     inside = jnp.clip(points, first[..., None, None], (first + count - 1)[..., None, None])
-    return pool_samples(cells, frame.start, frame.sides, inside, samples, reduce)
+    return pool_samples(_sides(levels), cells, frame.start, frame.sides, inside, samples, reduce)
 
 
 def roi_pool(
@@ -240,12 +240,17 @@ def _coordinates(rois: Array) -> Array:
     return jnp.where(jnp.isfinite(rois).all(axis=-1, keepdims=True), jnp.clip(rois, -FARTHEST, FARTHEST), -FARTHEST)
 
 
+def _sides(levels: Sequence[Array]) -> tuple[tuple[int, int], ...]:
+    """Lists the height and width of each level, cells."""
+    return tuple(x.shape[:2] for x in levels)
+
+
 def _flatten(levels: Sequence[Array], rois: Array, level: Array, strides: Sequence[float]) -> tuple[Array, _Frame]:
     """Joins levels into one list of cells [N, C], and looks up the frame of each RoI."""
     chex.assert_shape(levels, (None, None, levels[0].shape[-1]))
     chex.assert_shape(rois, (None, 4))
     chex.assert_shape(level, (len(rois),))
-    sides = np.array([x.shape[:2] for x in levels], np.int32)
+    sides = np.array(_sides(levels), np.int32)
     starts = np.cumsum([0, *sides.prod(axis=1)])[:-1].astype(np.int32)
     cells = jnp.concatenate([x.reshape(-1, x.shape[-1]) for x in levels])
     stride = jnp.asarray(strides, _coordinates(rois).dtype)

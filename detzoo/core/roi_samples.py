@@ -2,6 +2,7 @@
 
     sample points along y and along x -> two cells and weights each -> gathers, summed sample by sample
     gradient: RoI by RoI, or on a GPU all RoIs at once, added to one gradient of all cells
+    averages on a TPU -> `roi_products`
 
 `roi_features` computes the points. The formulations were chosen by scripts/dev/benchmark_roi_features.py, on a
 CPU; those for GPUs by reasoning.
@@ -13,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from detzoo.core import roi_products
 from detzoo.types import Array
 
 
@@ -29,11 +31,20 @@ class _Taps(NamedTuple):
     share: Array
 
 
-def pool_samples(cells: Array, start: Array, sides: Array, points: Array, count: Array, reduce: str) -> Array:
+def pool_samples(
+    levels: tuple[tuple[int, int], ...],
+    cells: Array,
+    start: Array,
+    sides: Array,
+    points: Array,
+    count: Array,
+    reduce: str,
+) -> Array:
     """Pools bilinear samples at the crossings of points along y and x.
 
     Args:
-        cells: [N, C] float.
+        levels: height and width of each level, cells.
+        cells: [N, C] float, level after level.
         start: [R] int32, the first cell of each RoI's level.
         sides: [R, 2] int32, height and width of each RoI's level, cells.
         points: [R, 2, size, s] float, in cells; whole numbers are centres.
@@ -54,28 +65,54 @@ def pool_samples(cells: Array, start: Array, sides: Array, points: Array, count:
         weight=jnp.where(inside[..., None], jnp.stack([1 - fraction, fraction], axis=-1), 0),
         share=(samples < count[..., None]) / jnp.maximum(count, 1)[..., None].astype(points.dtype),
     )
-    return _combine(reduce, cells, start, sides[:, 1], taps)
+    return _combine(reduce, levels, cells, start, sides[:, 1], taps)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _combine(reduce: str, cells: Array, start: Array, width: Array, taps: _Taps) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _combine(
+    reduce: str, levels: tuple[tuple[int, int], ...], cells: Array, start: Array, width: Array, taps: _Taps
+) -> Array:
     """Reduces the samples of each bin: [R, size, size, C]. start and width [R] are those of the RoIs' levels."""
     few, all_of_two = (functools.partial(_reduce_samples, reduce, unroll) for unroll in (2, 4))
-    return jax.lax.platform_dependent(cells, start, width, taps, cuda=all_of_two, default=few)
+    tpu = functools.partial(_average_as_product, levels) if reduce == 'average' else few
+    return jax.lax.platform_dependent(cells, start, width, taps, cuda=all_of_two, tpu=tpu, default=few)
 
 
-def _combine_forward(reduce: str, *arguments):
-    return _combine(reduce, *arguments), arguments
+def _combine_forward(reduce: str, levels: tuple[tuple[int, int], ...], *arguments):
+    return _combine(reduce, levels, *arguments), arguments
 
 
-def _combine_backward(reduce: str, arguments, gradient: Array):
+def _combine_backward(reduce: str, levels: tuple[tuple[int, int], ...], arguments, gradient: Array):
     """Computes the gradient of the cells. On a GPU all RoIs are added at once: a step of a loop costs a launch of kernels."""
     at_once, one_by_one = (functools.partial(add, reduce) for add in (_cells_gradient, _cells_gradient_one_by_one))
-    total = jax.lax.platform_dependent(*arguments, gradient, cuda=at_once, default=one_by_one)
+    tpu = functools.partial(_cells_gradient_as_product, levels) if reduce == 'average' else one_by_one
+    total = jax.lax.platform_dependent(*arguments, gradient, cuda=at_once, tpu=tpu, default=one_by_one)
     return total, None, None, None
 
 
 _combine.defvjp(_combine_forward, _combine_backward)
+
+
+def _average_as_product(
+    levels: tuple[tuple[int, int], ...], cells: Array, start: Array, width: Array, taps: _Taps
+) -> Array:
+    """Averages the samples of each bin, as `_combine`, with `roi_products`."""
+    del width
+    return roi_products.average_samples(levels, cells, start, *_bin_weights(taps))
+
+
+def _cells_gradient_as_product(
+    levels: tuple[tuple[int, int], ...], cells: Array, start: Array, width: Array, taps: _Taps, gradient: Array
+) -> Array:
+    """Computes the gradient of the cells [N, C] for averages, with `roi_products`."""
+    del width
+    return roi_products.cells_gradient(levels, cells, start, *_bin_weights(taps), gradient)
+
+
+def _bin_weights(taps: _Taps) -> tuple[Array, Array]:
+    """Joins the samples of a bin: the index and the weight of the cells that it reads along y and x, [R, 2, size, 2 s]."""
+    weight = taps.weight * taps.share[:, :, None, :, None]
+    return tuple(x.reshape(*x.shape[:3], 2 * x.shape[3]) for x in (taps.index, weight))
 
 
 def _reduce_samples(reduce: str, unroll: int, cells: Array, start: Array, width: Array, taps: _Taps) -> Array:

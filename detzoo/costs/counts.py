@@ -54,7 +54,8 @@ def multiply_adds(function: Callable[..., Any], *arguments: Any) -> int:
     """Counts the multiply-adds of a function's convolutions and matrix products.
 
     It counts as papers and model zoos do: padding is included, all other operations are not, and the body of a loop counts as
-    often as the loop is known to run.
+    often as the loop is known to run. Of the formulations for different platforms (`jax.lax.platform_dependent`) it counts the
+    default, and of other branches the one with most multiply-adds.
 
     Args:
         function: a function that JAX can trace.
@@ -76,5 +77,9 @@ def _multiply_adds(jaxpr: Any) -> int:
             shape = equation.invars[0].aval.shape
             count += equation.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
         times = equation.params.get('length', 1) if equation.primitive.name == 'scan' else 1
-        count += times * sum(map(_multiply_adds, jax.extend.core.jaxprs_in_params(equation.params)))
+        inner = [_multiply_adds(part) for part in jax.extend.core.jaxprs_in_params(equation.params)]
+        if equation.primitive.name == 'cond':
+            platforms = equation.params.get('branches_platforms') or ()  # of `platform_dependent`; None: the default
+            inner = [inner[platforms.index(None)]] if None in platforms else [max(inner)]
+        count += times * sum(inner)
     return count

@@ -26,14 +26,14 @@ class Estimate(NamedTuple):
     """The TPU compiler's estimate of a program's time, operation by operation.
 
     seconds: {stage: seconds, backward operations included}, with OTHER; stages without any are left out.
-    not_counted: {kind: number} of operations on SMALL numbers or more without a figure (sorts, gathers, collectives); their
-        time is missing, which makes the estimate a lower bound.
+    not_counted: {stage: {kind: number}} of operations on SMALL numbers or more without a figure (sorts, gathers, collectives);
+        their time is missing, which makes the estimate a lower bound.
     bounded_loops: loops that are counted as often as the integer in their condition allows; they may end earlier.
     loops_counted_once: loops whose number of rounds depends on the data, such as those of the NMS.
     """
 
     seconds: dict[str, float]
-    not_counted: dict[str, int]
+    not_counted: dict[str, dict[str, int]]
     bounded_loops: int
     loops_counted_once: int
 
@@ -41,6 +41,11 @@ class Estimate(NamedTuple):
     def total(self) -> float:
         """Seconds of all stages."""
         return sum(self.seconds.values())
+
+    @property
+    def outside(self) -> float:
+        """The share of the time that is not the backbone's or the neck's, 0..1."""
+        return 1 - sum(self.seconds.get(stage, 0) for stage in ('backbone', 'neck')) / self.total
 
 
 def estimated_time(compiled: Any, topology: str) -> Estimate:
@@ -58,8 +63,10 @@ def estimated_time(compiled: Any, topology: str) -> Estimate:
     if not cycles:
         raise ValueError('no operation carries estimated_cycles: this program was not compiled for a TPU')
     clock = chip_of(topology).clock
-    seconds = {stage: cycles[stage] / clock for stage in (*STAGES, OTHER) if stage in cycles}
-    return Estimate(seconds, dict(module.not_counted), module.bounded_loops, module.loops_counted_once)
+    stages = (*STAGES, OTHER)
+    seconds = {stage: cycles[stage] / clock for stage in stages if stage in cycles}
+    not_counted = {stage: dict(module.not_counted[stage]) for stage in stages if stage in module.not_counted}
+    return Estimate(seconds, not_counted, module.bounded_loops, module.loops_counted_once)
 
 
 class _Operation(NamedTuple):
@@ -87,7 +94,7 @@ class _Module:
     def __init__(self, text: str):
         self.computations: dict[str, list[_Operation]] = {}
         self.entry = ''
-        self.not_counted: collections.Counter = collections.Counter()
+        self.not_counted: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
         self.bounded_loops = self.loops_counted_once = 0
         lines: list[_Operation] = []
         for line in text.splitlines():
@@ -97,11 +104,16 @@ class _Module:
             elif operation := re.match(r'\s+(?:ROOT )?%?[\w.-]+ = (.*?) ([a-z][a-z0-9-]*)\(', line):
                 lines.append(_Operation(operation[2], operation[1], line))
 
-    def cycles(self, computation: str) -> collections.Counter:
-        """Sums the cycles of a computation and of the computations it calls; loops count as often as they run."""
+    def cycles(self, computation: str, caller: str = OTHER) -> collections.Counter:
+        """Sums the cycles of a computation and of the computations it calls; loops count as often as they run.
+
+        Operations without a stage, such as the copies in a loop's body, belong to the stage of the caller.
+        """
         total: collections.Counter = collections.Counter()
         for operation in self.computations[computation]:
-            called = {key: self._staged(self.cycles(name), operation) for key, name in self._called(operation)}
+            stage = stage_of(operation.line)
+            stage = caller if stage == OTHER else stage
+            called = {key: self.cycles(name, stage) for key, name in self._called(operation)}
             if operation.opcode == 'while':
                 trips = self._trips(operation)
                 for part in called.values():
@@ -111,15 +123,10 @@ class _Module:
             elif called:
                 total.update(*called.values())
             elif cycles := re.search(r'"estimated_cycles":"(\d+)"', operation.line):
-                total[stage_of(operation.line)] += int(cycles[1])
+                total[stage] += int(cycles[1])
             elif operation.size >= SMALL and not operation.free:
-                self.not_counted[operation.opcode] += 1
+                self.not_counted[stage][operation.opcode] += 1
         return total
-
-    def _staged(self, cycles: collections.Counter, caller: _Operation) -> collections.Counter:
-        """Gives operations of a loop's body that have no stage, such as copies, to the stage of the loop."""
-        cycles[stage_of(caller.line)] += cycles.pop(OTHER, 0)
-        return +cycles
 
     def _called(self, operation: _Operation) -> list[tuple[str, str]]:
         """Lists the computations that an operation runs, as (role, name), but not a fusion's: its cycles are its own."""

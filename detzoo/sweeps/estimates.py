@@ -40,7 +40,7 @@ def estimate(config: ml_collections.ConfigDict, num_classes: int, topology: str,
 
     Returns:
         'topology', 'program', 'images' (of all chips), 'chips', 'compile_seconds', the numbers of `counts.Cost` and
-        `tpu_time.Estimate`, and 'total_seconds' of the estimate.
+        `tpu_time.Estimate`, and 'total_seconds' and 'outside' of the estimate.
 
     Raises:
         ImportError: libtpu is not installed.
@@ -61,6 +61,7 @@ def estimate(config: ml_collections.ConfigDict, num_classes: int, topology: str,
         **compiled_cost(compiled)._asdict(),
         **estimated._asdict(),
         total_seconds=estimated.total,
+        outside=estimated.outside,
     )
 
 

@@ -59,6 +59,7 @@ TESTS = {
     'detzoo/core/postprocess.py': ['core/test_postprocess.py'],
     'detzoo/core/roi_cells.py': ['core/test_roi_features.py -k pool'],
     'detzoo/core/roi_features.py': ['core/test_assign_levels.py core/test_roi_features.py'],
+    'detzoo/core/roi_products.py': ['core/test_tpu_formulations.py'],
     'detzoo/core/roi_samples.py': ['core/test_roi_features.py'],
     'detzoo/data/augment.py': ['data/test_augment.py data/test_colors.py'],
     'detzoo/data/geometry.py': ['data/test_geometry.py data/test_augment.py'],

@@ -105,8 +105,14 @@ def test_estimated_time_of_a_program_written_by_hand():
     expected = {'backbone': 1000 + 2000, 'post': 100 * (30 + 3 + 5) + 8 * 50, 'loss': 9, 'other': 40 + 60}
     assert cycles == pytest.approx(expected)
     assert found.total * 1.5e9 == pytest.approx(3000 + 4200 + 9 + 100)
-    assert found.not_counted == {'sort': 1}
+    assert found.not_counted == {'post': {'sort': 1}}
+    assert found.outside == pytest.approx((4200 + 9 + 100) / (3000 + 4200 + 9 + 100))
     assert (found.bounded_loops, found.loops_counted_once) == (1, 0)
+
+
+def test_estimated_time_counts_a_loop_without_a_stage_as_often_as_it_runs():
+    found = estimated_time(PROGRAM.replace('/post/', '/'), 'v5e:2x4')
+    assert found.seconds['other'] * 1.5e9 == pytest.approx(40 + 60 + 100 * (30 + 3 + 5) + 8 * 50)
 
 
 def test_estimated_time_counts_a_loop_without_a_bound_once():
@@ -246,3 +252,17 @@ def test_multiply_adds_by_hand():
     first, second = 2 * 4 * 5 * 7 * 27, 2 * 4 * 5 * 7 * 9
     third, fourth = 2 * 4 * 5 * 7 * 24, 3 * 2 * 8 * 10 * 36
     assert multiply_adds(function, *arguments) == first + second + third + fourth
+
+
+def test_multiply_adds_counts_one_branch():
+    """The default of several platforms, for the gradient too, and the largest of other branches."""
+    once, thrice = lambda x: x @ x, lambda x: x @ x @ x @ x
+
+    def of_platforms(x):
+        return jax.lax.platform_dependent(x, cpu=thrice, default=once)
+
+    x = jax.ShapeDtypeStruct((5, 5), jnp.float32)
+    assert multiply_adds(of_platforms, x) == 125
+    assert multiply_adds(jax.grad(lambda x: of_platforms(x).sum()), x) == 3 * 125
+    assert multiply_adds(lambda x: jax.lax.platform_dependent(x, cpu=once, tpu=thrice), x) == 3 * 125
+    assert multiply_adds(lambda x: jax.lax.cond(x[0, 0] > 0, thrice, once, x), x) == 3 * 125

@@ -63,7 +63,9 @@ def product(x, weights):
     """Three stages of matrix products, in and around what may hide a scope; the first lines are in none."""
     x = 2 * x
     with jax.named_scope('backbone'):
-        x = jax.jit(jnp.dot)(x, weights['a'])  # [4, 8] [8, 16]
+        x = jax.lax.platform_dependent(  # [4, 8] [8, 16]
+            x, weights['a'], cpu=jax.jit(jnp.dot), default=lambda x, a: x @ a @ a.T @ a
+        )
     x = -x
     with jax.named_scope('heads'):
         x = jax.vmap(lambda row: row @ weights['b'])(x)  # [4, 16] [16, 32]
@@ -99,8 +101,9 @@ def post(x):
         jax.jit(jax.vmap(jax.jit(post))),
         lambda x: jax.lax.scan(lambda carry, row: (carry, post(row)), 0, x)[1],
         lambda x: jax.lax.cond(x[0, 0] > 0, jnp.cos, post, x),
+        lambda x: jax.lax.platform_dependent(x, tpu=jnp.cos, default=post),
     ],
-    ids=['jit', 'vmap', 'jit of vmap of jit', 'scan', 'branch'],
+    ids=['jit', 'vmap', 'jit of vmap of jit', 'scan', 'branch', 'branch of a platform'],
 )
 def test_segments_find_a_stage_that_begins_inside_an_equation(wrapped):
     found = stages.segments(jax.make_jaxpr(lambda x: wrapped(2 * x))(X).jaxpr)
