@@ -1,6 +1,6 @@
 """From the scores of all anchors to detections.
 
-    scores [A, K] -> select: the candidates -> decode: the boxes of these alone -> clip -> class-aware NMS -> detections
+scores [A, K] -> select: the candidates -> decode: the boxes of these alone -> clip -> class-aware NMS -> detections
 """
 
 from collections.abc import Callable, Sequence

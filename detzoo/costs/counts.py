@@ -53,8 +53,8 @@ def compiled_cost(compiled: Any) -> Cost:
 def multiply_adds(function: Callable[..., Any], *arguments: Any) -> int:
     """Counts the multiply-adds of a function's convolutions and matrix products.
 
-    It counts as papers and model zoos do: padding is included, all other operations are not, and the body of a loop counts as
-    often as the loop is known to run.
+    It counts as papers and model zoos do: padding is included, all other operations are not, the body of a loop counts as
+    often as the loop is known to run, and of the branches of a condition the dearest counts.
 
     Args:
         function: a function that JAX can trace.
@@ -76,5 +76,6 @@ def _multiply_adds(jaxpr: Any) -> int:
             shape = equation.invars[0].aval.shape
             count += equation.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
         times = equation.params.get('length', 1) if equation.primitive.name == 'scan' else 1
-        count += times * sum(map(_multiply_adds, jax.extend.core.jaxprs_in_params(equation.params)))
+        inner = list(map(_multiply_adds, jax.extend.core.jaxprs_in_params(equation.params)))
+        count += max(inner) if equation.primitive.name == 'cond' else times * sum(inner)
     return count

@@ -379,6 +379,6 @@ def detect(net: nn.Module, head: RoIHead, proposed: Proposed, window: Array) -> 
         proposed: what `propose` made of the batch.
         window: [B, 4], where the images lie on their canvases.
     """
-    outputs = net.boxes(net.roi_features(proposed.levels, proposed.boxes, train=False))
+    outputs = net.boxes(net.roi_features(proposed.levels, proposed.boxes, proposed.valid, train=False))
     with jax.named_scope('post'):
         return jax.vmap(head.detect)(*outputs, proposed.boxes, proposed.valid, window)
