@@ -37,7 +37,7 @@ def without_training(module: nn.Module) -> Callable[[Array], Any]:
 def map_valid(function: Callable[..., Any], rows: tuple[Array, ...], valid: Array, *, size: int) -> Any:
     """Applies a function of rows to the chunks that have a valid row, on a CPU; elsewhere to all rows at once.
 
-    A GPU or TPU is busy with all rows only, and would wait for the host or for its own branches between chunks.
+    GPUs and TPUs want large products, and a branch between chunks makes them wait; the loop was measured on a CPU only.
 
     Args:
         function: maps arrays [n, ...] to a tree of arrays [n, ...], row by row.
