@@ -83,7 +83,7 @@ class Detections(NamedTuple):
     scores: [..., D] float32 in 0..1.
     labels: [..., D] int32 in 0..K-1.
     valid: [..., D] bool.
-    masks: [..., D, m, m] float32 probabilities in the frame of each box, or None.
+    masks: [..., D, m, m] float32 probabilities in the frame of each box, 0 in rows that are not valid; or None.
     candidates_dropped: [...] int32, number of candidates over the score threshold that the NMS never saw because there was
         no room for them (pre_nms_topk); None: not counted.
     """

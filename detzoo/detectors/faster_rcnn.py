@@ -42,8 +42,8 @@ from detzoo.backbones.conv import Conv
 from detzoo.backbones.fpn import FPN
 from detzoo.backbones.norms import make_norm
 from detzoo.core import matching
+from detzoo.detectors import chunks, stages
 from detzoo.detectors import network as network_ops
-from detzoo.detectors import stages
 from detzoo.detectors.network import IMAGENET_MEAN, IMAGENET_STD, arguments_of, with_arguments_of
 from detzoo.detectors.rpn import RPN, make_rpn
 from detzoo.detectors.stages import (
@@ -229,11 +229,16 @@ class FasterRCNN(nn.Module):
     def roi_features(self, levels: Sequence[Array], rois: Array, valid: Array | None = None, *, train: bool) -> Array:
         """Maps rois [B, R, 4] to what the heads read: [B, R, trunk_features], with C4 [B, R, s / 2, s / 2, C].
 
-        valid: [B, R] bool, the RoIs that count in batch statistics; None: all.
+        valid: [B, R] bool, in training the RoIs that count in batch statistics, in prediction those whose features are needed
+            (the features of others may be 0); None: all.
         """
         x = self.read_rois(levels[: self.body.roi_levels], rois)  # [B, R, s, s, C]
         with jax.named_scope('heads'):
-            x = self.trunk(x.reshape(-1, *x.shape[2:]), valid if valid is None else valid.reshape(-1), train=train)
+            x, valid = x.reshape(-1, *x.shape[2:]), valid if valid is None else valid.reshape(-1)
+            if train or valid is None:
+                x = self.trunk(x, valid, train=train)
+            else:
+                x = chunks.map_valid(chunks.without_training(self.trunk), (x,), valid, size=chunks.BOXES)
             return x.reshape(*rois.shape[:2], *x.shape[1:])
 
     def boxes(self, x: Array) -> tuple[Array, Array]:

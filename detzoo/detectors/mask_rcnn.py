@@ -32,7 +32,7 @@ import optax
 from detzoo.backbones.conv import Conv, ConvTranspose
 from detzoo.backbones.norms import make_norm
 from detzoo.core import losses, masks, matching
-from detzoo.detectors import faster_rcnn, stages
+from detzoo.detectors import chunks, faster_rcnn, stages
 from detzoo.detectors import network as network_ops
 from detzoo.detectors.faster_rcnn import FasterRCNN
 from detzoo.detectors.network import arguments_of, with_arguments_of
@@ -107,6 +107,10 @@ class MaskRCNN(nn.Module):
         self.boxes = self.faster_rcnn()
         nn.share_scope(self, self.boxes)
 
+    def mask_features(self, levels: Sequence[Array], rois: Array, features: Array | None) -> Array:
+        """Reads what the mask head sees of rois [B, P, 4]: [B, P, s, s, C]. A joint head sees the features given."""
+        return features if self.read_rois is None else self.read_rois(levels[: self.boxes.body.roi_levels], rois)
+
     def masks(
         self, levels: Sequence[Array], rois: Array, features: Array | None, valid: Array | None = None, *, train: bool
     ) -> Array:
@@ -114,10 +118,39 @@ class MaskRCNN(nn.Module):
 
         valid: [B, P] bool, the RoIs that count in batch statistics; None: all.
         """
-        x = features if self.read_rois is None else self.read_rois(levels[: self.boxes.body.roi_levels], rois)
+        x = self.mask_features(levels, rois, features)
         with jax.named_scope('heads'):
             x = self.mask_head(x.reshape(-1, *x.shape[2:]), valid if valid is None else valid.reshape(-1), train=train)
             return x.reshape(*rois.shape[:2], *x.shape[1:])
+
+    def predict_masks(
+        self,
+        levels: Sequence[Array],
+        rois: Array,
+        features: Array | None,
+        labels: Array,
+        valid: Array,
+        *,
+        probabilities: Callable[[Array, Array], Array],
+    ) -> Array:
+        """Finds the masks of detections, [B, D, m, m]; 0 where there is none.
+
+        Args:
+            levels: levels of the pyramid.
+            rois: [B, D, 4], boxes of the detections.
+            features: features of the rois for a joint head.
+            labels: [B, D].
+            valid: [B, D] bool.
+            probabilities: see `MaskHead`.
+        """
+        x = self.mask_features(levels, rois, features)
+        with jax.named_scope('heads'):
+            head = chunks.without_training(self.mask_head)
+            rows = x.reshape(-1, *x.shape[2:]), labels.reshape(-1)
+            masks = chunks.map_valid(
+                lambda x, labels: probabilities(head(x), labels), rows, valid.reshape(-1), size=chunks.MASKS
+            )
+            return jnp.where(valid[..., None, None], masks.reshape(*valid.shape, *masks.shape[1:]), 0)
 
     def __call__(self, x: Array, *, train: bool) -> Any:
         """Runs all parts on one RoI an image, to draw their parameters."""
@@ -203,7 +236,9 @@ def make_mask_head(
         return dict(mask_loss=jnp.where(matched >= 0, error.mean(axis=(1, 2)), 0).sum())
 
     def probabilities(mask_logits: Array, labels: Array) -> Array:
-        return of_class(jax.nn.softmax(mask_logits) if softmax else jax.nn.sigmoid(mask_logits), labels)
+        return (
+            of_class(jax.nn.softmax(mask_logits), labels) if softmax else jax.nn.sigmoid(of_class(mask_logits, labels))
+        )
 
     return MaskHead(module, loss, probabilities)
 
@@ -285,10 +320,11 @@ def make(
             found = stages.detect(net.boxes, roi_head, proposed, inputs.window)
             with jax.named_scope('post'):
                 rois = jnp.where(found.valid[..., None], found.boxes, jnp.asarray(EMPTY_ROI))
-            features = net.boxes.roi_features(proposed.levels, rois, train=train) if joint else None
-            mask_logits = net.masks(proposed.levels, rois, features, train=train)
-            with jax.named_scope('heads'):
-                return found._replace(masks=jax.vmap(mask_head.probabilities)(mask_logits, found.labels))
+            features = net.boxes.roi_features(proposed.levels, rois, found.valid, train=train) if joint else None
+            masks = net.predict_masks(
+                proposed.levels, rois, features, found.labels, found.valid, probabilities=mask_head.probabilities
+            )
+            return found._replace(masks=masks)
 
         return run(params, model_state, inputs, train=False, method=find)[0]
 

@@ -59,7 +59,12 @@ def with_arguments_of(inner: Callable) -> Callable[[Callable], Callable]:
 
 
 def prior_bias(probability: float) -> float:
-    """The bias of a logit that makes a sigmoid give a probability before anything is learnt (1708.02002, section 4.1)."""
+    """Computes the logit of a probability: the bias with which a sigmoid gives it before anything is learnt.
+
+    RetinaNet, 1708.02002, section 4.1. The logits of 0 and 1 are infinite.
+    """
+    if probability in (0, 1):
+        return math.copysign(math.inf, probability - 0.5)
     return -math.log((1 - probability) / probability)
 
 

@@ -204,7 +204,14 @@ def image_loss(
 
 
 def detect(
-    cls_logits: Array, box_deltas: Array, window: Array, *, anchors: Sequence[Array], pre_nms_topk: int, **limits: Any
+    cls_logits: Array,
+    box_deltas: Array,
+    window: Array,
+    *,
+    anchors: Sequence[Array],
+    pre_nms_topk: int,
+    score_threshold: float,
+    **limits: Any,
 ) -> Detections:
     """Detects the objects of one image.
 
@@ -214,11 +221,20 @@ def detect(
         window: [4], where the image lies on its canvas.
         anchors: anchors of each level, [n, 4] each.
         pre_nms_topk: candidates a level.
+        score_threshold: score that a candidate must exceed.
         **limits: arguments of `postprocess`.
     """
-    boxes = box_coding.decode(box_deltas, np.concatenate(anchors))
     select = partial(top_per_level, level_sizes=[len(level) for level in anchors], count=pre_nms_topk)
-    return postprocess(jax.nn.sigmoid(cls_logits), boxes, window, select=select, **limits)
+    boxes = jnp.asarray(np.concatenate(anchors))
+    found = postprocess(
+        cls_logits,  # in whose order their sigmoids are: a few of them are computed instead of A * K
+        window,
+        select=select,
+        decode=lambda candidates: box_coding.decode(box_deltas[candidates.row], boxes[candidates.row]),
+        score_threshold=network_ops.prior_bias(score_threshold),
+        **limits,
+    )
+    return found._replace(scores=jnp.where(found.valid, jax.nn.sigmoid(found.scores), 0))
 
 
 def make(

@@ -126,9 +126,9 @@ def make_rpn(
     ) -> tuple[Array, Array]:
         return best_boxes(
             objectness_logits,
-            box_coding.decode(deltas, jnp.asarray(np.concatenate(anchors))),
+            deltas,
             window,
-            level_sizes=[len(level) for level in anchors],
+            anchors=anchors,
             pre_nms_topk=train_pre_nms_topk if train else pre_nms_topk,
             post_nms_topk=train_post_nms_topk if train else post_nms_topk,
             score_threshold=score_threshold,
@@ -182,41 +182,45 @@ def rpn_loss(
 
 def best_boxes(
     objectness_logits: Array,
-    boxes: Array,
+    deltas: Array,
     window: Array,
     *,
-    level_sizes: Sequence[int],
+    anchors: Sequence[np.ndarray],
     pre_nms_topk: int,
     post_nms_topk: int,
     score_threshold: float,
     iou_threshold: float,
     min_size: float,
 ) -> tuple[Array, Array]:
-    """Chooses the proposals of one image from the boxes of all anchors.
+    """Chooses the proposals of one image.
 
     Args:
         objectness_logits: [A].
-        boxes: [A, 4] xyxy, the decoded anchors.
+        deltas: [A, 4].
         window: [4] xyxy, where the image lies on its canvas.
-        level_sizes: number of anchors of each level.
+        anchors: anchors of each level, [n, 4] each.
         pre_nms_topk, post_nms_topk, score_threshold, iou_threshold, min_size: see `make_rpn`.
 
     Returns:
         proposals [P, 4], best first, and which are valid [P].
     """
-    level = np.repeat(np.arange(len(level_sizes), dtype=np.int32), level_sizes)
+    level_sizes = [len(level) for level in anchors]
+    level = np.repeat(np.arange(len(anchors), dtype=np.int32), level_sizes)
 
     def select(scores: Array) -> Candidates:
-        score, _, row = top_per_level(scores, level_sizes=level_sizes, count=pre_nms_topk)
+        found = top_per_level(scores, level_sizes=level_sizes, count=pre_nms_topk)
         # Levels take the place of classes, so that the NMS compares only boxes of one level.
-        return score, jnp.asarray(level)[row], row
+        return found._replace(label=jnp.asarray(level)[found.row])
+
+    def decode(candidates: Candidates) -> Array:
+        return box_coding.decode(deltas[candidates.row], jnp.asarray(np.concatenate(anchors))[candidates.row])
 
     found = postprocess(
         objectness_logits[:, None],  # not their sigmoid, which float32 rounds to equal values close to 1
-        boxes,
         window,
         select=select,
-        score_threshold=prior_bias(score_threshold) if score_threshold else -jnp.inf,
+        decode=decode,
+        score_threshold=prior_bias(score_threshold),
         iou_threshold=iou_threshold,
         max_detections=post_nms_topk,
         min_size=min_size,

@@ -37,7 +37,7 @@ from detzoo.backbones.conv import ConvNorm
 from detzoo.backbones.norms import make_norm
 from detzoo.core import anchors as anchor_ops
 from detzoo.core import box_coding, losses, matching
-from detzoo.core.postprocess import postprocess, top_per_class
+from detzoo.core.postprocess import Candidates, postprocess, top_per_class
 from detzoo.detectors import network as network_ops
 from detzoo.types import Array, Assignment, Batch, Detections, Detector, GroundTruth, Inputs
 
@@ -262,6 +262,7 @@ def detect(
     anchors: Array,
     delta_weights: Sequence[float],
     pre_nms_topk: int,
+    score_threshold: float,
     **limits: Any,
 ) -> Detections:
     """Detects the objects of one image.
@@ -273,11 +274,20 @@ def detect(
         anchors: [A, 4].
         delta_weights: argument of `make`.
         pre_nms_topk: candidates a class.
+        score_threshold: score that a candidate must exceed.
         **limits: arguments of `postprocess`.
     """
     scores = jax.nn.softmax(cls_logits)[:, :-1]  # [A, K]
-    boxes = box_coding.decode(box_deltas, anchors, weights=delta_weights)
-    return postprocess(scores, boxes, window, select=partial(top_per_class, count=pre_nms_topk), **limits)
+    scores = jnp.where(
+        scores > score_threshold, scores, 0
+    )  # a CPU finds the best of each class faster among equal ones
+
+    def decode(candidates: Candidates) -> Array:
+        of_candidates = box_deltas[candidates.row], jnp.asarray(anchors)[candidates.row]
+        return box_coding.decode(*of_candidates, weights=delta_weights)
+
+    select = partial(top_per_class, count=pre_nms_topk)
+    return postprocess(scores, window, select=select, decode=decode, score_threshold=score_threshold, **limits)
 
 
 def make(

@@ -23,7 +23,7 @@ import numpy as np
 import optax
 
 from detzoo.core import box_coding, losses, matching, roi_features
-from detzoo.core.postprocess import postprocess, top_per_level
+from detzoo.core.postprocess import Candidates, postprocess, top_per_level
 from detzoo.detectors.rpn import RPN
 from detzoo.types import Array, Assignment, Batch, Detections, GroundTruth, Inputs
 
@@ -101,14 +101,17 @@ def make_roi_head(
 
     def detect(cls_logits: Array, box_deltas: Array, proposals: Array, valid: Array, window: Array) -> Detections:
         scores = jnp.where(valid[:, None], jax.nn.softmax(cls_logits)[:, :-1], 0)  # [P, K]
-        proposals = jnp.broadcast_to(proposals[:, None], (*scores.shape, 4))
-        boxes = box_coding.decode(jnp.broadcast_to(box_deltas, proposals.shape), proposals, weights=delta_weights)
-        select = partial(top_per_level, level_sizes=[len(scores)], count=pre_nms_topk)
+
+        def decode(candidates: Candidates) -> Array:
+            column = jnp.minimum(candidates.label, box_deltas.shape[1] - 1)  # the candidate's class, or the only column
+            deltas = box_deltas[candidates.row, column]
+            return box_coding.decode(deltas, proposals[candidates.row], weights=delta_weights)
+
         return postprocess(
             scores,
-            boxes,
             window,
-            select=select,
+            select=partial(top_per_level, level_sizes=[len(scores)], count=pre_nms_topk),
+            decode=decode,
             score_threshold=score_threshold,
             iou_threshold=iou_threshold,
             max_detections=max_detections,
@@ -376,6 +379,6 @@ def detect(net: nn.Module, head: RoIHead, proposed: Proposed, window: Array) -> 
         proposed: what `propose` made of the batch.
         window: [B, 4], where the images lie on their canvases.
     """
-    outputs = net.boxes(net.roi_features(proposed.levels, proposed.boxes, train=False))
+    outputs = net.boxes(net.roi_features(proposed.levels, proposed.boxes, proposed.valid, train=False))
     with jax.named_scope('post'):
         return jax.vmap(head.detect)(*outputs, proposed.boxes, proposed.valid, window)

@@ -276,7 +276,7 @@ def detect(
     scores = scores.reshape(-1, scores.shape[-1])
     predicted = decode(outputs, cells, canvas).reshape(-1, 4)
     select = partial(top_per_level, level_sizes=[len(scores)], count=scores.size)
-    return postprocess(scores, predicted, window, select=select, **limits)
+    return postprocess(scores, window, select=select, decode=lambda candidates: predicted[candidates.row], **limits)
 
 
 def make(

@@ -40,7 +40,7 @@ from detzoo.backbones.darknet import ConvBlock, max_pool
 from detzoo.backbones.norms import make_norm
 from detzoo.core import anchors as anchor_ops
 from detzoo.core import box_coding, boxes, matching
-from detzoo.core.postprocess import postprocess, top_per_level
+from detzoo.core.postprocess import Candidates, postprocess, top_per_level
 from detzoo.detectors import network as network_ops
 from detzoo.types import Array, Assignment, Batch, Detections, Detector, GroundTruth, Inputs
 
@@ -221,9 +221,13 @@ def detect(
         **limits: arguments of `postprocess`.
     """
     scores = jax.nn.sigmoid(outputs[:, 4:5]) * jax.nn.softmax(outputs[:, 5:])  # [A, K]
-    predicted = box_coding.decode_cells(outputs[:, :4], anchors, strides)
     select = partial(top_per_level, level_sizes=[len(anchors)], count=pre_nms_topk)
-    return postprocess(scores, predicted, window, select=select, **limits)
+
+    def decode(candidates: Candidates) -> Array:
+        of_candidates = (jnp.asarray(x)[candidates.row] for x in (outputs[:, :4], anchors, strides))
+        return box_coding.decode_cells(*of_candidates)
+
+    return postprocess(scores, window, select=select, decode=decode, **limits)
 
 
 def make(

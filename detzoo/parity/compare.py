@@ -94,14 +94,17 @@ def predict_with_intermediates(
         inputs: B images.
 
     Returns:
-        the detections, and the outputs of the network's direct submodules by their names ('backbone', 'cls_head', ...); with
-        two stages also 'rois' [B, P, 4], the boxes whose features the second stage reads.
+        the detections, and the outputs of the network's direct submodules by their names ('backbone', 'cls_head', ...), but not
+        of those that run on valid rows only ('trunk', 'mask_head'); with two stages also 'rois' [B, P, 4], the boxes whose
+        features the second stage reads.
     """
-    outputs = {}
+    outputs, scopes = {}, []
 
     def keep_output(method, args, kwargs, context):
+        scopes.append(context.module.scope.root)
         output = method(*args, **kwargs)
-        if context.method_name == '__call__' and len(context.module.path) == 1:
+        in_network = scopes[0] is context.module.scope.root  # not in a part that runs in a loop, by itself
+        if context.method_name == '__call__' and len(context.module.path) == 1 and in_network:
             outputs[context.module.path[0]] = output
         if context.method_name == 'roi_features':
             outputs['rois'] = args[1]

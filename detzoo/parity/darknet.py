@@ -23,6 +23,7 @@ from typing import Any
 
 import cv2
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from detzoo.core import box_coding
@@ -163,13 +164,14 @@ def select_detections(
     arguments = arguments_of(model)
     size = np.tile(np.float32(canvas[::-1]), 2)
     level_sizes = [tensors[name].size // (5 + arguments['num_classes']) for name in tensors if name.startswith('level')]
+    boxes = box_ops.cxcywh_to_xyxy(tensors['boxes'] * size)
     finish = partial(
         postprocess,
+        decode=lambda candidates: jnp.asarray(boxes)[candidates.row],
         select=partial(top_per_level, level_sizes=level_sizes, count=arguments['pre_nms_topk']),
         **{name: arguments[name] for name in ('score_threshold', 'iou_threshold', 'max_detections', 'clip_before_nms')},
     )
-    boxes = box_ops.cxcywh_to_xyxy(tensors['boxes'] * size)
-    return jax.tree.map(np.asarray, jax.jit(finish)(tensors['scores'], boxes, np.float32([0, 0, canvas[1], canvas[0]])))
+    return jax.tree.map(np.asarray, jax.jit(finish)(tensors['scores'], np.float32([0, 0, canvas[1], canvas[0]])))
 
 
 _BINDING = r"""

@@ -66,6 +66,7 @@ TESTS = {
     'detzoo/data/pipeline.py': ['data/test_pipeline.py'],
     'detzoo/data/proposals.py': ['data/test_proposals.py'],
     'detzoo/detectors/faster_rcnn.py': ['detectors/test_faster_rcnn.py', 'detectors/test_detectors.py -k faster_rcnn'],
+    'detzoo/detectors/chunks.py': ['detectors/test_chunks.py'],
     'detzoo/detectors/mask_rcnn.py': ['detectors/test_mask_rcnn.py', 'detectors/test_detectors.py -k mask_rcnn'],
     'detzoo/detectors/network.py': ['detectors/test_detectors.py -k "yolo_v2 or retinanet"'],
     'detzoo/detectors/rpn.py': ['detectors/test_faster_rcnn.py', 'detectors/test_detectors.py -k faster_rcnn'],

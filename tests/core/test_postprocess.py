@@ -18,7 +18,12 @@ TOPK = [1, 6, 1000]  # fewer than anchors; fewer than pairs of the first level o
 def run(scores, boxes, window, *, level_sizes, pre_nms_topk, **rest):
     """Postprocesses what is best per level."""
     select = functools.partial(module.top_per_level, level_sizes=level_sizes, count=pre_nms_topk)
-    return module.postprocess(scores, boxes, window, select=select, **rest)
+
+    def decode(candidates):
+        own = candidates.row if boxes.ndim == 2 else (candidates.row, candidates.label)
+        return jnp.asarray(boxes)[own]
+
+    return module.postprocess(scores, window, select=select, decode=decode, **rest)
 
 
 compiled = jax.jit(run, static_argnames=('level_sizes', 'pre_nms_topk', 'max_detections'))
@@ -103,13 +108,14 @@ def test_postprocess_equals_loops(pre_nms_topk):
 
 
 @pytest.mark.parametrize('count', [1, 4, 7, 30, 10_000])
-def test_top_pairs_equal_one_top_k_over_all_pairs(count):
-    top = jax.jit(functools.partial(module._top_pairs, count=count))
+def test_top_per_level_equals_one_top_k_over_all_pairs(count):
+    top = jax.jit(functools.partial(module.top_per_level, level_sizes=[20], count=count))
     for seed in range(12):
         rng = np.random.RandomState(seed)
         scores = (rng.randint(0, 2 + seed, (20, 5)) / 16).astype(np.float32)  # from two values, mostly ties, to many
         expected, pair = jax.lax.top_k(scores.reshape(-1), min(count, 100))
-        score, label, row = top(scores)
+        score, label, row, last = top(scores)
+        assert last.tolist() == ([expected[-1]] if count < 100 else [])
         np.testing.assert_array_equal(score, expected)
         np.testing.assert_array_equal(label, pair % 5)
         np.testing.assert_array_equal(row, pair // 5)
@@ -119,7 +125,8 @@ def test_top_pairs_equal_one_top_k_over_all_pairs(count):
 def test_top_per_class_equals_sorting_each_class(count):
     rng = np.random.RandomState(0)
     scores = (rng.randint(0, 9, (20, 5)) / 16).astype(np.float32)
-    score, label, row = jax.jit(functools.partial(module.top_per_class, count=count))(scores)
+    score, label, row, last = jax.jit(functools.partial(module.top_per_class, count=count))(scores)
+    assert last.tolist() == (score.reshape(5, count)[:, -1].tolist() if count < 20 else [])
     expected = [(scores[a, k], k, a) for k in range(5) for a in sorted(range(20), key=lambda a: -scores[a, k])[:count]]  # noqa: B023
     assert list(zip(*map(np.ndarray.tolist, map(np.asarray, (score, label, row))))) == expected
 
@@ -251,15 +258,38 @@ def test_postprocess_clips_before_or_after_the_nms(clip_before_nms, kept):
 def test_postprocess_counts_candidates_that_a_class_has_no_room_for():
     # Of three anchors over the threshold two find room in class 0, and the only one in class 1; class 2 has none.
     scores = np.float32([[0.9, 0.1, 0], [0.8, 0.7, 0.1], [0.6, 0.1, 0], [0.1, 0, 0]])
-    boxes = np.float32([[0, 0, 9, 9], [20, 0, 29, 9], [40, 0, 49, 9], [60, 0, 69, 9]])
+    boxes = jnp.asarray(np.float32([[0, 0, 9, 9], [20, 0, 29, 9], [40, 0, 49, 9], [60, 0, 69, 9]]))
 
     def dropped(count, score_threshold=0.5):
-        select = functools.partial(module.top_per_class, count=count)
-        limits = dict(score_threshold=score_threshold, iou_threshold=0.5, max_detections=1)
         return module.postprocess(
-            scores, boxes, np.float32([0, 0, 100, 100]), select=select, **limits
+            scores,
+            np.float32([0, 0, 100, 100]),
+            select=functools.partial(module.top_per_class, count=count),
+            decode=lambda candidates: boxes[candidates.row],
+            score_threshold=score_threshold,
+            iou_threshold=0.5,
+            max_detections=1,
         ).candidates_dropped
 
     assert dropped(2) == 1 and dropped(2).dtype == np.int32
     assert [int(dropped(count)) for count in (1, 3)] == [2, 0]  # what is no detection for lack of rows is not counted
     assert dropped(2, score_threshold=0.6) == 0  # the threshold is exclusive
+
+
+def test_postprocess_counts_what_each_image_of_a_batch_drops():
+    """One image has no room for its candidates, two have just enough, the last has a score that is not a number."""
+    scores = np.full((4, sum(LEVELS), CLASSES), 0.25, np.float32)
+    scores[0, :20], scores[1, :2], scores[2, 20:22] = 0.75, 0.75, 0.75
+    scores[3, :20], scores[3, 0, 0] = 0.75, np.nan
+    boxes = random_case(0)[1]
+    arguments = dict(level_sizes=LEVELS, pre_nms_topk=6, score_threshold=0.5, iou_threshold=0.5, max_detections=12)
+    batched = jax.jit(jax.vmap(lambda scores: run(scores, boxes, WINDOW, **arguments).candidates_dropped))
+    assert batched(scores).tolist() == [60 - 6, 0, 0, 60 - 6]
+
+
+def test_postprocess_drops_candidates_behind_one_that_is_not_a_number():
+    """The only candidate of the level is not a number, and says nothing about those that were left out."""
+    scores = np.float32([[np.nan], [0.9], [0.8], [0.1]])
+    boxes = random_case(0)[1][:4]
+    found = postprocess(scores, boxes, WINDOW, level_sizes=(4,), pre_nms_topk=1, score_threshold=0.5)
+    assert found.candidates_dropped == 2 and not found.valid.any()
