@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from detzoo.backbones.conv import ConvNorm
 from detzoo.backbones.norms import make_norm
+from detzoo.backbones.pool import max_pool
 
 # For each stage: (kernel, features) of its convolutions.
 TINY = tuple(((3, features),) for features in (16, 32, 64, 128, 256, 512))
@@ -44,11 +45,6 @@ STRIDES = (1, 2, 4, 8, 16, 32)  # strides of the stages, pixels; extraction's fi
 
 
 ConvBlock = partial(ConvNorm, activation=partial(nn.leaky_relu, negative_slope=0.1))  # with a norm: no bias
-
-
-def max_pool(x: jax.Array, stride: int = 2) -> jax.Array:
-    """Takes the maximum of 2x2 cells; the last window may be cut off, so ceil(size / stride) cells remain."""
-    return nn.max_pool(x, (2, 2), (stride, stride), padding='SAME')
 
 
 class Darknet(nn.Module):
@@ -94,7 +90,7 @@ class Darknet(nn.Module):
             else:
                 strided = self.architecture == 'extraction' and stage == 1
                 if stage > 0 and not strided:
-                    x = max_pool(x)
+                    x = max_pool(x, 2, 2, 'SAME')  # the last window may be cut off: ceil(size / 2) cells remain
                 for index, (kernel, features) in enumerate(PLAIN[self.architecture][stage]):
                     x = conv(x, kernel, features, f'stage{stage + 1}_conv{index + 1}', stride=2 if strided else 1)
             stages[stride] = x

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from detzoo.backbones.conv import Conv
 from detzoo.backbones.norms import make_norm
+from detzoo.backbones.pool import max_pool
 
 he_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
@@ -150,7 +151,7 @@ class ResNet(nn.Module):
         norm = make_norm(self.norm, train=train, axis_name=self.axis_name, dtype=self.dtype, epsilon=self.norm_epsilon)
         x = conv(round(64 * self.width), 7, 2, self.dtype, 'stem_conv')(x.astype(self.dtype))
         x = nn.relu(norm(name='stem_norm')(x))
-        x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        x = max_pool(x, 3, 2, padding=1)
         stages = {}
         for number, stride in enumerate(STRIDES, 1):
             if stride > max(self.strides):

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from detzoo.backbones.conv import ConvNorm
 from detzoo.backbones.norms import make_norm
+from detzoo.backbones.pool import max_pool
 
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # features and number of the convolutions between poolings
 STRIDES = (1, 2, 4, 8, 16)  # strides of the stages, pixels
@@ -57,13 +58,13 @@ class VGG16(nn.Module):
             if stride > last:
                 break
             if stage > 1:
-                x = nn.max_pool(x, (2, 2), (2, 2), padding='SAME' if stage == 4 else 'VALID')  # rounds up, or down
+                x = max_pool(x, 2, 2, 'SAME' if stage == 4 else 'VALID')  # rounds up, or down
             for index in range(count):
                 x = conv(round(features * self.width), 3, name=f'conv{stage}_{index + 1}')(x)
             found[stride] = x
         if last in FC_STRIDES:
             whole = last == 32
-            x = nn.max_pool(x, (2, 2), (2, 2)) if whole else nn.max_pool(x, (3, 3), (1, 1), padding='SAME')
+            x = max_pool(x, 2, 2, 'VALID') if whole else max_pool(x, 3, 1, 'SAME')
             dilation = max(1, self.fc6_dilation // 2) if whole else self.fc6_dilation
             x = conv(round(FC_FEATURES * self.width), 3, dilation=dilation, name='fc6')(x)
             found[last] = conv(round(FC_FEATURES * self.width), 1, name='fc7')(x)

@@ -14,7 +14,7 @@ import numpy as np
 from detzoo.inference.dataset import make_predict_step
 from detzoo.inference.predictor import detector_of, evaluation_canvases
 from detzoo.run import parallel
-from detzoo.training.finetune import initial_state
+from detzoo.training import finetune
 from detzoo.training.loop import make_train_step
 from detzoo.types import Batch, GroundTruth, Inputs
 
@@ -72,7 +72,7 @@ def shapes(tree: Any, *lead: int) -> Any:
 def state_shapes(config: ml_collections.ConfigDict, num_classes: int) -> Any:
     """Computes the shapes of a config's TrainState, without making parameters or reading files."""
     detector = detector_of(config, num_classes, parallel.AXIS)
-    return jax.eval_shape(lambda: initial_state(config, detector))
+    return finetune.state_shapes(config, detector)
 
 
 def train_program(config: ml_collections.ConfigDict, num_classes: int, devices: Sequence[Any]) -> Any:

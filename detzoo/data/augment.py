@@ -34,6 +34,7 @@ MIN_VISIBLE = 0.25  # an object of which a crop leaves a smaller share becomes a
 MIN_SIDE = 0.01  # canvas pixels; a thinner box would have no width in float32
 CROP_OVERLAPS = (None, 0.0, 0.1, 0.3, 0.5, 0.7, 0.9)  # choices of `sample_crop`; None for no crop
 CROP_TRIALS = 50
+BAND = 8192  # pixels whose colours are changed at once: their floats stay in a core's cache
 
 
 class Augmented(NamedTuple):
@@ -88,12 +89,12 @@ def augment(
     back = np.eye(3)  # from pixels of `image` to the record's
     if rng.uniform() < recipe['flip']:
         width = image.shape[1]
-        image, boxes, back = image[:, ::-1], flip_boxes(boxes, width), back @ [[-1, 0, width], [0, 1, 0], [0, 0, 1]]
+        image, boxes, back = cv2.flip(image, 1), flip_boxes(boxes, width), back @ [[-1, 0, width], [0, 1, 0], [0, 0, 1]]
     if recipe['rotate90']:
         for _ in range(rng.randint(4)):
             width = image.shape[1]
             image, boxes, back = (
-                np.rot90(image),
+                cv2.rotate(image, cv2.ROTATE_90_COUNTERCLOCKWISE),
                 rotate_boxes(boxes, width),
                 back @ [[0, -1, width], [1, 0, 0], [0, 0, 1]],
             )
@@ -114,7 +115,7 @@ def augment(
     where = draw_placement(part, canvas, recipe, rng)
     x1, y1, x2, y2 = shown = np.clip(part, 0, [width, height, width, height])
     where = place_inside(shown - np.tile(part[:2], 2), where)
-    image = resize(np.ascontiguousarray(image[y1:y2, x1:x2]), where.size, recipe['interpolation'])
+    image = resize(image[y1:y2, x1:x2], where.size, recipe['interpolation'])
     whole = where.to_canvas(boxes - [x1, y1, x1, y1])
     back = (back @ [[1, 0, x1], [0, 1, y1], [0, 0, 1]] @ where.matrix_to_image)[:2]
 
@@ -246,11 +247,18 @@ def jitter_colors(image: np.ndarray, strength: float, rng: np.random.RandomState
     if strength == 0:
         return image
     brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3)
-    image = image.astype(np.float32) * brightness
-    image = image.mean() + (image - image.mean()) * contrast
-    gray = image @ np.array([0.299, 0.587, 0.114], np.float32)
-    image = gray[..., None] + (image - gray[..., None]) * saturation
-    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+    values = cv2.LUT(
+        image, np.arange(256, dtype=np.float32) * brightness
+    )  # float64, as are the operations in place below
+    mean = values.mean()
+    values -= mean
+    values *= contrast
+    values += mean
+    gray = (values @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
+    values -= gray
+    values *= saturation
+    values += gray
+    return np.clip(np.rint(values, out=values), 0, 255, out=values).astype(np.uint8)
 
 
 def distort_colors(image: np.ndarray, recipe: Mapping[str, Any], rng: np.random.RandomState) -> np.ndarray:
@@ -290,12 +298,20 @@ def distort_colors(image: np.ndarray, recipe: Mapping[str, Any], rng: np.random.
     )
     if (brightness, hue, saturation, exposure) == (0, 0, 1, 1):
         return image
-    rgb = np.clip(image.astype(np.float32) + brightness, 0, 255)
-    hsv = cv2.cvtColor(rgb.astype(np.float32), cv2.COLOR_RGB2HSV)  # of floats: degrees, 0..1, and the largest channel
-    hsv[..., 0] = (hsv[..., 0] + 360 * hue) % 360
-    hsv[..., 1] = np.minimum(hsv[..., 1] * saturation, 1)
-    rgb = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) * exposure
-    return np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
+    brighter = np.clip(np.arange(256, dtype=np.float32) + brightness, 0, 255)
+    distorted = np.empty_like(image)
+    rows = max(1, BAND // image.shape[1])
+    for top in range(0, len(image), rows):
+        rgb = cv2.LUT(image[top : top + rows], brighter)
+        # Of floats: degrees, 0..1, and the largest channel.
+        hues, saturations, largest = cv2.split(cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV))
+        hues += 360 * hue
+        hues += np.float32(360) * (hues < 0)
+        hues -= np.float32(360) * (hues >= 360)
+        np.minimum(saturations * saturation, 1, out=saturations, casting='same_kind')
+        rgb = cv2.cvtColor(cv2.merge([hues, saturations, largest]), cv2.COLOR_HSV2RGB) * exposure
+        distorted[top : top + rows] = np.clip(np.rint(rgb, out=rgb), 0, 255, out=rgb)
+    return distorted
 
 
 def check_recipe(recipe: Mapping[str, Any]) -> None:

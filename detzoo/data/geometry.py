@@ -252,10 +252,22 @@ def mask_in_frame(mask: np.ndarray, box: np.ndarray, to_record: np.ndarray, size
     )  # from indices to the canvas
     matrix = to_record @ cells - [[0, 0, 0.5], [0, 0, 0.5]]  # pixels have whole indices at their centres
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return cv2.warpAffine(255 * mask.astype(np.uint8), matrix, (size, size), flags=flags, borderValue=0) >= 128
+    # The cells' centres lie in a parallelogram of the record's image. Only the pixels around it are read.
+    ends = matrix @ [[0, size - 1, 0, size - 1], [0, 0, size - 1, size - 1], [1, 1, 1, 1]]
+    limits = mask.shape[1], mask.shape[0]
+    left, top = np.clip(np.floor(ends.min(axis=1)).astype(int) - 1, 0, limits).tolist()
+    right, bottom = np.clip(np.ceil(ends.max(axis=1)).astype(int) + 2, 0, limits).tolist()
+    part = mask[top:bottom, left:right]
+    if not part.any():
+        return np.zeros((size, size), bool)
+    part = np.multiply(part, np.uint8(255), dtype=np.uint8, order='C')
+    matrix -= [[0, 0, left], [0, 0, top]]
+    return cv2.warpAffine(part, matrix, (size, size), flags=flags, borderValue=0) >= 128
 
 
 def pad(image: np.ndarray, offset: tuple[int, int], canvas: tuple[int, int]) -> np.ndarray:
     """Puts [h, w, 3] on a canvas [H, W, 3] of zeros, its top left corner at offset (x, y)."""
     (x, y), (height, width) = offset, image.shape[:2]
-    return np.pad(image, ((y, canvas[0] - y - height), (x, canvas[1] - x - width), (0, 0)))
+    padded = np.zeros((*canvas, 3), image.dtype)
+    padded[y : y + height, x : x + width] = image
+    return padded

@@ -279,7 +279,7 @@ def decode_image(data: bytes, *, name: str, max_pixels: int = MAX_PIXELS, strict
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if pixels is None:
         raise DataError(f'{name}: OpenCV cannot decode this image; convert it to PNG or JPEG')
-    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
 
 
 def with_objects(dataset: Dataset) -> Dataset:

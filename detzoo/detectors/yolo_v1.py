@@ -36,8 +36,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from detzoo.backbones import make_backbone
-from detzoo.backbones.darknet import ConvBlock, max_pool
+from detzoo.backbones.darknet import ConvBlock
 from detzoo.backbones.norms import make_norm
+from detzoo.backbones.pool import max_pool
 from detzoo.core import anchors as anchor_ops
 from detzoo.core import boxes, matching
 from detzoo.core.postprocess import postprocess, top_per_level
@@ -85,7 +86,7 @@ class Head(nn.Module):
         """Maps [B, h, w, C] to [B, S * sum(parts)] float32 and the grid; keys [B] are those of dropout, None for none."""
         conv = partial(ConvBlock, kernel=3, norm=self.norm, dtype=self.dtype)
         large = self.local_features is not None
-        x = x if large else max_pool(x)
+        x = x if large else max_pool(x, 2, 2, 'SAME')
         for i, features in enumerate(self.features):
             x = conv(features, stride=2 if large and i == 1 else 1, name=f'conv{i + 1}')(x)
         if large:

@@ -36,8 +36,9 @@ import numpy as np
 import optax
 
 from detzoo.backbones import make_backbone
-from detzoo.backbones.darknet import ConvBlock, max_pool
+from detzoo.backbones.darknet import ConvBlock
 from detzoo.backbones.norms import make_norm
+from detzoo.backbones.pool import max_pool
 from detzoo.core import anchors as anchor_ops
 from detzoo.core import box_coding, boxes, matching
 from detzoo.core.postprocess import Candidates, postprocess, top_per_level
@@ -88,7 +89,7 @@ class Head(nn.Module):
         """Maps [B, 2h, 2w, C] and [B, h, w, C'] to [B, h, w, n * (5 + K)] float32."""
         conv = partial(ConvBlock, norm=self.norm, dtype=self.dtype)
         if self.passthrough_features is None:
-            x = max_pool(x, stride=1)
+            x = max_pool(x, 2, 1, 'SAME')
         for i, features in enumerate(self.features[:-1]):
             x = conv(features, 3, name=f'conv{i + 1}')(x)
         if self.passthrough_features is not None:

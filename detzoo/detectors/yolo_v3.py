@@ -38,9 +38,10 @@ import numpy as np
 import optax
 
 from detzoo.backbones import make_backbone
-from detzoo.backbones.darknet import ConvBlock, max_pool
+from detzoo.backbones.darknet import ConvBlock
 from detzoo.backbones.fpn import upsample
 from detzoo.backbones.norms import make_norm
+from detzoo.backbones.pool import max_pool
 from detzoo.core import anchors as anchor_ops
 from detzoo.core import box_coding, boxes, losses, matching
 from detzoo.core.postprocess import Candidates, postprocess, top_per_level
@@ -76,7 +77,7 @@ class Head(nn.Module):
     def __call__(self, stages: Sequence[Array]) -> list[Array]:
         """Maps stages, finest first, to one [B, h, w, n * (5 + K)] float32 for each."""
         conv = partial(ConvBlock, norm=self.norm, dtype=self.dtype)
-        x = max_pool(stages[-1], stride=1) if self.small else stages[-1]
+        x = max_pool(stages[-1], 2, 1, 'SAME') if self.small else stages[-1]
         levels, features, trunk = [], self.features, ((3, 4), (1, 1))  # (kernel, factor on the features)
         for number in range(len(stages), 0, -1):
             stage = stages[number - 1]

@@ -13,7 +13,7 @@ from detzoo.errors import ConfigError
 from detzoo.inference.predictor import check_proposals, detector_of, evaluation_canvases
 from detzoo.run import parallel
 from detzoo.run.checkpoint import TrainState
-from detzoo.training.finetune import Learnt, initial_state, read_learnt
+from detzoo.training.finetune import Learnt, read_learnt, state_shapes
 from detzoo.types import Detector
 
 
@@ -46,7 +46,7 @@ def check(
     check_given(config, detector)
     try:
         check_canvases(config, detector)
-        state = jax.eval_shape(lambda: initial_state(config, detector))
+        state = state_shapes(config, detector)
         template = state.params, state.model_state
         learnt = Learnt() if begun else read_learnt(config, data.class_names, template)
     except (ValueError, TypeError, OSError) as error:
@@ -96,7 +96,8 @@ def check_canvases(config: ml_collections.ConfigDict, detector: Detector) -> Non
     for canvas in dict.fromkeys(map(tuple, (*config.data.canvases, *evaluation_canvases(config)))):
         side = f'{canvas[0]} x {canvas[1]}'
         try:
-            variables = jax.eval_shape(lambda key, canvas=canvas: detector.init(key, canvas), jax.random.key(0))
+            # Jitted as in `initial_state`, which then finds the trace of its canvas.
+            variables = jax.eval_shape(jax.jit(detector.init, static_argnums=1), jax.random.key(0), canvas)
         except (ValueError, TypeError) as error:
             raise ConfigError(f'this {config.model.name} does not fit a canvas of {side}: {error}') from error
         except ZeroDivisionError as error:  # an initialiser divides by the number of channels

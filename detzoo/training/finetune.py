@@ -3,7 +3,7 @@
     read_learnt
       another run          -> its variables; with other classes, all but those whose shape depends on the number of classes
       a classifier's file  -> the variables of the backbone that both have
-    initial_state          drawn variables, with the learnt ones in their places
+    initial_state          drawn variables, with the learnt ones in their places; state_shapes: its shapes alone
 
 Which variables depend on the classes is known from the detector itself: their shape is another one with one class more.
 """
@@ -20,10 +20,12 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 
 from detzoo.config import differences, read_config
 from detzoo.detectors import make_detector
 from detzoo.errors import ConfigError
+from detzoo.run import parallel
 from detzoo.run.checkpoint import Checkpoints, TrainState
 from detzoo.run.classes import read_classes
 from detzoo.training.optimizer import make_optimizer
@@ -172,8 +174,24 @@ def initial_state(
         detector: its detector.
         learnt: {path: array} of the variables that are not drawn, see `Learnt`.
     """
-    drawn = jax.jit(detector.init, static_argnums=1)(jax.random.key(config.seed), config.data.canvases[0])
-    params, model_state = replace(*drawn, learnt)
-    opt_state = make_optimizer(config.optimizer, config.training.steps, params).init(params)
-    ema_params = jax.tree.map(jnp.copy, params) if config.optimizer.ema_decay else None
-    return TrainState(jnp.zeros((), jnp.int32), params, model_state, opt_state, ema_params)
+    init = jax.jit(detector.init, static_argnums=1, compiler_options=parallel.options_to_run_once())
+    drawn = init(jax.random.key(config.seed), tuple(config.data.canvases[0]))
+    return state_of(config, *replace(*drawn, learnt))
+
+
+def state_shapes(config: ml_collections.ConfigDict, detector: Detector) -> TrainState:
+    """Returns the shapes and dtypes of `initial_state`; nothing is computed."""
+    init = jax.jit(detector.init, static_argnums=1)
+    drawn = jax.eval_shape(init, jax.random.key(config.seed), tuple(config.data.canvases[0]))
+    return jax.eval_shape(lambda *variables: state_of(config, *variables), *drawn)
+
+
+def state_of(config: ml_collections.ConfigDict, params: Params, model_state: ModelState) -> TrainState:
+    """Completes variables to a state of step 0."""
+    optimizer = make_optimizer(config.optimizer, config.training.steps, params)
+
+    @jax.jit  # one program: each operation by itself would be compiled
+    def rest(params: Params) -> tuple[optax.OptState, Params | None]:
+        return optimizer.init(params), jax.tree.map(jnp.copy, params) if config.optimizer.ema_decay else None
+
+    return TrainState(np.zeros((), np.int32), params, model_state, *rest(params))

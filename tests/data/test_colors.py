@@ -2,6 +2,7 @@
 
 import colorsys
 
+import cv2
 import numpy as np
 
 from detzoo.config import defaults
@@ -63,6 +64,31 @@ def test_distort_colors_by_statistics():
     rgb, _ = draws(brightness=32.0)
     added = rgb - [160, 100, 80]
     assert added.min() == -32 and added.max() == 32 and (added == added[:, :1]).all()
+
+
+def test_distort_colors_changes_each_row_by_itself():
+    image = np.random.RandomState(0).randint(0, 256, (90, 200, 3)).astype(np.uint8)
+    assert len(image) > 2 * aug.BAND // 200  # several bands
+    recipe = RECIPE | dict(brightness=32.0, hue=0.4, saturation=(0.5, 1.5), exposure=(0.5, 1.5))
+    changed = aug.distort_colors(image, recipe, np.random.RandomState(0))
+    rows = [aug.distort_colors(row[None], recipe, np.random.RandomState(0)) for row in image]
+    np.testing.assert_array_equal(changed, np.concatenate(rows))
+    assert len(np.unique(changed)) > 200
+
+
+def test_distort_colors_turns_hues_past_red_exactly():
+    image = np.random.RandomState(0).randint(0, 256, (50, 60, 3)).astype(np.uint8)
+    shifts = []
+    for seed in range(4):
+        rng = np.random.RandomState(seed)
+        rng.uniform()  # whether it happens: always
+        shifts.append(rng.uniform(-0.4, 0.4))
+        hsv = cv2.cvtColor(image.astype(np.float32), cv2.COLOR_RGB2HSV)
+        hsv[..., 0] = (hsv[..., 0] + 360 * shifts[-1]) % 360
+        expected = np.rint(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB))
+        changed = aug.distort_colors(image, RECIPE | dict(hue=0.4), np.random.RandomState(seed))
+        np.testing.assert_array_equal(changed, expected)
+    assert min(shifts) < -0.05 and max(shifts) > 0.05
 
 
 def test_distort_colors_happens_with_its_probability():

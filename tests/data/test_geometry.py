@@ -1,5 +1,6 @@
 """Where images come to lie on canvases: by hand, and there and back."""
 
+import cv2
 import numpy as np
 import pytest
 
@@ -216,6 +217,26 @@ def test_mask_in_frame_by_hand():
     assert mask_in_frame(mask, np.array([3.0, 1, 5, 3]), np.eye(3)[:2], 1).tolist() == [[True]]
     # What lies outside of the image belongs to nothing.
     assert not mask_in_frame(~np.zeros((8, 8), bool), np.array([9.0, 0, 12, 3]), np.eye(3)[:2], 4).any()
+
+
+def test_mask_in_frame_equals_a_warp_of_the_whole_mask():
+    # Objects inside, across the edges and beyond; scaled, flipped and turned.
+    rng, covered = np.random.RandomState(0), []
+    mask = (rng.uniform(size=(90, 70)) < 0.5).repeat(2, axis=0)
+    turns = np.eye(2), np.diag([-1, 1]), [[0, 1], [-1, 0]]
+    for i in range(60):
+        turn = np.array(turns[i % 3]) * rng.uniform(0.3, 3)
+        center, side = rng.uniform(-60, [130, 240]), rng.uniform(2, 90, 2)
+        to_record = np.c_[turn, center - turn @ [300, 300]]
+        box = np.concatenate([300 - side / 2, 300 + side / 2])
+        size = side / 12
+        cells = np.array([[size[0], 0, box[0] + size[0] / 2], [0, size[1], box[1] + size[1] / 2], [0, 0, 1]])
+        matrix = to_record @ cells - [[0, 0, 0.5], [0, 0, 0.5]]
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        whole = cv2.warpAffine(255 * mask.astype(np.uint8), matrix, (12, 12), flags=flags) >= 128
+        np.testing.assert_array_equal(mask_in_frame(mask, box, to_record, 12), whole)
+        covered.append(whole.mean())
+    assert min(covered) == 0 and max(covered) > 0.5
 
 
 def test_pad_puts_an_image_where_it_is_told():

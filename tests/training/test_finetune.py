@@ -34,7 +34,7 @@ def learnt_from(tiny_run):
 
 
 def shapes_of(config, num_classes):
-    state = jax.eval_shape(lambda: finetune.initial_state(config, detector_of(config, num_classes)))
+    state = finetune.state_shapes(config, detector_of(config, num_classes))
     return state.params, state.model_state
 
 
