@@ -1,4 +1,4 @@
-"""Work for what is there: heads run on the proposals and detections that are valid, not on all places for them.
+"""Work for what is there: heads run on the proposals, detections and positive RoIs that are valid, not on all places for them.
 
     rows [N, ...], valid [N] -> chunks of equal size -> a loop over all chunks, which runs a chunk if it has a valid row
       -> results [N, ...], those of a chunk without a valid row 0
@@ -23,6 +23,7 @@ from detzoo.types import Array
 # 100 masks of 14 x 14 cells through four convolutions of 256: 1304 at once; 1138 in chunks of 10 if all are valid, 234 if 17 are.
 BOXES = 250
 MASKS = 10
+TRAINED_MASKS = 16  # with gradients
 
 
 def without_training(module: nn.Module) -> Callable[[Array], Any]:

@@ -96,11 +96,13 @@ class MaskRCNN(nn.Module):
     faster_rcnn: constructor of the Faster R-CNN.
     read_rois: reads the features of a split mask head, see `RoIReader`; None: the mask head is joint and takes the features that
         the box head reads.
+    batch_statistics: whether the mask head is trained with statistics of all RoIs.
     """
 
     faster_rcnn: Callable[[], FasterRCNN]
     mask_head: nn.Module
     read_rois: Callable[[Sequence[Array], Array], Array] | None
+    batch_statistics: bool
 
     def setup(self) -> None:
         """Gives the parameters of the Faster R-CNN the names that they have without the mask head."""
@@ -116,12 +118,17 @@ class MaskRCNN(nn.Module):
     ) -> Array:
         """Maps rois [B, P, 4], or with a joint head their features, to mask_logits [B, P, m, m, K].
 
-        valid: [B, P] bool, the RoIs that count in batch statistics; None: all.
+        valid: [B, P] bool, the RoIs whose masks are needed, and which count in batch statistics; None: all.
         """
         x = self.mask_features(levels, rois, features)
         with jax.named_scope('heads'):
-            x = self.mask_head(x.reshape(-1, *x.shape[2:]), valid if valid is None else valid.reshape(-1), train=train)
-            return x.reshape(*rois.shape[:2], *x.shape[1:])
+            rows, needed = x.reshape(-1, *x.shape[2:]), valid if valid is None else valid.reshape(-1)
+            if needed is None or self.batch_statistics:
+                logits = self.mask_head(rows, needed, train=train)
+            else:
+                head = chunks.without_training(self.mask_head)
+                logits = chunks.map_valid(head, (rows,), needed, size=chunks.TRAINED_MASKS)
+            return logits.reshape(*rois.shape[:2], *logits.shape[1:])
 
     def predict_masks(
         self,
@@ -282,7 +289,12 @@ def make(
     mask_head = make_mask_head(parts.num_classes, parts.dtype, parts.axis_name, **mask)
     joint = body.make_fpn is None
     mask_reader = None if joint else make_roi_reader(body.strides[0], body.roi_levels, **mask_roi)
-    network = MaskRCNN(lambda: parts.network, mask_head.module, None if joint else mask_reader.read)
+    network = MaskRCNN(
+        lambda: parts.network,
+        mask_head.module,
+        read_rois=None if joint else mask_reader.read,
+        batch_statistics=mask.get('norm') == 'batch_norm',
+    )
     run = partial(parts.apply, network)
 
     def train_on(net: MaskRCNN, x: Array, batch: Batch, rng: Array, *, train: bool) -> Trained:

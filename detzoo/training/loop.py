@@ -37,7 +37,7 @@ from detzoo.run.workdir import has_checkpoints
 from detzoo.training.checks import check
 from detzoo.training.evaluation import Evaluation, evaluate_each, log_evaluation, make_evaluation
 from detzoo.training.finetune import Learnt, initial_state
-from detzoo.training.optimizer import make_optimizer, make_schedule
+from detzoo.training.optimizer import frozen_parameters, make_optimizer, make_schedule
 from detzoo.training.progress import Profiler, Progress
 from detzoo.training.replicas import Replica, open_replica, split, stack, take_over, unstack
 from detzoo.types import Array, Batch, Detector
@@ -171,7 +171,13 @@ def make_train_step(
     """
     optimizer = make_optimizer(config.optimizer, config.training.steps, state.params)
     schedule = make_schedule(config.optimizer, config.training.steps)
+    frozen = frozen_parameters(config.optimizer, state.params)
     accumulate = config.training.accumulate
+
+    def loss_of(params: Any, *arguments: Any) -> Any:
+        """Computes the loss. Frozen parameters have a gradient of 0, so that nothing is computed for them."""
+        params = jax.tree.map(lambda x, still: jax.lax.stop_gradient(x) if still else x, params, frozen)
+        return detector.loss(params, *arguments)
 
     def gradients(state: TrainState, batch: Batch, seed: Array) -> tuple[Any, Any, dict[str, Array]]:
         """Averages over micro-batches and devices: (gradients, model_state, metrics)."""
@@ -179,7 +185,7 @@ def make_train_step(
 
         def accumulate_one(carry: tuple[Any, Any], micro_batch: Batch) -> tuple[tuple[Any, Any], dict[str, Array]]:
             total, model_state = carry
-            loss_and_gradient = jax.value_and_grad(detector.loss, has_aux=True)
+            loss_and_gradient = jax.value_and_grad(loss_of, has_aux=True)
             (loss, (model_state, metrics)), grads = loss_and_gradient(state.params, model_state, micro_batch, rng)
             return (jax.tree.map(jnp.add, total, grads), model_state), {'loss': loss, **metrics}
 

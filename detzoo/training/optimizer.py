@@ -74,13 +74,29 @@ def make_optimizer(config: ml_collections.ConfigDict, steps: int, params: Params
         update = optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
     if not config.frozen:
         return update
-    labels = jax.tree_util.tree_map_with_path(
-        lambda path, _: 'frozen' if re.search(config.frozen, parameter_path(path)) else 'trained', params
+    labels = jax.tree.map(lambda still: 'frozen' if still else 'trained', frozen_parameters(config, params))
+    return optax.multi_transform({'trained': update, 'frozen': optax.set_to_zero()}, labels)
+
+
+def frozen_parameters(config: ml_collections.ConfigDict, params: Params) -> Params:
+    """Finds the parameters that stay as they are: a tree of bool.
+
+    Args:
+        config: the config's `optimizer` section; `frozen` is a regular expression for paths of parameters, or empty.
+        params: the detector's parameters, for their paths.
+
+    Raises:
+        ValueError: `frozen` matches no parameter.
+    """
+    if not config.frozen:
+        return jax.tree.map(lambda _: False, params)
+    frozen = jax.tree_util.tree_map_with_path(
+        lambda path, _: re.search(config.frozen, parameter_path(path)) is not None, params
     )
-    if 'frozen' not in jax.tree.leaves(labels):
+    if not any(jax.tree.leaves(frozen)):
         names = [parameter_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
         raise ValueError(f'optimizer.frozen={config.frozen!r} matches no parameter; their names are like {names[0]!r}')
-    return optax.multi_transform({'trained': update, 'frozen': optax.set_to_zero()}, labels)
+    return frozen
 
 
 def parameter_path(path: tuple[Any, ...]) -> str:
