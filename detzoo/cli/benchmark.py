@@ -3,10 +3,10 @@
     detzoo benchmark --config=retinanet_shapes --num_classes=3
     detzoo benchmark --config=retinanet_r50_fpn_coco --tpu=v5e:2x4,v4:2x2x1
 
-The first prints the FLOPs and memory that the compiler counts for prediction (for each of --batch_sizes) and for the training
-step, and measured times: medians and 90 % quantiles after a warm-up, without compiling. Prediction is also broken down by
-stage (`detzoo/costs/stages.py` says how). Weights and images are drawn, so no data set is needed. The score threshold is 0,
-which gives the NMS the most work.
+The first prints, for prediction (for each of --batch_sizes) and for the training step, the FLOPs (two for each multiply-add of
+convolutions and matrix products, as papers count), the memory that the compiler plans, and measured times: medians and 90 %
+quantiles after a warm-up, without compiling. Prediction is also broken down by stage (`detzoo/costs/stages.py` says how).
+Weights and images are drawn, so no data set is needed. The score threshold is 0, which gives the NMS the most work.
 
 The second compiles the same programs for each topology (minutes; needs libtpu: pip install 'detzoo[tpu]') and prints the
 memory and FLOPs of a chip, and the compiler's estimate of the time by stage. Nothing is run, and no parameters are made.
@@ -42,18 +42,6 @@ START = time.perf_counter()
 def progress(message: str) -> None:
     """Prints to stderr, with the seconds since the start."""
     print(f'[{time.perf_counter() - START:5.0f} s] {message}', file=sys.stderr, flush=True)
-
-
-def compiled(name: str, lower):
-    """Lowers and compiles a program: (compiled, its row of results)."""
-    from detzoo.costs.counts import compiled_cost
-
-    progress(f'{name}: compiling')
-    start = time.perf_counter()
-    program = lower().compile()
-    seconds = time.perf_counter() - start
-    progress(f'{name}: compiled in {seconds:.0f} s')
-    return program, {'program': name, 'compile_seconds': seconds, **compiled_cost(program)._asdict()}
 
 
 def estimate(config, num_classes: int, topology: str):
@@ -98,8 +86,9 @@ def measure(config, num_classes: int):
     import numpy as np
 
     from detzoo.costs import stages
+    from detzoo.costs.counts import compiled_cost
     from detzoo.costs.latency import interleaved_latency
-    from detzoo.costs.programs import random_batch, train_program
+    from detzoo.costs.programs import random_batch, train_multiply_adds, train_program
     from detzoo.data.pipeline import shard
     from detzoo.inference.predictor import detector_of
     from detzoo.run import parallel
@@ -114,7 +103,12 @@ def measure(config, num_classes: int):
 
     devices, count, replicas = jax.local_devices(), config.training.batch_size, config.training.num_replicas
     name = f'train step, {count} images' + (f' x {replicas}' if replicas > 1 else '')
-    program, row = compiled(name, lambda: train_program(config, num_classes, devices))
+    progress(f'{name}: compiling')
+    start = time.perf_counter()
+    program = train_program(config, num_classes, devices).compile()
+    compile_seconds = time.perf_counter() - start
+    progress(f'{name}: compiled in {compile_seconds:.0f} s')
+    cost = compiled_cost(program)._replace(flops=2.0 * train_multiply_adds(config, num_classes, devices))
     batch = shard(random_batch(config, config.data.canvases[0], count, num_classes), len(devices))
     batch = parallel.put(stack([batch] * replicas, axis=1))
     state = initial_state(config, detector_of(config, num_classes, parallel.AXIS))
@@ -127,7 +121,8 @@ def measure(config, num_classes: int):
 
     (seconds,) = interleaved_latency({'': train}, repeats=REPEATS.value, budget=BUDGET.value).values()
     p50, p90 = np.quantile(seconds, (0.5, 0.9)).tolist()
-    yield {**row, 'p50_seconds': p50, 'p90_seconds': p90, 'runs': len(seconds)}
+    times = {'compile_seconds': compile_seconds, 'p50_seconds': p50, 'p90_seconds': p90, 'runs': len(seconds)}
+    yield {'program': name, **cost._asdict(), **times}
 
 
 def print_measured(row) -> None:

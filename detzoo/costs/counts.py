@@ -17,7 +17,9 @@ import numpy as np
 class Cost(NamedTuple):
     """The cost of a compiled program on each device.
 
-    flops: number of FLOPs; a multiply-add is two. The body of a loop counts as often as the compiler knows it to run, else once.
+    flops: number of FLOPs; a multiply-add is two. As the compiler counts them, the body of a loop counts as often as it is known
+        to run, else once. For the costs of a detector they are replaced by those of its `multiply_adds`, which do not depend on
+        how a platform computes a convolution.
     bytes_accessed: bytes of memory that all operations read and write.
     argument_bytes, output_bytes, temporary_bytes: memory of each kind. An output that replaces a donated argument is in both.
     peak_bytes: memory of arguments, outputs and temporaries together, with donated arguments counted once.

@@ -11,6 +11,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from detzoo.costs.counts import multiply_adds
 from detzoo.inference.dataset import make_predict_step
 from detzoo.inference.predictor import detector_of, evaluation_canvases
 from detzoo.run import parallel
@@ -83,12 +84,25 @@ def train_program(config: ml_collections.ConfigDict, num_classes: int, devices: 
     Raises:
         ValueError: the batch cannot be split over the devices.
     """
+    step, arguments = _train_step(config, num_classes, devices)
+    return step.lower(*arguments)
+
+
+def train_multiply_adds(config: ml_collections.ConfigDict, num_classes: int, devices: Sequence[Any]) -> int:
+    """Counts the multiply-adds of `train_program` on each device."""
+    step, arguments = _train_step(config, num_classes, devices)
+    return multiply_adds(step, *arguments)
+
+
+def _train_step(
+    config: ml_collections.ConfigDict, num_classes: int, devices: Sequence[Any]
+) -> tuple[Any, tuple[Any, Any]]:
+    """Makes the training step and the shapes of its arguments."""
     lead = len(devices), *filter(lambda count: count > 1, [config.training.num_replicas])
     batch = _share(config, 'training', config.data.canvases[0], num_classes, lead)
     state = state_shapes(config, num_classes)
     detector = detector_of(config, num_classes, parallel.AXIS)
-    step = make_train_step(config, detector, state, devices=devices)
-    return step.lower(shapes(state, *lead), batch)
+    return make_train_step(config, detector, state, devices=devices), (shapes(state, *lead), batch)
 
 
 def predict_program(config: ml_collections.ConfigDict, num_classes: int, devices: Sequence[Any]) -> Any:

@@ -3,7 +3,7 @@
     predict -> its equations, in order, each in the named scope of a stage
       -> segments: equations of one stage that follow each other
       -> prefixes: programs that end with a segment and return the arrays that later segments need
-      -> compiled (FLOPs, memory), and timed in turn
+      -> compiled (memory), and timed in turn; multiply-adds are counted in the equations, so that they are those of any platform
       -> the cost of a segment: the cost of its prefix minus that of the prefix before, with the same images
 
 The stages add up to the whole, in every round of runs. But a prefix also writes the arrays that it returns, and the compiler
@@ -22,7 +22,7 @@ import numpy as np
 from jax.extend import core as jax_core
 from tqdm.auto import tqdm
 
-from detzoo.costs.counts import Cost, compiled_cost, parameter_count
+from detzoo.costs.counts import Cost, compiled_cost, multiply_adds, parameter_count
 from detzoo.costs.latency import device_name, interleaved_latency
 from detzoo.costs.programs import random_batch
 from detzoo.costs.scopes import OTHER, stage_in
@@ -210,9 +210,11 @@ def _compile(predictor: Predictor, inputs: Mapping[int, Sequence[Inputs]]) -> Pr
         leaves = [jax.tree.leaves(each) for each in arguments]
         for stage, end in tqdm(segments(closed.jaxpr), desc=f'compiling for {batch}', unit='prefix', leave=False):
             start = time.perf_counter()
-            compiled = jax.jit(prefix(closed, end)).lower(*leaves[0]).compile()
+            function = prefix(closed, end)
+            compiled = jax.jit(function).lower(*leaves[0]).compile()
             seconds = time.perf_counter() - start
-            programs.append(Program(batch, stage, compiled_cost(compiled), seconds, _in_turn(compiled, leaves)))
+            cost = compiled_cost(compiled)._replace(flops=2.0 * multiply_adds(function, *leaves[0]))
+            programs.append(Program(batch, stage, cost, seconds, _in_turn(compiled, leaves)))
     return Prepared(predictor.config, parameters, programs)
 
 
