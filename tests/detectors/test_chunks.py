@@ -42,6 +42,18 @@ def test_map_valid_runs_the_chunks_that_have_a_valid_row(rows):
             )
 
 
+def test_gradients_of_chunks_are_those_of_the_valid_rows():
+    valid = np.isin(np.arange(ROWS), [1, 9])  # the second chunk is skipped
+
+    def loss(x, matrix, size):
+        found = chunks.map_valid(lambda x: jnp.sin(x @ matrix), (x,), valid, size=size)
+        return jnp.where(valid[:, None], found, 0).sum()
+
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1)), static_argnums=2)
+    for found, expected in zip(gradient(X, MATRIX, SIZE), gradient(X, MATRIX, ROWS)):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_map_valid_has_no_loop_for_few_rows():
     found = chunks.map_valid(product, (X, X[:, 1]), np.zeros(ROWS, bool), size=ROWS)
     assert (found['sum'] > 0).all()
@@ -83,6 +95,13 @@ def test_without_training_runs_a_bound_module_in_a_loop():
     found, state = Whole().apply(variables, X, np.ones(ROWS, bool), mutable=['batch_stats'])
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     jax.tree.map(np.testing.assert_array_equal, state['batch_stats'], variables['batch_stats'])
+
+    def loss(params, *arguments, **kwargs):
+        return jnp.sin(Whole().apply({**variables, 'params': params}, *arguments, **kwargs)).sum()
+
+    gradients = jax.grad(loss)(variables['params'], X, np.ones(ROWS, bool))
+    expected = jax.grad(loss)(variables['params'], X, method='plain')
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), gradients, expected)
 
 
 def test_mask_rcnn_predicts_in_chunks_what_it_predicts_at_once(monkeypatch):

@@ -152,10 +152,19 @@ def test_train_step_draws_other_numbers_each_step(tiny_config):
 
 def test_train_step_keeps_frozen_parameters(tiny_config):
     config = tiny_config(optimizer__frozen='^neck/', optimizer__weight_decay=0.1)
-    states, _ = train(config, linear_detector(parallel.AXIS), first_batches(config, 3), DEVICES)
+    states, metrics = train(config, linear_detector(parallel.AXIS), first_batches(config, 3), DEVICES)
     assert_same(states[-1].params['neck'], states[0].params['neck'])
     assert_same(states[-1].ema_params['neck'], states[0].params['neck'])
     assert np.abs(states[-1].params['head']['kernel'] - states[0].params['head']['kernel']).min() > 0
+    # The norm of the gradient is that of the others.
+    rng = jax.random.fold_in(jax.random.key(config.seed), 0)
+    batch = first_batches(config, 1)[0]
+    gradient, _ = jax.grad(linear_detector(None).loss, has_aux=True)(
+        states[0].params, states[0].model_state, batch, rng
+    )
+    others = {name: part for name, part in gradient.items() if name != 'neck'}
+    assert metrics[0]['grad_norm'] == pytest.approx(float(optax.tree.norm(others)), rel=1e-5)
+    assert metrics[0]['grad_norm'] < 0.999 * optax.tree.norm(gradient)
 
 
 def test_train_step_reports_the_schedule_and_what_was_left_out(tiny_config):
