@@ -12,6 +12,7 @@ is one of
 as `choose` says. Results differ from XLA's by rounding, at most 2e-6 of the largest value (gradients of kernels: 1e-5).
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -32,6 +33,9 @@ class Ways(NamedTuple):
     forward: str
     input_gradient: str
     kernel_gradient: str
+
+
+XLA = Ways('xla', 'xla', 'xla')
 
 
 def choose(x: Sequence[int], kernel: Sequence[int], geometry: Geometry) -> Ways:
@@ -58,15 +62,16 @@ def choose(x: Sequence[int], kernel: Sequence[int], geometry: Geometry) -> Ways:
         geometry: strides, padding and dilation.
     """
     sides, (channels, features) = tuple(kernel[:2]), kernel[2:]
-    few = min(channels, features)
+    height, width = shifted_dots.result_sizes(x[1:3], sides, geometry)
+    cells, few = x[0] * height * width, min(channels, features)
+    work = cells * math.prod(kernel)
+    if work < 1e6:  # XLA compiles its own convolution sooner
+        return XLA
     if sides == (1, 1):
         return Ways('dots', 'dots', 'dots')
-    height, width = shifted_dots.result_sizes(x[1:3], sides, geometry)
-    cells, patches = x[0] * height * width, x[0] * -(-height // 2) * -(-width // 2)
-    pays = few >= 32 and channels * features <= 12_000 * patches
-    if (
-        suits_winograd(kernel, geometry) and pays and 9 * cells * channels * features > 3e7
-    ):  # else it takes longer to compile
+    patches = x[0] * -(-height // 2) * -(-width // 2)
+    pays = few >= 32 and channels * features <= 12_000 * patches and work > 3e7
+    if suits_winograd(kernel, geometry) and pays:
         return Ways('winograd', 'winograd', 'winograd')
     if cells <= 400:
         return Ways('columns', 'dots', 'columns') if few >= 48 else Ways('xla', 'dots', 'xla')
@@ -121,6 +126,8 @@ def convolve(
     if x.dtype != jnp.float32 or feature_group_count > 1:
         return plain(x, kernel)
     ways = choose(x.shape, kernel.shape, geometry)
+    if ways == XLA:
+        return plain(x, kernel)
     return jax.lax.platform_dependent(x, kernel, cpu=partial(convolve_on_cpu, geometry, ways), default=plain)
 
 
