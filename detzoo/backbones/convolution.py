@@ -65,7 +65,7 @@ def choose(x: Sequence[int], kernel: Sequence[int], geometry: Geometry) -> Ways:
     height, width = shifted_dots.result_sizes(x[1:3], sides, geometry)
     cells, few = x[0] * height * width, min(channels, features)
     work = cells * math.prod(kernel)
-    if work < 1e6:  # XLA compiles its own convolution sooner
+    if work < 3e6:  # XLA compiles its own convolution sooner
         return XLA
     if sides == (1, 1):
         return Ways('dots', 'dots', 'dots')
