@@ -132,7 +132,7 @@ def operations(function, platform, *arguments) -> set[str]:
     [(lambda x, kernel: convolve(x, kernel, (1, 1), 'SAME'), 1, {'cpu'}), (convolve_transposed, 2, {'cpu', 'cuda'})],
 )
 def test_platforms_get_products_of_matrices_or_convolutions(convolved, side, products):
-    x, kernel = draw(1, 64, 64, 16, seed=0), draw(side, side, 16, 16, seed=1)
+    x, kernel = draw(1, 64, 64, 32, seed=0), draw(side, side, 32, 32, seed=1)
 
     def gradients(x, kernel):
         result, pull = jax.vjp(convolved, x, kernel)
@@ -145,7 +145,7 @@ def test_platforms_get_products_of_matrices_or_convolutions(convolved, side, pro
 
 
 def test_other_data_types_take_xlas_convolution():
-    x, kernel = jnp.asarray(draw(1, 64, 64, 16, seed=0)), jnp.asarray(draw(1, 1, 16, 16, seed=1))
+    x, kernel = jnp.asarray(draw(1, 64, 64, 32, seed=0)), jnp.asarray(draw(1, 1, 32, 32, seed=1))
     half = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
     assert operations(lambda x, kernel: convolve(x, kernel, (1, 1), 'SAME'), 'cpu', *half) == {'convolution'}
     assert convolve(*half, (1, 1), 'SAME').dtype == jnp.bfloat16
