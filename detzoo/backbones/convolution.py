@@ -197,8 +197,8 @@ def _convolve_channels(geometry: Geometry, x: Array, kernel: Array) -> Array:
 def convolve_transposed(x: Array, kernel: Array) -> Array:
     """Convolves as `jax.lax.conv_transpose` does, with a kernel that is as large as its stride: one product, but on TPUs.
 
-    On a CPU XLA's convolution takes a hundred times as long for the gradient of the kernel, and on a GPU it is the slowest
-    operation of Mask R-CNN's training step.
+    On a CPU XLA's convolution takes many times as long for the gradient of the kernel, and on a GPU it was the slowest operation
+    of Mask R-CNN's training step (docs/performance_gpu.md).
 
     Args:
         x: [B, h, w, C].

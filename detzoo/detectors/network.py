@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from detzoo.backbones.conv import Conv
-from detzoo.core import images
+from detzoo.core import box_coding, images
+from detzoo.core.postprocess import Candidates
 from detzoo.types import Array, Inputs, ModelState, Params
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -96,6 +97,18 @@ def cell_output(num_anchors: int, num_classes: int, prior_probability: float, dt
         dtype=dtype,
         bias_init=lambda key, shape, dtype=jnp.float32: jnp.asarray(bias.reshape(shape), dtype),
     )
+
+
+def decode_candidates(outputs: Array, anchors: Array, strides: Array, candidates: Candidates) -> Array:
+    """Decodes the boxes of candidates alone: [T, 4].
+
+    Args:
+        outputs: [A, 5 + K], a YOLO's outputs, box deltas first.
+        anchors: [A, 4].
+        strides: [A, 2], width and height of the cells, pixels.
+        candidates: T of the A anchors.
+    """
+    return box_coding.decode_cells(*(jnp.asarray(x)[candidates.row] for x in (outputs[:, :4], anchors, strides)))
 
 
 def apply(

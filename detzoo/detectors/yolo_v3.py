@@ -44,7 +44,7 @@ from detzoo.backbones.norms import make_norm
 from detzoo.backbones.pool import max_pool
 from detzoo.core import anchors as anchor_ops
 from detzoo.core import box_coding, boxes, losses, matching
-from detzoo.core.postprocess import Candidates, postprocess, top_per_level
+from detzoo.core.postprocess import postprocess, top_per_level
 from detzoo.detectors import network as network_ops
 from detzoo.types import Array, Assignment, Batch, Detections, Detector, GroundTruth, Inputs
 
@@ -207,11 +207,7 @@ def detect(
     """
     scores = jax.nn.sigmoid(outputs[:, 4:5]) * jax.nn.sigmoid(outputs[:, 5:])  # [A, K]
     select = partial(top_per_level, level_sizes=level_sizes, count=pre_nms_topk)
-
-    def decode(candidates: Candidates) -> Array:
-        of_candidates = (jnp.asarray(x)[candidates.row] for x in (outputs[:, :4], anchors, strides))
-        return box_coding.decode_cells(*of_candidates)
-
+    decode = partial(network_ops.decode_candidates, outputs, anchors, strides)
     return postprocess(scores, window, select=select, decode=decode, **limits)
 
 

@@ -190,7 +190,7 @@ def make_train_step(
             return (jax.tree.map(jnp.add, total, grads), model_state), {'loss': loss, **metrics}
 
         carry = jax.tree.map(jnp.zeros_like, state.params), state.model_state
-        if accumulate == 1:  # no loop: XLA's CPU compiler does not thread the convolutions of a loop's body
+        if accumulate == 1:
             (total, model_state), metrics = accumulate_one(carry, batch)
         else:
             micro_batches = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
