@@ -247,9 +247,8 @@ def jitter_colors(image: np.ndarray, strength: float, rng: np.random.RandomState
     if strength == 0:
         return image
     brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3)
-    values = cv2.LUT(
-        image, np.arange(256, dtype=np.float32) * brightness
-    )  # float64, as are the operations in place below
+    # float64, as brightness is; the operations in place below keep it.
+    values = cv2.LUT(image, np.arange(256, dtype=np.float32) * brightness)
     mean = values.mean()
     values -= mean
     values *= contrast
