@@ -12,10 +12,13 @@ the record. With --on_bad_record=skip bad records are left out and listed. Then 
 """
 
 import sys
+from typing import Any, NamedTuple
 
 from absl import flags
 
 from detzoo.cli.paths import define_path
+
+LISTED = 20  # skipped records of a split, on the terminal
 
 NAME = flags.DEFINE_string(
     'name', None, 'The name of the data set: lower-case letters, digits and underscores.', required=True
@@ -28,6 +31,12 @@ VALIDATION_IMAGES = define_path('validation_images', None, 'coco: folder of the 
 VOC_ROOT = define_path('voc_root', None, 'voc: the unpacked folder VOCdevkit, with VOC2007 or VOC2012 in it.')
 TRAIN_SPLITS = flags.DEFINE_list('train_splits', None, 'voc: lists of training images: 2007_trainval,2012_trainval.')
 VALIDATION_SPLITS = flags.DEFINE_list('validation_splits', None, 'voc: lists of validation images: 2007_test.')
+VALIDATION_SHARE = flags.DEFINE_float(
+    'validation_share',
+    None,
+    'The share of the images that validate, drawn at random, where only training data are named: 0.2.',
+)
+SPLIT_SEED = flags.DEFINE_integer('split_seed', None, 'Seed of the draw of --validation_share; 0 by default.')
 DATA_DIR = define_path('data_dir', None, 'The folder of the data sets; ~/tensorflow_datasets by default.')
 ON_BAD_RECORD = flags.DEFINE_enum(
     'on_bad_record', 'error', ['error', 'skip'], 'Whether a bad record is an error, or is left out and listed.'
@@ -37,23 +46,26 @@ MAX_PIXELS = flags.DEFINE_integer(
 )
 OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Replace a data set of the same name.')
 
-LISTED = 20  # skipped records of a split, on the terminal
-# The flags that say where the data of each format are, in the order of the arguments of its function.
+
+class Sources(NamedTuple):
+    """The flags that say where the data of a format are; each is an argument of the format's function."""
+
+    needed: tuple[flags.FlagHolder, ...]
+    optional: tuple[flags.FlagHolder, ...] = ()
+
+
 SOURCES = {
-    'coco': (TRAIN_ANNOTATIONS, TRAIN_IMAGES, VALIDATION_ANNOTATIONS, VALIDATION_IMAGES),
-    'voc': (VOC_ROOT, TRAIN_SPLITS, VALIDATION_SPLITS),
+    'coco': Sources(
+        needed=(TRAIN_ANNOTATIONS, TRAIN_IMAGES),
+        optional=(VALIDATION_ANNOTATIONS, VALIDATION_IMAGES, VALIDATION_SHARE, SPLIT_SEED),
+    ),
+    'voc': Sources(needed=(VOC_ROOT, TRAIN_SPLITS, VALIDATION_SPLITS)),
 }
 
 
 def main(settings: list[str]) -> None:
     del settings
-    sources = SOURCES[FORMAT.value]
-    others = [flag for name, flags_of_format in SOURCES.items() if name != FORMAT.value for flag in flags_of_format]
-    missing = [f'--{flag.name}' for flag in sources if not flag.value]
-    unused = [f'--{flag.name}' for flag in others if flag.value]
-    if missing or unused:
-        what = f'needs {", ".join(missing)}' if missing else f'does not take {", ".join(unused)}'
-        sys.exit(f'error: --format={FORMAT.value} {what}')
+    arguments = _sources_given()
     from detzoo.data.readers.coco import prepare_coco
     from detzoo.data.readers.voc import prepare_voc
     from detzoo.data.records import MAX_PIXELS as DEFAULT_MAX_PIXELS
@@ -61,7 +73,7 @@ def main(settings: list[str]) -> None:
     prepare = {'coco': prepare_coco, 'voc': prepare_voc}[FORMAT.value]
     prepared = prepare(
         NAME.value,
-        *(flag.value for flag in sources),
+        **arguments,
         data_dir=DATA_DIR.value,
         on_bad_record=ON_BAD_RECORD.value,
         max_pixels=MAX_PIXELS.value or DEFAULT_MAX_PIXELS,
@@ -80,3 +92,16 @@ def main(settings: list[str]) -> None:
     print(f'{len(prepared.class_names)} classes: {", ".join(prepared.class_names)}')
     data_dir = f' --config.data.data_dir={DATA_DIR.value}' if DATA_DIR.value else ''
     print(f'wrote {prepared.folder}; use it with --config.data.name={NAME.value}{data_dir}')
+
+
+def _sources_given() -> dict[str, Any]:
+    """Returns the values of the format's flags that were given; ends the program where one is missing or of no use."""
+    sources = SOURCES[FORMAT.value]
+    own = {flag.name: flag.value for flag in sources.needed + sources.optional}
+    every = {flag.name: flag.value for other in SOURCES.values() for flag in other.needed + other.optional}
+    missing = [f'--{flag.name}' for flag in sources.needed if not flag.value]
+    unused = [f'--{name}' for name, value in every.items() if name not in own and value is not None]
+    if missing or unused:
+        what = f'needs {", ".join(missing)}' if missing else f'does not take {", ".join(unused)}'
+        sys.exit(f'error: --format={FORMAT.value} {what}')
+    return {name: value for name, value in own.items() if value is not None}

@@ -431,3 +431,26 @@ def test_prepare_data_script_ends_on_bad_data_with_one_line(tree):
     assert finished.returncode == 1
     assert finished.stderr.startswith('error: ') and len(finished.stderr.splitlines()) == 1
     assert not finished.stdout
+
+
+def test_prepare_coco_draws_validation_images_by_seed(tree):
+    def ids(name, **options):
+        prepared = coco.prepare_coco(name, tree / 'train.json', tree / 'train', data_dir=tree / 'data', **options)
+        return {split: [e['image_id'] for e in s.examples] for split, s in prepared.splits.items()}
+
+    everything = [image['id'] for image in json.loads((tree / 'train.json').read_text())['images']]
+    first = ids('first', validation_share=0.34)
+    assert sorted(first['train'] + first['validation']) == sorted(everything)
+    assert len(first['validation']) == max(1, round(0.34 * len(everything)))
+    assert ids('again', validation_share=0.34) == first
+    drawn = {tuple(ids(f's{seed}', validation_share=0.34, split_seed=seed)['validation']) for seed in range(6)}
+    assert len(drawn) > 1
+
+
+@pytest.mark.parametrize('share', [None, 0.0, 1.0, float('nan')])
+def test_prepare_coco_needs_validation_data_or_a_share(tree, share):
+    with pytest.raises(DataError, match='validation_share'):
+        coco.prepare_coco('b', tree / 'train.json', tree / 'train', validation_share=share, data_dir=tree / 'data')
+    with pytest.raises(DataError, match='validation_share'):
+        sources = [tree / 'train.json', tree / 'train'] * 2
+        coco.prepare_coco('b', *sources, validation_share=0.5, data_dir=tree / 'data')

@@ -32,20 +32,24 @@ def prepare_coco(
     name: str,
     train_annotations: str | os.PathLike,
     train_images: str | os.PathLike,
-    validation_annotations: str | os.PathLike,
-    validation_images: str | os.PathLike,
+    validation_annotations: str | os.PathLike | None = None,
+    validation_images: str | os.PathLike | None = None,
     *,
+    validation_share: float | None = None,
+    split_seed: int = 0,
     data_dir: str | os.PathLike | None = None,
     on_bad_record: Literal['error', 'skip'] = 'error',
     max_pixels: int = records.MAX_PIXELS,
     overwrite: bool = False,
 ) -> Prepared:
-    """Checks two COCO JSON files with their images and writes them as one data set: all of it, or nothing.
+    """Checks COCO JSON files with their images and writes them as one data set: all of it, or nothing.
 
     Args:
         name: name of the data set: lower-case letters, digits and underscores.
         train_annotations, validation_annotations: COCO JSON files with the same categories.
         train_images, validation_images: the folders to which `file_name` is relative.
+        validation_share: share of the images that validate, drawn at random, where no validation data are named.
+        split_seed: seed of that draw.
         data_dir: folder of all data sets; None is TFDS's default.
         on_bad_record: 'error' stops at the first bad image or annotation, 'skip' leaves them out and lists them in
             `skipped.json` in the data set's folder.
@@ -57,10 +61,10 @@ def prepare_coco(
     """
     data_dir = catalog.data_root(data_dir)
     prepare.check_request(name, data_dir, on_bad_record, overwrite)
-    sources = {
-        'train': (pathlib.Path(train_annotations), pathlib.Path(train_images)),
-        'validation': (pathlib.Path(validation_annotations), pathlib.Path(validation_images)),
-    }
+    prepare.check_validation((validation_annotations, validation_images), validation_share)
+    sources = {'train': (pathlib.Path(train_annotations), pathlib.Path(train_images))}
+    if validation_share is None:
+        sources['validation'] = (pathlib.Path(validation_annotations), pathlib.Path(validation_images))
     for _, folder in sources.values():
         if not folder.is_dir():
             raise DataError(f'no image folder {folder}; check the path')
@@ -70,6 +74,8 @@ def prepare_coco(
         split: check_split(path, documents[split], list(categories), folder, on_bad_record == 'skip', max_pixels)
         for split, (path, folder) in sources.items()
     }
+    if validation_share is not None:
+        splits = prepare.divide(splits['train'], validation_share, split_seed)
     return prepare.write(name, categories, splits, data_dir, annotations='COCO', overwrite=overwrite)
 
 
@@ -206,10 +212,13 @@ def check_annotation(
 
 
 def _common_categories(documents: list[tuple[pathlib.Path, dict[str, Any]]]) -> dict[int, str]:
-    (path, categories), (other_path, others) = ((path, read_categories(path, document)) for path, document in documents)
-    if categories != others:
-        only_one = sorted(set(categories.items()) ^ set(others.items()))
-        raise DataError(f'{path} and {other_path} have different categories: {only_one} are in one of them only')
+    """Reads the categories of the files, which must be the same in all."""
+    (path, document), *others = documents
+    categories = read_categories(path, document)
+    for other_path, other in others:
+        different = sorted(set(categories.items()) ^ set(read_categories(other_path, other).items()))
+        if different:
+            raise DataError(f'{path} and {other_path} have different categories: {different} are in one of them only')
     return categories
 
 

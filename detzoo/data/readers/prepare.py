@@ -3,6 +3,7 @@
     check_request -> name, place and policy, before anything is read
     find_file, check_box, check_pixels: an image's file, a box in its image, a file's pixels
     check_files   -> decodes every image of a split, in threads
+    divide        -> a validation split drawn from one list of images
     write         -> the data set for `catalog.open_dataset`, all of it or nothing
 
 A fault of one record raises DataError. `BadRecords` raises it again, with the remedy, or with 'skip' keeps it as a line of
@@ -17,6 +18,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
@@ -107,6 +109,46 @@ def check_request(name: str, data_dir: pathlib.Path, on_bad_record: str, overwri
         raise DataError(f"{name!r} is one of detzoo's own data sets; choose another name")
     if (data_dir / name).exists() and not overwrite:
         raise DataError(f'{data_dir / name} exists; choose another name, or replace it (overwrite=True)')
+
+
+def check_validation(given: Sequence[Any], share: float | None) -> None:
+    """Refuses a request that names the validation data twice, in part, or not at all.
+
+    Args:
+        given: the arguments that name validation data; None where not given.
+        share: the share of the training data that is to validate instead, or None.
+    """
+    if (
+        any(argument is not None for argument in given)
+        if share is not None
+        else any(not argument for argument in given)
+    ):
+        raise DataError('name the validation data whole, or give validation_share to draw them from the training data')
+    if share is not None and not 0 < share < 1:
+        raise DataError(f'validation_share must be between 0 and 1, not {share}')
+
+
+def divide(split: Split, share: float, seed: int) -> dict[str, Split]:
+    """Divides one list of images at random into training and validation.
+
+    Args:
+        split: the checked records; what was skipped stays with the training split.
+        share: the share of the images that validate, in (0, 1); at least one validates, and at least one trains.
+        seed: seed of the draw.
+
+    Raises:
+        DataError: there are fewer than two images.
+    """
+    count = len(split.examples)
+    if count < 2:
+        raise DataError(f'validation_share needs at least two good images, not {count}; name validation data instead')
+    drawn = np.random.RandomState(seed).permutation(count)[: min(max(round(share * count), 1), count - 1)]
+    validates = np.isin(np.arange(count), drawn)
+    examples = {
+        name: [example for example, chosen in zip(split.examples, validates, strict=True) if chosen == wanted]
+        for name, wanted in (('train', False), ('validation', True))
+    }
+    return {'train': Split(examples['train'], split.skipped), 'validation': Split(examples['validation'], [])}
 
 
 def check_size(height: int, width: int, where: str, max_pixels: int) -> None:
