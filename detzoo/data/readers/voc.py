@@ -41,7 +41,7 @@ CLASS_NAMES = (
 
 def prepare_voc(
     name: str,
-    root: str | os.PathLike,
+    voc_root: str | os.PathLike,
     train_splits: Sequence[str],
     validation_splits: Sequence[str],
     *,
@@ -54,7 +54,7 @@ def prepare_voc(
 
     Args:
         name: name of the data set: lower-case letters, digits and underscores.
-        root: the folder VOCdevkit, with VOC2007 or VOC2012 in it.
+        voc_root: the folder VOCdevkit, with VOC2007 or VOC2012 in it.
         train_splits, validation_splits: the lists that make up each split, year and name: '2007_trainval'.
         data_dir: folder of all data sets; None is TFDS's default.
         on_bad_record: 'error' stops at the first bad image or object, 'skip' leaves them out and lists them in
@@ -65,7 +65,7 @@ def prepare_voc(
     Raises:
         DataError: something is wrong; the message names the file, the record and the remedy.
     """
-    data_dir, root = catalog.data_root(data_dir), pathlib.Path(root)
+    data_dir, root = catalog.data_root(data_dir), pathlib.Path(voc_root)
     prepare.check_request(name, data_dir, on_bad_record, overwrite)
     image_ids = itertools.count(1)
     lists = {
