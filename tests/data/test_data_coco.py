@@ -368,22 +368,59 @@ def test_prepare_data_script_prints_counts_and_the_flag_to_use(tree):
     assert f'--config.data.name=birds --config.data.data_dir={tree / "data"}' in finished.stdout
 
 
-def test_prepare_data_script_lists_the_first_of_many_bad_records(tree, run_script):
-    train = document()
-    train['annotations'] += [ANNOTATIONS[0] | {'id': 1000 + i, 'bbox': [1, 2, 3, 0]} for i in range(25)]
-    write(tree, train)
+@pytest.fixture
+def prepare_data(tree, run_script):
+    """A function: more flags -> what `detzoo prepare` did with the tree."""
     splits = [
         f'--{split}_{kind}={tree / split}{end}'
         for split in ('train', 'validation')
         for kind, end in (('annotations', '.json'), ('images', ''))
     ]
-    finished = run_script(
-        'prepare_data', '--name=birds', f'--data_dir={tree / "data"}', '--on_bad_record=skip', *splits
-    )
+    return lambda *flags: run_script('prepare_data', '--name=birds', f'--data_dir={tree / "data"}', *splits, *flags)
+
+
+def test_prepare_data_script_lists_the_first_of_many_bad_records(tree, prepare_data):
+    train = document()
+    train['annotations'] += [ANNOTATIONS[0] | {'id': 1000 + i, 'bbox': [1, 2, 3, 0]} for i in range(25)]
+    write(tree, train)
+    finished = prepare_data('--on_bad_record=skip')
     assert finished.code == 0 and finished.stdout.count('  skipped: ') == 20
     path = tree / 'data' / 'birds' / '1.0.0' / 'skipped.json'
     assert f'skipped 25 records; all are listed in {path}\n' in finished.stdout
     assert len(json.loads(path.read_text())['train']) == 25
+
+
+def test_prepare_data_script_counts_what_it_left_out_by_kind(tree, prepare_data):
+    train = document()
+    train['annotations'][0]['segmentation'] = [[1, 2, 3, 4]]
+    train['annotations'][1]['segmentation'] = [5, 6, 7, 8]
+    train['annotations'][3]['segmentation'] = [[]]
+    write(tree, train)
+    finished = prepare_data()
+    train_part, validation_part = finished.stdout.split('validation: ')
+    assert 'train: 3 images (1 empty), 4 boxes (1 crowds)\n' in train_part
+    assert '  left out: 2 masks (polygon of 4 numbers)\n  left out: 1 masks (empty polygon)\n' in train_part
+    assert 'left out' not in validation_part and 'warning' not in finished.stdout
+    path = tree / 'data' / 'birds' / '1.0.0' / 'left_out.json'
+    assert f'listed in {path}\n' in train_part
+    listed = json.loads(path.read_text())
+    assert (
+        listed['train'][0]
+        == f'{tree}/train.json: annotation 11 (annotations[0]): left out: masks (polygon of 4 numbers)'
+    )
+    assert len(listed['train']) == 3 and listed['validation'] == []
+    truth = records.ground_truth(catalog.open_dataset('birds', 'train', tree / 'data'))
+    masks = {annotation['id']: 'segmentation' in annotation for annotation in truth['annotations']}
+    assert masks == {11: False, 2**50: False, 3: True, 4: False}
+
+
+def test_prepare_data_script_warns_where_all_objects_are_crowds(tree, prepare_data):
+    train = document()
+    for annotation in train['annotations']:
+        annotation['iscrowd'] = 1
+    write(tree, train)
+    train_part, validation_part = prepare_data().stdout.split('validation: ')
+    assert 'warning: all objects of train are crowds' in train_part and 'warning' not in validation_part
 
 
 def test_prepare_data_script_ends_on_bad_data_with_one_line(tree):

@@ -2,7 +2,8 @@
 
     read_mask -> polygons (lists of lists, a flat list, lists of points), or RLE of either kind (lists of runs, text)
 
-Polygons become the pixels that pycocotools gives them. What leaves the image is cut off there.
+Polygons become the pixels that pycocotools gives them: what leaves the image is cut off there. A polygon inside the image
+that is too thin for any pixel is an empty mask, as in COCO's own annotations.
 """
 
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import hotcoco.mask
 import pycocotools.mask
 
+from detzoo.data.readers.prepare import TOLERANCE
 from detzoo.data.readers.values import is_flat, numbers, whole_numbers
 
 _LONGEST = 2**22  # pixels along a mask's outline: pycocotools takes memory for each of them
@@ -62,9 +64,9 @@ def _from_polygons(segmentation: list[Any], height: int, width: int) -> Mask:
         raise _Unreadable(short[0])
     if max(max(map(abs, polygon)) for polygon in good) > _LONGEST or sum(map(_length, good)) > _LONGEST:
         raise _Unreadable(f'polygons of more than {_LONGEST} pixels')
-    if not any(_meets(polygon, height, width) for polygon in good):
-        raise _Unreadable('polygons outside the image')
     rle = pycocotools.mask.merge(pycocotools.mask.frPyObjects(good, height, width))
+    if not pycocotools.mask.area(rle) and not all(_is_inside(polygon, height, width) for polygon in good):
+        raise _Unreadable('polygons outside the image')
     return Mask(rle, tuple(f'parts of masks ({kind})' for kind in short))
 
 
@@ -95,10 +97,9 @@ def _length(polygon: list[float]) -> float:
     return sum(abs(xs[i] - xs[i - 1]) + abs(ys[i] - ys[i - 1]) + 1 for i in range(len(xs)))
 
 
-def _meets(polygon: list[float], height: int, width: int) -> bool:
-    """Tells whether the box around a polygon has a point of the image."""
+def _is_inside(polygon: list[float], height: int, width: int) -> bool:
     xs, ys = polygon[::2], polygon[1::2]
-    return max(xs) >= 0 and min(xs) <= width and max(ys) >= 0 and min(ys) <= height
+    return min(polygon) >= -TOLERANCE and max(xs) <= width + TOLERANCE and max(ys) <= height + TOLERANCE
 
 
 def _from_runs(segmentation: dict[str, Any], height: int, width: int) -> dict[str, Any]:
