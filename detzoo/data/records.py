@@ -336,10 +336,10 @@ def _decode(data: bytes, flags: int, name: str) -> np.ndarray:
 def _check_bit_depth(brightest: int, bit_depth: int | None, name: str) -> None:
     """Refuses a file of 16 bits where it is not known how many of them are used, or where it uses more."""
     if bit_depth is None and 0 < brightest < 2**14:
-        bits = max(8, brightest.bit_length() + brightest.bit_length() % 2)
         raise DataError(
-            f'{name}: the brightest pixel of this 16-bit file is {brightest}: are these {bits} bits of a camera, or is the '
-            f'picture dark? Say which by bit_depth={bits} or bit_depth=16, when data are prepared and when photos are predicted'
+            f'{name}: the brightest pixel of this 16-bit file is {brightest}: either the camera has fewer bits, or the picture '
+            'is dark. Say which by bit_depth, when data are prepared and when photos are predicted: 10, 12 or 14 for such a '
+            'camera, 16 for a dark picture'
         )
     if bit_depth is not None and brightest >= 2**bit_depth:
         raise DataError(f'{name}: its brightest pixel is {brightest}, more than bit_depth={bit_depth} allows')

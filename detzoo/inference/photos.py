@@ -1,7 +1,7 @@
 """Image files in; pictures, images.json and detections.json out: all of them appear at the end, or nothing.
 
 predict_files
-  find_images    paths, folders and globs -> files
+  find_images    paths, folders and globs -> files; `split_patterns` takes a list of them apart
   check_output   an error before the work, if a result would replace a file that no prediction wrote
   read_image     a file -> an image -> Predictor -> a picture, results
   _move          everything to the output, at the end
@@ -101,6 +101,24 @@ def predict_files(
         write_text(scratch / 'images.json', json.dumps(listed, indent=1) + '\n')
         _move([pathlib.PurePath('images.json'), *written], scratch, output, earlier)
     return len(images), skipped
+
+
+def split_patterns(text: str) -> list[str]:
+    """Splits patterns at commas, but not at those in names of what exists: 'a.jpg,b, c/*.jpg' may be two patterns."""
+    parts, patterns = text.split(','), []
+    if _matches(text):
+        return [text]
+    while parts:
+        lengths = (n for n in range(1, len(parts) + 1) if _matches(','.join(parts[:n])))
+        length = next(lengths, 1)
+        patterns.append(','.join(parts[:length]))
+        del parts[:length]
+    return patterns
+
+
+def _matches(pattern: str) -> bool:
+    pattern = os.path.expanduser(pattern)
+    return os.path.lexists(pattern) or any(glob.iglob(pattern, recursive=True))
 
 
 def find_images(patterns: Sequence[str]) -> list[pathlib.Path]:

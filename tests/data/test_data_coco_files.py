@@ -156,9 +156,7 @@ def test_prepare_coco_keeps_a_root_that_has_objects_in_one_split(images):
 def test_prepare_coco_stores_pictures_of_12_bits_in_8(images, tmp_path):
     deep = np.random.RandomState(0).randint(0, 2**12, (20, 30, 3)).astype(np.uint16)
     cv2.imwrite(str(images / 'a/0.png'), deep)
-    with pytest.raises(
-        DataError, match=r'image 0 \(a/0.png\): the brightest .* 40\d\d: .*bit_depth=12 or bit_depth=16'
-    ):
+    with pytest.raises(DataError, match=r'image 0 \(a/0.png\): the brightest .* 40\d\d: .*bit_depth'):
         file_names(images, ['a/0.png', 'b/1.png'])
     with pytest.raises(DataError, match=r'image 0 .* more than bit_depth=10'):
         file_names(images, ['a/0.png', 'b/1.png'], bit_depth=10)
