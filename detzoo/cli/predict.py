@@ -21,7 +21,7 @@ WORKDIR = define_path('workdir', None, 'The workdir of a run.', required=True)
 IMAGES = flags.DEFINE_multi_string(
     'images',
     None,
-    'Paths, folders or globs, separated by commas; names may have commas themselves',  # absl adds: repeat this option
+    'Paths, folders or globs, separated by commas; names that exist may have commas',  # absl adds: repeat this option
     required=True,
 )
 OUTPUT = define_path('output', None, 'A folder for the results.', required=True)

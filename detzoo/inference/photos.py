@@ -107,11 +107,11 @@ def split_patterns(text: str) -> list[str]:
     """Splits patterns at commas, but not at those in names of what exists: 'a.jpg,b, c/*.jpg' may be two patterns."""
     parts, patterns = text.split(','), []
     if _matches(text):
-        return [text]
+        return [os.path.expanduser(text)]
     while parts:
         lengths = (n for n in range(1, len(parts) + 1) if _matches(','.join(parts[:n])))
         length = next(lengths, 1)
-        patterns.append(','.join(parts[:length]))
+        patterns.append(os.path.expanduser(','.join(parts[:length])))
         del parts[:length]
     return patterns
 

@@ -331,7 +331,7 @@ def test_split_patterns_keeps_the_commas_of_names_that_exist(tmp_path, monkeypat
         ['a.jpg', 'x', 'y'],  # the shorter name, where both exist
         ['none.jpg'],
     ):
-        assert split_patterns(','.join(patterns)) == patterns
+        assert split_patterns(','.join(patterns)) == [pattern.replace('~', str(tmp_path)) for pattern in patterns]
 
 
 def test_read_image_reads_gif_and_jfif(tmp_path):
