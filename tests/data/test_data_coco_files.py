@@ -80,6 +80,12 @@ def test_prepare_coco_refuses_a_base_name_that_several_files_have(images):
     assert file_names(images, ['x/0.png', 'b/1.png'], on_bad_record='skip') == ['b/1.png']
 
 
+def test_prepare_coco_finds_one_of_several_files_by_more_of_its_path(images):
+    (images / 'b/0.png').write_bytes((images / 'a/0.png').read_bytes())
+    for names in (['/home/ann/a/0.png', 'C:\\data\\b\\0.png'], [str(images / 'a/0.png'), '../../images/b/0.png']):
+        assert file_names(images, names) == ['a/0.png', 'b/0.png']
+
+
 def test_prepare_coco_refuses_one_file_for_two_names(images):
     for names in (
         ['x/0.png', 'y/0.png', 'b/1.png'],
