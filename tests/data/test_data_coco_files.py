@@ -99,6 +99,15 @@ def test_prepare_coco_refuses_one_file_for_two_names(images):
     assert file_names(images, ['a/0.png', 'a/0.png']) == ['a/0.png'] * 2  # no guess is made here
 
 
+def test_prepare_coco_refuses_a_file_whose_name_is_not_text(images):
+    name = '\udce9.png'  # as Python reads Latin-1's é in the name of a file
+    (images / name).write_bytes((images / 'a/0.png').read_bytes())
+    with pytest.raises(
+        DataError, match=r"image 0 \(images\[0\], '\\udce9.png'\): the name of the file is not UTF-8; rename it"
+    ):
+        file_names(images, [name, 'b/1.png'])
+
+
 def test_find_file_takes_a_name_with_a_backslash_as_it_is_where_it_exists(images):
     (images / 'b\\1.png').write_bytes(b'')
     assert find_file('b\\1.png', images, 'x') == images / 'b\\1.png'
