@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from detzoo.backbones import BACKBONES
 from detzoo.backbones.norms import NORMS
+from detzoo.core.hierarchy import DESCENTS
 from detzoo.core.masks import PASTES
 
 
@@ -174,6 +175,12 @@ MODEL: Mapping[str, Allowed] = {
         ('box_loss_beta', 'box_loss_weight', 'cls_loss_weight', 'rpn_loss_weight', 'mask_loss_weight'), AMOUNT
     ),
     **dict.fromkeys(('object_scale', 'no_object_scale', 'class_scale', 'box_scale'), AMOUNT),
+    # a tree of classes
+    'tree': Allowed(
+        'the parent of each class, -1 for a root', lambda x: len(x) > 0 and all(is_count(y + 2) for y in x)
+    ),
+    'descent': one_of(*DESCENTS),
+    'descent_threshold': SHARE,
     # detections
     **dict.fromkeys(
         ('pre_nms_topk', 'train_pre_nms_topk', 'post_nms_topk', 'train_post_nms_topk', 'max_detections'), COUNT

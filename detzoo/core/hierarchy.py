@@ -1,9 +1,10 @@
 """A tree of classes, with a softmax over the children of each node (YOLO9000, arXiv 1612.08242, section 4).
 
     parents -> make_tree -> Tree, numpy
-    logits [N] -> log_conditionals: log P(node | parent) -> log_probabilities: log P(node), the sum along its path
-    label  -> -log_probabilities[label], the loss: the cross-entropies of all groups on the path, and of no other
-    log_conditionals -> descend: from the root to the node that is as special as the confidence allows
+    logits [N] -> log_conditionals: log P(node | parent)
+               -> log_probabilities: log P(node), the sum along the path from its root
+               -> path_cross_entropy: -log P(label), the loss: the cross-entropies of the groups on the path, and of no other
+               -> descend: from a root to the most special node that is probable enough
 
 A probability here is that of a class given that there is an object; the objectness stands for the object.
 """
@@ -84,10 +85,9 @@ def log_conditionals(logits: Array, tree: Tree) -> Array:
     return shifted - jnp.log(_of_groups(jax.ops.segment_sum, jnp.exp(shifted), tree))[tree.groups]
 
 
-def log_probabilities(conditionals: Array, tree: Tree) -> Array:
-    """Computes log P(node), the sum of `log_conditionals` from a node to its root: [N] to [N]."""
-    chex.assert_shape(conditionals, tree.parents.shape)
-    return jnp.append(conditionals, 0)[tree.paths].sum(axis=1)
+def log_probabilities(logits: Array, tree: Tree) -> Array:
+    """Computes log P(node), the sum of `log_conditionals` from a node's root down to it: [N] float, <= 0, of logits [N]."""
+    return jnp.append(log_conditionals(logits, tree), 0)[tree.paths].sum(axis=1)
 
 
 def path_cross_entropy(logits: Array, label: Array, tree: Tree) -> Array:
@@ -106,7 +106,7 @@ def path_cross_entropy(logits: Array, label: Array, tree: Tree) -> Array:
     return -jnp.append(log_conditionals(logits, tree), 0)[jnp.asarray(tree.paths)[label]].sum()
 
 
-def descend(conditionals: Array, tree: Tree, *, threshold: float, rule: str = 'paper') -> Array:
+def descend(logits: Array, tree: Tree, *, threshold: float, rule: str = 'paper') -> Array:
     """Walks down from the root, each time to the most probable child, as long as that is probable enough.
 
     'paper': down to a child while P(child) is over the threshold. 'darknet': while the product of P over all nodes from the root
@@ -114,7 +114,7 @@ def descend(conditionals: Array, tree: Tree, *, threshold: float, rule: str = 'p
     the most probable one in any case.
 
     Args:
-        conditionals: [N] float, `log_conditionals`.
+        logits: [N] float.
         tree: the tree.
         threshold: a probability.
         rule: one of DESCENTS.
@@ -125,6 +125,7 @@ def descend(conditionals: Array, tree: Tree, *, threshold: float, rule: str = 'p
     if rule not in DESCENTS:
         raise ValueError(f'rule must be one of {DESCENTS}, not {rule!r}')
     count, depth = tree.paths.shape
+    conditionals = log_conditionals(logits, tree)
     largest = _of_groups(jax.ops.segment_max, conditionals, tree)  # [G]
     positions = jnp.where(conditionals == largest[tree.groups], np.arange(count), count)
     best = _of_groups(jax.ops.segment_min, positions, tree)  # [G], the first of a group's largest

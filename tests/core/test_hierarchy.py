@@ -52,7 +52,7 @@ def functions(parents):
     tree = hierarchy.make_tree(parents)
     return tree, jax.jit(
         lambda logits: (
-            hierarchy.log_probabilities(hierarchy.log_conditionals(logits, tree), tree),
+            hierarchy.log_probabilities(logits, tree),
             jax.vmap(lambda label: hierarchy.path_cross_entropy(logits, label, tree))(jnp.arange(len(parents))),
         )
     )
@@ -134,11 +134,10 @@ def test_descend_stops_where_the_rule_says():
     parents = (-1, -1, 0, 0, 2, 2, 4, 4, 6, 6, 8, 8, 10, 10, 12, 12)
     logits = np.log(np.float32([0.9, 0.1] * 8))
     tree = hierarchy.make_tree(parents)
-    conditionals = hierarchy.log_conditionals(logits, tree)
-    assert hierarchy.descend(conditionals, tree, threshold=0.5, rule='paper') == 10
-    assert hierarchy.descend(conditionals, tree, threshold=0.5, rule='darknet') == 4
+    assert hierarchy.descend(logits, tree, threshold=0.5, rule='paper') == 10
+    assert hierarchy.descend(logits, tree, threshold=0.5, rule='darknet') == 4
     with pytest.raises(ValueError, match='paper'):
-        hierarchy.descend(conditionals, tree, threshold=0.5, rule='flat')
+        hierarchy.descend(logits, tree, threshold=0.5, rule='flat')
 
 
 @pytest.mark.parametrize('rule', hierarchy.DESCENTS)
@@ -149,8 +148,7 @@ def test_descend_equals_loops(rule):
     @jax.jit
     @functools.partial(jax.vmap, in_axes=(0, None))
     def walk(logits, threshold):
-        conditionals = hierarchy.log_conditionals(logits, tree)
-        return hierarchy.descend(conditionals, tree, threshold=threshold, rule=rule)
+        return hierarchy.descend(logits, tree, threshold=threshold, rule=rule)
 
     logits = np.float32(np.random.RandomState(0).normal(0, 3, (200, len(parents))))
     for threshold in (0.0, 0.3, 0.6, 1.0):
@@ -162,6 +160,6 @@ def test_descend_equals_loops(rule):
 
 def test_descend_takes_the_first_of_equals():
     tree = hierarchy.make_tree(PARENTS)
-    conditionals = hierarchy.log_conditionals(np.zeros(7, np.float32), tree)
-    assert hierarchy.descend(conditionals, tree, threshold=0.2) == 2  # animal .5 -> cat .25 (dog too)
-    assert hierarchy.descend(conditionals, tree, threshold=0.9) == 0  # a root in any case
+    logits = np.zeros(7, np.float32)
+    assert hierarchy.descend(logits, tree, threshold=0.2) == 2  # animal .5 -> cat .25 (dog too)
+    assert hierarchy.descend(logits, tree, threshold=0.9) == 0  # a root in any case
