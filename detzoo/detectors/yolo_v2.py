@@ -29,6 +29,8 @@ Differences from the paper and the source:
   root on a CPU. The moving average forgets 0.1 a step (darknet on a GPU: 0.01).
 - In an image with a label alone, the paper also trains the objectness of the anchor that learns the class; its source
   does not, and neither do we.
+- Of several objects that take one anchor the last one teaches it its class; with a tree darknet also leaves what the
+  others taught in groups that are off its path.
 - `descent='paper'` goes down while the probability of a node is over the threshold; darknet's source stops earlier
   (`descent='darknet'`).
 """

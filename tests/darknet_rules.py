@@ -271,7 +271,7 @@ def gradient_of(detector, network, raw, batch, model_state=None):
         return value, metrics
 
     gradient, metrics = jax.jit(jax.grad(loss, has_aux=True))(raw)
-    return [IMAGES * np.asarray(x) for x in gradient], metrics
+    return [len(batch.valid) * np.asarray(x) for x in gradient], metrics
 
 
 def random_outputs(count, seed=1, classes=CLASSES):
