@@ -86,6 +86,14 @@ ALLOWED: Mapping[str, Allowed] = {
     'data.canvas_steps': COUNT,
     'data.mask_size': AMOUNT,
     'data.max_boxes': COUNT,
+    'data.class_names': Allowed(
+        'names, each once', lambda x: all(isinstance(y, str) for y in x) and len(set(x)) == len(x)
+    ),
+    'data.renamed': Allowed(
+        "pairs of names, like (('tvmonitor', 'tv'),)",
+        lambda x: all(is_tuple(y) and len(y) == 2 and all(isinstance(z, str) for z in y) for y in x),
+    ),
+    'data.labelled_share': Allowed('above 0 and below 1', lambda x: 0 < x < 1),
     'data.threads': COUNT,
     'data.max_proposals': COUNT,
     'training.steps': COUNT,

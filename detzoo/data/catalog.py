@@ -2,13 +2,17 @@
 
 builders()                -> detzoo's own data sets, which are prepared on first use
 open_dataset(name, split) -> Dataset: class names, category ids, and records with random access
+open_split(settings, split) -> the same, for the group `data` of a config
 """
 
 import os
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import tensorflow_datasets as tfds
 
+from detzoo.data.classes import with_classes
 from detzoo.data.made import histology, shapes, shapes_tree
 from detzoo.data.records import Dataset, Records, data_source, write_dataset
 from detzoo.errors import DataError
@@ -43,6 +47,22 @@ def open_dataset(name: str, split: str, data_dir: str | os.PathLike | None = Non
         records=Records(source),
         checksum=builder.info.metadata.get('checksum'),
     )
+
+
+def open_split(settings: Mapping[str, Any], split: str, data_dir: str | os.PathLike | None = None) -> Dataset:
+    """Opens a split of the data of a config, under the classes that it names.
+
+    Args:
+        settings: the group `data` of a config.
+        split: 'train', 'validation' or 'labelled': `{split}_split` is the key that names it.
+        data_dir: folder of all data sets; None is the config's.
+
+    Raises:
+        DataError: as `open_dataset`, or the classes do not fit.
+    """
+    name = settings['labelled_name'] or settings['name'] if split == 'labelled' else settings['name']
+    dataset = open_dataset(name, settings[f'{split}_split'], data_dir or settings['data_dir'])
+    return with_classes(dataset, settings['class_names'], dict(settings['renamed']))
 
 
 def data_root(data_dir: str | os.PathLike | None) -> pathlib.Path:
