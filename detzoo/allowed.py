@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from detzoo.backbones import BACKBONES
 from detzoo.backbones.norms import NORMS
+from detzoo.core.hierarchy import DESCENTS
 from detzoo.core.masks import PASTES
 
 
@@ -85,6 +86,14 @@ ALLOWED: Mapping[str, Allowed] = {
     'data.canvas_steps': COUNT,
     'data.mask_size': AMOUNT,
     'data.max_boxes': COUNT,
+    'data.class_names': Allowed(
+        'names, each once', lambda x: all(isinstance(y, str) for y in x) and len(set(x)) == len(x)
+    ),
+    'data.renamed': Allowed(
+        "pairs of names, like (('tvmonitor', 'tv'),)",
+        lambda x: all(is_tuple(y) and len(y) == 2 and all(isinstance(z, str) for z in y) for y in x),
+    ),
+    'data.labelled_share': Allowed('above 0 and below 1', lambda x: 0 < x < 1),
     'data.threads': COUNT,
     'data.max_proposals': COUNT,
     'training.steps': COUNT,
@@ -174,6 +183,12 @@ MODEL: Mapping[str, Allowed] = {
         ('box_loss_beta', 'box_loss_weight', 'cls_loss_weight', 'rpn_loss_weight', 'mask_loss_weight'), AMOUNT
     ),
     **dict.fromkeys(('object_scale', 'no_object_scale', 'class_scale', 'box_scale'), AMOUNT),
+    # a tree of classes
+    'tree': Allowed(
+        'the parent of each class, -1 for a root', lambda x: len(x) > 0 and all(is_count(y + 2) for y in x)
+    ),
+    'descent': one_of(*DESCENTS),
+    'descent_threshold': SHARE,
     # detections
     **dict.fromkeys(
         ('pre_nms_topk', 'train_pre_nms_topk', 'post_nms_topk', 'train_post_nms_topk', 'max_detections'), COUNT

@@ -53,6 +53,13 @@ def data_defaults() -> ml_collections.ConfigDict:
     c.data_dir = config_dict.placeholder(str)  # where data sets lie; default: ~/tensorflow_datasets
     c.train_split = 'train'  # TFDS notation: 'train[:10%]' is its first tenth
     c.validation_split = 'validation'
+    # Images of which training uses the label alone, that of their first object (YOLO9000): a split, and the name of another data
+    # set; default: none, of the same data.
+    c.labelled_split = config_dict.placeholder(str)
+    c.labelled_name = config_dict.placeholder(str)
+    c.labelled_share = 0.8  # share of these images in training; in the paper they are four to one
+    c.class_names = ()  # classes of the detector, among which the data's are found by name; default: the data's own
+    c.renamed = ()  # (name in the data, name among class_names) of classes that have two names
     c.empty_images = True  # whether training uses images without objects; an image with nothing but crowds has none
     c.canvases = ((128, 128),)  # (height, width) each; a step draws one; one compilation each
     c.canvas_steps = 1  # for how many steps a drawn canvas is kept

@@ -50,6 +50,7 @@ class GroundTruth(NamedTuple):
     dropped: [...] int32, number of the image's objects that are left out because it has more than M.
     cropped: [...] int32, number of the image's objects that lie outside the crop.
     masks: [..., M, S, S] bool in the frame of each box, or None.
+    boxed: [...] bool, False where only a label of the image is known, that of its first row, and no box; None: all have boxes.
     """
 
     boxes: Array
@@ -59,6 +60,7 @@ class GroundTruth(NamedTuple):
     dropped: Array
     cropped: Array
     masks: Array | None = None
+    boxed: Array | None = None
 
 
 class Batch(NamedTuple):
@@ -117,6 +119,7 @@ class Detector(NamedTuple):
     takes_proposals: whether it uses the proposals among the inputs.
     needs_proposals: whether it cannot do without them.
     finds_masks: whether it detects masks, and is trained on ground truth with masks.
+    takes_labels: whether it also learns from images of which only a label is known (`GroundTruth.boxed`).
     """
 
     init: Callable[[Array, tuple[int, int]], tuple[Params, ModelState]]
@@ -126,3 +129,4 @@ class Detector(NamedTuple):
     takes_proposals: bool = False
     needs_proposals: bool = False
     finds_masks: bool = False
+    takes_labels: bool = False

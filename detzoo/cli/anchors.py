@@ -23,12 +23,12 @@ def main(settings: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     from detzoo.config import complete
     from detzoo.core.anchors import kmeans_anchors
-    from detzoo.data.catalog import open_dataset
+    from detzoo.data.catalog import open_split
     from detzoo.data.pipeline import object_sizes
     from detzoo.inference.predictor import evaluation_canvases
 
     config = complete(CONFIG.value)
-    dataset = open_dataset(config.data.name, config.data.train_split, config.data.data_dir)
+    dataset = open_split(config.data, 'train')
     sizes = object_sizes(dataset, evaluation_canvases(config), config.data.recipe)
     anchors, average_iou = kmeans_anchors(sizes, CLUSTERS.value, seed=SEED.value)
     print(f'{len(sizes)} objects of {len(dataset.records)} images; average IoU {average_iou:.3f} with these anchors:')

@@ -26,7 +26,7 @@ from detzoo.costs.counts import Cost, compiled_cost, multiply_adds, parameter_co
 from detzoo.costs.latency import device_name, interleaved_latency
 from detzoo.costs.programs import random_batch
 from detzoo.costs.scopes import OTHER, stage_in
-from detzoo.data.catalog import open_dataset
+from detzoo.data.catalog import open_split
 from detzoo.data.pipeline import evaluation_batches
 from detzoo.data.proposals import load_proposals
 from detzoo.inference.predictor import Predictor, detector_of, evaluation_canvases
@@ -181,7 +181,7 @@ def prepare_trained(predictor: Predictor, batch_sizes: Sequence[int] = (1, 8)) -
         DataError: the data set or the proposals of the config cannot be used.
     """
     config = predictor.config
-    dataset = open_dataset(config.data.name, config.data.validation_split, config.data.data_dir)
+    dataset = open_split(config.data, 'validation')
     canvases = [evaluation_canvases(config)[0]] * len(dataset.records)
     given = load_proposals(config.data.validation_proposals, dataset, config.data.max_proposals)
     inputs = {}

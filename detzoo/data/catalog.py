@@ -2,14 +2,18 @@
 
 builders()                -> detzoo's own data sets, which are prepared on first use
 open_dataset(name, split) -> Dataset: class names, category ids, and records with random access
+open_split(settings, split) -> the same, for the group `data` of a config
 """
 
 import os
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import tensorflow_datasets as tfds
 
-from detzoo.data.made import histology, shapes
+from detzoo.data.classes import with_classes
+from detzoo.data.made import histology, shapes, shapes_tree
 from detzoo.data.records import Dataset, Records, data_source, write_dataset
 from detzoo.errors import DataError
 
@@ -45,6 +49,22 @@ def open_dataset(name: str, split: str, data_dir: str | os.PathLike | None = Non
     )
 
 
+def open_split(settings: Mapping[str, Any], split: str, data_dir: str | os.PathLike | None = None) -> Dataset:
+    """Opens a split of the data of a config, under the classes that it names.
+
+    Args:
+        settings: the group `data` of a config.
+        split: 'train', 'validation' or 'labelled': `{split}_split` is the key that names it.
+        data_dir: folder of all data sets; None is the config's.
+
+    Raises:
+        DataError: as `open_dataset`, or the classes do not fit.
+    """
+    name = settings['labelled_name'] or settings['name'] if split == 'labelled' else settings['name']
+    dataset = open_dataset(name, settings[f'{split}_split'], data_dir or settings['data_dir'])
+    return with_classes(dataset, settings['class_names'], dict(settings['renamed']))
+
+
 def data_root(data_dir: str | os.PathLike | None) -> pathlib.Path:
     """Returns the folder of all data sets: the given one, or TFDS's default."""
     return pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
@@ -52,7 +72,7 @@ def data_root(data_dir: str | os.PathLike | None) -> pathlib.Path:
 
 def builders() -> dict[str, type[tfds.core.DatasetBuilder]]:
     """Returns the builders of detzoo's own data sets, which need nothing from the user."""
-    return {'shapes': shapes.Shapes, 'histology': histology.Histology}
+    return {'shapes': shapes.Shapes, 'shapes_tree': shapes_tree.ShapesTree, 'histology': histology.Histology}
 
 
 def _prepared_on_first_use(make_builder: type[tfds.core.DatasetBuilder], data_dir: pathlib.Path) -> pathlib.Path:

@@ -38,6 +38,7 @@ def train_batches(
     seed: int,
     mask_size: int = 0,
     proposals: Proposals | None = None,
+    labelled_share: float = 0.0,
     canvas_steps: int = 1,
     start_step: int = 0,
     process: int = 0,
@@ -55,6 +56,7 @@ def train_batches(
         seed: seed for shuffling, augmentation and canvases.
         mask_size: S, the side of the objects' masks; 0 for no masks.
         proposals: the split's proposals, for the inputs; or None.
+        labelled_share: share of the images of which only a label is known, where the data have any.
         canvas_steps: how many steps a canvas is kept.
         start_step: the first step to make.
         process, processes: this process makes the elements process, process + processes, ... of each batch.
@@ -72,7 +74,12 @@ def train_batches(
         rng = np.random.RandomState([seed, position])
         return load_augmented(dataset, index, canvas, max_boxes, recipe, rng, mask_size=mask_size, proposals=proposals)
 
-    stream = grain.MapDataset.range(len(dataset.records)).seed(seed).shuffle().repeat().map_with_index(load)
+    boxed = len(dataset.records) - dataset.labelled
+    stream = grain.MapDataset.range(boxed).seed(seed).shuffle().repeat()
+    if dataset.labelled:
+        others = grain.MapDataset.range(boxed, len(dataset.records)).seed(seed).shuffle().repeat()
+        stream = grain.MapDataset.mix([stream, others], [1 - labelled_share, labelled_share])
+    stream = stream.map_with_index(load)
     stream = stream[process : 2**62 : processes]  # with an end: grain cannot count more batches of one image
     batches = stream.batch(batch_size // processes)[start_step:]
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=8)))
@@ -151,8 +158,18 @@ def load_augmented(
     masks = object_masks(record, result.kept, result.boxes, result.crowd, result.to_record, mask_size)
     labels = record['labels'][result.kept]
     gt = pad_ground_truth(result.boxes, labels, result.crowd, max_boxes, cropped=cropped, masks=masks)
+    if dataset.labelled:
+        boxed = index < len(dataset.records) - dataset.labelled
+        gt = (gt if boxed else label_alone(record, result.window, max_boxes))._replace(boxed=np.bool_(boxed))
     given = () if proposals is None else proposals.on_canvas(index, result.to_record, result.window)
     return Batch(Inputs(result.image, result.window, *given), gt, np.int32(index), np.bool_(True))
+
+
+def label_alone(record: Mapping[str, Any], window: np.ndarray, max_boxes: int) -> GroundTruth:
+    """Makes the ground truth of an image of which only a label is known: one row, whose box is the image, or none."""
+    labels = record['labels'][:1]
+    boxes = np.tile(window, (len(labels), 1))
+    return pad_ground_truth(boxes, labels, np.zeros(len(labels), bool), max_boxes, cropped=0)
 
 
 def object_masks(

@@ -178,6 +178,7 @@ class Dataset(NamedTuple):
     category_ids: [K], the data's own id of each label.
     records: random access to the records.
     checksum: `checksum` of all splits of the data set; None if an older detzoo prepared it.
+    labelled: how many of the records, the last ones, are images of which only a label is known (`classes.with_labelled`).
     """
 
     name: str
@@ -186,6 +187,7 @@ class Dataset(NamedTuple):
     category_ids: tuple[int, ...]
     records: Records
     checksum: str | None = None
+    labelled: int = 0
 
 
 def data_source(builder: tfds.core.DatasetBuilder, split: str) -> Sequence:

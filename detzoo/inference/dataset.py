@@ -17,7 +17,7 @@ import ml_collections
 import numpy as np
 from tqdm.auto import tqdm
 
-from detzoo.data.catalog import open_dataset
+from detzoo.data.catalog import open_split
 from detzoo.data.geometry import placement, resize_rule
 from detzoo.data.pipeline import evaluation_batches, shard
 from detzoo.data.proposals import Proposals, load_proposals
@@ -226,7 +226,7 @@ def evaluate_workdir(
     config = predictor.config
     source = proposals or config.data.validation_proposals
     check_proposals(predictor.detector, config.model.name, source is not None, 'proposals')
-    dataset = open_dataset(config.data.name, config.data.validation_split, data_dir or config.data.data_dir)
+    dataset = open_split(config.data, 'validation', data_dir)
     check_classes(predictor.classes, dataset, workdir)
     devices = jax.local_device_count() * jax.process_count()
     config = config.copy_and_resolve_references()

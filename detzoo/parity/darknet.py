@@ -11,8 +11,10 @@ YOLO v1; `Darknet` needs it, and gcc.
 
 import ctypes
 import itertools
+import os
 import pathlib
 import re
+import shutil
 import struct
 import subprocess
 import tempfile
@@ -205,7 +207,8 @@ void run(char *cfg, char *weights, size_t seen, float *input, float *truth, floa
 }
 
 /* Detects in an image of any size: x, y, w, h as shares of it, score and class of each; returns how many there are. */
-int detect(char *cfg, char *weights, float *pixels, int height, int width, float threshold, float nms, float *found, int limit)
+int detect(char *cfg, char *weights, float *pixels, int height, int width, float threshold, float nms, float *found, int limit,
+           float hierarchy_threshold)
 {
     network *net = load_network(cfg, weights, 0);
     image original = {width, height, 3, pixels};
@@ -216,7 +219,7 @@ int detect(char *cfg, char *weights, float *pixels, int height, int width, float
     detection *detections;
     set_batch_network(net, 1);
     network_predict(net, boxed.data);
-    detections = get_network_boxes(net, width, height, threshold, threshold, 0, 1, &boxes);
+    detections = get_network_boxes(net, width, height, threshold, hierarchy_threshold, 0, 1, &boxes);
     do_nms_sort(detections, boxes, classes, nms);
     for (i = 0; i < boxes; ++i) for (k = 0; k < classes; ++k) {
         if (detections[i].prob[k] == 0) continue;
@@ -233,6 +236,48 @@ int detect(char *cfg, char *weights, float *pixels, int height, int width, float
     return count;
 }
 """
+
+
+def build_with_trees(source: str | os.PathLike[str], folder: str | os.PathLike[str]) -> None:
+    """Builds darknet with a softmax over trees of classes that is right on CPUs.
+
+    There its [region] layer takes the wrong numbers for the groups of a tree: an offset that counts channels as if they were
+    pixels, the strides of another layout, and a temperature that no .cfg file sets. On GPUs it takes the right ones.
+
+    Args:
+        source: a checkout of github.com/pjreddie/darknet, which stays as it is.
+        folder: an empty folder, which gets what `Darknet` needs.
+    """
+    source, folder = pathlib.Path(source).absolute(), pathlib.Path(folder).absolute()
+    shutil.copytree(source / 'include', folder / 'include')
+    shutil.copytree(source / 'src', folder / 'src')
+    layer = folder / 'src' / 'region_layer.c'
+    right = (
+        'softmax_cpu(net.input + count*l.w*l.h, group_size, l.batch*l.n, l.inputs/l.n, l.w*l.h, 1, l.w*l.h, 1, '
+        'l.output + count*l.w*l.h);'
+    )
+    text, count = re.subn(r'softmax_cpu\(net\.input \+ count,[^;]*;', right, layer.read_text())
+    if count != 1:
+        raise ValueError(
+            f"{source}/src/region_layer.c: not darknet's: it has no softmax over a tree where it was expected"
+        )
+    layer.write_text(text)
+    files = sorted(path.name for path in (folder / 'src').glob('*.c') if path.name != 'compare.c')
+    command = [
+        'gcc',
+        '-O2',
+        '-w',
+        '-fcommon',
+        '-shared',
+        '-fPIC',
+        '-I../include',
+        *files,
+        '-lm',
+        '-lpthread',
+        '-o',
+        '../libdarknet.so',
+    ]
+    subprocess.run(command, cwd=folder / 'src', check=True)
 
 
 class Darknet:
@@ -291,6 +336,7 @@ class Darknet:
         score_threshold: float,
         iou_threshold: float,
         limit: int = 10**5,
+        hierarchy_threshold: float = 0.5,
     ) -> dict[str, np.ndarray]:
         """Detects in an image of any size as darknet does: letterbox (YOLO v1 stretches), network, NMS of each class.
 
@@ -301,6 +347,7 @@ class Darknet:
             score_threshold: scores are higher.
             iou_threshold: the NMS's threshold.
             limit: how many detections there is room for; darknet has no limit.
+            hierarchy_threshold: probability down to which a descent in a tree of classes goes.
 
         Returns:
             'boxes' [n, 4] xyxy pixels of the image, not clipped; 'labels' [n]; 'scores' [n], best first.
@@ -319,6 +366,7 @@ class Darknet:
             ctypes.c_float(iou_threshold),
             found.ctypes.data_as(ctypes.c_void_p),
             limit,
+            ctypes.c_float(hierarchy_threshold),
         )
         if count > limit:
             raise ValueError(f'{count} detections, and room for {limit}: raise score_threshold')

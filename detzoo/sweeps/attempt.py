@@ -137,13 +137,13 @@ def _take_training(source: pathlib.Path, workdir: pathlib.Path) -> None:
 
 def _draw(store: Store, truth: str, run: str, predictor: Any, detections: Any) -> None:
     """Draws the first images with their objects and with the detections, and the first one with its training assignments."""
-    from detzoo.data.catalog import open_dataset
+    from detzoo.data.catalog import open_split
     from detzoo.sweeps.assignments import draw_assignments
     from detzoo.training.evaluation import draw_objects, draw_results
     from detzoo.visualize import write_image
 
     config = predictor.config
-    dataset = open_dataset(config.data.name, config.data.validation_split, config.data.data_dir)
+    dataset = open_split(config.data, 'validation')
     for folder, pictures in (
         (store.truth(truth) / 'panels', draw_objects(dataset)),
         (store.results_of(run) / 'panels', draw_results(dataset, detections)),

@@ -82,6 +82,12 @@ def check_given(config: ml_collections.ConfigDict, detector: Detector) -> None:
         )
     if side and not detector.finds_masks:
         raise ConfigError(f'data.mask_size is {side}, and {name} finds no masks: set it to 0')
+    if config.data.labelled_split and not detector.takes_labels:
+        raise ConfigError(
+            f'data.labelled_split is {config.data.labelled_split!r}, and {name} needs boxes: set it to None'
+        )
+    if config.data.labelled_split and config.data.train_proposals:
+        raise ConfigError('data.labelled_split and data.train_proposals exclude one another: set one of them to None')
     for key in ('train_proposals', 'validation_proposals'):
         check_proposals(detector, name, config.data[key] is not None, f'data.{key}')
 

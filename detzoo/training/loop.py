@@ -27,7 +27,8 @@ import optax
 from tqdm.auto import tqdm
 
 from detzoo.config import complete
-from detzoo.data.catalog import open_dataset
+from detzoo.data.catalog import open_split
+from detzoo.data.classes import with_labelled
 from detzoo.data.pipeline import shard, train_batches
 from detzoo.data.proposals import Proposals, load_proposals
 from detzoo.data.records import Dataset, with_objects
@@ -71,11 +72,13 @@ def train_and_evaluate(
         StorageError: the workdir cannot be written.
     """
     config = complete(config)
-    data = open_dataset(config.data.name, config.data.train_split, config.data.data_dir)
-    validation = open_dataset(config.data.name, config.data.validation_split, config.data.data_dir)
+    data = open_split(config.data, 'train')
+    validation = open_split(config.data, 'validation')
     runs = split(config, pathlib.Path(workdir))
     detector, template, learnt = check(config, data, begun=all(has_checkpoints(folder) for _, folder in runs))
     data = training_images(config, data)
+    if config.data.labelled_split:
+        data = with_labelled(data, open_split(config.data, 'labelled'))
     proposals = load_proposals(config.data.train_proposals, data, config.data.max_proposals)
     validation_proposals = load_proposals(config.data.validation_proposals, validation, config.data.max_proposals)
     evaluate = make_evaluation(config, detector, validation, validation_proposals)
@@ -260,6 +263,7 @@ def make_batches(
         seed=config.seed,
         mask_size=config.data.mask_size,
         proposals=proposals,
+        labelled_share=config.data.labelled_share,
         canvas_steps=config.data.canvas_steps,
         start_step=start,
         process=jax.process_index(),

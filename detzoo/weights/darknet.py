@@ -27,8 +27,9 @@ from tqdm.auto import tqdm
 from detzoo.detectors import make_detector
 from detzoo.files import new_file
 from detzoo.types import ModelState, Params
-from detzoo.weights.darknet_cfg import KNOWN, check_same, likely_model, read_cfg
+from detzoo.weights.darknet_cfg import KNOWN, CfgLayer, check_same, likely_model, read_cfg
 from detzoo.weights.darknet_layers import Layer, arguments_of, backbone_layers, cfg_text, layers, shapes_of
+from detzoo.weights.darknet_tree import find_tree, read_tree
 from detzoo.weights.files import read_bytes, what_instead
 from detzoo.weights.mapping import Filled, Row, Template, checksum, flatten
 
@@ -81,7 +82,7 @@ def model_of_cfg(path: str | os.PathLike[str]) -> Described:
             message names file and line.
     """
     net, theirs = read_cfg(pathlib.Path(path).read_text('utf-8-sig', errors='replace'), str(path))
-    model = {**likely_model(theirs, str(path)), **PREDICTION}
+    model = {**likely_model(theirs, str(path)), **PREDICTION, **tree_of_cfg(theirs, path)}
     required = {key: model.pop(key) for key in ('name', 'num_classes')}
     defaults = arguments_of(required)
     backbone = {key: value for key, value in model['backbone'].items() if value != defaults['backbone'][key]}
@@ -98,6 +99,14 @@ def model_of_cfg(path: str | os.PathLike[str]) -> Described:
         raise ValueError(f'{path}: {error}. {KNOWN}') from error
     check_same(theirs, ours, network=network)
     return Described(model, *net)
+
+
+def tree_of_cfg(described: Sequence[CfgLayer], path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads the tree of classes that the last layer of a .cfg file names: arguments of `make_detector`, none without a tree."""
+    if not described[-1].computed.get('tree'):
+        return {}
+    name, _ = described[-1].section.options['tree']
+    return {'tree': read_tree(find_tree(path, name)).parents, 'descent': 'darknet'}
 
 
 def read_weights(path: str | os.PathLike[str], model: Mapping[str, Any], template: Template) -> Filled:

@@ -24,8 +24,8 @@ SCALES = {
     'coord_scale': 'box_scale',
 }
 KNOWN = (
-    "Known networks are darknet's YOLO v1, v2 and v3, and v1-tiny, v2-tiny and v3-tiny, with any canvas, classes and anchors, "
-    'other filters in the head, fewer stages, or all filters multiplied by a factor'
+    "Known networks are darknet's YOLO v1, v2 and v3, YOLO9000, v1-tiny, v2-tiny and v3-tiny, with any canvas, classes and "
+    'anchors, other filters in the head, fewer stages, or all filters multiplied by a factor'
 )
 
 _ALIASES = {'network': 'net', 'conv': 'convolutional', 'max': 'maxpool', 'conn': 'connected'}
@@ -45,15 +45,15 @@ _DEFAULTS = {
     'detection': {'classes': 1, 'coords': 1, 'num': 1, 'side': 7, 'softmax': 0, 'sqrt': 0, 'reorg': 0, 'rescore': 0,
                   **dict.fromkeys(SCALES, 1)},
     'region': {'classes': 20, 'coords': 4, 'num': 1, 'anchors': None, 'softmax': 0, 'background': 0, 'rescore': 0,
-               'thresh': 0.5, **dict.fromkeys(SCALES, 1)},
+               'thresh': 0.5, 'tree': '', **dict.fromkeys(SCALES, 1)},
     'yolo': {'classes': 20, 'num': 1, 'anchors': None, 'mask': [], 'ignore_thresh': 0.5, 'scale_x_y': 1},
 }  # fmt: skip
 # Options that only training reads; our training has its own.
-_IGNORED = {'absolute', 'bias_match', 'classfix', 'forced', 'jitter', 'learning_rate', 'mask_scale', 'max', 'onlyforward',
+_IGNORED = {'absolute', 'bias_match', 'classfix', 'forced', 'jitter', 'learning_rate', 'map', 'mask_scale', 'max', 'onlyforward',
             'random', 'smooth', 'stopbackward', 'truth', 'truth_thresh'}  # fmt: skip
 # Options of [net] about the network and its canvas; all others there are about training.
 _NET = ('height', 'width', 'channels', 'letter_box')
-_WORDS, _LISTS = ('activation',), ('anchors', 'layers', 'mask')
+_WORDS, _LISTS = ('activation', 'tree'), ('anchors', 'layers', 'mask')
 _COUNTS = ('channels', 'classes', 'filters', 'height', 'num', 'output', 'side', 'size', 'stride', 'width')
 # By a network's last layer: the detector, its larger backbone, and the kind of layer that only the larger network has.
 _ENDS = {
@@ -156,7 +156,8 @@ def likely_model(layers: Sequence[CfgLayer], name: str) -> dict[str, Any]:
         raise ValueError(f'{name}: ends with [{end}], but a detector ends with [{"], [".join(_ENDS)}]. {KNOWN}')
     (detector, backbone, mark), last = _ENDS[end], layers[-1].computed
     large = bool(of[mark])
-    backbone = backbone if large else 'tiny'
+    bare = end == 'region' and not large and all(layer['stride'] > 1 for layer in of['maxpool'])  # YOLO9000
+    backbone = backbone if large or bare else 'tiny'
 
     halvings = sum(layer['stride'] == 2 for layer in of['convolutional'] + of['maxpool'])
     stages = halvings + (detector != 'yolo_v1')  # the head of v1 halves once more
@@ -167,10 +168,11 @@ def likely_model(layers: Sequence[CfgLayer], name: str) -> dict[str, Any]:
         )
     filters, features = [layer['filters'] for layer in of['convolutional']], _backbone_features(backbone, stages)
     head = filters[len(features) :]
-    if len(head) < _HEADS[detector, large]:
+    least = 1 if bare else _HEADS[detector, large]
+    if len(head) < least:
         raise ValueError(
             f'{name}: has {len(filters)} convolutions, but a {detector} with the {backbone} backbone and {stages} '
-            f'stages has at least {len(features) + _HEADS[detector, large]}. {KNOWN}'
+            f'stages has at least {len(features) + least}. {KNOWN}'
         )
     width = filters[len(features) - 1] / features[-1]
 
@@ -198,7 +200,7 @@ def likely_model(layers: Sequence[CfgLayer], name: str) -> dict[str, Any]:
             model |= {'dropout': float(of['dropout'][0]['probability'])}
     if detector == 'yolo_v2':
         model |= {
-            'head_features': tuple(map(unscaled, [*head[:-3], head[-2]] if large else head[:-1])),
+            'head_features': None if bare else tuple(map(unscaled, [*head[:-3], head[-2]] if large else head[:-1])),
             'passthrough_features': unscaled(head[-3]) if large else None,
             'ignore_iou': float(last['thresh']),
             'anchor_sizes': tuple((stride * x, stride * y) for x, y in last['anchors']),
@@ -287,6 +289,8 @@ def _computed(section: Section, index: int) -> dict[str, Any]:
     if kind == 'maxpool':
         layer['size'] = layer['size'] or layer['stride']
         layer['padding'] = layer['size'] - 1 if layer['padding'] < 0 else layer['padding']
+    if kind == 'region':
+        layer['tree'] = bool(layer['tree'])  # which one, the file says
     if kind in ('route', 'shortcut'):
         key = 'layers' if kind == 'route' else 'from'
         layer[key] = [at + index if at < 0 else at for at in np.atleast_1d(layer[key]).tolist()]

@@ -25,6 +25,7 @@ from detzoo.weights.mapping import Template, flatten
 
 Shapes = Mapping[str, tuple[int, ...]]  # of our variables by their paths: 'params/head/output/kernel'
 
+TREE = 'classes.tree'  # the name of the file beside a .cfg file whose network has a tree of classes
 _COLLECTIONS = ('params', 'batch_stats', 'frozen')
 # What darknet computes with whatever a .cfg file says.
 _FIXED = {'mean': (0.0, 0.0, 0.0), 'std': (255.0, 255.0, 255.0), 'backbone.norm_epsilon': 1e-6}
@@ -232,10 +233,10 @@ def _yolo_v2(arguments: Mapping[str, Any], shapes: Shapes) -> list[Layer]:
     """Lists the layers of a `detectors.yolo_v2`."""
     described, ends = _backbone(arguments, shapes)
     passthrough = arguments['passthrough_features'] is not None
-    if not passthrough:
+    convs = _numbered(shapes, 'head/conv')
+    if convs and not passthrough:
         described.append(_max_pool(stride=1))
-    *convs, last = _numbered(shapes, 'head/conv')
-    described += [_convolution(shapes, conv) for conv in convs]
+    described += [_convolution(shapes, conv) for conv in convs[:-1]]
     if passthrough:
         coarse = len(described) - 1
         described += [
@@ -244,7 +245,7 @@ def _yolo_v2(arguments: Mapping[str, Any], shapes: Shapes) -> list[Layer]:
             Layer('reorg', {'stride': 2}),
             Layer('route', {'layers': f'-1,{coarse}'}),
         ]
-    described += [_convolution(shapes, last), _convolution(shapes, 'head/output')]
+    described += [_convolution(shapes, module) for module in (*convs[-1:], 'head/output')]
     sizes, stride = arguments['anchor_sizes'], arguments['backbone_stride']
     options = {
         'anchors': _written(side / stride for size in sizes for side in size),
@@ -258,6 +259,8 @@ def _yolo_v2(arguments: Mapping[str, Any], shapes: Shapes) -> list[Layer]:
         'absolute': 1,
         'thresh': arguments['ignore_iou'],
     }
+    if arguments['tree'] is not None:
+        options['tree'] = TREE
     described.append(Layer('region', options))
     return described
 

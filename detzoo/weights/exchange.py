@@ -32,7 +32,8 @@ from detzoo.run.classes import Classes, read_classes
 from detzoo.run.workdir import environment
 from detzoo.types import ModelState, Params
 from detzoo.weights import darknet
-from detzoo.weights.darknet_layers import cfg_text
+from detzoo.weights.darknet_layers import TREE, cfg_text
+from detzoo.weights.darknet_tree import distinct_names, repeated, tree_text
 from detzoo.weights.files import parse_entries, parse_metadata, read_bytes, write_entries
 from detzoo.weights.mapping import Entries, Mapping, Row, Template, check_values, fill, flatten
 from detzoo.weights.zoo import COCO, MODELS, VOC, Model
@@ -265,6 +266,8 @@ def export_darknet(
         darknet.write_weights(folder / f'{config.model.name}.weights', arguments, *variables)
         write_text(folder / f'{config.model.name}.cfg', description)
         write_text(folder / f'{config.model.name}.names', '\n'.join(names) + '\n')
+        if arguments.get('tree') is not None:
+            write_text(folder / TREE, tree_text(names, arguments['tree']))
     recipe = darknet.resizing(config.model.name)
     darknets = {f'model.{key}': value for key, value in darknet.PREDICTION.items()}
     darknets |= {f'data.recipe.{key}': value for key, value in recipe.items()}
@@ -289,8 +292,11 @@ def _described(cfg: str | os.PathLike, names: str | os.PathLike) -> tuple[ml_col
     except UnicodeDecodeError as error:
         raise ValueError(f'{names}: not text in UTF-8 ({error}): save it in UTF-8') from error
     class_names = tuple(line.strip() for line in lines if line.strip())
-    if twice := sorted({name for name in class_names if class_names.count(name) > 1}):
-        raise ValueError(f'{names} names twice: {", ".join(twice)}')
+    if 'tree' in network.model:
+        class_names = distinct_names(class_names, network.model['tree'])
+    twice = repeated(class_names)
+    if twice:
+        raise ValueError(f'{names} names twice: {", ".join(sorted(twice))}')
     if len(class_names) != network.model['num_classes']:
         raise ValueError(
             f'{names} names {len(class_names)} classes, {cfg} describes a network of '

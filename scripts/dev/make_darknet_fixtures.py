@@ -2,8 +2,10 @@
 
   git clone https://github.com/pjreddie/darknet && make -C darknet
   python scripts/dev/make_darknet_fixtures.py --darknet=darknet
+  python scripts/dev/make_darknet_fixtures.py --source=darknet
 
 Debian's package `darknet` has the same files in /usr/lib/darknet. The script also needs gcc. Darknet prints what it is doing.
+The second command makes the arrays of YOLO9000, with a darknet that it builds itself (`build_with_trees` says why).
 
 tests/fixtures/darknet_deltas.npz has the gradients that the last layers of YOLO v1, v2 and v3 send back in training (l.delta), for
 random raw outputs and chosen objects: several in a cell, several at an anchor, none at all. For each version:
@@ -21,6 +23,10 @@ random raw outputs and chosen objects: several in a cell, several at an anchor, 
 v2 has four deltas: `delta` after 12,800 images, `delta_warm_up` before, and the same two for a network without `rescore`. In v1
 the last object in a cell is the one that counts.
 
+tests/fixtures/darknet_tree.npz has the same for a tree of classes ('parents'), `delta` before and after the first 12,800 images;
+the third image has a label and no box. And of a whole network, narrow and with random weights: its arguments as JSON, an image,
+'output', and for thresholds of the descent the detections in the image: x, y, w, h as shares of it, score and class.
+
 tests/fixtures/darknet_yolov1.npz has the outputs of both versions of YOLO v1 for one image, narrow and with random weights
 (`drawn_weights`), together with the arguments of our detector, as JSON, and the .cfg file.
 """
@@ -37,14 +43,19 @@ from absl import app
 
 from detzoo.cli.paths import define_path
 from detzoo.detectors import make_detector
-from detzoo.parity.darknet import Darknet, drawn_weights
-from detzoo.weights.darknet import PUBLISHED
-from detzoo.weights.darknet_layers import cfg_text
+from detzoo.parity.darknet import Darknet, build_with_trees, drawn_weights
+from detzoo.weights.darknet import PREDICTION, PUBLISHED
+from detzoo.weights.darknet_layers import TREE, cfg_text
+from detzoo.weights.darknet_tree import tree_text
 
 _DARKNET = define_path('darknet', '/usr/lib/darknet', 'A folder with libdarknet.so and include/darknet.h.')
+_SOURCE = define_path('source', None, "A checkout of darknet, to make YOLO9000's arrays.")
 
 FIXTURES = pathlib.Path(__file__).parents[2] / 'tests' / 'fixtures'
 CLASSES = 3
+# A tree of classes: 0 (2, 3 (6, 7, 8)), 1 (4 (9), 5)
+PARENTS = (-1, -1, 0, 0, 1, 1, 3, 3, 3, 4)
+DESCENTS = 0.1, 0.3, 0.6  # thresholds
 # Objects of three images, in pixels: centre x, centre y, width, height, class. The canvas is 96 high and 128 wide.
 OBJECTS = (
     # Three objects in one cell of stride 32: two have similar shapes and take the same anchor, the third takes another one.
@@ -140,6 +151,7 @@ def drawn_level(
     stride: int,
     anchors: Sequence[Sequence[float]],
     truths: np.ndarray,
+    classes: int = CLASSES,
 ) -> np.ndarray:
     """Draws raw outputs of a level; those in the cells of objects roughly predict the objects, so that some are ignored.
 
@@ -149,12 +161,13 @@ def drawn_level(
         stride: side of a cell, pixels.
         anchors: width and height of each of n anchors, pixels.
         truths: [B, M, 5].
+        classes: K.
 
     Returns:
         [B, h, w, n, 5 + K] float32.
     """
     height, width = (side // stride for side in canvas)
-    raw = random.normal(0, 0.6, (len(truths), height, width, len(anchors), 5 + CLASSES))
+    raw = random.normal(0, 0.6, (len(truths), height, width, len(anchors), 5 + classes))
     for image, objects in zip(raw, truths):
         for x, y, w, h, _ in objects[objects[:, 2] > 0]:
             column, row = int(x * width), int(y * height)
@@ -189,6 +202,54 @@ def v2_deltas(darknet: Darknet) -> dict[str, Any]:
         ('delta_warm_up_no_rescore', 0, 0),
     ):
         result['output'], result[name] = level_run(darknet, 'region', options | {'rescore': rescore}, raw, truths, seen)
+    return result
+
+
+def write_tree(folder: pathlib.Path) -> pathlib.Path:
+    """Writes the tree of PARENTS into a folder."""
+    path = folder / TREE
+    path.write_text(tree_text([f'node{i}' for i in range(len(PARENTS))], PARENTS))
+    return path
+
+
+def tree_deltas(darknet: Darknet) -> dict[str, Any]:
+    """Makes the arrays of a [region] layer with a tree of classes; the last image has a label alone."""
+    settings = dict(canvas=(96, 128), stride=32, anchors=((20, 24), (40, 36), (70, 60)), classes=len(PARENTS), thresh=0.6,
+                    object_scale=5.0, noobject_scale=1.0, class_scale=1.0, coord_scale=1.0)  # fmt: skip
+    anchors, stride = settings['anchors'], settings['stride']
+    scales = {key: settings[key] for key in settings if key == 'thresh' or key.endswith('scale')}
+    options = dict(anchors=listed_anchors(anchors, stride), num=len(anchors), classes=len(PARENTS), coords=4, softmax=1,
+                   bias_match=1, absolute=1, rescore=1, tree=write_tree(darknet.path), **scales)  # fmt: skip
+    truths, random = padded_truths(settings['canvas']), np.random.RandomState(4)
+    truths[..., 4] = random.randint(len(PARENTS), size=truths.shape[:2]) * (truths[..., 2] > 0)
+    raw = drawn_level(random, settings['canvas'], stride, anchors, truths, len(PARENTS))
+    for_darknet = truths.copy()
+    for_darknet[-1] = 0
+    for_darknet[-1, 0] = 999999, 999999, 999999, 999999, truths[-1, 0, 4]  # as its loader marks a label without a box
+    result = dict(settings=json.dumps(settings), truths=truths, raw=raw.reshape(len(raw), -1, 5 + len(PARENTS)))
+    for name, seen in (('delta', 12800), ('delta_warm_up', 0)):
+        result['output'], result[name] = level_run(darknet, 'region', options, raw, for_darknet, seen)
+    return result
+
+
+def tree_outputs(darknet: Darknet) -> dict[str, Any]:
+    """Makes the arrays of a narrow YOLO9000 with random weights."""
+    image = np.random.RandomState(0).randint(0, 256, (16, 24, 3)).repeat(8, 0).repeat(8, 1).astype(np.uint8)
+    model = {**PREDICTION, 'name': 'yolo_v2', 'num_classes': len(PARENTS), 'backbone': {'width': 0.125}, 'tree': PARENTS,
+             'head_features': None, 'passthrough_features': None, 'anchor_sizes': ((20, 24), (40, 36), (70, 60))}  # fmt: skip
+    template = jax.eval_shape(lambda rng: make_detector(**model).init(rng, image.shape[:2]), jax.random.key(0))
+    text = cfg_text(model, template, image.shape[:2])
+    own = text.replace(f'tree={TREE}', f'tree={write_tree(darknet.path)}')
+    size = template[0]['head']['output']['bias'].size * (image.shape[0] // 32) * (image.shape[1] // 32)
+    result = {'model': json.dumps(model), 'cfg': text, 'image': image}
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(drawn_weights(model, template))
+        file.flush()
+        result['output_of_network'], _ = darknet.run(own, image.transpose(2, 0, 1) / 255, size, weights=file.name)
+        for threshold in DESCENTS:
+            limits = dict(score_threshold=0.2, iou_threshold=0.45, hierarchy_threshold=threshold)
+            found = darknet.detect(own, file.name, image, **limits)
+            result |= {f'detections_{threshold}.{key}': value for key, value in found.items()}
     return result
 
 
@@ -246,18 +307,24 @@ def v1_outputs(darknet: Darknet) -> dict[str, Any]:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'unknown arguments: {" ".join(argv[1:])}')
+    if _SOURCE.value:
+        with tempfile.TemporaryDirectory() as folder:
+            build_with_trees(_SOURCE.value, folder)
+            darknet = Darknet(folder)
+            save('darknet_tree', tree_deltas(darknet) | tree_outputs(darknet) | {'parents': np.array(PARENTS)})
+        return
     darknet = Darknet(_DARKNET.value)
     deltas = dict(v1=v1_deltas(darknet), v2=v2_deltas(darknet), v3=v3_deltas(darknet))
-    for name, arrays in (
-        (
-            'darknet_deltas',
-            {f'{version}.{key}': value for version, values in deltas.items() for key, value in values.items()},
-        ),
-        ('darknet_yolov1', v1_outputs(darknet)),
-    ):
-        path = FIXTURES / f'{name}.npz'
-        np.savez_compressed(path, **arrays)
-        print(f'{path.name}: {path.stat().st_size / 1000:.0f} kB')
+    named = {f'{version}.{key}': value for version, values in deltas.items() for key, value in values.items()}
+    save('darknet_deltas', named)
+    save('darknet_yolov1', v1_outputs(darknet))
+
+
+def save(name: str, arrays: Mapping[str, Any]) -> None:
+    """Writes a file of fixtures."""
+    path = FIXTURES / f'{name}.npz'
+    np.savez_compressed(path, **arrays)
+    print(f'{path.name}: {path.stat().st_size / 1000:.0f} kB')
 
 
 if __name__ == '__main__':

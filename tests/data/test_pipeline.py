@@ -318,10 +318,10 @@ def test_pad_ground_truth_drops_crowds_first_then_the_smallest():
 def test_pad_ground_truth_has_the_types_of_ground_truth():
     gt = pipeline.pad_ground_truth(np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0, bool), 2, cropped=0)
     assert not gt.valid.any() and gt.masks is None
-    types = {name: value.dtype for name, value in gt._asdict().items() if name != 'masks'}
+    types = {name: value.dtype for name, value in gt._asdict().items() if value is not None}
     int32, float32 = np.dtype('int32'), np.dtype('float32')
     assert types == dict(boxes=float32, labels=int32, valid=bool, crowd=bool, dropped=int32, cropped=int32)
-    assert set(types) | {'masks'} == set(GroundTruth._fields)
+    assert set(types) | {'masks', 'boxed'} == set(GroundTruth._fields)
 
 
 @pytest.mark.parametrize('processes', [1, 2, 4])

@@ -86,13 +86,14 @@ def check(monkeypatch, request):
 
     What training can predict on, which traces a network for each canvas, is checked with --full alone.
     """
-    data = Dataset('any', 'train', tuple(map(str, range(CLASSES))), tuple(range(CLASSES)), [])
     monkeypatch.setattr(parallel, 'AXIS', None)  # so that the loss can be traced alone
     if not request.config.getoption('--full'):
         monkeypatch.setattr(checks, 'check_canvases', lambda config, detector: None)
 
     def run(config):
         monkeypatch.setattr(jax, 'device_count', lambda: 8 if config.data.name == 'coco' else 1)
+        names = tuple(map(str, range(len(config.model.get('tree') or range(CLASSES)))))
+        data = Dataset('any', 'train', names, tuple(range(len(names))), [])
         detector, state, learnt = checks.check(config, data)
         assert bool(learnt.arrays) == bool(config.initialize_backbone)
         return detector, state

@@ -13,7 +13,7 @@ with numpy, no drawing library involved, and `RandomState` streams are frozen: t
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -110,13 +110,18 @@ def draw(split: str, index: int) -> tuple[np.ndarray, list[Object]]:
         objects: 0..MAX_SHAPES shapes and at most one crowd, each with at least `MIN_VISIBLE` of its pixels in view.
     """
     rng = np.random.RandomState([SEED, list(SIZES).index(split), index])
+    return paint(rng, range(len(CLASS_NAMES)), MAX_SHAPES)
+
+
+def paint(rng: np.random.RandomState, labels: Sequence[int], most: int) -> tuple[np.ndarray, list[Object]]:
+    """Paints a picture of at most so many shapes, of some of the classes; returns what `draw` returns."""
     height, width = rng.randint(SIDES[0], SIDES[1] + 1, 2)
     image = _background(rng, height, width)
     kind = rng.rand()
-    objects = _crowd(rng, image) if kind > 0.95 else []
-    shapes = 0 if kind < 0.05 else rng.randint(1, MAX_SHAPES + 1)
+    objects = _crowd(rng, image, labels) if kind > 0.95 else []
+    shapes = 0 if kind < 0.05 else rng.randint(1, most + 1)
     for _ in range(shapes):
-        objects = _shape(rng, image, objects)
+        objects = _shape(rng, image, objects, labels)
     image += rng.uniform(0, 0.08) * (rng.rand(height, width, 1) - 0.5)
     return np.rint(255 * image.clip(0, 1)).astype(np.uint8), objects
 
@@ -146,10 +151,10 @@ def _background(rng: np.random.RandomState, height: int, width: int) -> np.ndarr
     return image.clip(0, 1)
 
 
-def _crowd(rng: np.random.RandomState, image: np.ndarray) -> list[Object]:
+def _crowd(rng: np.random.RandomState, image: np.ndarray, labels: Sequence[int]) -> list[Object]:
     """Paints a swarm of tiny shapes of one class and returns it as one object."""
     height, width = image.shape[:2]
-    label = rng.randint(len(CLASS_NAMES))
+    label = labels[rng.randint(len(labels))]
     center = rng.uniform(0.25, 0.75, 2) * (width, height)
     mask = np.zeros((height, width), bool)
     for _ in range(rng.randint(12, 26)):
@@ -160,10 +165,10 @@ def _crowd(rng: np.random.RandomState, image: np.ndarray) -> list[Object]:
     return [Object(label, mask, int(mask.sum()), is_crowd=True)]
 
 
-def _shape(rng: np.random.RandomState, image: np.ndarray, objects: list[Object]) -> list[Object]:
+def _shape(rng: np.random.RandomState, image: np.ndarray, objects: list[Object], labels: Sequence[int]) -> list[Object]:
     """Paints one more shape over the picture, if all objects stay visible; returns the objects afterwards."""
     height, width = image.shape[:2]
-    label = rng.randint(len(CLASS_NAMES))
+    label = labels[rng.randint(len(labels))]
     radius = np.exp(rng.uniform(*np.log(RADII)))
     window, distance, pixels = _stamp(rng, label, rng.rand(2) * (width, height), radius, image)
     mask = np.zeros((height, width), bool)
@@ -275,7 +280,11 @@ def _grid(rows: slice, columns: slice) -> tuple[np.ndarray, np.ndarray]:
 
 def _example(split: str, index: int) -> dict[str, Any]:
     """Draws a picture and describes it as a record."""
-    image, objects = draw(split, index)
+    return describe(*draw(split, index), split, index)
+
+
+def describe(image: np.ndarray, objects: Sequence[Object], split: str, index: int) -> dict[str, Any]:
+    """Describes the picture at an index of a split as a record."""
     return {
         'image': cv2.imencode('.png', image[..., ::-1])[1].tobytes(),
         'image_id': index + 1,
