@@ -20,7 +20,7 @@ from ml_collections import config_dict
 
 from detzoo.allowed import check_value
 from detzoo.backbones import BACKBONES
-from detzoo.data.augment import check_recipe
+from detzoo.data.augment import SEVERAL_RECORDS, check_recipe
 from detzoo.detectors import DETECTORS, MOVED
 from detzoo.detectors.network import Arguments
 from detzoo.errors import ConfigError, nearest
@@ -83,13 +83,23 @@ def recipe_defaults() -> ml_collections.ConfigDict:
     c.jitter = 0.0  # largest share of the size by which each side is moved in or out (YOLO v1 and v2: 0.2)
     c.iou_crop = False  # crop around objects, with a least overlap drawn (SSD)
     c.aspect_jitter = 0.0  # largest share by which width and height vary; lies anywhere (darknet since 2017: 0.3)
-    c.scale_range = (1.0, 1.0)  # factors of the scale, drawn log-uniformly; what hangs over is cropped
+    # Factors of the scale, drawn log-uniformly; what hangs over is cropped. Large-scale jitter with a crop of fixed size
+    # (2012.07177) is scale_range (0.1, 2.0) with uniform_scale, resize 'fit', and one canvas.
+    c.scale_range = (1.0, 1.0)
+    c.uniform_scale = False  # draw them uniformly
     c.color_jitter = 0.0  # strength of changes of brightness, contrast and saturation, 0..1
     c.brightness = 0.0  # largest summand on all channels, 0..255 (SSD: 32)
     c.hue = 0.0  # largest shift, in turns of the colour circle (SSD, darknet: 0.1)
     c.saturation = (1.0, 1.0)  # smallest and largest factor (SSD: 0.5, 1.5; darknet: 1/1.5, 1.5)
     c.exposure = (1.0, 1.0)  # likewise, on all channels; SSD calls it contrast
     c.color_probability = 1.0  # probability of each of these four (SSD: 0.5)
+    # How other images come in (detzoo/data/compose.py), in this order; data.max_boxes has to hold the objects of all:
+    c.mosaic = 0.0  # probability of parts of four images in the quarters of the canvas (YOLOv4)
+    c.copy_paste = 0.0  # probability of objects of another image on top, cut out by their masks
+    c.mixup = 0.0  # probability of blending with another image
+    c.cutout = 0.0  # probability of erasing a square
+    c.cutout_side = 0.5  # its length, as a share of the image's shorter side
+    c.tight_boxes = False  # boxes of cropped objects tight around their masks; always with one of these four
     return c
 
 
@@ -174,6 +184,13 @@ def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         check_recipe(whole.data.recipe)
     except ValueError as error:
         raise ConfigError(f'data.{error}') from error
+    several = [key for key in SEVERAL_RECORDS if whole.data.recipe[key] > 0]
+    if several and whole.data.train_proposals is not None:
+        raise ConfigError(
+            f'data.recipe.{several[0]} is {whole.data.recipe[several[0]]!r}, and data.train_proposals is '
+            f'{whole.data.train_proposals!r}: proposals are those of one image, and {several[0]} shows others too; '
+            'set it to 0, or train without proposals'
+        )
     return whole
 
 

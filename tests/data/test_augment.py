@@ -86,7 +86,7 @@ def test_augment_says_where_pixels_come_from(name):
     for seed in range(20):
         result = run(image, boxes, (64, 80), seed, **dict(flip=0.5, rotate90=True) | OPTIONS[name])
         for box, channel in zip(result.boxes, result.kept):
-            mask = mask_in_frame(image[..., channel] > 0, box, result.to_record, 64)
+            mask = mask_in_frame(image[..., channel] > 0, box, result.to_record, (64, 64))
             x1, y1, x2, y2 = np.rint(box).astype(int)
             if min(x2 - x1, y2 - y1) >= 8:
                 expected = (
