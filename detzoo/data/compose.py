@@ -33,13 +33,15 @@ import numpy as np
 
 from detzoo.core.boxes import xywh_to_xyxy
 from detzoo.data.augment import MIN_SIDE, MIN_VISIBLE, augment
-from detzoo.data.objects import Object, fit_box, has_mask, pixels_of
+from detzoo.data.objects import Object, fit_box, has_mask, pixels_of, place_of
 from detzoo.data.records import Dataset, decode_image
 from detzoo.errors import DataError
 
 FILLING = (124, 116, 104)  # the mean colour of ImageNet, where nothing of an image lies inside a sample's window
 CUT = 0.2, 0.8  # where a mosaic's inner edges lie, shares of the canvas's sides (darknet)
-MIXUP_BETA = 1.5  # both parameters of the beta distribution from which an image's share of the blend is drawn (1902.04103)
+MIXUP_BETA = (
+    1.5  # both parameters of the beta distribution from which an image's share of the blend is drawn (1902.04103)
+)
 
 
 class Sample(NamedTuple):
@@ -189,14 +191,13 @@ def copy_paste(sample: Sample, source: Sample, rng: np.random.RandomState) -> Sa
     count = rng.randint(len(choice)) + 1 if choice else 0
     over, pasted, places = np.zeros(sample.image.shape[:2], bool), [], []
     for i in np.sort(rng.permutation(len(choice))[:count]):
-        (rows, columns), own = pixels_of(choice[i])
+        (rows, columns), own = place_of(choice[i]), pixels_of(choice[i])
         if own.any():  # else it is too small for a pixel
             over[rows, columns] |= own
             pasted.append(choice[i])
             places.append(np.array([columns.start, rows.start, columns.stop, rows.stop]))
     window = around([sample.window, *places])
-    image = on_filling(sample, window)
-    image[over] = source.image[over]
+    image = cv2.copyTo(source.image, over.view(np.uint8), on_filling(sample, window))
     objects = [covered(thing, over) for thing in sample.objects] + pasted
     return sample._replace(image=image, window=window, objects=objects)
 
@@ -247,8 +248,9 @@ def around(windows: Iterable[np.ndarray]) -> np.ndarray:
 def blank(canvas: tuple[int, int], window: np.ndarray) -> np.ndarray:
     """Makes an image of a canvas (H, W), `FILLING` inside a window ([4] xyxy) and zero outside: [H, W, 3] uint8."""
     image = np.zeros((*canvas, 3), np.uint8)
-    x1, y1, x2, y2 = window.astype(int)
-    image[y1:y2, x1:x2] = FILLING
+    x1, y1, x2, y2 = window.astype(int).tolist()
+    if x1 < x2 and y1 < y2:
+        cv2.rectangle(image, (x1, y1), (x2 - 1, y2 - 1), FILLING, cv2.FILLED)
     return image
 
 

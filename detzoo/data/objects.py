@@ -1,8 +1,8 @@
 """Objects on a canvas: each knows its record, the way back to it, and what lies over it.
 
-    Object -> pixels_of:     where it is seen, as pixels of the canvas
-           -> fit_box:       its box, tight around these
-           -> object_masks:  where it is seen, in the frames of the boxes: what detectors learn
+    Object -> pixels_of:     its pixels of the canvas
+           -> fit_box:       its box, tight around what is seen of these
+           -> object_masks:  what is seen, in the frames of the boxes: what detectors learn
 
 Nothing is sampled before it is needed: a mask stays a run-length code of its record's image until then.
 """
@@ -68,14 +68,17 @@ def sample_mask(thing: Object, box: np.ndarray, size: tuple[int, int]) -> np.nda
     return mask_in_frame(pycocotools.mask.decode(code), box, thing.to_record, size)
 
 
-def pixels_of(thing: Object) -> tuple[tuple[slice, slice], np.ndarray]:
-    """Finds the pixels of an object, as if nothing lay over it.
+def place_of(thing: Object) -> tuple[slice, slice]:
+    """Returns the rows and the columns of the canvas that an object's box touches."""
+    (x1, y1), (x2, y2) = np.floor(thing.box[:2]).astype(int).tolist(), np.ceil(thing.box[2:]).astype(int).tolist()
+    return slice(y1, y2), slice(x1, x2)
 
-    Returns:
-        the rows and columns of the canvas that its box touches; and [rows, columns] bool, which of these pixels are its own.
-    """
-    (x1, y1), (x2, y2) = np.floor(thing.box[:2]).astype(int), np.ceil(thing.box[2:]).astype(int)
-    return (slice(y1, y2), slice(x1, x2)), sample_mask(thing, np.array([x1, y1, x2, y2]), (x2 - x1, y2 - y1))
+
+def pixels_of(thing: Object) -> np.ndarray:
+    """Tells which pixels of `place_of` an object are its own, as if nothing lay over it: [rows, columns] bool."""
+    rows, columns = place_of(thing)
+    box = np.array([columns.start, rows.start, columns.stop, rows.stop])
+    return sample_mask(thing, box, (columns.stop - columns.start, rows.stop - rows.start))
 
 
 def fit_box(thing: Object) -> Object | None:
@@ -86,12 +89,14 @@ def fit_box(thing: Object) -> Object | None:
     Returns:
         the object: a crowd if less than `MIN_VISIBLE` of it is seen; None if nothing is.
     """
-    if not thing.cut and thing.cover is None:
+    rows, columns = place_of(thing)
+    is_covered = thing.cover is not None and thing.cover[rows, columns].any()
+    if not (thing.cut or is_covered):
         return thing
-    (rows, columns), own = pixels_of(thing)
+    own = pixels_of(thing)
     if not own.any() and not thing.cut:
         own[:] = True  # too small for a pixel of its own
-    seen = own if thing.cover is None else own & ~thing.cover[rows, columns]
+    seen = own & ~thing.cover[rows, columns] if is_covered else own
     if not seen.any():
         return None
     if not thing.cut and seen.sum() == own.sum():
