@@ -62,7 +62,9 @@ def sample_mask(thing: Object, box: np.ndarray, size: tuple[int, int]) -> np.nda
         [rows, columns] bool.
     """
     if not has_mask(thing):
-        return np.ones(size[::-1], bool)
+        x, y = (low + (np.arange(n) + 0.5) * (high - low) / n for n, low, high in zip(size, box[:2], box[2:]))
+        x1, y1, x2, y2 = thing.box
+        return ((y > y1) & (y < y2))[:, None] & (x > x1) & (x < x2)
     record = thing.record
     code = {'size': [record['height'], record['width']], 'counts': record['segmentations'][thing.row]}
     return mask_in_frame(pycocotools.mask.decode(code), box, thing.to_record, size)
