@@ -105,6 +105,16 @@ def test_augment_draws_scales_log_uniformly_between_the_limits():
     assert 92 < np.median(widths) < 109
 
 
+def test_augment_tells_what_is_cut(monkeypatch):
+    monkeypatch.setattr(aug, 'move_sides', lambda *args: np.array([20, 0, 100, 100]))
+    boxes = np.array([[10.0, 0, 30, 10], [20, 0, 30, 10], [90, 90, 100, 100]])
+    result = run(np.zeros((100, 100, 3), np.uint8), boxes, (100, 80), jitter=0.2)
+    assert result.cut.tolist() == [True, False, False] and result.visible.tolist() == [0.5, 1, 1]
+    monkeypatch.setattr(aug, 'sample_crop', lambda *args: np.array([20, 0, 100, 100]))
+    result = run(np.zeros((100, 100, 3), np.uint8), boxes, (100, 80), iou_crop=True)
+    assert result.cut.tolist() == [True, False, False] and result.visible.tolist() == [1, 1, 1]  # it stays an object
+
+
 def test_augment_keeps_to_the_limits_on_sides():
     image, boxes = painted(40, 60, (5, 5, 15, 15))
     assert run(image, boxes, (200, 200), shorter_side=80, longer_side=300).window[2:].tolist() == [120, 80]
@@ -470,6 +480,11 @@ def test_augment_distorts_colors():
         (dict(saturation=(1.5,)), 'recipe.saturation'),
         (dict(exposure=(1.1, 1.5)), 'recipe.exposure'),
         (dict(color_probability=2.0), 'recipe.color_probability'),
+        (dict(mosaic=-0.1), 'recipe.mosaic is -0.1: it must be in 0..1'),
+        (dict(copy_paste=2.0), 'recipe.copy_paste'),
+        (dict(mixup=1.1), 'recipe.mixup'),
+        (dict(cutout=1.1), 'recipe.cutout'),
+        (dict(cutout_side=0.0), 'recipe.cutout_side is 0.0: it must be above 0 and at most 1'),
     ],
 )
 def test_check_recipe_names_the_key(changes, words):

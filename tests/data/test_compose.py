@@ -149,7 +149,7 @@ def black(monkeypatch):
 def test_compose_keeps_boxes_masks_and_pixels_in_step(black, name, masked):
     dataset, pictures = dataset_of(masked), {}
     compared = hidden = crowds = 0
-    for seed in range(150):
+    for seed in range(150 if masked else 75):
         recipe = MOVES | COMPOSITIONS[name]
         sample = compose(dataset, seed % len(SIZES), recipe, seed)
         read = list(dataset.records.read)
@@ -177,14 +177,14 @@ def test_compose_keeps_boxes_masks_and_pixels_in_step(black, name, masked):
                 if masked and not thing.crowd:
                     mask = painted(masks[found[row]], thing.box)
                     assert not exceeds(mask, seen) and not exceeds(seen, mask), (seed, index, row)
-    assert compared > 200 and hidden > 20 and crowds > 40
+    assert compared > 80 and hidden > 10 and crowds > 20
 
 
 @pytest.mark.parametrize('name', COMPOSITIONS)
 def test_compose_takes_any_image_and_counts_every_object(name):
     dataset = dataset_of(sizes=((1, 300), (300, 1), (1, 1), (30, 44), (9, 9), (40, 30)))
     recipe, cropped = MOVES | COMPOSITIONS[name], 0
-    for seed in range(200):
+    for seed in range(120):
         sample = compose(dataset, seed % 6, recipe, seed, canvas=(32, 40))
         left, top, right, bottom = sample.window
         assert sample.image.shape == (32, 40, 3) and sample.image.dtype == np.uint8
@@ -226,14 +226,30 @@ def test_compose_without_objects_and_without_compositions():
         assert rng.uniform() == again.uniform()
 
 
+def test_compose_with_large_scale_jitter_draws_scales_uniformly_and_crops_to_the_canvas():
+    # 2012.07177: a factor in 0.1..2 of the size that fits; smaller than the canvas it lies at its corner, larger it is cropped.
+    dataset, canvas = dataset_of(sizes=((40, 40),)), (100, 100)
+    samples = [compose(dataset, 0, COMPOSITIONS['large_scale_jitter'], seed, canvas) for seed in range(400)]
+    widths = np.array([sample.window[2] for sample in samples])
+    assert all(sample.window[:2].tolist() == [0, 0] for sample in samples)
+    assert 10 <= widths.min() < 12 and widths.max() == 100
+    # Uniform: 0.9 / 1.9 of the factors are below 1, half of those below 0.55. Log-uniform: 0.77, and half below 0.316.
+    assert 0.4 < (widths < 100).mean() < 0.54
+    assert 49 < np.median(widths[widths < 100]) < 61
+    scales = [1 / sample.to_record[0, 0] / 2.5 for sample in samples]
+    assert 1.94 < max(scales) <= 2 and 0.95 < np.mean(scales) < 1.15
+    places = np.array([-sample.to_record[:, 2] for sample in samples if sample.to_record[0, 0] < 0.25])
+    assert (places < -3).any(axis=0).all() and (places > -1).any(axis=0).all()  # the crop is anywhere
+
+
 def test_compose_happens_as_often_as_it_is_probable():
     dataset = dataset_of(sizes=SIZES[:2])
     for key, reads in (('mosaic', 4), ('copy_paste', 2), ('mixup', 2)):
         counts = []
-        for seed in range(200):
+        for seed in range(100):
             compose(dataset, 0, {key: 0.3}, seed, canvas=(8, 8))
             counts.append(len(dataset.records.read))
-        assert set(counts) == {1, reads} and 40 < counts.count(reads) < 80
+        assert set(counts) == {1, reads} and 17 < counts.count(reads) < 43
 
 
 # Parts, by hand
