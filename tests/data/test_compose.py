@@ -129,6 +129,11 @@ def extent(seen):
     return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
 
 
+def is_around(outer, inner):
+    """Whether a box contains another, give or take a pixel."""
+    return (outer[:2] <= inner[:2] + 1).all() and (outer[2:] >= inner[2:] - 1).all()
+
+
 def exceeds(first, second):
     """Whether one of two sets of pixels reaches more than a pixel beyond the other, but for lines thinner than three pixels."""
     first, second = first.astype(np.uint8), second.astype(np.uint8)
@@ -162,7 +167,6 @@ def test_compose_keeps_boxes_masks_and_pixels_in_step(black, name, masked):
             found = {thing.row: i for i, thing in enumerate(sample.objects) if thing.record['image_id'] == index}
             for row, is_crowd in enumerate(picture.records[index]['is_crowd']):
                 peak = image[..., row].max()
-                seen = image[..., row] > max(peak, 20) / 2
                 if row not in found:
                     assert (image[..., row] > 127).sum() <= 4, (seed, index, row)
                     hidden += 1
@@ -171,12 +175,14 @@ def test_compose_keeps_boxes_masks_and_pixels_in_step(black, name, masked):
                 assert thing.label == row + 10 * index and (thing.crowd or not is_crowd)
                 if peak < 40 or (thing.box[2:] - thing.box[:2]).min() < 4:
                     continue  # faint, or too thin
-                assert np.abs(extent(seen) - thing.box).max() <= 1, (seed, index, row)
+                # Pixels of which an object has about a half may count or not.
+                surely, maybe = image[..., row] > 0.75 * peak, image[..., row] > 0.25 * peak
+                assert is_around(thing.box, extent(surely)) and is_around(extent(maybe), thing.box), (seed, index, row)
                 compared += 1
                 crowds += thing.crowd
                 if masked and not thing.crowd:
                     mask = painted(masks[found[row]], thing.box)
-                    assert not exceeds(mask, seen) and not exceeds(seen, mask), (seed, index, row)
+                    assert not exceeds(mask, maybe) and not exceeds(surely, mask), (seed, index, row)
     assert compared > 80 and hidden > 10 and crowds > 20
 
 
