@@ -96,8 +96,6 @@ def fit_box(thing: Object) -> Object | None:
     if not (thing.cut or is_covered):
         return thing
     own = pixels_of(thing)
-    if not own.any() and not thing.cut:
-        own[:] = True  # too small for a pixel of its own
     seen = own & ~thing.cover[rows, columns] if is_covered else own
     if not seen.any():
         return None

@@ -296,6 +296,8 @@ def test_fit_box_by_hand():
     assert fit_box(thing) is thing
     aside = thing._replace(cover=block(20, 0, 60, 40))
     assert fit_box(aside) is aside
+    loose = thing._replace(box=np.array([8.0, 8, 25, 25]), cover=block(21, 8, 60, 40))  # covered where it is not
+    assert fit_box(loose) is loose
     # Cut at the canvas's edge, an L is as wide as its foot is not.
     shape = block(10, 10, 14, 20) | block(10, 20, 30, 24)
     (thing,) = sample_of(9, (0, 0, 60, 20), [(10, 10, 30, 20)], masks=[shape]).objects
@@ -327,10 +329,13 @@ def test_mosaic_shows_a_part_of_each_in_its_quarter():
     ]
     for number, tile in enumerate(tiles[:3]):
         tile.image[:] = np.stack([x, y, 0 * x + 50 * number], axis=-1)
+    tiles[3] = tiles[3]._replace(objects=[tiles[3].objects[0]._replace(visible=0.5, cut=True)])
     quarters = []
     for seed in range(60):
         sample = com.mosaic(tiles, (40, 60), np.random.RandomState(seed))
         assert len(sample.objects) == 4 and sample.cropped == 0
+        assert sample.objects[3].visible == 0.5 and sample.objects[3].cut
+        np.testing.assert_array_equal(sample.to_record, sample.objects[0].to_record)
         boxes = np.array([thing.box for thing in sample.objects])
         small = boxes[3]
         assert (small[2:] - small[:2] == [5, 4]).all()
