@@ -83,23 +83,23 @@ def recipe_defaults() -> ml_collections.ConfigDict:
     c.jitter = 0.0  # largest share of the size by which each side is moved in or out (YOLO v1 and v2: 0.2)
     c.iou_crop = False  # crop around objects, with a least overlap drawn (SSD)
     c.aspect_jitter = 0.0  # largest share by which width and height vary; lies anywhere (darknet since 2017: 0.3)
-    # Factors of the scale, drawn log-uniformly; what hangs over is cropped. Large-scale jitter with a crop of fixed size
-    # (2012.07177) is scale_range (0.1, 2.0) with uniform_scale, resize 'fit', and one canvas.
+    # Limits of a factor of the scale; what hangs over is cropped. Large-scale jitter with a crop of fixed size (2012.07177):
+    # (0.1, 2.0) with uniform_scale, resize 'fit', no limits of sides, and one canvas.
     c.scale_range = (1.0, 1.0)
-    c.uniform_scale = False  # draw them uniformly
+    c.uniform_scale = False  # draw the factor uniformly, not log-uniformly
     c.color_jitter = 0.0  # strength of changes of brightness, contrast and saturation, 0..1
     c.brightness = 0.0  # largest summand on all channels, 0..255 (SSD: 32)
     c.hue = 0.0  # largest shift, in turns of the colour circle (SSD, darknet: 0.1)
     c.saturation = (1.0, 1.0)  # smallest and largest factor (SSD: 0.5, 1.5; darknet: 1/1.5, 1.5)
     c.exposure = (1.0, 1.0)  # likewise, on all channels; SSD calls it contrast
     c.color_probability = 1.0  # probability of each of these four (SSD: 0.5)
-    # How other images come in (detzoo/data/compose.py), in this order; data.max_boxes has to hold the objects of all:
+    # What is then made of one image or several (detzoo/data/compose.py), in this order; data.max_boxes counts for all of them:
     c.mosaic = 0.0  # probability of parts of four images in the quarters of the canvas (YOLOv4)
-    c.copy_paste = 0.0  # probability of objects of another image on top, cut out by their masks
+    c.copy_paste = 0.0  # probability of pasting objects of another image, cut out by their masks
     c.mixup = 0.0  # probability of blending with another image
     c.cutout = 0.0  # probability of erasing a square
-    c.cutout_side = 0.5  # its length, as a share of the image's shorter side
-    c.tight_boxes = False  # boxes of cropped objects tight around their masks; always with one of these four
+    c.cutout_side = 0.5  # length of the square, as a share of the image's shorter side
+    c.tight_boxes = False  # fit the boxes of cropped objects to their masks; always so if one of these four is on
     return c
 
 
