@@ -297,9 +297,14 @@ def test_train_batches_of_several_records_count_their_objects(toy):
             assert (total == own).all() == (most == 1)
 
 
-def test_train_batches_refuse_to_paste_without_masks(toy):
+def test_pasting_without_masks_is_refused_before_anything_is_written(toy, tiny_config, linear, tmp_path):
+    from detzoo.training.loop import train_and_evaluate
+
     with pytest.raises(DataError, match='no object has a mask, and data.recipe.copy_paste'):
         train(toy(), 0, recipe=RECIPE | dict(copy_paste=0.1))
+    with pytest.raises(DataError, match="split 'train' of 'toy': no object has a mask"):
+        train_and_evaluate(tiny_config(data__recipe__copy_paste=0.1), tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
 
 
 def test_train_batches_with_cutout_bring_proposals(toy):
