@@ -7,22 +7,22 @@
                       -> cutout      a square is erased (1708.04552)
                       -> the boxes of what is cut or covered, tight around what is seen
 
-Each happens with a probability of its own, in this order. Every record goes through the whole recipe of `augment` first, and
-onto the whole canvas. What a sample is depends on the random numbers and the records alone, so that element i of a stream
-depends on (seed, i), however many records it shows.
+Each happens with a probability of its own, in this order. Every record first goes through the whole recipe of `augment`, onto
+the whole canvas. A sample depends on the records and the random numbers alone. So element i of a stream depends on (seed, i),
+however many records it shows.
 
-What is seen of an object decides what becomes of it, as with a crop: of which less than `augment.MIN_VISIBLE` is left becomes a
-crowd, neither positive nor background; of which nothing is left is dropped, and counted.
+An object that is cut or covered is treated as one that a crop cuts. It becomes a crowd, neither positive nor background, if less
+than `augment.MIN_VISIBLE` of it is left. It is dropped and counted if nothing is left.
 
 Differences from the papers:
-    mosaic: as in darknet, each image has the scale of a whole one, and its quarter shows a part. If it is smaller than the
-        quarter, it lies against the middle, and the rest has the mean colour.
-    copy_paste: pasted objects are not blurred at their edges (the paper gains nothing from it). What they cover keeps its
-        annotation while a pixel is seen; below `MIN_VISIBLE` it is a crowd, where the paper keeps an object.
-    mixup: 1902.04103 weighs the loss of an object with its image's share of the blend. Here an object counts as a whole; those
-        of an image with a share below `MIN_VISIBLE` count as crowds.
-    cutout: the paper classifies images, and keeps the label whatever the square hides. Here objects are those that are seen.
-        The square is as long as a share of the image's shorter side; the paper's is 16 of CIFAR-10's 32 pixels.
+    mosaic: as in darknet, each image is as large as without a mosaic, and its quarter shows a part of it. An image that is
+        smaller than its quarter lies against the inner edges, and the rest has the mean colour.
+    copy_paste: the edges of pasted objects are not blurred (the paper gains nothing from it). The paper drops what is fully
+        covered and keeps all other objects; here objects that are mostly covered become crowds.
+    mixup: 1902.04103 weighs the loss of an object with its image's share of the blend. Here all objects count alike, except
+        that those of an image with a share below `MIN_VISIBLE` count as crowds.
+    cutout: the paper classifies images, and an image keeps its label whatever the square hides. Here boxes and masks are of what
+        is still seen. The length of the square is a share of the image's shorter side; on CIFAR-10 the paper's is a half.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -73,8 +73,8 @@ def compose(
         recipe: all keys of `config.data.recipe`, checked by `augment.check_recipe`: those of `augment`, and
             'mosaic', 'copy_paste', 'mixup', 'cutout', the probability of each;
             'cutout_side': see `cutout`;
-            'tight_boxes', whether the box of an object that a crop cuts is made tight around its mask, even if all of these
-            probabilities are 0; if one is not, it always is.
+            'tight_boxes', whether boxes of objects that a crop cuts are fitted to their masks. They always are if one of these
+            probabilities is above 0.
         rng: source of randomness. An option that is off draws nothing.
 
     Returns:
@@ -183,9 +183,9 @@ def moved_frame(to_record: np.ndarray, shift: tuple[int, int]) -> np.ndarray:
 
 
 def copy_paste(sample: Sample, source: Sample, rng: np.random.RandomState) -> Sample:
-    """Pastes some objects of another sample, in their places on the canvas: one or more, any choice of a number as likely.
+    """Pastes objects of another sample, in their places on the canvas: a number that is drawn uniformly from 1 to all.
 
-    Crowds are not pasted, nor objects without a mask. Where they lie beyond the sample's window, that grows.
+    Crowds and objects without a mask are not pasted. The sample's window grows to hold what is pasted.
     """
     choice = [thing for thing in source.objects if not thing.crowd and has_mask(thing)]
     count = rng.randint(len(choice)) + 1 if choice else 0
