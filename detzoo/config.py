@@ -20,7 +20,7 @@ from ml_collections import config_dict
 
 from detzoo.allowed import check_value
 from detzoo.backbones import BACKBONES
-from detzoo.data.augment import check_recipe
+from detzoo.data.augment import SEVERAL_RECORDS, check_recipe
 from detzoo.detectors import DETECTORS, MOVED
 from detzoo.detectors.network import Arguments
 from detzoo.errors import ConfigError, nearest
@@ -90,13 +90,23 @@ def recipe_defaults() -> ml_collections.ConfigDict:
     c.jitter = 0.0  # largest share of the size by which each side is moved in or out (YOLO v1 and v2: 0.2)
     c.iou_crop = False  # crop around objects, with a least overlap drawn (SSD)
     c.aspect_jitter = 0.0  # largest share by which width and height vary; lies anywhere (darknet since 2017: 0.3)
-    c.scale_range = (1.0, 1.0)  # factors of the scale, drawn log-uniformly; what hangs over is cropped
+    # Limits of a factor of the scale; what hangs over is cropped. Large-scale jitter with a crop of fixed size (2012.07177):
+    # (0.1, 2.0) with uniform_scale, resize 'fit', no limits of sides, and one canvas.
+    c.scale_range = (1.0, 1.0)
+    c.uniform_scale = False  # draw the factor uniformly, not log-uniformly
     c.color_jitter = 0.0  # strength of changes of brightness, contrast and saturation, 0..1
     c.brightness = 0.0  # largest summand on all channels, 0..255 (SSD: 32)
     c.hue = 0.0  # largest shift, in turns of the colour circle (SSD, darknet: 0.1)
     c.saturation = (1.0, 1.0)  # smallest and largest factor (SSD: 0.5, 1.5; darknet: 1/1.5, 1.5)
     c.exposure = (1.0, 1.0)  # likewise, on all channels; SSD calls it contrast
     c.color_probability = 1.0  # probability of each of these four (SSD: 0.5)
+    # What is then made of one image or several (detzoo/data/compose.py), in this order; data.max_boxes counts for all of them:
+    c.mosaic = 0.0  # probability of parts of four images in the quarters of the canvas (YOLOv4)
+    c.copy_paste = 0.0  # probability of pasting objects of another image, cut out by their masks
+    c.mixup = 0.0  # probability of blending with another image
+    c.cutout = 0.0  # probability of erasing a square
+    c.cutout_side = 0.5  # length of the square, as a share of the image's shorter side
+    c.tight_boxes = False  # fit the boxes of cropped objects to their masks; always so if one of these four is on
     return c
 
 
@@ -181,7 +191,21 @@ def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         check_recipe(whole.data.recipe)
     except ValueError as error:
         raise ConfigError(f'data.{error}') from error
+    check_images(whole.data)
     return whole
+
+
+def check_images(data: ml_collections.ConfigDict) -> None:
+    """Refuses samples of several images where something is known of a whole image alone: its proposals, or its label."""
+    several = [key for key in SEVERAL_RECORDS if data.recipe[key] > 0]
+    alone = [key for key in ('train_proposals', 'labelled_split') if data[key] is not None]
+    if several and alone:
+        raise ConfigError(
+            f'data.recipe.{several[0]} is {data.recipe[several[0]]!r}, and data.{alone[0]} is {data[alone[0]]!r}, which '
+            f'tells of one image, where {several[0]} shows others too: set one of them to its default'
+        )
+    if len(alone) > 1:
+        raise ConfigError(f'data.{alone[0]} and data.{alone[1]} exclude one another: set one of them to None')
 
 
 def check_thresholds(model: ml_collections.ConfigDict, name: str) -> None:

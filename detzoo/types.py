@@ -48,7 +48,7 @@ class GroundTruth(NamedTuple):
     valid: [..., M] bool, False on padding rows.
     crowd: [..., M] bool, True where a box stands for a group: no anchor is positive for it, and anchors inside it are ignored.
     dropped: [...] int32, number of the image's objects that are left out because it has more than M.
-    cropped: [...] int32, number of the image's objects that lie outside the crop.
+    cropped: [...] int32, number of the image's objects of which a crop, or what covers them, leaves nothing.
     masks: [..., M, S, S] bool in the frame of each box, or None.
     boxed: [...] bool, False where only a label of the image is known, that of its first row, and no box; None: all have boxes.
     """

@@ -200,7 +200,7 @@ def test_masks_in_rois_come_back_as_they_were(drawn):
             if crowd:
                 continue
             roi = box + rng.uniform(-0.1, 0.1, 4) * np.tile(box[2:] - box[:2], 2)
-            frame = mask_in_frame(mask, box, np.eye(3)[:2], CELLS)
+            frame = mask_in_frame(mask, box, np.eye(3)[:2], (CELLS, CELLS))
             target = targets(frame[None], np.float32(box)[None], np.zeros(1, np.int32), np.float32(roi)[None], size=56)
             pasted = paste_masks(target, roi[None], mask.shape)[0]
             ys, xs = np.mgrid[: mask.shape[0], : mask.shape[1]] + 0.5

@@ -187,6 +187,10 @@ def test_differences_name_the_keys_with_both_values():
         (dict(canvas_steps=0), 'data.canvas_steps is 0'),
         (dict(max_proposals=0), 'data.max_proposals is 0'),
         (dict(recipe=dict(resize='warp')), "data.recipe.resize is 'warp'"),
+        (
+            dict(recipe=dict(mixup=0.5), train_proposals='p.json'),
+            "data.recipe.mixup is 0.5, and data.train_proposals is 'p.json': proposals are those of one image",
+        ),
     ],
 )
 def test_complete_refuses_data_that_mean_nothing(data, words):

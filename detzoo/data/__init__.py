@@ -3,5 +3,5 @@
 readers, made   -> data sets on disk, from others' annotations or made by detzoo
 catalog         -> opens them by name
 records         -> what a record is
-augment, proposals, pipeline, geometry -> from records to batches
+augment, compose, objects, proposals, pipeline, geometry -> from records to batches
 """

@@ -32,6 +32,7 @@ from detzoo.data.geometry import (
 
 MIN_VISIBLE = 0.25  # an object of which a crop leaves a smaller share becomes a crowd: neither positive nor background
 MIN_SIDE = 0.01  # canvas pixels; a thinner box would have no width in float32
+SEVERAL_RECORDS = 'mosaic', 'copy_paste', 'mixup'  # options of a recipe with which `compose` reads several records
 CROP_OVERLAPS = (None, 0.0, 0.1, 0.3, 0.5, 0.7, 0.9)  # choices of `sample_crop`; None for no crop
 CROP_TRIALS = 50
 BAND = 8192  # pixels whose colours are changed at once: their floats stay in a core's cache
@@ -45,6 +46,8 @@ class Augmented(NamedTuple):
     boxes: [n, 4] float64 xyxy, canvas pixels, inside the window.
     kept: [n] int, indices of these objects in the record.
     crowd: [n] bool, True for crowds, and for objects of which so little is left that they count as crowds.
+    visible: [n] float64, share of each box that the canvas shows; of what 'iou_crop' left of it.
+    cut: [n] bool, whether a crop or the canvas's edge cut something off.
     to_record: [2, 3] float64, maps (x, y, 1) of the canvas to pixels of the record's image.
     """
 
@@ -53,6 +56,8 @@ class Augmented(NamedTuple):
     boxes: np.ndarray
     kept: np.ndarray
     crowd: np.ndarray
+    visible: np.ndarray
+    cut: np.ndarray
     to_record: np.ndarray
 
 
@@ -76,7 +81,7 @@ def augment(
             'rotate90', whether to turn by a random multiple of 90 degrees;
             'zoom_out', 'jitter', 'iou_crop': see `zoom_out`, `move_sides`, `sample_crop`;
             'resize', 'shorter_side', 'longer_side', 'interpolation': see `geometry.ResizeRule`;
-            'aspect_jitter', 'scale_range': see `draw_placement`;
+            'aspect_jitter', 'scale_range', 'uniform_scale': see `draw_placement`;
             'color_jitter': see `jitter_colors`;
             'brightness', 'hue', 'saturation', 'exposure', 'color_probability': see `distort_colors`.
         rng: source of randomness.
@@ -100,7 +105,7 @@ def augment(
             )
 
     height, width = image.shape[:2]
-    part, kept = np.array([0, 0, width, height]), np.arange(len(boxes))
+    part, kept, cut = np.array([0, 0, width, height]), np.arange(len(boxes)), np.zeros(len(boxes), bool)
     if recipe['zoom_out'] > 1:
         part = zoom_out(part, recipe['zoom_out'], rng)
     if recipe['jitter'] > 0:
@@ -110,7 +115,9 @@ def augment(
         centers = (boxes[:, :2] + boxes[:, 2:]) / 2
         inside = ((centers >= part[:2]) & (centers <= part[2:])).all(axis=1)
         kept = np.flatnonzero(inside | crowd)  # a crowd of which a part is seen must not become background
-        boxes, crowd = np.clip(boxes[kept], np.tile(part[:2], 2), np.tile(part[2:], 2)), crowd[kept]
+        uncut, crowd = boxes[kept], crowd[kept]
+        boxes = np.clip(uncut, np.tile(part[:2], 2), np.tile(part[2:], 2))
+        cut = (boxes != uncut).any(axis=1)
 
     where = draw_placement(part, canvas, recipe, rng)
     x1, y1, x2, y2 = shown = np.clip(part, 0, [width, height, width, height])
@@ -128,7 +135,9 @@ def augment(
     visible = _areas(boxes) / np.maximum(_areas(whole), 1e-9)
     seen = np.flatnonzero((boxes[:, 2:] - boxes[:, :2] > MIN_SIDE).all(axis=1))
     crowd = crowd | (visible < MIN_VISIBLE)
-    return Augmented(pad(image, (left, top), canvas), window, boxes[seen], kept[seen], crowd[seen], back)
+    cut = cut | (np.abs(boxes - whole) > MIN_SIDE).any(axis=1)
+    image = pad(image, (left, top), canvas)
+    return Augmented(image, window, boxes[seen], kept[seen], crowd[seen], visible[seen], cut[seen], back)
 
 
 def flip_boxes(boxes: np.ndarray, width: int) -> np.ndarray:
@@ -214,8 +223,8 @@ def draw_placement(
         recipe: 'resize', 'shorter_side' and 'longer_side' are the rule without randomness.
             'aspect_jitter' first changes width and height, independently, by up to that share each; a result smaller than the
             canvas then lies anywhere on it (darknet's `jitter` since March 2017).
-            'scale_range' has the limits of a factor of the scale, drawn log-uniformly; a result larger than the canvas hangs
-            over at random.
+            'scale_range' has the limits of a factor of the scale, drawn log-uniformly, or uniformly if 'uniform_scale'; a
+            result larger than the canvas hangs over at random.
         rng: source of randomness.
 
     Returns:
@@ -225,7 +234,8 @@ def draw_placement(
     width, height = size.tolist()
     wider, higher = 1 + rng.uniform(-jitter, jitter, 2) if jitter > 0 else (1, 1)
     scale = resize_scale((height * higher, width * wider), canvas, rule)
-    factor = np.exp(rng.uniform(*np.log(recipe['scale_range'])))
+    limits = np.array(recipe['scale_range'])
+    factor = rng.uniform(*limits) if recipe['uniform_scale'] else np.exp(rng.uniform(*np.log(limits)))
     size = whole_pixels((height, width), (scale[0] * wider * factor, scale[1] * higher * factor))
     free = canvas[1] - size[0], canvas[0] - size[1]
     left, top = (rng.randint(max(0, -extra) + 1) for extra in free)
@@ -329,8 +339,9 @@ def check_recipe(recipe: Mapping[str, Any]) -> None:
             "None with resize 'stretch', which has no scale to limit",
         )
         check(key, recipe[key] is None or recipe[key] > 0, 'a positive number of pixels, or None')
-    for key in ('flip', 'color_jitter', 'color_probability'):
+    for key in ('flip', 'color_jitter', 'color_probability', 'mosaic', 'copy_paste', 'mixup', 'cutout'):
         check(key, 0 <= recipe[key] <= 1, 'in 0..1')
+    check('cutout_side', 0 < recipe['cutout_side'] <= 1, 'above 0 and at most 1')
     check('zoom_out', recipe['zoom_out'] >= 1, 'a ratio of at least 1 (off)')
     check('jitter', 0 <= recipe['jitter'] < 0.5, 'at least 0 (off) and below 0.5, where opposite sides would meet')
     check('aspect_jitter', 0 <= recipe['aspect_jitter'] < 1, 'at least 0 (off) and below 1')

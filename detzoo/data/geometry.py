@@ -232,37 +232,38 @@ def _interpolate(image: np.ndarray, size: tuple[int, int], positions: Callable[[
     return image
 
 
-def mask_in_frame(mask: np.ndarray, box: np.ndarray, to_record: np.ndarray, size: int) -> np.ndarray:
-    """Samples an object's mask in the frame of its box on the canvas.
+def mask_in_frame(mask: np.ndarray, box: np.ndarray, to_record: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Samples a mask in the frame of a box on the canvas.
 
     Args:
         mask: [h, w] bool or uint8 0 and 1, of the record's image.
-        box: [4] float xyxy, canvas pixels.
+        box: [4] float xyxy, canvas pixels: an object's, or whole pixels, of which each is then a cell.
         to_record: [2, 3] float64, maps (x, y, 1) of the canvas to pixels of the record's image; includes turns and flips.
-        size: S.
+        size: (columns, rows) of the frame.
 
     Returns:
-        [S, S] bool: whether the mask, interpolated between its pixels' centres, is at least a half at the centre of each
-        cell of the frame; False outside the image.
+        [rows, columns] bool: whether the mask, interpolated between its pixels' centres, is at least a half at the centre of
+        each cell of the frame; False outside the image.
     """
     x1, y1, x2, y2 = box
-    width, height = (x2 - x1) / size, (y2 - y1) / size  # of a cell
+    columns, rows = size
+    width, height = (x2 - x1) / columns, (y2 - y1) / rows  # of a cell
     cells = np.array(
         [[width, 0, x1 + width / 2], [0, height, y1 + height / 2], [0, 0, 1]]
     )  # from indices to the canvas
     matrix = to_record @ cells - [[0, 0, 0.5], [0, 0, 0.5]]  # pixels have whole indices at their centres
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     # The cells' centres lie in a parallelogram of the record's image. Only the pixels around it are read.
-    ends = matrix @ [[0, size - 1, 0, size - 1], [0, 0, size - 1, size - 1], [1, 1, 1, 1]]
+    ends = matrix @ [[0, columns - 1, 0, columns - 1], [0, 0, rows - 1, rows - 1], [1, 1, 1, 1]]
     limits = mask.shape[1], mask.shape[0]
     left, top = np.clip(np.floor(ends.min(axis=1)).astype(int) - 1, 0, limits).tolist()
     right, bottom = np.clip(np.ceil(ends.max(axis=1)).astype(int) + 2, 0, limits).tolist()
     part = mask[top:bottom, left:right]
     if not part.any():
-        return np.zeros((size, size), bool)
+        return np.zeros((rows, columns), bool)
     part = np.multiply(part, np.uint8(255), dtype=np.uint8, order='C')
     matrix -= [[0, 0, left], [0, 0, top]]
-    return cv2.warpAffine(part, matrix, (size, size), flags=flags, borderValue=0) >= 128
+    return cv2.warpAffine(part, matrix, size, flags=flags, borderValue=0) >= 128
 
 
 def pad(image: np.ndarray, offset: tuple[int, int], canvas: tuple[int, int]) -> np.ndarray:

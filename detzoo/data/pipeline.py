@@ -1,10 +1,10 @@
 """From records to padded batches, through Grain; the data position is the step.
 
-    training:   range(N) -> shuffle, repeat -> [position] decode, augment, pad -> every n-th for process n -> batch
+    training:   range(N) -> shuffle, repeat -> [position] decode, augment, compose, pad -> every n-th for process n -> batch
     evaluation: each record once, on the canvas where it is largest, the last batch filled up with invalid rows
 
 Element i of the training stream depends on (seed, i) alone: any number of processes makes the same global stream, resuming
-is slicing, and there is no iterator state to save.
+is slicing, and there is no iterator state to save. That holds for samples of several records too: the others are drawn.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,15 +14,14 @@ import cv2
 import grain
 import jax
 import numpy as np
-import pycocotools.mask
 from tqdm.auto import tqdm
 
 from detzoo.core.boxes import xywh_to_xyxy
-from detzoo.data.augment import augment
-from detzoo.data.geometry import choose_canvas, mask_in_frame, place, placement, resize_rule
+from detzoo.data.compose import check_masks, compose
+from detzoo.data.geometry import choose_canvas, place, placement, resize_rule
+from detzoo.data.objects import Object, object_masks
 from detzoo.data.proposals import Proposals
 from detzoo.data.records import Dataset, decode_image
-from detzoo.errors import DataError
 from detzoo.types import Batch, GroundTruth, Inputs
 
 cv2.setNumThreads(1)  # Grain's threads each take an image; OpenCV's own would only get in their way
@@ -51,7 +50,7 @@ def train_batches(
         dataset: the training split.
         canvases: (H, W) each; all images of a step share the canvas that `canvas_of_step` draws.
         max_boxes: M. The largest objects of an image get the rows; `gt.dropped` counts the others.
-        recipe: the recipe of `augment`.
+        recipe: the recipe of `compose`.
         batch_size: images of a step, all processes together.
         seed: seed for shuffling, augmentation and canvases.
         mask_size: S, the side of the objects' masks; 0 for no masks.
@@ -64,9 +63,14 @@ def train_batches(
 
     Returns:
         an iterator of Batch with leading axis batch_size / processes, numpy.
+
+    Raises:
+        DataError: the recipe pastes objects, and none has a mask.
     """
     if batch_size % processes:
         raise ValueError(f'batch_size {batch_size} is not a multiple of the {processes} processes')
+    if recipe['copy_paste'] > 0:
+        check_masks(dataset)
 
     def load(position: int, index: int) -> Batch:
         """The example at a position of the stream."""
@@ -130,8 +134,9 @@ def evaluation_batches(
         image, where = place(decode_image(record['image'], name=record['file_name']), canvas, rule, rounded=rounded)
         boxes = where.to_canvas(xywh_to_xyxy(record['boxes']))
         to_record = where.matrix_to_image[:2]
-        masks = object_masks(record, np.arange(len(boxes)), boxes, record['is_crowd'], to_record, mask_size)
-        gt = pad_ground_truth(boxes, record['labels'], record['is_crowd'], max_boxes, cropped=0, masks=masks)
+        rows = enumerate(zip(boxes, record['labels'], record['is_crowd'], strict=True))
+        objects = [Object(box, label, crowd, record, row, to_record) for row, (box, label, crowd) in rows]
+        gt = ground_truth_of(objects, max_boxes, mask_size, cropped=0)
         given = () if proposals is None else proposals.on_canvas(index, to_record, where.window)
         return Batch(Inputs(image, where.window, *given), gt, np.int32(index), np.bool_(valid))
 
@@ -150,19 +155,24 @@ def load_augmented(
     mask_size: int = 0,
     proposals: Proposals | None = None,
 ) -> Batch:
-    """Decodes, augments and pads a record: a Batch without the leading axis."""
-    record = dataset.records[index]
-    image = decode_image(record['image'], name=record['file_name'])
-    result = augment(image, xywh_to_xyxy(record['boxes']), record['is_crowd'], canvas, recipe, rng)
-    cropped = len(record['boxes']) - len(result.kept)
-    masks = object_masks(record, result.kept, result.boxes, result.crowd, result.to_record, mask_size)
-    labels = record['labels'][result.kept]
-    gt = pad_ground_truth(result.boxes, labels, result.crowd, max_boxes, cropped=cropped, masks=masks)
+    """Makes the sample that begins with a record, and pads it: a Batch without the leading axis."""
+    sample = compose(dataset, index, canvas, recipe, rng)
+    gt = ground_truth_of(sample.objects, max_boxes, mask_size, cropped=sample.cropped)
     if dataset.labelled:
         boxed = index < len(dataset.records) - dataset.labelled
-        gt = (gt if boxed else label_alone(record, result.window, max_boxes))._replace(boxed=np.bool_(boxed))
-    given = () if proposals is None else proposals.on_canvas(index, result.to_record, result.window)
-    return Batch(Inputs(result.image, result.window, *given), gt, np.int32(index), np.bool_(True))
+        gt = gt if boxed else label_alone(dataset.records[index], sample.window, max_boxes)
+        gt = gt._replace(boxed=np.bool_(boxed))
+    given = () if proposals is None else proposals.on_canvas(index, sample.to_record, sample.window)
+    return Batch(Inputs(sample.image, sample.window, *given), gt, np.int32(index), np.bool_(True))
+
+
+def ground_truth_of(objects: Sequence[Object], max_boxes: int, mask_size: int, *, cropped: int) -> GroundTruth:
+    """Makes the ground truth of one image, numpy; the arguments are those of `pad_ground_truth` and `object_masks`."""
+    boxes = np.array([thing.box for thing in objects], np.float64).reshape(-1, 4)
+    labels = np.array([thing.label for thing in objects], np.int64)
+    crowd = np.array([thing.crowd for thing in objects], bool)
+    masks = object_masks(objects, mask_size)
+    return pad_ground_truth(boxes, labels, crowd, max_boxes, cropped=cropped, masks=masks)
 
 
 def label_alone(record: Mapping[str, Any], window: np.ndarray, max_boxes: int) -> GroundTruth:
@@ -170,40 +180,6 @@ def label_alone(record: Mapping[str, Any], window: np.ndarray, max_boxes: int) -
     labels = record['labels'][:1]
     boxes = np.tile(window, (len(labels), 1))
     return pad_ground_truth(boxes, labels, np.zeros(len(labels), bool), max_boxes, cropped=0)
-
-
-def object_masks(
-    record: Mapping[str, Any], rows: np.ndarray, boxes: np.ndarray, crowd: np.ndarray, to_record: np.ndarray, size: int
-) -> np.ndarray | None:
-    """Samples the masks of a record's objects in the frames of their boxes on a canvas.
-
-    Args:
-        record: see `records.Records`.
-        rows: [n] int, the objects' indices.
-        boxes: [n, 4] float64 xyxy, canvas pixels.
-        crowd: [n] bool; crowds get empty masks, which are never used.
-        to_record: [2, 3] float64, maps (x, y, 1) of the canvas to the record's image.
-        size: S; 0 for no masks.
-
-    Returns:
-        [n, S, S] bool; None for size 0.
-
-    Raises:
-        DataError: an object has no mask; the message names the file and the annotation.
-    """
-    if not size:
-        return None
-    masks = np.zeros((len(rows), size, size), bool)
-    for i in np.flatnonzero(~crowd):
-        counts = record['segmentations'][rows[i]]
-        if not counts:
-            raise DataError(
-                f'{record["file_name"]}: annotation {record["annotation_ids"][rows[i]]} has no mask, but data.mask_size asks '
-                'for masks: set it to 0, choose a detector without masks, or prepare data with masks of all objects'
-            )
-        whole = pycocotools.mask.decode({'size': [record['height'], record['width']], 'counts': counts})
-        masks[i] = mask_in_frame(whole, boxes[i], to_record, size)
-    return masks
 
 
 def pad_ground_truth(

@@ -8,6 +8,7 @@ check_canvases   the network on each canvas, by shapes alone
 import jax
 import ml_collections
 
+from detzoo.data.compose import check_masks
 from detzoo.data.records import Dataset
 from detzoo.errors import ConfigError
 from detzoo.inference.predictor import check_proposals, detector_of, evaluation_canvases
@@ -32,7 +33,7 @@ def check(
 
     Raises:
         ConfigError: the detector, the devices or the run to start from do not fit the config.
-        DataError: the detector lacks proposals, or takes none.
+        DataError: the detector lacks proposals, or takes none; objects are to be pasted and none has a mask.
     """
     if config.model.backbone.norm == 'frozen_batch_norm' and not (config.initialize_backbone or config.initialize_from):
         raise ConfigError(
@@ -44,6 +45,8 @@ def check(
     except (ValueError, TypeError) as error:
         raise ConfigError(str(error)) from error
     check_given(config, detector)
+    if config.data.recipe.copy_paste > 0:
+        check_masks(data)
     try:
         check_canvases(config, detector)
         state = state_shapes(config, detector)
@@ -86,8 +89,6 @@ def check_given(config: ml_collections.ConfigDict, detector: Detector) -> None:
         raise ConfigError(
             f'data.labelled_split is {config.data.labelled_split!r}, and {name} needs boxes: set it to None'
         )
-    if config.data.labelled_split and config.data.train_proposals:
-        raise ConfigError('data.labelled_split and data.train_proposals exclude one another: set one of them to None')
     for key in ('train_proposals', 'validation_proposals'):
         check_proposals(detector, name, config.data[key] is not None, f'data.{key}')
 

@@ -2,11 +2,14 @@
 
     python scripts/dev/benchmark_input.py
     python scripts/dev/benchmark_input.py --configs=mask_rcnn_r50_fpn_coco --canvases=1344x1344 --pictures=32
+    python scripts/dev/benchmark_input.py --configs=mask_rcnn_r50_fpn_coco --changes=mosaic=1,copy_paste=1,mixup=1,cutout=1
 
 Pictures are drawn: JPEGs of 640 x 480 pixels and about 70 kB, with seven objects each, as COCO has them on average. Each recipe is
 measured on each canvas, with masks of 112 x 112 cells and without. The table has images per second of one core, by the process's
-CPU time, the least of several rounds; and the shares of decoding, augmenting and masks. The last column is the same through Grain,
-in batches of 16 made by one thread: what it lacks is Grain's, and the copying of images into batches.
+CPU time, the least of several rounds; and the shares of decoding, augmenting and masks, each once an image. The last column is
+the same through Grain, in batches of 16 made by one thread: what it lacks is Grain's, and the copying of images into batches.
+--changes measures each recipe once as it is, and once more with each of the changes alone. Where other images come in, they are
+decoded and augmented too, and the shares do not add up.
 """
 
 import itertools
@@ -22,7 +25,9 @@ from absl import app, flags, logging
 from detzoo.config import load_config
 from detzoo.core.boxes import xywh_to_xyxy
 from detzoo.data.augment import augment
-from detzoo.data.pipeline import load_augmented, object_masks, train_batches
+from detzoo.data.compose import vary
+from detzoo.data.objects import object_masks
+from detzoo.data.pipeline import load_augmented, train_batches
 from detzoo.data.records import Dataset, decode_image
 
 CONFIGS = flags.DEFINE_list(
@@ -31,6 +36,9 @@ CONFIGS = flags.DEFINE_list(
     'Configs whose recipes are measured; the other COCO configs have one of the same.',
 )
 CANVASES = flags.DEFINE_list('canvases', '640x640,800x1024', 'Canvases, HEIGHTxWIDTH pixels.')
+CHANGES = flags.DEFINE_list(
+    'changes', '', 'KEY=NUMBER of a recipe: each is measured alone, beside the recipe as it is.'
+)
 PICTURES = flags.DEFINE_integer('pictures', 8, 'Number of pictures.', lower_bound=1)
 ROUNDS = flags.DEFINE_integer('rounds', 3, 'Number of rounds, of which the fastest counts.', lower_bound=1)
 
@@ -45,14 +53,20 @@ def main(argv: list[str]) -> None:
     pictures = [draw_record(rng, index) for index in range(PICTURES.value)]
     sizes = [len(record['image']) for record in pictures]
     print(f'{len(pictures)} pictures of {np.mean(sizes) / 1000:.0f} kB on average, {OBJECTS} objects each; one core')
-    print(f'{"recipe":24}{"canvas":>10}{"masks":>7}{"images/s":>10}{"decode":>8}{"augment":>8}{"masks":>7}{"Grain":>8}')
-    for name, canvas, mask_size in itertools.product(CONFIGS.value, CANVASES.value, (0, MASK_SIZE)):
-        recipe = load_config(name).data.recipe.to_dict()
+    print(f'{"recipe":40}{"canvas":>10}{"masks":>7}{"images/s":>10}{"decode":>8}{"augment":>8}{"masks":>7}{"Grain":>8}')
+    for name, canvas, mask_size, change in itertools.product(
+        CONFIGS.value, CANVASES.value, (0, MASK_SIZE), ('', *CHANGES.value)
+    ):
+        key, _, number = change.partition('=')
+        changes = {f'data.recipe.{key}': float(number)} if change else {}
+        recipe = load_config(name, changes).data.recipe.to_dict()
         whole, decoding, augmenting, masking, batching = measure(
             pictures, recipe, tuple(map(int, canvas.split('x'))), mask_size
         )
         shares = f'{decoding / whole:8.0%}{augmenting / whole:8.0%}{masking / whole:7.0%}'
-        print(f'{name:24}{canvas:>10}{mask_size:7}{1 / whole:10.0f}{shares}{1 / batching:8.0f}', flush=True)
+        print(
+            f'{name + " " + change:40}{canvas:>10}{mask_size:7}{1 / whole:10.0f}{shares}{1 / batching:8.0f}', flush=True
+        )
 
 
 def draw_record(rng: np.random.RandomState, index: int) -> dict[str, Any]:
@@ -110,7 +124,7 @@ def measure(
 
     images = decode()
 
-    def vary() -> list[Any]:
+    def augment_each() -> list[Any]:
         return [
             augment(
                 image, xywh_to_xyxy(record['boxes']), record['is_crowd'], canvas, recipe, np.random.RandomState([0, i])
@@ -118,13 +132,13 @@ def measure(
             for i, (image, record) in enumerate(zip(images, pictures))
         ]
 
-    varied = vary()
+    objects = [vary(record, canvas, recipe, np.random.RandomState([0, i])).objects for i, record in enumerate(pictures)]
 
     def mask() -> None:
-        for record, result in zip(pictures, varied):
-            object_masks(record, result.kept, result.boxes, result.crowd, result.to_record, mask_size)
+        for things in objects:
+            object_masks(things, mask_size)
 
-    seconds = [least(function) / len(pictures) for function in (whole, decode, vary, mask)]
+    seconds = [least(function) / len(pictures) for function in (whole, decode, augment_each, mask)]
     options = dict(canvases=(canvas,), max_boxes=100, recipe=recipe, mask_size=mask_size)
     stream = train_batches(dataset, **options, batch_size=BATCH, seed=0, threads=1)
     next(stream)

@@ -94,7 +94,7 @@ def compare_targets() -> None:
             square[: record['height'], : record['width']] = whole
             expected = target_of(square, picture, roi)
             for size, found in ious.items():
-                target = target_of(mask_in_frame(whole, box, as_it_is, size), box[None].astype(np.float32), roi)
+                target = target_of(mask_in_frame(whole, box, as_it_is, (size, size)), box[None].astype(np.float32), roi)
                 found.append((target & expected).sum() / max(1, (target | expected).sum()))
     for size, found in ious.items():
         low = np.quantile(found, 0.05)

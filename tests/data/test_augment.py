@@ -86,7 +86,7 @@ def test_augment_says_where_pixels_come_from(name):
     for seed in range(20):
         result = run(image, boxes, (64, 80), seed, **dict(flip=0.5, rotate90=True) | OPTIONS[name])
         for box, channel in zip(result.boxes, result.kept):
-            mask = mask_in_frame(image[..., channel] > 0, box, result.to_record, 64)
+            mask = mask_in_frame(image[..., channel] > 0, box, result.to_record, (64, 64))
             x1, y1, x2, y2 = np.rint(box).astype(int)
             if min(x2 - x1, y2 - y1) >= 8:
                 expected = (
@@ -103,6 +103,16 @@ def test_augment_draws_scales_log_uniformly_between_the_limits():
     assert 50 <= min(widths) < 55 and 190 < max(widths) <= 200
     # The median of a log-uniform scale is the geometric mean of its limits: 0.5, so 100 pixels; of a uniform one, 125.
     assert 92 < np.median(widths) < 109
+
+
+def test_augment_tells_what_is_cut(monkeypatch):
+    monkeypatch.setattr(aug, 'move_sides', lambda *args: np.array([20, 0, 100, 100]))
+    boxes = np.array([[10.0, 0, 30, 10], [20, 0, 30, 10], [90, 90, 100, 100]])
+    result = run(np.zeros((100, 100, 3), np.uint8), boxes, (100, 80), jitter=0.2)
+    assert result.cut.tolist() == [True, False, False] and result.visible.tolist() == [0.5, 1, 1]
+    monkeypatch.setattr(aug, 'sample_crop', lambda *args: np.array([20, 0, 100, 100]))
+    result = run(np.zeros((100, 100, 3), np.uint8), boxes, (100, 80), iou_crop=True)
+    assert result.cut.tolist() == [True, False, False] and result.visible.tolist() == [1, 1, 1]  # it stays an object
 
 
 def test_augment_keeps_to_the_limits_on_sides():
@@ -470,6 +480,11 @@ def test_augment_distorts_colors():
         (dict(saturation=(1.5,)), 'recipe.saturation'),
         (dict(exposure=(1.1, 1.5)), 'recipe.exposure'),
         (dict(color_probability=2.0), 'recipe.color_probability'),
+        (dict(mosaic=-0.1), 'recipe.mosaic is -0.1: it must be in 0..1'),
+        (dict(copy_paste=2.0), 'recipe.copy_paste'),
+        (dict(mixup=1.1), 'recipe.mixup'),
+        (dict(cutout=1.1), 'recipe.cutout'),
+        (dict(cutout_side=0.0), 'recipe.cutout_side is 0.0: it must be above 0 and at most 1'),
     ],
 )
 def test_check_recipe_names_the_key(changes, words):

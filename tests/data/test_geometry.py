@@ -206,17 +206,17 @@ def test_mask_in_frame_by_hand():
     mask[1:5, 2:4] = True
     where = Placement((2.0, 2.0), (16, 16), (3, 1))
     box = where.to_canvas(np.array([2.0, 1, 6, 5]))
-    frame = mask_in_frame(mask, box, where.matrix_to_image[:2], 8)
+    frame = mask_in_frame(mask, box, where.matrix_to_image[:2], (8, 8))
     assert frame.dtype == bool
     np.testing.assert_array_equal(frame, np.tile([True] * 4 + [False] * 4, (8, 1)))
     # Flipped: x of the canvas is that of the record from the right.
     flip = np.array([[-1.0, 0, 8], [0, 1, 0]])
-    frame = mask_in_frame(mask, np.array([2.0, 1, 6, 5]), flip, 4)
+    frame = mask_in_frame(mask, np.array([2.0, 1, 6, 5]), flip, (4, 4))
     np.testing.assert_array_equal(frame, np.tile([False, False, True, True], (4, 1)))
     # A cell whose centre lies between a pixel of the object and another one is a half the object's, and counts.
-    assert mask_in_frame(mask, np.array([3.0, 1, 5, 3]), np.eye(3)[:2], 1).tolist() == [[True]]
+    assert mask_in_frame(mask, np.array([3.0, 1, 5, 3]), np.eye(3)[:2], (1, 1)).tolist() == [[True]]
     # What lies outside of the image belongs to nothing.
-    assert not mask_in_frame(~np.zeros((8, 8), bool), np.array([9.0, 0, 12, 3]), np.eye(3)[:2], 4).any()
+    assert not mask_in_frame(~np.zeros((8, 8), bool), np.array([9.0, 0, 12, 3]), np.eye(3)[:2], (4, 4)).any()
 
 
 def test_mask_in_frame_equals_a_warp_of_the_whole_mask():
@@ -234,7 +234,7 @@ def test_mask_in_frame_equals_a_warp_of_the_whole_mask():
         matrix = to_record @ cells - [[0, 0, 0.5], [0, 0, 0.5]]
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         whole = cv2.warpAffine(255 * mask.astype(np.uint8), matrix, (12, 12), flags=flags) >= 128
-        np.testing.assert_array_equal(mask_in_frame(mask, box, to_record, 12), whole)
+        np.testing.assert_array_equal(mask_in_frame(mask, box, to_record, (12, 12)), whole)
         covered.append(whole.mean())
     assert min(covered) == 0 and max(covered) > 0.5
 

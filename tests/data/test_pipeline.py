@@ -13,6 +13,7 @@ from detzoo.data import pipeline
 from detzoo.data.geometry import ResizeRule, choose_canvas, placement, resize_rule
 from detzoo.data.proposals import load_proposals
 from detzoo.data.records import with_objects
+from detzoo.errors import DataError
 from detzoo.types import GroundTruth
 
 RECIPE = defaults().data.recipe.to_dict() | dict(rotate90=True, scale_range=(0.7, 1.4))
@@ -247,6 +248,69 @@ def test_batches_bring_masks_in_the_frames_of_boxes(toy):
 def test_batches_with_masks_refuse_an_object_without(toy):
     with pytest.raises(ValueError, match=r'0?[1-9].png: annotation \d+ has no mask, but data.mask_size'):
         pipeline.load_augmented(toy(), 3, (48, 64), 3, RECIPE, np.random.RandomState(0), mask_size=8)
+
+
+def test_batches_are_what_they_were_before_samples_had_several_records(toy):
+    # Stored before there was `compose` (commit d9ffee2): the same boxes, masks and pixels from the same recipe.
+    recipe = RECIPE | dict(resize='letterbox', zoom_out=1.5, jitter=0.1, aspect_jitter=0.2, iou_crop=True)
+    batch = train(with_masks(toy()), 2, mask_size=16, recipe=recipe | dict(hue=0.05, scale_range=(0.7, 2.0)))[1]
+    assert batch.image_id.tolist() == [4, 2, 5, 6] and batch.gt.valid.sum(axis=1).tolist() == [1, 3, 1, 1]
+    expected = [
+        [5.346, 26.294, 61.654, 48], [38, 4.791, 55.857, 21.535], [13.714, 2, 21.571, 20.14],
+        [23, 6.884, 34.429, 23.628], [28.71, 19.37, 64, 48], [19.091, 9.429, 53.061, 21],
+    ]  # fmt: skip
+    np.testing.assert_allclose(batch.gt.boxes[batch.gt.valid], expected, atol=1e-3)
+    assert batch.gt.labels[batch.gt.valid].tolist() == [2, 1, 2, 0, 2, 2] and not batch.gt.crowd.any()
+    assert batch.gt.cropped.tolist() == [2, 2, 1, 2] and not batch.gt.dropped.any()
+    areas = batch.gt.masks[batch.gt.valid].sum(axis=(1, 2))
+    np.testing.assert_allclose(areas, [256, 192, 184, 192, 136, 200], atol=2)  # OpenCV's rounding may vary
+    assert batch.inputs.window.tolist() == [[3, 0, 64, 48], [3, 2, 63, 32], [0, 0, 64, 48], [3, 3, 62, 21]]
+    means = batch.inputs.images.mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(means, [110.483, 70.61, 117.774, 40.922], atol=0.05)
+
+
+@pytest.mark.parametrize('key', ['mosaic', 'copy_paste', 'mixup', 'cutout'])
+def test_train_batches_of_several_records_start_anywhere_in_any_number_of_processes(toy, key):
+    # Five steps of four images, of ten records: the second epoch begins in the midst of the third step.
+    dataset = with_masks(toy())
+    options = dict(recipe=RECIPE | {key: 0.7}, mask_size=8, max_boxes=9)
+    whole, plain = train(dataset, 5, **options), train(dataset, 5, mask_size=8, max_boxes=9)
+    changed = [
+        not np.array_equal(*images) for a, b in zip(whole, plain) for images in zip(a.inputs.images, b.inputs.images)
+    ]
+    assert any(changed) and [a.image_id.tolist() for a in whole] == [b.image_id.tolist() for b in plain]
+    shares = [train(dataset, 3, start_step=2, process=i, processes=2, **options) for i in range(2)]
+    for expected, *parts in zip(whole[2:], *shares, strict=True):
+        assert_same(interleave(parts), expected)
+    for batch in whole:
+        assert (batch.gt.masks.any(axis=(2, 3)) == (batch.gt.valid & ~batch.gt.crowd)).all()
+
+
+def test_train_batches_of_several_records_count_their_objects(toy):
+    dataset, objects = with_masks(toy()), np.array([len(record['boxes']) for record in toy().records])
+    recipe = RECIPE | dict(scale_range=(1.0, 1.0))
+    for key, most in (('cutout', 1), ('mixup', 2), ('mosaic', 4)):
+        for batch in train(dataset, 3, recipe=recipe | {key: 1.0}, max_boxes=4):
+            total = batch.gt.valid.sum(axis=1) + batch.gt.dropped + batch.gt.cropped
+            own = objects[batch.image_id]
+            assert (total >= own).all() and (total <= own + (most - 1) * objects.max()).all()
+            assert (total == own).all() == (most == 1)
+
+
+def test_pasting_without_masks_is_refused_before_anything_is_written(toy, tiny_config, linear, tmp_path):
+    from detzoo.training.loop import train_and_evaluate
+
+    with pytest.raises(DataError, match='no object has a mask, and data.recipe.copy_paste'):
+        train(toy(), 0, recipe=RECIPE | dict(copy_paste=0.1))
+    with pytest.raises(DataError, match="split 'train' of 'toy': no object has a mask"):
+        train_and_evaluate(tiny_config(data__recipe__copy_paste=0.1), tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
+
+
+def test_train_batches_with_cutout_bring_proposals(toy):
+    given = dict(proposals=load_proposals('ground_truth', toy(), 6), recipe=RECIPE | dict(cutout=1.0))
+    for first, second in zip(train(toy(), 2, **given), train(toy(), 2, **given | dict(recipe=RECIPE))):
+        np.testing.assert_array_equal(first.inputs.proposals, second.inputs.proposals)
 
 
 def without_proposals(batch):

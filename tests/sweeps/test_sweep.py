@@ -19,7 +19,8 @@ from detzoo.training import checks
 ROOT = pathlib.Path(__file__).parents[2]
 CLASSES = 5
 EXPERIMENTS = sorted(ROOT.glob('experiments/*.py'))
-VARIANTS = [*map(str, EXPERIMENTS), *(f'{ROOT}/experiments/speed_accuracy.py:{arg}' for arg in ('histology', 'coco'))]
+ARGUMENTS = 'speed_accuracy.py:histology', 'speed_accuracy.py:coco', 'augmentation.py:histology'
+VARIANTS = [*map(str, EXPERIMENTS), *(f'{ROOT}/experiments/{name}' for name in ARGUMENTS)]
 
 
 def different_runs():
