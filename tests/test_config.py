@@ -189,7 +189,7 @@ def test_differences_name_the_keys_with_both_values():
         (dict(recipe=dict(resize='warp')), "data.recipe.resize is 'warp'"),
         (
             dict(recipe=dict(mixup=0.5), train_proposals='p.json'),
-            "data.recipe.mixup is 0.5, and data.train_proposals is 'p.json': proposals are those of one image",
+            "data.recipe.mixup is 0.5, and data.train_proposals is 'p.json', which tells of one image",
         ),
     ],
 )
