@@ -30,6 +30,8 @@ from detzoo.run import parallel
 from detzoo.run.classes import Classes, classes_of
 from detzoo.types import Batch, Detections, Detector
 
+OTHER_FOLDER = 'give another folder for the files as output'
+
 
 def canvases_for(truth: Mapping[str, Any], config: ml_collections.ConfigDict) -> list[tuple[int, int]]:
     """Chooses the canvas of each image of a split.
@@ -208,7 +210,8 @@ def evaluate_workdir(
         data_dir: folder of the data sets; the config's by default.
         proposals: proposals on the validation split, as `load_proposals` takes them; the config's by default.
         exact: replaces the config's `evaluation.exact` if given, see `canvas_for`.
-        output: folder for the files, made if missing; the workdir by default.
+        output: folder for the files, made if missing; the workdir by default. With a folder of their own nothing is written into
+            the workdir.
         on_results: called with what is returned, even if the files cannot be written.
 
     Returns:
@@ -219,7 +222,7 @@ def evaluate_workdir(
         DataError: the data set is not there, cannot be evaluated, or its classes are not those of the run; the proposals
             cannot be used.
         FileNotFoundError: there is no such run or checkpoint.
-        OSError: the files cannot be written. A folder that cannot be written is found before anything is computed.
+        OSError: the files cannot be written. An `output` that cannot be written is found before anything is computed.
         FirstProcessError: the same, on the processes that write no files.
     """
     predictor = load(workdir, step, exact=exact)
@@ -235,7 +238,8 @@ def evaluate_workdir(
     truth, kinds = ground_truth(dataset), evaluated_kinds(config)
     check_truth(truth, kinds, dataset)
     folder = pathlib.Path(output or workdir)
-    parallel.from_first_process(lambda: check_writable(folder, 'give another folder for the files as output'))
+    if output is not None:
+        parallel.from_first_process(lambda: check_writable(folder, OTHER_FOLDER))
     predict_step = make_predict_step(predictor.detector, canvases_for(truth, config))
     variables = parallel.replicate((predictor.params, predictor.model_state))
     dropped: list[int] = []
@@ -259,6 +263,7 @@ def evaluate_workdir(
     suffix = file_suffix(proposals, exact)
     try:
         if jax.process_index() == 0:
+            check_writable(folder, OTHER_FOLDER)
             write_detections(folder / f'detections{suffix}.json.gz', results)
             write_text(folder / f'evaluation{suffix}.json', json.dumps(metrics, indent=2) + '\n')
     finally:
