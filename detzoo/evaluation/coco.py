@@ -35,7 +35,7 @@ from detzoo.files import new_file
 
 _SECTIONS = {'bbox': 'boxes', 'segm': 'masks'}
 _THRESHOLDS = {'0.50:0.95': slice(None), '0.50': 0, '0.75': 5}  # axis T
-_AREAS = ('all', 'small', 'medium', 'large')  # axis A
+AREAS = ('all', 'small', 'medium', 'large')  # axis A
 _COUNTS = (1, 10, 100)  # axis M
 _TWELVE = {
     'AP': ('Precision', '0.50:0.95', 'all', 100),
@@ -80,12 +80,12 @@ def coco_metrics(
     metrics = {'images': len(ground_truth['images'])}
     per_class = {name: {} for name in names}
     for kind in kinds:
-        precision, recall = _precision_recall(ground_truth, detections, kind)
+        precision, recall = precision_recall(ground_truth, detections, kind)
         metrics[_SECTIONS[kind]] = _summary(precision, recall)
         prefix = 'mask_' if kind == 'segm' else ''
         for name, class_precision in zip(names, _per_class(precision), strict=True):
-            per_class[name][f'{prefix}AP'] = _mean(class_precision)
-            per_class[name][f'{prefix}AP50'] = _mean(class_precision[_THRESHOLDS['0.50']])
+            per_class[name][f'{prefix}AP'] = mean_present(class_precision)
+            per_class[name][f'{prefix}AP50'] = mean_present(class_precision[_THRESHOLDS['0.50']])
     return {**metrics, 'per_class': per_class}
 
 
@@ -129,7 +129,7 @@ def pr_curves(
       ValueError: as `coco_metrics`.
     """
     names = _class_names(ground_truth)
-    precision, _ = _precision_recall(ground_truth, detections, kind)
+    precision, _ = precision_recall(ground_truth, detections, kind)
     recall = np.linspace(0, 1, precision.shape[1])
     curves = {}
     for name, class_precision in zip(names, _per_class(precision), strict=True):
@@ -178,10 +178,19 @@ def read_detections(path: str | os.PathLike) -> list[dict[str, Any]]:
     return json.loads(gzip.decompress(Path(path).read_bytes()))
 
 
-def _precision_recall(
-    ground_truth: dict[str, Any], detections: list[dict[str, Any]], kind: str
+def precision_recall(
+    ground_truth: dict[str, Any], detections: list[dict[str, Any]], kind: str, counts: Sequence[int] = _COUNTS
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Runs the evaluator: precision [T, R, K, A, M] and recall [T, K, A, M], float64 in 0..1 or -1 where absent."""
+    """Runs the evaluator: precision [T, R, K, A, M] and recall [T, K, A, M], float64 in 0..1 or -1 where absent.
+
+    Args:
+      ground_truth, detections: see `coco_metrics`.
+      kind: 'bbox' for boxes, 'segm' for masks.
+      counts: [M] numbers of detections a class and image, ascending.
+
+    Raises:
+      ValueError: as `coco_metrics`.
+    """
     check_inputs(ground_truth, detections, kind)
     if kind == 'segm':
         ground_truth = {**ground_truth, 'annotations': [_with_region(row) for row in ground_truth['annotations']]}
@@ -189,6 +198,7 @@ def _precision_recall(
         detections = [{key: value for key, value in row.items() if key != 'bbox'} for row in detections]
     truth = hotcoco.COCO(ground_truth)
     evaluator = hotcoco.COCOeval(truth, truth.load_res(detections), kind)
+    evaluator.params.max_dets = list(counts)
     evaluator.evaluate()
     evaluator.accumulate()
     return evaluator.eval['precision'], evaluator.eval['recall']
@@ -198,18 +208,18 @@ def _summary(precision: np.ndarray, recall: np.ndarray) -> dict[str, float | Non
     """Averages precision [T, R, K, A, M] and recall [T, K, A, M] into COCO's twelve numbers."""
     values = {'Precision': precision, 'Recall': recall}
     return {
-        name: _mean(values[what][_THRESHOLDS[iou], ..., _AREAS.index(area), _COUNTS.index(count)])
+        name: mean_present(values[what][_THRESHOLDS[iou], ..., AREAS.index(area), _COUNTS.index(count)])
         for name, (what, iou, area, count) in _TWELVE.items()
     }
 
 
 def _per_class(precision: np.ndarray) -> np.ndarray:
     """Selects from precision [T, R, K, A, M] the values of all areas and 100 detections: [K, T, R]."""
-    return np.moveaxis(precision[..., _AREAS.index('all'), _COUNTS.index(100)], 2, 0)
+    return np.moveaxis(precision[..., AREAS.index('all'), _COUNTS.index(100)], 2, 0)
 
 
-def _mean(values: np.ndarray) -> float | None:
-    """Averages values without the absent ones (-1); None if all are absent."""
+def mean_present(values: np.ndarray) -> float | None:
+    """Averages precision or recall without the absent ones (-1); None if all are absent."""
     present = values[values > -1]
     return float(present.mean()) if present.size else None
 

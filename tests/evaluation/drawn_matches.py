@@ -1,4 +1,4 @@
-"""Drawn ground truths and detections, and detectors whose matches are drawn without them."""
+"""Ground truths and detections, written down or drawn, and detectors whose matches are drawn without them."""
 
 import numpy as np
 from pycocotools import mask as rle
@@ -7,6 +7,24 @@ from detzoo.evaluation.statistics import THRESHOLDS, ClassMatches, Matches
 
 SIDE = 100  # pixels of an image
 AT50 = THRESHOLDS[:1]
+
+
+def truth(*objects, images=2, categories=2):
+    """A COCO dict of (image_id, category_id, box xywh) or (image_id, category_id, box xywh, crowd)."""
+    annotations = [
+        dict(id=i, image_id=image, category_id=category, bbox=list(box), area=box[2] * box[3], iscrowd=int(any(crowd)))
+        for i, (image, category, box, *crowd) in enumerate(objects, start=1)
+    ]
+    return dict(
+        images=[dict(id=i, width=100, height=100) for i in range(1, images + 1)],
+        categories=[dict(id=i, name=f'class {i}') for i in range(1, categories + 1)],
+        annotations=annotations,
+    )
+
+
+def results(*detections):
+    """COCO results of (image_id, category_id, box xywh, score)."""
+    return [dict(image_id=i, category_id=c, bbox=list(box), score=score) for i, c, box, score in detections]
 
 
 def random_case(seed, images=12, classes=4, masks=False, tied=True):
