@@ -9,6 +9,7 @@ import json
 import operator
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -52,7 +53,7 @@ def evaluated_kinds(config: ml_collections.ConfigDict) -> tuple[str, ...]:
 
 
 def check_truth(truth: dict[str, Any], kinds: Sequence[str], dataset: Dataset) -> None:
-    """Checks that detections on a split can be evaluated; call it before any are computed.
+    """Checks that detections on a split can be evaluated, and warns if they will have no AP; call it before any are computed.
 
     Args:
         truth: the split's `records.ground_truth`.
@@ -60,12 +61,19 @@ def check_truth(truth: dict[str, Any], kinds: Sequence[str], dataset: Dataset) -
         dataset: the split, for the message.
 
     Raises:
-        DataError: an object lacks a mask, or the like.
+        DataError: there are no images, an object lacks a mask, or the like.
     """
+    split = f'the split {dataset.split!r} of {dataset.name!r}'
+    if not truth['images']:
+        raise DataError(f'{split} has no images and cannot be evaluated: name another one as data.validation_split')
     try:
         coco_metrics(truth, [], kinds)
     except ValueError as error:
-        raise DataError(f'the split {dataset.split!r} of {dataset.name!r} cannot be evaluated: {error}') from error
+        raise DataError(f'{split} cannot be evaluated: {error}') from error
+    crowds = sum(row['iscrowd'] for row in truth['annotations'])
+    if crowds == len(truth['annotations']) and jax.process_index() == 0:
+        only = f'all its {crowds} annotations are crowds (iscrowd)' if crowds else 'it has no annotations'
+        tqdm.write(f'WARNING: {split} has no objects to be found: {only}. There will be no AP', file=sys.stderr)
 
 
 def check_classes(classes: Classes, dataset: Dataset, workdir: str | os.PathLike) -> None:
