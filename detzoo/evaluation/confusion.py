@@ -3,7 +3,7 @@
     ground truth (a COCO dict), detections (a COCO results list): the same as for `evaluation.coco`
       -> `best_threshold`: the score from which on detections count
       -> image by image: each detection, the best score first, takes the object that it overlaps most, whatever its class
-      -> `confusion_matrix` [K + 1, K + 1]
+      -> `confusion_matrix` [K + 1, K + 1]; `confuse` does both -> Confusion
 
 A detection takes an object that no detection before it has taken, at an IoU of `min_iou` or more; of objects with equal IoU one of
 its own class, then the first. An object that is not taken is missed; a detection that takes none lies on background. Crowds are
@@ -14,7 +14,7 @@ So an object detected once in each of two classes is one hit or one confusion, a
 
 import functools
 from collections import defaultdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import hotcoco
 import numpy as np
@@ -25,6 +25,30 @@ from detzoo.evaluation.statistics import THRESHOLDS, Matches
 
 MIN_IOU = 0.5
 UNSCORED = 0.5  # the threshold where there are no detections
+
+
+class Confusion(NamedTuple):
+    """A confusion matrix, and the score threshold of its detections.
+
+    counts: [K + 1, K + 1] int64, see `confusion_matrix`.
+    """
+
+    counts: np.ndarray
+    score_threshold: float
+
+
+def confuse(ground_truth: dict[str, Any], detections: list[dict[str, Any]], kind: str, matches: Matches) -> Confusion:
+    """Counts what the detections take the objects for, at the score threshold with the highest F1.
+
+    Args:
+      ground_truth, detections, kind: see `confusion_matrix`.
+      matches: the same detections, see `statistics.match_images`.
+
+    Raises:
+      ValueError: see `confusion_matrix`.
+    """
+    threshold = best_threshold(matches)
+    return Confusion(confusion_matrix(ground_truth, detections, kind, score_threshold=threshold), threshold)
 
 
 def best_threshold(matches: Matches) -> float:
