@@ -38,6 +38,13 @@ EXACT = flags.DEFINE_bool(
 MAX_PIXELS = flags.DEFINE_integer(
     'max_pixels', None, 'Images with more pixels are bad; 2**27 by default.', lower_bound=1
 )
+BIT_DEPTH = flags.DEFINE_integer(
+    'bit_depth',
+    None,
+    'Bits of the pixels in files of 16 bits: 12, or 16 for dark pictures.',
+    lower_bound=8,
+    upper_bound=16,
+)
 
 
 def main(settings: list[str]) -> None:
@@ -56,6 +63,7 @@ def main(settings: list[str]) -> None:
         score_threshold=SCORE_THRESHOLD.value,
         on_bad_record=ON_BAD_RECORD.value,
         max_pixels=MAX_PIXELS.value or DEFAULT_MAX_PIXELS,
+        bit_depth=BIT_DEPTH.value,
     )
     for message in skipped:
         print(f'skipped: {message}', file=sys.stderr)

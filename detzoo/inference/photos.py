@@ -39,6 +39,7 @@ def predict_files(
     score_threshold: float = 0.5,
     on_bad_record: str = 'error',
     max_pixels: int = MAX_PIXELS,
+    bit_depth: int | None = None,
 ) -> tuple[int, list[str]]:
     """Detects objects in image files: draws pictures, and lists images and detections. Everything appears at the end or nothing.
 
@@ -53,6 +54,7 @@ def predict_files(
         score_threshold: detections with lower scores are left out.
         on_bad_record: 'error', or 'skip' to go on where a file cannot be read.
         max_pixels: largest size of an image; larger ones count as bad files.
+        bit_depth: bits of the pixels in files of 16 bits, see `decode_image`.
 
     Returns:
         the number of images written, and the messages about skipped files.
@@ -71,7 +73,7 @@ def predict_files(
         rows = [*zip(paths, names, pictures)]
         for image_id, (path, name, picture) in enumerate(tqdm(rows, desc='predict', unit='image')):
             try:
-                image = read_image(path, max_pixels)
+                image = read_image(path, max_pixels, bit_depth)
             except DataError as error:
                 if on_bad_record == 'error':
                     raise
@@ -138,7 +140,7 @@ def _images_in(folder: pathlib.Path) -> list[pathlib.Path]:
     return [path for path in visible if not os.path.isdir(path)]
 
 
-def read_image(path: pathlib.Path, max_pixels: int) -> np.ndarray:
+def read_image(path: pathlib.Path, max_pixels: int, bit_depth: int | None = None) -> np.ndarray:
     """Reads an image file: [h, w, 3] uint8 RGB.
 
     Raises:
@@ -152,7 +154,7 @@ def read_image(path: pathlib.Path, max_pixels: int) -> np.ndarray:
         raise DataError(
             f'{path}: cannot read the file: {error.strerror}; repair it or remove it from the images'
         ) from error
-    return decode_image(data, name=str(path), max_pixels=max_pixels, strict=True)
+    return decode_image(data, name=str(path), max_pixels=max_pixels, strict=True, bit_depth=bit_depth)
 
 
 def picture_names(names: Sequence[pathlib.PurePath]) -> list[pathlib.PurePath]:

@@ -5,6 +5,7 @@ import os
 import pathlib
 import socket
 
+import cv2
 import numpy as np
 import PIL.Image
 import pytest
@@ -322,3 +323,12 @@ def test_read_image_reads_gif_and_jfif(tmp_path):
     for name, kind in (('a.gif', 'GIF'), ('b.jfif', 'JPEG')):
         PIL.Image.fromarray(pixels).save(tmp_path / name, kind)
         assert np.abs(read_image(tmp_path / name, 100).astype(int) - pixels).max() < 30
+
+
+def test_read_image_reads_12_bits_in_files_of_16_where_told(tmp_path, pictures):
+    pixels = np.full((5, 7, 3), 3520, np.uint16)
+    cv2.imwrite(str(pictures / 'a.png'), pixels)
+    with pytest.raises(DataError, match=r'a\.png: the brightest .*bit_depth=12 or bit_depth=16'):
+        predict_files(Corners(), [str(pictures)], tmp_path / 'output')
+    assert predict_files(Corners(), [str(pictures)], tmp_path / 'output', bit_depth=12) == (2, [])
+    assert (read_image(pictures / 'a.png', 100, 12) == 220).all()
