@@ -8,6 +8,7 @@
 A detection takes an object that no detection before it has taken, at an IoU of `min_iou` or more; of objects with equal IoU one of
 its own class, then the first. An object that is not taken is missed; a detection that takes none lies on background. Crowds are
 no objects: a detection that takes none, and has the share `min_iou` of its area or more in a crowd of any class, does not count.
+Neither does one that takes none, of a class that the image is not annotated for exhaustively (`federated`).
 
 So an object detected once in each of two classes is one hit or one confusion, and one detection on background.
 """
@@ -20,6 +21,7 @@ import hotcoco
 import numpy as np
 
 from detzoo.evaluation.coco import check_inputs
+from detzoo.evaluation.federated import is_judged
 from detzoo.evaluation.overlaps import box_overlaps, mask_overlaps
 from detzoo.evaluation.statistics import THRESHOLDS, Matches
 
@@ -118,7 +120,9 @@ def confusion_matrix(
         np.add.at(matrix, (true[taken[hit]], found[hit]), 1)
         np.add.at(matrix, (true[np.setdiff1d(np.arange(len(true)), taken)], -1), 1)
         in_crowd = (iou[:, crowd] >= min_iou).any(axis=1)
-        np.add.at(matrix, (-1, found[~hit & ~in_crowd]), 1)
+        present = {row['category_id'] for row in rows}
+        judged = np.array([is_judged(image, present, row['category_id']) for row in results], bool)
+        np.add.at(matrix, (-1, found[~hit & ~in_crowd & judged]), 1)
     return matrix
 
 

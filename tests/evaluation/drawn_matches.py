@@ -62,6 +62,26 @@ def random_case(seed, images=12, classes=4, masks=False, tied=True):
     return ground_truth, detections
 
 
+def federated_case(seed, **how):
+    """A `random_case` as LVIS has them: no crowds, and images annotated for some of the classes; over 300 detections in one."""
+    ground_truth, detections = random_case(seed, classes=7, **how)
+    random = np.random.RandomState(seed)
+    for category in ground_truth['categories']:
+        category['frequency'] = 'rcf'[random.randint(3)]
+    for row in ground_truth['annotations']:
+        del row['iscrowd']
+        row['id'] += 1  # lvis-api never matches the id 0
+    for image in ground_truth['images']:
+        present = {row['category_id'] for row in ground_truth['annotations'] if row['image_id'] == image['id']}
+        absent = sorted({category['id'] for category in ground_truth['categories']} - present)
+        image['neg_category_ids'] = [category for category in absent if random.rand() < 0.5]
+        image['not_exhaustive_category_ids'] = [category for category in sorted(present) if random.rand() < 0.4]
+    if not how.get('masks'):
+        first = detections[-1]  # a score like all others, so that the 300 best are of several classes
+        detections += [{**first, 'score': float(random.rand())} for _ in range(300)]
+    return ground_truth, detections
+
+
 def ellipse(box):
     x, y, width, height = box
     rows, columns = np.mgrid[:SIDE, :SIDE] + 0.5
