@@ -117,6 +117,8 @@ class Detector(NamedTuple):
     takes_proposals: whether it uses the proposals among the inputs.
     needs_proposals: whether it cannot do without them.
     finds_masks: whether it detects masks, and is trained on ground truth with masks.
+    propose(params, model_state, inputs): the boxes that a first stage hands to the second, as Detections of class 0, best first,
+        with scores that say no more than their order; None for a detector of one stage.
     """
 
     init: Callable[[Array, tuple[int, int]], tuple[Params, ModelState]]
@@ -126,3 +128,4 @@ class Detector(NamedTuple):
     takes_proposals: bool = False
     needs_proposals: bool = False
     finds_masks: bool = False
+    propose: Callable[[Params, ModelState, Inputs], Detections] | None = None

@@ -29,7 +29,10 @@ EXACT = flags.DEFINE_bool(
 VOC = flags.DEFINE_bool('voc', False, "Also print PASCAL VOC's mAP, as of 2007 and as of 2010.")
 CLASS_AGNOSTIC = flags.DEFINE_bool('class_agnostic', False, 'Also print the table with all classes taken as one.')
 RECALL = flags.DEFINE_bool(
-    'recall', False, 'Also print the recall of the best 1, 10, 100 and 1000 boxes of an image, whatever their class.'
+    'recall',
+    False,
+    'Also print the recall of the best 1, 10, 100 and 1000 boxes of an image, whatever their class: of the detections, and of the '
+    'proposals where a detector has two stages.',
 )
 
 
@@ -42,7 +45,6 @@ def main(settings: list[str]) -> None:
         format_recall,
         format_table,
         format_voc_table,
-        object_recall,
         voc_metrics,
     )
     from detzoo.inference.dataset import evaluate_workdir
@@ -53,11 +55,12 @@ def main(settings: list[str]) -> None:
         if CLASS_AGNOSTIC.value:
             print('\nall classes as one')
             print(format_table(coco_metrics(*class_agnostic(truth, results))))
-        if RECALL.value:
-            print('\n' + format_recall(object_recall(truth, results)))
+        for key, what in (('recall', 'detections'), ('proposal_recall', 'proposals')):
+            if key in metrics:
+                print('\n' + format_recall(metrics[key], what))
         if VOC.value:
             print('\n' + format_voc_table(voc_metrics(truth, results)))
 
     keep_compilations()
     checkpoint = WORKDIR.value, CHECKPOINT.value, DATA_DIR.value, PROPOSALS.value
-    evaluate_workdir(*checkpoint, exact=EXACT.value, output=OUTPUT.value, on_results=show)
+    evaluate_workdir(*checkpoint, exact=EXACT.value, recall=RECALL.value, output=OUTPUT.value, on_results=show)

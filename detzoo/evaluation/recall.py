@@ -24,8 +24,8 @@ def object_recall(ground_truth: dict[str, Any], detections: list[dict[str, Any]]
       kind: 'bbox' for boxes, 'segm' for masks.
 
     Returns:
-      `{'images': count, 'per_image': detections an image, 'recall': {area: {count: AR}}}` with the areas 'all', 'small',
-      'medium' and 'large', and the counts of COUNTS. AR is in 0..1, or None without objects of that area.
+      `{'images': count, 'per_image': detections an image, 'recall': {area: {'AR1', 'AR10', 'AR100', 'AR1000'}}}` with the areas
+      'all', 'small', 'medium' and 'large'; each AR is in 0..1, or None without objects of that area.
 
     Raises:
       ValueError: as `coco_metrics`.
@@ -36,19 +36,24 @@ def object_recall(ground_truth: dict[str, Any], detections: list[dict[str, Any]]
         'images': images,
         'per_image': len(detections) / max(1, images),
         'recall': {
-            area: {count: mean_present(recall[:, :, a, m]) for m, count in enumerate(COUNTS)}
+            area: {f'AR{count}': mean_present(recall[:, :, a, m]) for m, count in enumerate(COUNTS)}
             for a, area in enumerate(AREAS)
         },
     }
 
 
-def format_recall(found: dict[str, Any]) -> str:
-    """Writes the result of `object_recall` as a table: a row for each area, a column for each number of boxes."""
+def format_recall(found: dict[str, Any], what: str = 'detections') -> str:
+    """Writes the result of `object_recall` as a table: a row for each area, a column for each number of boxes.
+
+    Args:
+      found: a result of `object_recall`.
+      what: what finds the objects, for the title.
+    """
     lines = [
         f'recall of objects whatever their class, IoU 0.50:0.95, {found["images"]} images, '
-        f'{found["per_image"]:.1f} detections an image',
+        f'{found["per_image"]:.1f} {what} an image',
         '  '.join([f'{"best of an image":<16}', *(f'{count:>7}' for count in COUNTS)]),
     ]
     for area, recall in found['recall'].items():
-        lines.append('  '.join([f'{area + " objects":<16}', *(f'{show(recall[count]):>7}' for count in COUNTS)]))
+        lines.append('  '.join([f'{area + " objects":<16}', *(f'{show(recall[f"AR{count}"]):>7}' for count in COUNTS)]))
     return '\n'.join(lines)

@@ -36,7 +36,10 @@ def pycocotools_recall(ground_truth, detections, kind):
         evaluator.accumulate()
     recall = evaluator.eval['recall']  # [T, 1, A, M]
     return {
-        area: {count: None if recall[0, 0, a, m] < 0 else recall[:, 0, a, m].mean() for m, count in enumerate(COUNTS)}
+        area: {
+            f'AR{count}': None if recall[0, 0, a, m] < 0 else recall[:, 0, a, m].mean()
+            for m, count in enumerate(COUNTS)
+        }
         for a, area in enumerate(AREAS)
     }
 
@@ -51,7 +54,7 @@ def test_object_recall_equals_pycocotools(kind, tied):
         for area in AREAS:
             assert found['recall'][area] == pytest.approx(expected[area], abs=1e-12)
         if kind == 'bbox':  # an image has 130 detections and more
-            assert found['recall']['all'][1] < found['recall']['all'][10] < found['recall']['all'][1000]
+            assert found['recall']['all']['AR1'] < found['recall']['all']['AR10'] < found['recall']['all']['AR1000']
             assert found['per_image'] == len(detections) / 12
 
 
@@ -78,7 +81,11 @@ def test_object_recall_equals_a_slow_loop(masks):
     overlaps = (lambda *rows: mask_overlaps(*rows, compared)) if masks else box_overlaps
     recall = object_recall(ground_truth, detections, 'segm' if masks else 'bbox')['recall']['all']
     for count in COUNTS:
-        assert recall[count] == pytest.approx(slow_recall(ground_truth, detections, count, overlaps), abs=1e-12)
+        assert recall[f'AR{count}'] == pytest.approx(slow_recall(ground_truth, detections, count, overlaps), abs=1e-12)
+
+
+def at(*values):
+    return dict(zip(('AR1', 'AR10', 'AR100', 'AR1000'), values, strict=True))
 
 
 def test_object_recall_by_hand():
@@ -89,10 +96,10 @@ def test_object_recall_by_hand():
     detections = results((1, 2, (0, 0, 20, 18), 0.9), *others, (1, 1, (40, 0, 50, 50), 0.1))
     found = object_recall(ground_truth, detections)
     assert found['images'] == 1 and found['per_image'] == 11
-    assert found['recall']['all'] == pytest.approx({1: 0.45, 10: 0.45, 100: 0.95, 1000: 0.95})
-    assert found['recall']['small'] == pytest.approx({1: 0.9, 10: 0.9, 100: 0.9, 1000: 0.9})
-    assert found['recall']['medium'] == pytest.approx({1: 0, 10: 0, 100: 1, 1000: 1})
-    assert found['recall']['large'] == {1: None, 10: None, 100: None, 1000: None}
+    assert found['recall']['all'] == pytest.approx(at(0.45, 0.45, 0.95, 0.95))
+    assert found['recall']['small'] == pytest.approx(at(0.9, 0.9, 0.9, 0.9))
+    assert found['recall']['medium'] == pytest.approx(at(0, 0, 1, 1))
+    assert found['recall']['large'] == at(None, None, None, None)
     assert format_recall(found) == (
         'recall of objects whatever their class, IoU 0.50:0.95, 1 images, 11.0 detections an image\n'
         'best of an image        1       10      100     1000\n'
@@ -106,7 +113,5 @@ def test_object_recall_by_hand():
 def test_object_recall_counts_more_than_100_detections():
     ground_truth = truth(*((1, 1, (5 * (i % 20), 5 * (i // 20), 4, 4)) for i in range(200)), images=1)
     detections = results(*((1, 2, row['bbox'], 1 - i / 1000) for i, row in enumerate(ground_truth['annotations'])))
-    assert object_recall(ground_truth, detections)['recall']['all'] == pytest.approx(
-        {1: 0.005, 10: 0.05, 100: 0.5, 1000: 1}
-    )
-    assert object_recall(ground_truth, [])['recall']['all'] == {1: 0, 10: 0, 100: 0, 1000: 0}
+    assert object_recall(ground_truth, detections)['recall']['all'] == pytest.approx(at(0.005, 0.05, 0.5, 1))
+    assert object_recall(ground_truth, [])['recall']['all'] == at(0, 0, 0, 0)
