@@ -17,15 +17,15 @@ def scored(*classes):
 
 
 def test_reliability_by_hand():
-    # Bins are open below and closed above: .3 is in (.2, .3], .31 in (.3, .4], 1 in (.9, 1]; .04 is left out.
-    found = reliability(scored([(1.0, True), (0.31, False), (0.04, True)], [(0.35, True), (0.3, True), (0.06, False)]))
-    assert found.counts.tolist() == [1, 0, 1, 2, 0, 0, 0, 0, 0, 1]
-    assert found.hits.tolist() == [0, 0, 1, 1, 0, 0, 0, 0, 0, 1]
-    np.testing.assert_allclose(found.confidence[[0, 2, 3, 9]], [0.06, 0.3, 0.33, 1])
-    np.testing.assert_allclose(found.precision[[0, 2, 3, 9]], [0, 1, 0.5, 1])
+    # Bins are open below and closed above: .5 is in (.4, .5], .31 in (.3, .4], 1 in (.9, 1]; .04 is left out.
+    found = reliability(scored([(1.0, True), (0.31, False), (0.04, True)], [(0.5, True), (0.35, True), (0.06, False)]))
+    assert found.counts.tolist() == [1, 0, 0, 2, 1, 0, 0, 0, 0, 1]
+    assert found.hits.tolist() == [0, 0, 0, 1, 1, 0, 0, 0, 0, 1]
+    np.testing.assert_allclose(found.confidence[[0, 3, 4, 9]], [0.06, 0.33, 0.5, 1])
+    np.testing.assert_allclose(found.precision[[0, 3, 4, 9]], [0, 0.5, 1, 1])
     assert np.isnan(found.precision[1]) and np.isnan(found.confidence[1])
-    # |0 - .06| + |1 - .3| + |1 - .66| + |1 - 1|, of 5 detections
-    assert expected_calibration_error(found) == pytest.approx((0.06 + 0.7 + 0.34) / 5)
+    # |0 - .06| + |1 - .66| + |1 - .5| + |1 - 1|, of 5 detections
+    assert expected_calibration_error(found) == pytest.approx((0.06 + 0.34 + 0.5) / 5)
     twice = pooled([found, found])
     assert twice.counts.tolist() == (2 * found.counts).tolist()
     assert expected_calibration_error(twice) == pytest.approx(expected_calibration_error(found))
