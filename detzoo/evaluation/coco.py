@@ -303,12 +303,14 @@ def _check_detections(ground_truth: dict[str, Any], detections: list[dict[str, A
 def _check_masks(ground_truth: dict[str, Any], detections: list[dict[str, Any]]) -> None:
     """Refuses rows without a mask, which would quietly match nothing; a crowd needs none."""
     files = {image['id']: image.get('file_name', image['id']) for image in ground_truth['images']}
-    for row in ground_truth['annotations']:
-        if not row.get('segmentation') and not row.get('iscrowd') and row['image_id'] in files:
-            raise ValueError(
-                f"annotation {row['id']} of image {files[row['image_id']]}: masks are evaluated, but it has no 'segmentation'; "
-                'give every object a mask, mark this one as a crowd, or evaluate boxes only (data.mask_size=0)'
-            )
+    objects = [row for row in ground_truth['annotations'] if row['image_id'] in files and not row.get('iscrowd')]
+    without = [row for row in objects if not row.get('segmentation')]
+    if without:
+        raise ValueError(
+            f'annotation {without[0]["id"]} of image {files[without[0]["image_id"]]}: masks are evaluated, but it has no '
+            f"'segmentation' ({len(without)} of {len(objects)} objects have none); give every object a mask, mark those without as "
+            'crowds, or evaluate boxes only (data.mask_size=0)'
+        )
     for index, row in enumerate(detections):
         if not row.get('segmentation'):
             raise ValueError(f"detection {row.get('id', index)}: masks are evaluated, but it has no 'segmentation'")

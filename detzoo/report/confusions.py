@@ -9,10 +9,10 @@ from detzoo.evaluation.confusion import MIN_IOU
 from detzoo.report import matrices
 from detzoo.report.document import Drawing, Paragraph, Table
 from detzoo.report.findings import Confused, Findings, Part, parts_by_truth
+from detzoo.report.quality import DRAWN
 from detzoo.report.text import mark_best, percent
 
 LONGEST = 24  # characters of a class's name in a matrix
-LARGEST = 100  # classes of a matrix; more are only listed
 LISTED = 3  # confusions of a group in the table
 
 
@@ -36,7 +36,7 @@ def _confusions_of(findings: Findings, part: Part) -> list[Any]:
         return []
     names = next(iter(groups.values())).class_names
     tables = [_fate_table(groups, part, findings.images[part.truth]['images']), *_most_frequent(groups, part)]
-    if len(names) > LARGEST:
+    if len(names) > DRAWN:
         return [Paragraph(f'{len(names)} classes are too many for a matrix{part.where}.'), *tables]
     shares = {name: _shares(confused.counts) for name, confused in groups.items()}
     objects = next(iter(groups.values())).counts[:-1].sum(axis=1)  # the same for all groups

@@ -11,11 +11,12 @@ from detzoo.evaluation import read_detections
 from detzoo.evaluation.calibration import expected_calibration_error, pooled, reliability
 from detzoo.evaluation.confusion import best_threshold, confusion_matrix
 from detzoo.evaluation.statistics import match_images
-from detzoo.report import confusions, matrices, plots
+from detzoo.report import confusions, matrices, plots, quality
 from detzoo.report.confidence import confidence_blocks
 from detzoo.report.confusions import confusion_blocks
 from detzoo.report.findings import read_findings
 from detzoo.report.judgement import judge, read_judgement, write_judgement
+from detzoo.report.quality import class_blocks
 
 
 @pytest.fixture(scope='module')
@@ -106,13 +107,14 @@ def test_judgements_of_an_older_detzoo_are_reported_without(copy):
     assert confusion_blocks(none) == confidence_blocks(none) == []
 
 
-def test_more_classes_than_a_matrix_holds_are_listed_only(findings, monkeypatch):
-    assert any('confusions-1' in getattr(block, 'name', '') for block in confusion_blocks(findings))
-    monkeypatch.setattr(confusions, 'LARGEST', 2)
+def test_more_classes_than_a_figure_holds_are_listed_only(findings, monkeypatch):
+    names = {getattr(block, 'name', '') for write in (confusion_blocks, class_blocks) for block in write(findings)}
+    assert {'confusions-1', 'classes'} <= names
+    for module in (confusions, quality):
+        monkeypatch.setattr(module, 'DRAWN', 2)
     blocks = confusion_blocks(findings)
-    assert blocks[1].text == '3 classes are too many for a matrix.' and not any(
-        hasattr(block, 'figure') for block in blocks
-    )
+    assert blocks[1].text == '3 classes are too many for a matrix.' and len(blocks) == 4
+    assert not any(hasattr(block, 'figure') for block in blocks + class_blocks(findings))
 
 
 @pytest.mark.parametrize('count', [3, 80])
