@@ -127,7 +127,9 @@ def test_a_matrix_names_every_class_so_that_it_can_be_read(count):
     axes = figure.axes[0]
     assert [tick.get_text() for tick in axes.get_yticklabels()] == [*names, 'background']
     assert [tick.get_text() for tick in axes.get_xticklabels()] == [*names, 'missed']
-    assert len(axes.patches) == count + 1  # the diagonal without the row that has no objects, and the missed ones
+    assert (
+        len(axes.collections[0].get_paths()) == count + 1
+    )  # the diagonal without the row that has no objects, and the missed ones
     assert [text.get_text() for text in axes.texts] == ([] if count > 24 else ['70', '30', '70', '70'])
     boxes = [tick.get_window_extent() for tick in axes.get_yticklabels()]
     assert all(below.y1 <= above.y0 + 0.5 for above, below in zip(boxes, boxes[1:]))  # no name lies on another
