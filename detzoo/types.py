@@ -120,6 +120,8 @@ class Detector(NamedTuple):
     needs_proposals: whether it cannot do without them.
     finds_masks: whether it detects masks, and is trained on ground truth with masks.
     takes_labels: whether it also learns from images of which only a label is known (`GroundTruth.boxed`).
+    propose(params, model_state, inputs): the boxes that a first stage hands to the second, as Detections of class 0, best first,
+        with scores that say no more than their order; None for a detector of one stage.
     """
 
     init: Callable[[Array, tuple[int, int]], tuple[Params, ModelState]]
@@ -130,3 +132,4 @@ class Detector(NamedTuple):
     needs_proposals: bool = False
     finds_masks: bool = False
     takes_labels: bool = False
+    propose: Callable[[Params, ModelState, Inputs], Detections] | None = None

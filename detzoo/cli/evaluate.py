@@ -3,8 +3,8 @@
     detzoo evaluate --workdir=runs/shapes
 
 Prints COCO's table. Writes evaluation.json (step, images, the 12 numbers, AP of each class; null where there is no number) and
-detections.json.gz (COCO's results format) into the workdir, or into --output=FOLDER. Every image counts once, on any number
-of devices. Where the run keeps an average of its parameters, that is evaluated.
+detections.json.gz (COCO's results format) into the workdir, or into --output=FOLDER. With --output the workdir may be read-only.
+Every image counts once, on any number of devices. Where the run keeps an average of its parameters, that is evaluated.
 
 --proposals=ground_truth gives the second stage of a two-stage detector the objects as proposals: what it still gets wrong is
 not the fault of its RPN. The files are then called evaluation_given_proposals.json and detections_given_proposals.json.gz.
@@ -28,12 +28,25 @@ EXACT = flags.DEFINE_bool(
 )
 VOC = flags.DEFINE_bool('voc', False, "Also print PASCAL VOC's mAP, as of 2007 and as of 2010.")
 CLASS_AGNOSTIC = flags.DEFINE_bool('class_agnostic', False, 'Also print the table with all classes taken as one.')
+RECALL = flags.DEFINE_bool(
+    'recall',
+    False,
+    'Also print the recall of the best 1, 10, 100 and 1000 boxes of an image, whatever their class: of the detections, and of the '
+    'proposals where a detector has two stages.',
+)
 
 
 def main(settings: list[str]) -> None:
     del settings
     logging.set_verbosity(logging.WARNING)
-    from detzoo.evaluation import class_agnostic, coco_metrics, format_table, format_voc_table, voc_metrics
+    from detzoo.evaluation import (
+        class_agnostic,
+        coco_metrics,
+        format_recall,
+        format_table,
+        format_voc_table,
+        voc_metrics,
+    )
     from detzoo.inference.dataset import evaluate_workdir
     from detzoo.run.parallel import keep_compilations
 
@@ -42,9 +55,12 @@ def main(settings: list[str]) -> None:
         if CLASS_AGNOSTIC.value:
             print('\nall classes as one')
             print(format_table(coco_metrics(*class_agnostic(truth, results))))
+        for key, what in (('recall', 'detections'), ('proposal_recall', 'proposals')):
+            if key in metrics:
+                print('\n' + format_recall(metrics[key], what))
         if VOC.value:
             print('\n' + format_voc_table(voc_metrics(truth, results)))
 
     keep_compilations()
     checkpoint = WORKDIR.value, CHECKPOINT.value, DATA_DIR.value, PROPOSALS.value
-    evaluate_workdir(*checkpoint, exact=EXACT.value, output=OUTPUT.value, on_results=show)
+    evaluate_workdir(*checkpoint, exact=EXACT.value, recall=RECALL.value, output=OUTPUT.value, on_results=show)

@@ -23,7 +23,7 @@ LISTED = 20  # skipped records of a split, on the terminal
 NAME = flags.DEFINE_string(
     'name', None, 'The name of the data set: lower-case letters, digits and underscores.', required=True
 )
-FORMAT = flags.DEFINE_enum('format', 'coco', ['coco', 'voc'], 'The format of the annotations.')
+FORMAT = flags.DEFINE_enum('format', 'coco', ['coco', 'lvis', 'voc'], 'The format of the annotations.')
 TRAIN_ANNOTATIONS = define_path('train_annotations', None, 'coco: JSON file of the training annotations.')
 TRAIN_IMAGES = define_path('train_images', None, 'coco: folder of the training images; file_name is relative to it.')
 VALIDATION_ANNOTATIONS = define_path('validation_annotations', None, 'coco: JSON file of the validation annotations.')
@@ -66,6 +66,7 @@ SOURCES = {
         needed=(TRAIN_ANNOTATIONS, TRAIN_IMAGES),
         optional=(VALIDATION_ANNOTATIONS, VALIDATION_IMAGES, VALIDATION_SHARE, SPLIT_SEED, BIT_DEPTH),
     ),
+    'lvis': Sources(needed=(TRAIN_ANNOTATIONS, TRAIN_IMAGES, VALIDATION_ANNOTATIONS, VALIDATION_IMAGES)),
     'voc': Sources(needed=(VOC_ROOT, TRAIN_SPLITS, VALIDATION_SPLITS)),
 }
 
@@ -74,10 +75,11 @@ def main(settings: list[str]) -> None:
     del settings
     arguments = _sources_given()
     from detzoo.data.readers.coco import prepare_coco
+    from detzoo.data.readers.lvis import prepare_lvis
     from detzoo.data.readers.voc import prepare_voc
     from detzoo.data.records import MAX_PIXELS as DEFAULT_MAX_PIXELS
 
-    prepare = {'coco': prepare_coco, 'voc': prepare_voc}[FORMAT.value]
+    prepare = {'coco': prepare_coco, 'lvis': prepare_lvis, 'voc': prepare_voc}[FORMAT.value]
     prepared = prepare(
         NAME.value,
         **arguments,
@@ -86,7 +88,7 @@ def main(settings: list[str]) -> None:
         max_pixels=MAX_PIXELS.value or DEFAULT_MAX_PIXELS,
         overwrite=OVERWRITE.value,
     )
-    ignored = {'coco': 'crowds', 'voc': 'difficult'}[FORMAT.value]
+    ignored = {'coco': 'crowds', 'lvis': 'crowds', 'voc': 'difficult'}[FORMAT.value]
     for name, split in prepared.splits.items():
         objects = [thing for example in split.examples for thing in example['objects']]
         crowds = sum(thing['is_crowd'] for thing in objects)

@@ -39,6 +39,7 @@ def open_dataset(name: str, split: str, data_dir: str | os.PathLike | None = Non
         source = data_source(builder, split)
     except ValueError as error:
         raise DataError(f'data set {name!r} has no records for split {split!r}: {error}') from error
+    frequencies = builder.info.metadata.get('frequencies')
     return Dataset(
         name=name,
         split=split,
@@ -46,6 +47,7 @@ def open_dataset(name: str, split: str, data_dir: str | os.PathLike | None = Non
         category_ids=tuple(builder.info.metadata['category_ids']),
         records=Records(source),
         checksum=builder.info.metadata.get('checksum'),
+        frequencies=None if frequencies is None else tuple(frequencies),
     )
 
 

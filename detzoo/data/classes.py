@@ -40,10 +40,14 @@ def with_classes(dataset: Dataset, class_names: Sequence[str], renamed: Mapping[
         the split with labels 0..K-1 and category ids 1..K.
 
     Raises:
-        DataError: a class of the data is none of the detector's.
+        DataError: a class of the data is none of the detector's, or images are annotated for some of the classes (LVIS).
     """
     if not class_names:
         return dataset
+    if dataset.frequencies is not None:
+        raise DataError(
+            f'data set {dataset.name!r} says for each image which of its own classes are annotated: leave data.class_names empty'
+        )
     labels = {name: label for label, name in enumerate(class_names)}
     ours = [renamed.get(name, name) for name in dataset.class_names]
     unknown = [name for name in ours if name not in labels]

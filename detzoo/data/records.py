@@ -38,12 +38,19 @@ MAX_PIXELS = 2**27  # 134 megapixels, 400 MB when decoded: larger images are ref
 _PILLOWS_LIMIT = threading.Lock()  # held by a thread that has set Pillow's limit aside
 
 
+FEDERATED = (
+    'neg_category_ids',
+    'not_exhaustive_category_ids',
+)  # of images that are annotated for some of the classes only
+
+
 def dataset_info(
     builder: tfds.core.DatasetBuilder,
     *,
     class_names: Sequence[str],
     category_ids: Sequence[int],
     description: str,
+    frequencies: Sequence[str] | None = None,
     **kwargs: Any,
 ) -> tfds.core.DatasetInfo:
     """Makes the TFDS description that all data sets share: features, classes and order.
@@ -53,31 +60,39 @@ def dataset_info(
         class_names: [K] names, in the order of the labels.
         category_ids: [K] the data's own ids of the classes.
         description: a sentence about the data.
+        frequencies: [K] how frequent the classes are, 'r', 'c' or 'f', of data whose images are annotated for some of the classes
+            only; their records have the lists of FEDERATED. None for all other data.
         **kwargs: `homepage`, `citation` or `license`.
 
     Returns:
-        the info, with `category_ids` in its metadata. Records keep the order in which they are generated.
+        the info, with `category_ids`, and any `frequencies`, in its metadata. Records keep the order in which they are generated.
     """
+    metadata = tfds.core.MetadataDict(category_ids=list(category_ids))
+    if frequencies is not None:
+        metadata['frequencies'] = list(frequencies)
     return tfds.core.DatasetInfo(
         builder=builder,
         description=description,
-        features=features(class_names),
-        metadata=tfds.core.MetadataDict(category_ids=list(category_ids)),
+        features=features(class_names, federated=frequencies is not None),
+        metadata=metadata,
         disable_shuffling=True,
         **kwargs,
     )
 
 
-def features(class_names: Sequence[str]) -> tfds.features.FeaturesDict:
+def features(class_names: Sequence[str], *, federated: bool = False) -> tfds.features.FeaturesDict:
     """Makes the TFDS features of a record.
 
     Floats are stored as raw bytes, since TFDS would round float64 to float32.
 
     Args:
         class_names: [K] names, in the order of the labels.
+        federated: whether images have the lists of FEDERATED.
     """
+    lists = {key: tfds.features.Sequence(np.int64) for key in FEDERATED} if federated else {}
     return tfds.features.FeaturesDict(
-        {
+        lists
+        | {
             'image': tfds.features.Image(),  # the bytes of the source file
             'image_id': np.int64,
             'file_name': tfds.features.Text(),
@@ -124,6 +139,8 @@ class Records(Sequence):
         areas: [N] float64 square pixels; the mask's area if there is one.
         annotation_ids: [N] int64, the data's own ids.
         segmentations: list of N str, the counts of COCO's compressed RLE; '' without a mask.
+        neg_category_ids, not_exhaustive_category_ids: [n] int64, the data's own ids of classes that are known to be absent, and of
+            those of which only some objects are annotated; missing in data that are annotated for all classes.
     """
 
     def __init__(self, source: Sequence):
@@ -150,7 +167,7 @@ class Records(Sequence):
             'areas': np.asarray(objects['area'], np.float64),
             'annotation_ids': np.asarray(objects['id'], np.int64),
             'segmentations': [counts.decode() for counts in objects['segmentation']],
-        }
+        } | {key: np.asarray(example[key], np.int64) for key in FEDERATED if key in example}
 
 
 class SelectedRecords(Sequence):
@@ -179,6 +196,7 @@ class Dataset(NamedTuple):
     records: random access to the records.
     checksum: `checksum` of all splits of the data set; None if an older detzoo prepared it.
     labelled: how many of the records, the last ones, are images of which only a label is known (`classes.with_labelled`).
+    frequencies: [K] see `dataset_info`; None for data that are annotated for all classes.
     """
 
     name: str
@@ -188,6 +206,7 @@ class Dataset(NamedTuple):
     records: Records
     checksum: str | None = None
     labelled: int = 0
+    frequencies: tuple[str, ...] | None = None
 
 
 def data_source(builder: tfds.core.DatasetBuilder, split: str) -> Sequence:
@@ -375,11 +394,12 @@ def with_objects(dataset: Dataset) -> Dataset:
 
 
 def ground_truth(dataset: Dataset) -> dict[str, list[dict[str, Any]]]:
-    """Collects the annotations of a split in the form of COCO's JSON, with the data's own ids; decodes no image."""
+    """Collects the annotations of a split in the form of COCO's JSON, or LVIS's, with the data's own ids; decodes no image."""
     images, annotations = [], []
     for record in dataset.records:
         image = {key: record[key] for key in ('file_name', 'height', 'width')}
-        images.append({'id': record['image_id']} | image)
+        lists = {key: record[key].tolist() for key in FEDERATED if key in record}
+        images.append({'id': record['image_id']} | image | lists)
         for i, counts in enumerate(record['segmentations']):
             annotation = {
                 'id': int(record['annotation_ids'][i]),
@@ -393,4 +413,6 @@ def ground_truth(dataset: Dataset) -> dict[str, list[dict[str, Any]]]:
                 annotation['segmentation'] = {'size': [record['height'], record['width']], 'counts': counts}
             annotations.append(annotation)
     categories = [{'id': i, 'name': name} for i, name in zip(dataset.category_ids, dataset.class_names, strict=True)]
+    for category, frequency in zip(categories, dataset.frequencies or ()):
+        category['frequency'] = frequency
     return {'images': images, 'annotations': annotations, 'categories': categories}

@@ -381,9 +381,15 @@ def make(**arguments: Any) -> Detector:
 
         return run(params, model_state, inputs, train=False, method=find)[0]
 
+    def propose(params: Any, model_state: Any, inputs: Inputs) -> Detections:
+        def find(net: FasterRCNN, x: Array, *, train: bool) -> Detections:
+            return stages.ranked(stages.propose(net, rpn, x, inputs, train=train))
+
+        return run(params, model_state, inputs, train=False, method=find)[0]
+
     def assign(params: Any, model_state: Any, batch: Batch, rng: Array) -> dict[str, Assignment]:
         trained, _ = run(params, model_state, batch.inputs, train=True, method=train_on, batch=batch, rng=rng)
         return stages.assignments(*trained)
 
     init = partial(network_ops.init, parts.network)
-    return Detector(init, loss, predict, assign, takes_proposals=True, needs_proposals=rpn is None)
+    return Detector(init, loss, predict, assign, takes_proposals=True, needs_proposals=rpn is None, propose=propose)

@@ -340,9 +340,24 @@ def make(
 
         return run(params, model_state, inputs, train=False, method=find)[0]
 
+    def propose(params: Any, model_state: Any, inputs: Inputs) -> Detections:
+        def find(net: MaskRCNN, x: Array, *, train: bool) -> Detections:
+            return stages.ranked(stages.propose(net.boxes, rpn, x, inputs, train=train))
+
+        return run(params, model_state, inputs, train=False, method=find)[0]
+
     def assign(params: Any, model_state: Any, batch: Batch, rng: Array) -> dict[str, Assignment]:
         trained, _ = run(params, model_state, batch.inputs, train=True, method=train_on, batch=batch, rng=rng)
         return stages.assignments(trained.anchors, trained.rois)
 
     init = partial(network_ops.init, network)
-    return Detector(init, loss, predict, assign, takes_proposals=True, needs_proposals=rpn is None, finds_masks=True)
+    return Detector(
+        init,
+        loss,
+        predict,
+        assign,
+        takes_proposals=True,
+        needs_proposals=rpn is None,
+        finds_masks=True,
+        propose=propose,
+    )

@@ -382,3 +382,14 @@ def detect(net: nn.Module, head: RoIHead, proposed: Proposed, window: Array) -> 
     outputs = net.boxes(net.roi_features(proposed.levels, proposed.boxes, proposed.valid, train=False))
     with jax.named_scope('post'):
         return jax.vmap(head.detect)(*outputs, proposed.boxes, proposed.valid, window)
+
+
+def ranked(proposed: Proposed) -> Detections:
+    """Writes the proposals of a batch as detections of class 0, whose scores fall with their rank from 1 on.
+
+    Args:
+        proposed: what `propose` made of the batch.
+    """
+    rows = proposed.valid.shape[1]
+    scores = jnp.where(proposed.valid, 1 - jnp.arange(rows, dtype=jnp.float32) / rows, 0)
+    return Detections(proposed.boxes, scores, jnp.zeros(scores.shape, jnp.int32), proposed.valid)

@@ -8,13 +8,16 @@ from detzoo.evaluation.coco import (
     read_detections,
     write_detections,
 )
+from detzoo.evaluation.recall import format_recall, object_recall
 from detzoo.evaluation.voc import format_voc_table, voc_metrics
 
 __all__ = [
     'class_agnostic',
     'coco_metrics',
+    'format_recall',
     'format_table',
     'format_voc_table',
+    'object_recall',
     'pr_curves',
     'read_detections',
     'voc_metrics',

@@ -14,6 +14,10 @@ The images listed in the ground truth are evaluated; annotations of other images
 `{**ground_truth, 'images': some}` evaluates some of the images. A number that is undefined is None (pycocotools: -1), for
 example the AP of a class without annotations (crowds do not count).
 
+A ground truth whose images are annotated for some of the classes only is evaluated as LVIS does, see `federated`: one count M, 300
+detections an image, in place of COCO's three, and `coco_metrics` has LVIS's 13 numbers, with the AP of rare, common and frequent
+classes. They equal those of lvis-api.
+
 Differences from pycocotools: an annotation whose id is 0 can be matched (there it counts as a false positive as well as a
 miss), an empty list of detections is an AP of 0 (there an error), and masks are always small, medium or large by
 their own area (there by the area of the box where a detection carries both).
@@ -31,11 +35,12 @@ from typing import Any
 import hotcoco
 import numpy as np
 
+from detzoo.evaluation.federated import FREQUENCIES, is_federated, without_lists
 from detzoo.files import new_file
 
 _SECTIONS = {'bbox': 'boxes', 'segm': 'masks'}
 _THRESHOLDS = {'0.50:0.95': slice(None), '0.50': 0, '0.75': 5}  # axis T
-_AREAS = ('all', 'small', 'medium', 'large')  # axis A
+AREAS = ('all', 'small', 'medium', 'large')  # axis A
 _COUNTS = (1, 10, 100)  # axis M
 _TWELVE = {
     'AP': ('Precision', '0.50:0.95', 'all', 100),
@@ -50,6 +55,12 @@ _TWELVE = {
     'ARs': ('Recall', '0.50:0.95', 'small', 100),
     'ARm': ('Recall', '0.50:0.95', 'medium', 100),
     'ARl': ('Recall', '0.50:0.95', 'large', 100),
+}
+_LVIS = {
+    **{name: (what, iou, area, 300) for name, (what, iou, area, _) in _TWELVE.items() if name.startswith('AP')},
+    **dict.fromkeys(('APr', 'APc', 'APf'), ('Precision', '0.50:0.95', 'all', 300)),
+    'AR300': ('Recall', '0.50:0.95', 'all', 300),
+    **{name: (what, iou, area, 300) for name, (what, iou, area, _) in _TWELVE.items() if name in ('ARs', 'ARm', 'ARl')},
 }
 
 
@@ -68,11 +79,12 @@ def coco_metrics(
     Returns:
       `{'images': count, 'boxes': {...}, 'masks': {...}, 'per_class': {name: {...}}}` with AP, AP50, AP75, APs, APm, APl,
       AR1, AR10, AR100, ARs, ARm and ARl for boxes and masks, each in 0..1 or None; per class AP and AP50 of boxes,
-      mask_AP and mask_AP50 of masks. Only the requested kinds are included.
+      mask_AP and mask_AP50 of masks. Only the requested kinds are included. With a federated ground truth there are APr, APc, APf
+      and AR300 in place of AR1, AR10 and AR100.
 
     Raises:
       ValueError: a kind, image_id or category_id is unknown, a score or box is not finite, an id or name is used
-        twice, or an area or a mask is missing.
+        twice, or an area, a mask, or a list of a federated ground truth is missing.
     """
     if not kinds or not set(kinds) <= set(_SECTIONS):
         raise ValueError(f"kinds must be some of 'bbox' and 'segm', not {kinds!r}")
@@ -80,12 +92,12 @@ def coco_metrics(
     metrics = {'images': len(ground_truth['images'])}
     per_class = {name: {} for name in names}
     for kind in kinds:
-        precision, recall = _precision_recall(ground_truth, detections, kind)
-        metrics[_SECTIONS[kind]] = _summary(precision, recall)
+        precision, recall = precision_recall(ground_truth, detections, kind)
+        metrics[_SECTIONS[kind]] = _summary(precision, recall, ground_truth)
         prefix = 'mask_' if kind == 'segm' else ''
         for name, class_precision in zip(names, _per_class(precision), strict=True):
-            per_class[name][f'{prefix}AP'] = _mean(class_precision)
-            per_class[name][f'{prefix}AP50'] = _mean(class_precision[_THRESHOLDS['0.50']])
+            per_class[name][f'{prefix}AP'] = mean_present(class_precision)
+            per_class[name][f'{prefix}AP50'] = mean_present(class_precision[_THRESHOLDS['0.50']])
     return {**metrics, 'per_class': per_class}
 
 
@@ -108,7 +120,8 @@ def class_agnostic(
 
     annotations = one_category(ground_truth['annotations'])
     categories = [{'id': 1, 'name': 'object'}]
-    return {**ground_truth, 'categories': categories, 'annotations': annotations}, one_category(detections)
+    everywhere = without_lists(ground_truth)  # classes that an image is not annotated for are one with the others
+    return {**everywhere, 'categories': categories, 'annotations': annotations}, one_category(detections)
 
 
 def pr_curves(
@@ -129,7 +142,7 @@ def pr_curves(
       ValueError: as `coco_metrics`.
     """
     names = _class_names(ground_truth)
-    precision, _ = _precision_recall(ground_truth, detections, kind)
+    precision, _ = precision_recall(ground_truth, detections, kind)
     recall = np.linspace(0, 1, precision.shape[1])
     curves = {}
     for name, class_precision in zip(names, _per_class(precision), strict=True):
@@ -140,16 +153,18 @@ def pr_curves(
 
 
 def format_table(metrics: dict[str, Any]) -> str:
-    """Writes the metrics of `coco_metrics` as COCO's twelve lines and a table of classes, the best AP first.
+    """Writes the metrics of `coco_metrics` as COCO's twelve lines, or LVIS's thirteen, and a table of classes, the best AP first.
 
     If the metrics have 'candidates_dropped', a last line says how many there were.
     """
     blocks = []
     for section in (name for name in _SECTIONS.values() if name in metrics):
         lines = [f'{section}, {metrics["images"]} images']
-        for name, (what, iou, area, count) in _TWELVE.items():
+        numbers = metrics[section]
+        for name, (what, iou, area, count) in (_LVIS if 'APr' in numbers else _TWELVE).items():
             title = f'{"Average " + what:<18} (A{what[0]})'
-            value = show(metrics[section][name])
+            classes = f', {FREQUENCIES[name[-1]]} classes' if name in ('APr', 'APc', 'APf') else ''
+            value = show(numbers[name]) + classes
             lines.append(f' {title} @[ IoU={iou:<9} | area={area:>6} | maxDets={count:>3} ] = {value}')
         blocks.append('\n'.join(lines))
     if metrics['per_class']:
@@ -178,45 +193,66 @@ def read_detections(path: str | os.PathLike) -> list[dict[str, Any]]:
     return json.loads(gzip.decompress(Path(path).read_bytes()))
 
 
-def _precision_recall(
-    ground_truth: dict[str, Any], detections: list[dict[str, Any]], kind: str
+def precision_recall(
+    ground_truth: dict[str, Any], detections: list[dict[str, Any]], kind: str, counts: Sequence[int] = _COUNTS
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Runs the evaluator: precision [T, R, K, A, M] and recall [T, K, A, M], float64 in 0..1 or -1 where absent."""
+    """Runs the evaluator: precision [T, R, K, A, M] and recall [T, K, A, M], float64 in 0..1 or -1 where absent.
+
+    Args:
+      ground_truth, detections: see `coco_metrics`.
+      kind: 'bbox' for boxes, 'segm' for masks.
+      counts: [M] numbers of detections a class and image, ascending; a federated ground truth has its own, see `federated`.
+
+    Raises:
+      ValueError: as `coco_metrics`.
+    """
     check_inputs(ground_truth, detections, kind)
     if kind == 'segm':
         ground_truth = {**ground_truth, 'annotations': [_with_region(row) for row in ground_truth['annotations']]}
         # If a result has a box, the evaluator takes its area from there, even when it compares masks.
         detections = [{key: value for key, value in row.items() if key != 'bbox'} for row in detections]
     truth = hotcoco.COCO(ground_truth)
-    evaluator = hotcoco.COCOeval(truth, truth.load_res(detections), kind)
+    federated = is_federated(ground_truth)
+    evaluator = hotcoco.COCOeval(truth, truth.load_res(detections), kind, lvis_style=federated)
+    if not federated:
+        evaluator.params.max_dets = list(counts)
     evaluator.evaluate()
     evaluator.accumulate()
     return evaluator.eval['precision'], evaluator.eval['recall']
 
 
-def _summary(precision: np.ndarray, recall: np.ndarray) -> dict[str, float | None]:
-    """Averages precision [T, R, K, A, M] and recall [T, K, A, M] into COCO's twelve numbers."""
-    values = {'Precision': precision, 'Recall': recall}
-    return {
-        name: _mean(values[what][_THRESHOLDS[iou], ..., _AREAS.index(area), _COUNTS.index(count)])
-        for name, (what, iou, area, count) in _TWELVE.items()
-    }
+def _summary(precision: np.ndarray, recall: np.ndarray, ground_truth: dict[str, Any]) -> dict[str, float | None]:
+    """Averages precision [T, R, K, A, M] and recall [T, K, A, M] into COCO's twelve numbers, or LVIS's thirteen."""
+    values, numbers = {'Precision': precision, 'Recall': recall}, {}
+    federated = is_federated(ground_truth)
+    for name, (what, iou, area, count) in (_LVIS if federated else _TWELVE).items():
+        at = 0 if federated else _COUNTS.index(count)
+        chosen = values[what][_THRESHOLDS[iou], ..., AREAS.index(area), at]  # [..., K]
+        if name in ('APr', 'APc', 'APf'):
+            chosen = chosen[..., [category['frequency'] == name[-1] for category in _categories(ground_truth)]]
+        numbers[name] = mean_present(chosen)
+    return numbers
 
 
 def _per_class(precision: np.ndarray) -> np.ndarray:
-    """Selects from precision [T, R, K, A, M] the values of all areas and 100 detections: [K, T, R]."""
-    return np.moveaxis(precision[..., _AREAS.index('all'), _COUNTS.index(100)], 2, 0)
+    """Selects from precision [T, R, K, A, M] the values of all areas and the largest count: [K, T, R]."""
+    return np.moveaxis(precision[..., AREAS.index('all'), -1], 2, 0)
 
 
-def _mean(values: np.ndarray) -> float | None:
-    """Averages values without the absent ones (-1); None if all are absent."""
+def mean_present(values: np.ndarray) -> float | None:
+    """Averages precision or recall without the absent ones (-1); None if all are absent."""
     present = values[values > -1]
     return float(present.mean()) if present.size else None
 
 
+def _categories(ground_truth: dict[str, Any]) -> list[dict[str, Any]]:
+    """Lists the categories along axis K."""
+    return sorted(ground_truth['categories'], key=lambda category: category['id'])
+
+
 def _class_names(ground_truth: dict[str, Any]) -> list[str]:
     """Lists the names along axis K."""
-    return [category['name'] for category in sorted(ground_truth['categories'], key=lambda category: category['id'])]
+    return [category['name'] for category in _categories(ground_truth)]
 
 
 def check_inputs(ground_truth: dict[str, Any], detections: list[dict[str, Any]], kind: str = 'bbox') -> None:
@@ -267,12 +303,14 @@ def _check_detections(ground_truth: dict[str, Any], detections: list[dict[str, A
 def _check_masks(ground_truth: dict[str, Any], detections: list[dict[str, Any]]) -> None:
     """Refuses rows without a mask, which would quietly match nothing; a crowd needs none."""
     files = {image['id']: image.get('file_name', image['id']) for image in ground_truth['images']}
-    for row in ground_truth['annotations']:
-        if not row.get('segmentation') and not row.get('iscrowd') and row['image_id'] in files:
-            raise ValueError(
-                f"annotation {row['id']} of image {files[row['image_id']]}: masks are evaluated, but it has no 'segmentation'; "
-                'give every object a mask, mark this one as a crowd, or evaluate boxes only (data.mask_size=0)'
-            )
+    objects = [row for row in ground_truth['annotations'] if row['image_id'] in files and not row.get('iscrowd')]
+    without = [row for row in objects if not row.get('segmentation')]
+    if without:
+        raise ValueError(
+            f'annotation {without[0]["id"]} of image {files[without[0]["image_id"]]}: masks are evaluated, but it has no '
+            f"'segmentation' ({len(without)} of {len(objects)} objects have none); give every object a mask, mark those without as "
+            'crowds, or evaluate boxes only (data.mask_size=0)'
+        )
     for index, row in enumerate(detections):
         if not row.get('segmentation'):
             raise ValueError(f"detection {row.get('id', index)}: masks are evaluated, but it has no 'segmentation'")

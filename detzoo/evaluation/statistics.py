@@ -23,6 +23,7 @@ import numpy as np
 from scipy import special
 
 from detzoo.evaluation.coco import check_inputs
+from detzoo.evaluation.federated import is_federated
 from detzoo.evaluation.precision import precision_envelope
 
 THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)  # axis T
@@ -81,6 +82,8 @@ class Comparison(NamedTuple):
 def match_images(ground_truth: dict[str, Any], detections: list[dict[str, Any]], kind: str = 'bbox') -> Matches:
     """Matches detections to objects as COCO does: objects of all areas, 100 detections a class and image.
 
+    With a federated ground truth as LVIS does, see `federated`.
+
     Args:
       ground_truth, detections: as `coco_metrics` takes them; neither is changed.
       kind: 'bbox' for boxes, 'segm' for masks.
@@ -92,9 +95,11 @@ def match_images(ground_truth: dict[str, Any], detections: list[dict[str, Any]],
     if not ground_truth['images']:
         raise ValueError('the ground truth has no images')
     truth = hotcoco.COCO(ground_truth)
-    evaluator = hotcoco.COCOeval(truth, truth.load_res(detections), kind)
+    federated = is_federated(ground_truth)
+    evaluator = hotcoco.COCOeval(truth, truth.load_res(detections), kind, lvis_style=federated)
     evaluator.params.area_rng, evaluator.params.area_rng_lbl = evaluator.params.area_rng[:1], ['all']
-    evaluator.params.max_dets = [100]
+    if not federated:
+        evaluator.params.max_dets = [100]
 
     image_ids = sorted(image['id'] for image in ground_truth['images'])
     category_ids = sorted(category['id'] for category in ground_truth['categories'])

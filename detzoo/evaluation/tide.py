@@ -25,7 +25,8 @@ overlap with these kinds:
     false_negatives  objects that were not found need not be found
 
 Crowds do not count as objects. A detection that found no object, and has more than the share f of its area in a crowd of its
-class, is neither right nor wrong; but it has a kind, is counted in it, and may find an object in a fix.
+class, is neither right nor wrong; but it has a kind, is counted in it, and may find an object in a fix. So is one that found no
+object, of a class that the image is not annotated for exhaustively (`federated`).
 
 Differences from COCO's AP50: a class with detections but no objects counts, with AP 0; so a fix that removes its last
 detection takes the class out of the mean. The limit of 100 detections is per image, not per class and image. Among
@@ -46,6 +47,7 @@ import hotcoco
 import numpy as np
 
 from detzoo.evaluation.coco import check_inputs
+from detzoo.evaluation.federated import is_judged
 from detzoo.evaluation.overlaps import box_overlaps, mask_overlaps
 from detzoo.evaluation.precision import best_precision
 
@@ -60,7 +62,7 @@ class _Judged(NamedTuple):
 
     labels: [N] int, index of the class.
     hits: [N] bool, whether it found an object.
-    ignored: [N] bool, whether it lies in a crowd; never a hit.
+    ignored: [N] bool, whether it lies in a crowd, or the image does not tell whether it is right; never a hit.
     kinds: [N] int, index in ERRORS, or -1 for a hit.
     targets: [N] int, the object that a classification or localization error aims at, else -1.
     object_labels: [G] int.
@@ -167,13 +169,15 @@ def _judge(
         iou = overlaps(results, rows, crowd)  # [n, m]; for crowds, the share of the detection inside
         same_class = result_labels[:, None] == row_labels
         matched, kinds, targets = _judge_image(iou[:, ~crowd], same_class[:, ~crowd], foreground, background)
-        in_crowd = ((iou > foreground) & same_class & crowd).any(axis=1)
+        present = {row['category_id'] for row in rows}
+        unjudged = np.array([not is_judged(image, present, row['category_id']) for row in results], bool)
+        ignored = ((iou > foreground) & same_class & crowd).any(axis=1) | unjudged
         hits = matched >= 0
         taken = np.zeros((~crowd).sum(), bool)
         taken[matched[hits]] = True
         targets = np.where(targets >= 0, targets + total, _NONE)
         scores.append(np.array([row['score'] for row in results], np.float64))
-        parts.append((result_labels, hits, in_crowd & ~hits, kinds, targets))
+        parts.append((result_labels, hits, ignored & ~hits, kinds, targets))
         object_labels.append(row_labels[~crowd])
         found.append(taken)
         total += len(taken)

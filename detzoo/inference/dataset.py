@@ -9,6 +9,7 @@ import json
 import operator
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -23,12 +24,14 @@ from detzoo.data.pipeline import evaluation_batches, shard
 from detzoo.data.proposals import Proposals, load_proposals
 from detzoo.data.records import Dataset, ground_truth
 from detzoo.errors import DataError
-from detzoo.evaluation import coco_metrics, write_detections
+from detzoo.evaluation import coco_metrics, object_recall, write_detections
 from detzoo.files import check_writable, write_text
 from detzoo.inference.predictor import ImageDetections, canvas_for, check_proposals, load, to_coco, to_image
 from detzoo.run import parallel
 from detzoo.run.classes import Classes, classes_of
 from detzoo.types import Batch, Detections, Detector
+
+OTHER_FOLDER = 'give another folder for the files as output'
 
 
 def canvases_for(truth: Mapping[str, Any], config: ml_collections.ConfigDict) -> list[tuple[int, int]]:
@@ -50,7 +53,7 @@ def evaluated_kinds(config: ml_collections.ConfigDict) -> tuple[str, ...]:
 
 
 def check_truth(truth: dict[str, Any], kinds: Sequence[str], dataset: Dataset) -> None:
-    """Checks that detections on a split can be evaluated; call it before any are computed.
+    """Checks that detections on a split can be evaluated, and warns if they will have no AP; call it before any are computed.
 
     Args:
         truth: the split's `records.ground_truth`.
@@ -58,12 +61,19 @@ def check_truth(truth: dict[str, Any], kinds: Sequence[str], dataset: Dataset) -
         dataset: the split, for the message.
 
     Raises:
-        DataError: an object lacks a mask, or the like.
+        DataError: there are no images, an object lacks a mask, or the like.
     """
+    split = f'the split {dataset.split!r} of {dataset.name!r}'
+    if not truth['images']:
+        raise DataError(f'{split} has no images and cannot be evaluated: name another one as data.validation_split')
     try:
         coco_metrics(truth, [], kinds)
     except ValueError as error:
-        raise DataError(f'the split {dataset.split!r} of {dataset.name!r} cannot be evaluated: {error}') from error
+        raise DataError(f'{split} cannot be evaluated: {error}') from error
+    crowds = sum(row['iscrowd'] for row in truth['annotations'])
+    if crowds == len(truth['annotations']) and jax.process_index() == 0:
+        only = f'all its {crowds} annotations are crowds (iscrowd)' if crowds else 'it has no annotations'
+        tqdm.write(f'WARNING: {split} has no objects to be found: {only}. There will be no AP', file=sys.stderr)
 
 
 def check_classes(classes: Classes, dataset: Dataset, workdir: str | os.PathLike) -> None:
@@ -194,6 +204,7 @@ def evaluate_workdir(
     proposals: str | None = None,
     *,
     exact: bool | None = None,
+    recall: bool = False,
     output: str | os.PathLike | None = None,
     on_results: Callable[[dict[str, Any], dict[str, Any], list[dict[str, Any]]], None] = lambda *results: None,
 ) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
@@ -208,18 +219,21 @@ def evaluate_workdir(
         data_dir: folder of the data sets; the config's by default.
         proposals: proposals on the validation split, as `load_proposals` takes them; the config's by default.
         exact: replaces the config's `evaluation.exact` if given, see `canvas_for`.
-        output: folder for the files, made if missing; the workdir by default.
+        recall: whether to compute the recall of objects whatever their class too, that of the detections and, of a detector of two
+            stages, that of the proposals that its second stage gets.
+        output: folder for the files, made if missing; the workdir, into which else nothing is written, by default.
         on_results: called with what is returned, even if the files cannot be written.
 
     Returns:
-        the metrics of `coco_metrics`, with 'step', any given 'proposals', and 'candidates_dropped', the mean over images (see
-            `Detections`); the ground truth; the detections as COCO results.
+        the metrics of `coco_metrics`, with 'step', any given 'proposals', 'candidates_dropped', the mean over images (see
+            `Detections`), and with `recall` the results of `object_recall` as 'recall' and 'proposal_recall'; the ground truth; the
+            detections as COCO results.
 
     Raises:
         DataError: the data set is not there, cannot be evaluated, or its classes are not those of the run; the proposals
             cannot be used.
         FileNotFoundError: there is no such run or checkpoint.
-        OSError: the files cannot be written. A folder that cannot be written is found before anything is computed.
+        OSError: the files cannot be written. An `output` that cannot be written is found before anything is computed.
         FirstProcessError: the same, on the processes that write no files.
     """
     predictor = load(workdir, step, exact=exact)
@@ -235,20 +249,16 @@ def evaluate_workdir(
     truth, kinds = ground_truth(dataset), evaluated_kinds(config)
     check_truth(truth, kinds, dataset)
     folder = pathlib.Path(output or workdir)
-    parallel.from_first_process(lambda: check_writable(folder, 'give another folder for the files as output'))
-    predict_step = make_predict_step(predictor.detector, canvases_for(truth, config))
+    if output is not None:
+        parallel.from_first_process(lambda: check_writable(folder, OTHER_FOLDER))
     variables = parallel.replicate((predictor.params, predictor.model_state))
     dropped: list[int] = []
-    results = predict_dataset(
-        predict_step,
-        *variables,
-        dataset,
-        truth,
-        config,
-        classes=predictor.classes,
-        proposals=given,
-        on_image=lambda index, found, count: dropped.append(count),
-    )
+
+    def detect(detector: Detector, **arguments: Any) -> list[dict[str, Any]]:
+        step = make_predict_step(detector, canvases_for(truth, config))
+        return predict_dataset(step, *variables, dataset, truth, config, proposals=given, **arguments)
+
+    results = detect(predictor.detector, classes=predictor.classes, on_image=lambda *found: dropped.append(found[2]))
     metrics = {
         'step': predictor.step,
         **coco_metrics(truth, results, kinds),
@@ -256,11 +266,36 @@ def evaluate_workdir(
     }
     if proposals is not None:
         metrics = {'proposals': proposals, **metrics}
-    suffix = file_suffix(proposals, exact)
+    if recall:
+        metrics |= _recalls(predictor.detector, detect, truth, results)
     try:
         if jax.process_index() == 0:
-            write_detections(folder / f'detections{suffix}.json.gz', results)
-            write_text(folder / f'evaluation{suffix}.json', json.dumps(metrics, indent=2) + '\n')
+            _write_evaluation(folder, file_suffix(proposals, exact), metrics, results)
     finally:
         on_results(metrics, truth, results)
     return metrics, truth, results
+
+
+def _recalls(
+    detector: Detector, detect: Callable[[Detector], Any], truth: dict[str, Any], results: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Computes the recall of detections and, of a detector of two stages, that of its proposals.
+
+    Args:
+        detector: the detector.
+        detect: returns the COCO results of a detector on the split.
+        truth, results: the split's `records.ground_truth`, and the detections.
+    """
+    recalls = {'recall': object_recall(truth, results)}
+    if detector.propose is not None:
+        recalls['proposal_recall'] = object_recall(truth, detect(detector._replace(predict=detector.propose)))
+    return recalls
+
+
+def _write_evaluation(
+    folder: pathlib.Path, suffix: str, metrics: dict[str, Any], results: list[dict[str, Any]]
+) -> None:
+    """Writes evaluation.json and detections.json.gz."""
+    check_writable(folder, OTHER_FOLDER)
+    write_detections(folder / f'detections{suffix}.json.gz', results)
+    write_text(folder / f'evaluation{suffix}.json', json.dumps(metrics, indent=2) + '\n')

@@ -17,6 +17,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from detzoo.evaluation import read_detections, statistics
+from detzoo.evaluation.calibration import Reliability, pooled
 from detzoo.evaluation.statistics import Comparison, Interval, Matches
 from detzoo.report import plots
 from detzoo.report.judgement import JUDGEMENT, Judgement, judge, read_judgement
@@ -79,6 +80,19 @@ class Pair(NamedTuple):
         return self.adjusted < SIGNIFICANT
 
 
+class Confused(NamedTuple):
+    """What the detections of a group take objects for.
+
+    class_names: [K].
+    counts: [K + 1, K + 1] float64, see `confusion.confusion_matrix`, the mean over seeds.
+    thresholds: the score threshold of each seed.
+    """
+
+    class_names: list[str]
+    counts: np.ndarray
+    thresholds: list[float]
+
+
 class Findings(NamedTuple):
     """All numbers of a report, by the names of groups, in the order of the sweep.
 
@@ -91,6 +105,8 @@ class Findings(NamedTuple):
     precision: {group: {class: curve of `pr_curves`, the mean over seeds}}.
     errors: {group: {kind: AP that it costs, percent}}, the mean over seeds.
     counts: {group: {kind: number}}, likewise.
+    confusions: {group: Confused}; groups packed by an older detzoo are missing.
+    reliability: {group: the detections of all seeds together}, likewise.
     costs: {group: {batch: row of costs.json, see `stages.measure`}}.
     estimates: rows of estimates.json, see `estimates.estimate`, in the order of groups.
     images: {ground truth: its numbers of 'images', 'objects' and 'classes'}.
@@ -110,6 +126,8 @@ class Findings(NamedTuple):
     precision: dict[str, dict[str, dict[str, np.ndarray]]]
     errors: dict[str, dict[str, float]]
     counts: dict[str, dict[str, float]]
+    confusions: dict[str, Confused]
+    reliability: dict[str, Reliability]
     costs: dict[str, dict[int, dict[str, Any]]]
     estimates: list[dict[str, Any]]
     images: dict[str, dict[str, int]]
@@ -153,6 +171,14 @@ def read_findings(folder: str | os.PathLike, resamples: int = 1000) -> Findings:
         precision={name: _mean_curves([seed.precision for seed in seeds]) for name, seeds in judgements.items()},
         errors={name: _mean_of([seed.errors['dAP'] for seed in seeds], 100) for name, seeds in judgements.items()},
         counts={name: _mean_of([seed.errors['counts'] for seed in seeds]) for name, seeds in judgements.items()},
+        confusions={
+            name: _confused(seeds) for name, seeds in judgements.items() if all(seed.confusion for seed in seeds)
+        },
+        reliability={
+            name: pooled([seed.reliability for seed in seeds])
+            for name, seeds in judgements.items()
+            if all(seed.reliability for seed in seeds)
+        },
         costs=_costs(store, finished),
         estimates=[row for group in finished for row in estimates if row['name'] == group.name],
         images={
@@ -288,6 +314,16 @@ def _mean_curves(curves: Sequence[dict[str, dict[str, np.ndarray] | None]]) -> d
 def _mean_of(rows: Sequence[Mapping[str, float | None]], factor: float = 1.0) -> dict[str, float]:
     """Averages numbers by name; an average is NaN if one of its numbers is missing."""
     return {key: factor * float(np.mean([np.nan if row[key] is None else row[key] for row in rows])) for key in rows[0]}
+
+
+def _confused(seeds: Sequence[Judgement]) -> Confused:
+    """Averages the confusion matrices of seeds."""
+    matrices = [seed.confusion for seed in seeds]
+    return Confused(
+        list(seeds[0].precision),
+        np.mean([matrix.counts for matrix in matrices], axis=0),
+        [matrix.score_threshold for matrix in matrices],
+    )
 
 
 def _costs(store: Store, groups: Sequence[Group]) -> dict[str, dict[int, dict[str, Any]]]:

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from detzoo.evaluation import pr_curves, statistics
+from detzoo.evaluation.calibration import Reliability, reliability
+from detzoo.evaluation.confusion import Confusion, confuse
 from detzoo.evaluation.statistics import ClassMatches, Matches
 from detzoo.evaluation.tide import error_breakdown
 from detzoo.files import new_file
@@ -29,12 +31,16 @@ class Judgement(NamedTuple):
     precision: result of `evaluation.pr_curves`.
     matches: result of `statistics.match_images`.
     errors: result of `tide.error_breakdown`.
+    confusion: result of `confusion.confuse`; None in a file of an older detzoo.
+    reliability: result of `calibration.reliability`; None likewise.
     """
 
     kind: str
     precision: dict[str, dict[str, np.ndarray] | None]
     matches: Matches
     errors: dict[str, Any]
+    confusion: Confusion | None
+    reliability: Reliability | None
 
 
 def judge(truth: dict[str, Any], detections: list[dict[str, Any]], kind: str) -> Judgement:
@@ -48,20 +54,23 @@ def judge(truth: dict[str, Any], detections: list[dict[str, Any]], kind: str) ->
     Raises:
         ValueError: see `coco_metrics`.
     """
+    matches = statistics.match_images(truth, detections, kind)
     return Judgement(
         kind,
         pr_curves(truth, detections, kind),
-        statistics.match_images(truth, detections, kind),
+        matches,
         error_breakdown(truth, detections, kind),
+        confuse(truth, detections, kind, matches),
+        reliability(matches),
     )
 
 
 def write_judgement(path: str | os.PathLike, judgement: Judgement) -> None:
     """Writes a judgement as compressed JSON: complete or not at all, and the same bytes for the same judgement.
 
-    Only the order of scores is kept, since AP and its tests depend on nothing else.
+    Of single detections only the order of scores is kept, since AP and its tests depend on nothing else.
     """
-    matches = judgement.matches
+    matches, confusion, found = judgement.matches, judgement.confusion, judgement.reliability
     content = dict(
         kind=judgement.kind,
         precision={
@@ -72,10 +81,18 @@ def write_judgement(path: str | os.PathLike, judgement: Judgement) -> None:
         image_ids=matches.image_ids,
         objects=matches.objects.tolist(),
         classes=[
-            dict(images=found.images.tolist(), hits=_to_bits(found.hits), ignored=_to_bits(found.ignored))
-            for found in matches.classes
+            dict(images=of.images.tolist(), hits=_to_bits(of.hits), ignored=_to_bits(of.ignored))
+            for of in matches.classes
         ],
     )
+    if confusion is not None:
+        cells = np.argwhere(confusion.counts)
+        content['confusion'] = dict(
+            score_threshold=confusion.score_threshold,
+            cells=[[*cell.tolist(), int(confusion.counts[tuple(cell)])] for cell in cells],
+        )
+    if found is not None:
+        content['reliability'] = {key: values.tolist() for key, values in found._asdict().items()}
     text = json.dumps(content, allow_nan=False, separators=(',', ':'))
     with new_file(path) as scratch:
         scratch.write_bytes(lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME))
@@ -114,7 +131,19 @@ def read_judgement(path: str | os.PathLike, kind: str) -> Judgement:
         },
         Matches(tuple(content['image_ids']), np.array(content['objects'], np.int64), classes),
         content['errors'],
+        _read_confusion(content['confusion'], len(classes)) if 'confusion' in content else None,
+        Reliability(**{key: np.array(values) for key, values in content['reliability'].items()})
+        if 'reliability' in content
+        else None,
     )
+
+
+def _read_confusion(content: dict[str, Any], classes: int) -> Confusion:
+    """Fills a confusion matrix with the cells that are not 0."""
+    counts = np.zeros((classes + 1, classes + 1), np.int64)
+    for row, column, count in content['cells']:
+        counts[row, column] = count
+    return Confusion(counts, content['score_threshold'])
 
 
 def _to_bits(flags: np.ndarray) -> list[int]:

@@ -12,6 +12,8 @@ import pathlib
 from detzoo.files import write_text
 from detzoo.report import plots
 from detzoo.report.comparisons import comparison_blocks
+from detzoo.report.confidence import confidence_blocks
+from detzoo.report.confusions import confusion_blocks
 from detzoo.report.costs import cost_blocks
 from detzoo.report.document import Drawing, Section
 from detzoo.report.figures import figure_blocks
@@ -67,6 +69,8 @@ def sections(findings: Findings) -> list[Section]:
         'Precision and recall': precision_blocks,
         'Classes': class_blocks,
         'Errors': error_blocks,
+        'Confusions': confusion_blocks,
+        'Confidence': confidence_blocks,
         'Differences between runs': difference_blocks,
         'Pictures': picture_blocks,
         'Assignment': assignment_blocks,

@@ -1,8 +1,10 @@
 """Figures that compare groups of runs: matplotlib without windows, the same bytes for the same numbers.
 
     {group: series} -> `styles`: a look for each group, the same in all figures
-    numbers by group, styles -> scatter, training_curves, mean_pr_curves, class_pr_curves, class_dots, error_bars, stage_bars
+    numbers by group, styles -> scatter, training_curves, mean_pr_curves, class_pr_curves, class_dots,
+      reliability_curves, error_bars, stage_bars
       -> Figure -> `svg`: a file, which `inline` makes a part of a page; or `picture`: an array for `visualize.write_image`
+    `settings`, `new_figure`, `shaded`: what other modules draw figures of the same look with
 
 Each series has a hue, and each of its groups a shade of it, a marker and a line style of its own. The hues are those of Okabe
 and Ito, which colour-blind readers can tell apart. AP and precision are in percent; None is a missing number.
@@ -104,7 +106,7 @@ def styles(series: Mapping[str, str]) -> dict[str, Style]:
         index, member = names.index(name), members.index(group)
         shade = 0.0 if len(members) == 1 else 0.4 * (2 * member / (len(members) - 1) - 1)
         looks[group] = Style(
-            color=_shaded(HUES[index % len(HUES)], shade),
+            color=shaded(HUES[index % len(HUES)], shade),
             marker=MARKERS[(index + member) % len(MARKERS)],
             line=LINES[(member + index // len(HUES)) % len(LINES)],
         )
@@ -127,7 +129,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 def svg(figure: Figure) -> str:
     """Writes a figure as an SVG file, its text as text."""
     file = io.StringIO()
-    with _settings():
+    with settings():
         figure.savefig(file, format='svg', metadata={key: None for key in ('Creator', 'Date', 'Format', 'Type')})
     return re.sub(r'<[^>]+>', _rounded, re.sub(r'\n +', '\n', file.getvalue()))
 
@@ -145,6 +147,9 @@ def inline(file: str, prefix: str) -> str:
         prefix: prefix of the ids in it, different for each figure of a page.
     """
     text = file[file.index('<svg') :]
+    width = float(re.search(r' width="([\d.]+)pt"', text)[1])
+    if width > 72 * WIDTH:  # its text would become too small: a page scrolls it instead
+        text = text.replace('<svg ', f'<svg style="min-width: {width:.0f}pt" ', 1)
     # A <style> would apply to the whole page, and HTML needs no namespaces.
     text = re.sub(r'<style.*?</style>|<!--.*?-->| xmlns(:xlink)?="[^"]*"', '', text, flags=re.S)
     text = text.replace('xlink:href', 'href').replace("'DejaVu Sans', sans-serif", FONTS)
@@ -155,7 +160,7 @@ def inline(file: str, prefix: str) -> str:
 
 def picture(figure: Figure) -> np.ndarray:
     """Draws a figure at 200 dots an inch: [h, w, 3] uint8."""
-    with _settings():
+    with settings():
         figure.set_dpi(200)
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
@@ -174,8 +179,8 @@ def scatter(
         log: whether x is logarithmic; ignored if an x is a word, 0 or less, or if all are equal.
         pareto: whether to draw the front; less x and more y are better.
     """
-    with _settings():
-        figure, axes = _figure(4.4)
+    with settings():
+        figure, axes = new_figure(4.4)
         words = any(isinstance(point.x, str) for point in points)
         order = list(dict.fromkeys(str(point.x) for point in points))
         places = [order.index(str(point.x)) if words else float(point.x) for point in points]
@@ -215,8 +220,8 @@ def scatter(
 
 def training_curves(curves: Sequence[Curve], looks: Mapping[str, Style], metric: str) -> Figure:
     """Draws the training loss and a validation metric of all runs over steps; all seeds of a group look alike."""
-    with _settings():
-        figure, (left, right) = _figure(3.6, columns=2, sharex=True)
+    with settings():
+        figure, (left, right) = new_figure(3.6, columns=2, sharex=True)
         for curve in curves:
             look = looks[curve.group]
             style = dict(color=look.color, marker=look.marker, linestyle=look.line, linewidth=1.2, markersize=4)
@@ -240,8 +245,8 @@ def mean_pr_curves(curves: Mapping[str, Mapping[str, np.ndarray]], looks: Mappin
         curves: {group: {'recall': [101], 'precision@50': [101], 'precision@75': [101]}}, 0..1.
         looks: looks of groups, from `styles`.
     """
-    with _settings():
-        figure, panels = _figure(3.9, columns=2, sharey=True)
+    with settings():
+        figure, panels = new_figure(3.9, columns=2, sharey=True)
         for axes, at in zip(panels, (50, 75)):
             for group, curve in curves.items():
                 _pr_curve(axes, curve, at, looks[group], group)
@@ -258,10 +263,10 @@ def class_pr_curves(curves: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
         curves: {class: {group: curve}}, see `mean_pr_curves`; at most MANY classes.
         looks: looks of groups, from `styles`.
     """
-    with _settings():
+    with settings():
         columns = min(4, len(curves))
         bands = math.ceil(len(curves) / columns)
-        figure, panels = _figure(0.5 + 3.6 * bands, rows=2 * bands, columns=columns, sharex=True, sharey=True)
+        figure, panels = new_figure(0.5 + 3.6 * bands, rows=2 * bands, columns=columns, sharex=True, sharey=True)
         panels = np.reshape(panels, (2 * bands, columns))
         for index, (name, of_groups) in enumerate(curves.items()):
             band, column = divmod(index, columns)
@@ -283,8 +288,8 @@ def class_pr_curves(curves: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
 
 def class_dots(values: Mapping[str, Mapping[str, float]], looks: Mapping[str, Style], label: str) -> Figure:
     """Draws a row for each class with a marker for each group: {class: {group: percent, or NaN}}."""
-    with _settings():
-        figure, axes = _figure(1.1 + 0.32 * len(values))
+    with settings():
+        figure, axes = new_figure(1.1 + 0.32 * len(values))
         for group in next(iter(values.values())):
             look, dots = looks[group], [of_groups[group] for of_groups in values.values()]
             axes.plot(dots, range(len(values)), color=look.color, marker=look.marker, linestyle='', label=group, **DOT)
@@ -295,14 +300,37 @@ def class_dots(values: Mapping[str, Mapping[str, float]], looks: Mapping[str, St
         return figure
 
 
+def reliability_curves(curves: Mapping[str, Mapping[str, np.ndarray]], looks: Mapping[str, Style]) -> Figure:
+    """Draws precision over confidence, and how many detections have which confidence.
+
+    Args:
+        curves: {group: {'confidence': [n], 'precision': [n], 'share': [n]}}, 0..1; NaN where there are no detections.
+        looks: looks of groups, from `styles`.
+    """
+    with settings():
+        figure, (left, right) = new_figure(3.9, columns=2)
+        left.plot([0, 100], [0, 100], color='#999999', linewidth=1, linestyle=':')
+        for group, curve in curves.items():
+            style = dict(
+                color=looks[group].color, marker=looks[group].marker, linestyle=looks[group].line, linewidth=1.2
+            )
+            for axes, key in ((left, 'precision'), (right, 'share')):
+                axes.plot(100 * curve['confidence'], 100 * curve[key], label=group, **style)
+        left.set(xlabel='confidence, %', ylabel='precision, %', xlim=(0, 100), ylim=(0, 102))
+        right.set(xlabel='confidence, %', ylabel='share of detections, %', xlim=(0, 100))
+        right.set_ylim(bottom=0)
+        _legend(figure, left)
+        return figure
+
+
 def error_bars(errors: Mapping[str, Mapping[str, float]], looks: Mapping[str, Style], label: str) -> Figure:
     """Draws a panel for each kind of error with a bar for each group: {group: {kind: percent, or NaN}}."""
-    with _settings():
+    with settings():
         kinds = list(next(iter(errors.values())))
         columns = min(3, len(kinds))
         rows = math.ceil(len(kinds) / columns)
         height = 0.5 + rows * (0.55 + 0.22 * len(errors))
-        figure, panels = _figure(height, rows=rows, columns=columns, sharex=True, sharey=True, squeeze=False)
+        figure, panels = new_figure(height, rows=rows, columns=columns, sharex=True, sharey=True, squeeze=False)
         for axes, kind in zip(panels.flat, kinds):
             values = [of_kind[kind] for of_kind in errors.values()]
             bars = axes.barh(range(len(errors)), values, color=[looks[group].color for group in errors], height=0.7)
@@ -319,8 +347,8 @@ def error_bars(errors: Mapping[str, Mapping[str, float]], looks: Mapping[str, St
 
 def stage_bars(stages: Mapping[str, Mapping[str, float]], label: str) -> Figure:
     """Draws a bar for each group, cut into its stages: {group: {stage: cost}}."""
-    with _settings():
-        figure, axes = _figure(1.2 + 0.32 * len(stages))
+    with settings():
+        figure, axes = new_figure(1.2 + 0.32 * len(stages))
         longest_first = sorted(stages.values(), key=len, reverse=True)  # its order of stages is the most complete
         names = list(dict.fromkeys(name for of_group in longest_first for name in of_group))
         left = np.zeros(len(stages))
@@ -339,7 +367,7 @@ def stage_bars(stages: Mapping[str, Mapping[str, float]], label: str) -> Figure:
 
 
 @contextlib.contextmanager
-def _settings() -> Iterator[None]:
+def settings() -> Iterator[None]:
     """Replaces matplotlib's settings, the user's included, by those of this module."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
@@ -347,10 +375,10 @@ def _settings() -> Iterator[None]:
         yield
 
 
-def _figure(height: float, **grid: Any) -> tuple[Figure, Any]:
-    """Makes a figure with axes, or a grid of them, that draws itself with Agg."""
+def new_figure(height: float, width: float = WIDTH, **grid: Any) -> tuple[Figure, Any]:
+    """Makes a figure with axes, or a grid of them, that draws itself with Agg; sizes in inches."""
     names = {'rows': 'nrows', 'columns': 'ncols'}
-    figure = Figure(figsize=(WIDTH, height), dpi=100, layout='constrained')
+    figure = Figure(figsize=(width, height), dpi=100, layout='constrained')
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(wspace=0.05)
     return figure, figure.subplots(**{names.get(key, key): value for key, value in grid.items()})
@@ -363,7 +391,7 @@ def _rows(axes: Axes, names: Iterable[str]) -> None:
     axes.set_ylim(len(names) - 0.5, -0.5)
 
 
-def _shaded(color: str, shade: float) -> str:
+def shaded(color: str, shade: float) -> str:
     """Mixes a colour with black (shade < 0) or white (shade > 0)."""
     return to_hex((1 - abs(shade)) * np.array(to_rgb(color)) + max(0.0, shade))
 

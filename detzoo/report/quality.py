@@ -12,6 +12,8 @@ from detzoo.report.document import Drawing, Paragraph, Table
 from detzoo.report.findings import Findings, Group, Part, parts_by_truth
 from detzoo.report.text import mark_best, mean, name_of, one_digit, percent
 
+DRAWN = 100  # largest number of classes in a figure of all
+
 
 def training_blocks(findings: Findings) -> list[Any]:
     """Draws loss and validation over steps."""
@@ -93,7 +95,8 @@ def _classes_of(findings: Findings, part: Part) -> list[Any]:
         rows.append([name, *(cell for (cell,) in cells)])
     caption = f'{name_of(key)} of each class{part.where}, percent, the mean over seeds.'
     table = Table(caption, ['class', *(group.name for group in part.groups)], rows)
-    if all(np.isnan(value) for of_groups in values.values() for value in of_groups.values()):
+    missing = all(np.isnan(value) for of_groups in values.values() for value in of_groups.values())
+    if missing or len(names) > DRAWN:
         return [table]
     figure = plots.class_dots(values, findings.looks, f'{name_of(key)}, %')
     return [Drawing(f'classes{part.suffix}', caption, f'{caption} The numbers are in the table below.', figure), table]

@@ -54,6 +54,11 @@ def test_with_classes_names_those_that_it_does_not_find(toy):
         with_classes(toy(), NAMES, {})
 
 
+def test_with_classes_refuses_data_annotated_for_some_classes(toy):
+    with pytest.raises(DataError, match=r"'toy' says for each image .*: leave data.class_names empty"):
+        with_classes(toy()._replace(frequencies=('r', 'c', 'f')), NAMES, RENAMED)
+
+
 def test_with_labelled_needs_the_same_classes(toy):
     with pytest.raises(DataError, match=r"'toy' and 'toy' have different classes: set data.class_names"):
         with_labelled(toy(), with_classes(toy(), NAMES, RENAMED))

@@ -278,6 +278,12 @@ def test_given_proposals_stand_where_the_rpn_would():
     assigned = jax.jit(detector.assign)(*variables, batch, KEY)
     assert set(assigned) == {'rois'} and (assigned['rois'].matched[0] >= 0).sum() == 4
 
+    proposed = jax.jit(detector.propose)(*variables, batch.inputs)
+    np.testing.assert_array_equal(proposed.boxes, batch.inputs.proposals)
+    np.testing.assert_array_equal(proposed.valid, batch.inputs.proposals_valid)
+    np.testing.assert_allclose(proposed.scores, [[1, 2 / 3, 0], [1, 0, 0]], rtol=1e-6)
+    assert not proposed.labels.any()
+
     found = jax.jit(detector.predict)(*variables, batch.inputs)
     # Untrained, deltas are nearly 0: what is found lies where the valid proposals do.
     assert all(abs(near[:2] - box).max(axis=1).min() < 1 for box in np.asarray(found.boxes[0][found.valid[0]]))
@@ -327,6 +333,7 @@ def test_without_an_rpn_proposals_must_be_given():
 def test_a_detector_says_what_it_takes_needs_and_finds(arguments, takes, needs, masks):
     detector = make_detector(num_classes=3, **arguments)
     assert (detector.takes_proposals, detector.needs_proposals, detector.finds_masks) == (takes, needs, masks)
+    assert (detector.propose is not None) == takes
 
 
 def test_rois_that_ask_for_more_samples_are_counted():

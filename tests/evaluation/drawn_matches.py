@@ -1,4 +1,4 @@
-"""Drawn ground truths and detections, and detectors whose matches are drawn without them."""
+"""Ground truths and detections, written down or drawn, and detectors whose matches are drawn without them."""
 
 import numpy as np
 from pycocotools import mask as rle
@@ -7,6 +7,24 @@ from detzoo.evaluation.statistics import THRESHOLDS, ClassMatches, Matches
 
 SIDE = 100  # pixels of an image
 AT50 = THRESHOLDS[:1]
+
+
+def truth(*objects, images=2, categories=2):
+    """A COCO dict of (image_id, category_id, box xywh) or (image_id, category_id, box xywh, crowd)."""
+    annotations = [
+        dict(id=i, image_id=image, category_id=category, bbox=list(box), area=box[2] * box[3], iscrowd=int(any(crowd)))
+        for i, (image, category, box, *crowd) in enumerate(objects, start=1)
+    ]
+    return dict(
+        images=[dict(id=i, width=100, height=100) for i in range(1, images + 1)],
+        categories=[dict(id=i, name=f'class {i}') for i in range(1, categories + 1)],
+        annotations=annotations,
+    )
+
+
+def results(*detections):
+    """COCO results of (image_id, category_id, box xywh, score)."""
+    return [dict(image_id=i, category_id=c, bbox=list(box), score=score) for i, c, box, score in detections]
 
 
 def random_case(seed, images=12, classes=4, masks=False, tied=True):
@@ -41,6 +59,26 @@ def random_case(seed, images=12, classes=4, masks=False, tied=True):
         'categories': [{'id': i, 'name': f'class {i}'} for i in category_ids],
         'annotations': annotations,
     }
+    return ground_truth, detections
+
+
+def federated_case(seed, **how):
+    """A `random_case` as LVIS has them: no crowds, and images annotated for some of the classes; over 300 detections in one."""
+    ground_truth, detections = random_case(seed, classes=7, **how)
+    random = np.random.RandomState(seed)
+    for category in ground_truth['categories']:
+        category['frequency'] = 'rcf'[random.randint(3)]
+    for row in ground_truth['annotations']:
+        del row['iscrowd']
+        row['id'] += 1  # lvis-api never matches the id 0
+    for image in ground_truth['images']:
+        present = {row['category_id'] for row in ground_truth['annotations'] if row['image_id'] == image['id']}
+        absent = sorted({category['id'] for category in ground_truth['categories']} - present)
+        image['neg_category_ids'] = [category for category in absent if random.rand() < 0.5]
+        image['not_exhaustive_category_ids'] = [category for category in sorted(present) if random.rand() < 0.4]
+    if not how.get('masks'):
+        first = detections[-1]  # a score like all others, so that the 300 best are of several classes
+        detections += [{**first, 'score': float(random.rand())} for _ in range(300)]
     return ground_truth, detections
 
 

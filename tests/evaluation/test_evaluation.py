@@ -236,8 +236,14 @@ def test_coco_metrics_kinds_and_masks_are_checked():
     ground_truth, detections = tiny_case()
     with pytest.raises(ValueError, match="not 'bbox'"):
         coco_metrics(ground_truth, detections, 'bbox')
-    with pytest.raises(ValueError, match="annotation 1 of image 7: masks are evaluated, but it has no 'segmentation'"):
-        coco_metrics(ground_truth, detections, ('segm',))
+    more = {**ground_truth['annotations'][0], 'segmentation': ellipse([5.0, 5.0, 10.0, 10.0])}
+    others = [
+        {**more, 'id': 2},
+        {**more, 'id': 3, 'iscrowd': 1, 'segmentation': None},
+        {**more, 'id': 4, 'image_id': 99},
+    ]
+    with pytest.raises(ValueError, match=r"annotation 1 of image 7: .* no 'segmentation' \(1 of 2 objects have none\)"):
+        coco_metrics({**ground_truth, 'annotations': ground_truth['annotations'] + others}, detections, ('segm',))
     ground_truth['annotations'][0]['segmentation'] = ellipse([5.0, 5.0, 10.0, 10.0])
     with pytest.raises(ValueError, match="detection 0: masks are evaluated, but it has no 'segmentation'"):
         coco_metrics(ground_truth, detections, ('segm',))

@@ -8,6 +8,7 @@ import pathlib
 import numpy as np
 import pycocotools.mask
 import pytest
+from drawn_matches import results, truth
 
 from detzoo.evaluation.tide import ERRORS, error_breakdown
 
@@ -26,24 +27,6 @@ ZEROS = dict.fromkeys(SHORT_NAMES, 0)
 
 A, B, FAR = (0, 0, 20, 20), (40, 0, 20, 20), (80, 80, 9, 9)
 QUARTER_A, QUARTER_B = (0, 0, 20, 5), (40, 0, 20, 5)  # inside, so IoU 1/4
-
-
-def truth(*objects, images=2, categories=2):
-    """A COCO dict of (image_id, category_id, box xywh) or (image_id, category_id, box xywh, crowd)."""
-    annotations = [
-        dict(id=i, image_id=image, category_id=category, bbox=list(box), area=box[2] * box[3], iscrowd=int(any(crowd)))
-        for i, (image, category, box, *crowd) in enumerate(objects, start=1)
-    ]
-    return dict(
-        images=[dict(id=i, width=100, height=100) for i in range(1, images + 1)],
-        categories=[dict(id=i, name=f'class {i}') for i in range(1, categories + 1)],
-        annotations=annotations,
-    )
-
-
-def results(*detections):
-    """COCO results of (image_id, category_id, box xywh, score)."""
-    return [dict(image_id=i, category_id=c, bbox=list(box), score=score) for i, c, box, score in detections]
 
 
 @pytest.fixture(scope='module')

@@ -58,6 +58,38 @@ def test_evaluate_workdir_refuses_a_folder_that_cannot_be_written_before_it_comp
         evaluate_workdir(tiny_run, output=tmp_path / 'file')
 
 
+def test_evaluate_prints_the_table_of_a_workdir_that_is_read_only(tiny_run, run_script, monkeypatch):
+    def read_only(*args, **kwargs):
+        raise OSError(30, 'Read-only file system')
+
+    before = _state(tiny_run)
+    monkeypatch.setattr('tempfile.TemporaryFile', read_only)
+    monkeypatch.setattr('detzoo.inference.dataset.predict_dataset', lambda *args, **kwargs: [])
+    finished = run_script('evaluate', f'--workdir={tiny_run}', '--recall')
+    assert finished.code == 1 and finished.stdout.count('Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all') == 1
+    assert 'all objects         0.000    0.000    0.000    0.000' in finished.stdout
+    message = f'cannot write into {tiny_run} (Read-only file system): give another folder for the files as output'
+    assert finished.stderr.splitlines()[-1] == f'error: {message}' and 'Traceback' not in finished.stderr
+    assert _state(tiny_run) == before
+
+
+def test_evaluate_with_an_output_leaves_the_workdir_alone(tiny_run, tmp_path):
+    before = _state(tiny_run)
+    metrics, _, results = evaluate_workdir(tiny_run, output=tmp_path / 'new' / 'folder')
+    assert _state(tiny_run) == before and len(before) > 10
+    assert sorted(path.name for path in (tmp_path / 'new' / 'folder').iterdir()) == [
+        'detections.json.gz',
+        'evaluation.json',
+    ]
+    assert json.loads((tmp_path / 'new' / 'folder' / 'evaluation.json').read_text()) == metrics
+    assert read_detections(tmp_path / 'new' / 'folder' / 'detections.json.gz') == results
+
+
+def _state(folder):
+    """The files and folders in a folder, with the times of their last changes."""
+    return {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob('*')]}
+
+
 def test_evaluate_workdir_tells_the_results_that_cannot_be_written(tiny_run, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, 'No space left on device')

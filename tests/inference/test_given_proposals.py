@@ -91,6 +91,30 @@ def test_evaluate_workdir_takes_proposals(two_stages, workdir_of):
     np.testing.assert_allclose([row['bbox'] for row in again], [row['bbox'] for row in results], atol=1e-4)
 
 
+def test_evaluate_workdir_tells_the_recall_of_detections_and_of_proposals(two_stages, workdir_of, run_script):
+    predictor = two_stages(True)
+
+    def half(params, model_state, inputs):
+        proposed = find_proposals(params, model_state, inputs)
+        return proposed._replace(valid=proposed.valid.at[:, 1:].set(False), candidates_dropped=None)
+
+    predictor.detector = predictor.detector._replace(predict=half, propose=find_proposals)
+    workdir = workdir_of(predictor)
+    metrics, truth, results = evaluate_workdir(workdir, proposals='ground_truth', recall=True)
+    things = sum(not thing['iscrowd'] for thing in truth['annotations'])
+    images = len({row['image_id'] for row in results})
+    assert len(results) == images < things  # one object of each image that has any
+    assert metrics['recall']['recall']['all'] == pytest.approx(
+        dict.fromkeys(('AR1', 'AR10', 'AR100', 'AR1000'), images / things)
+    )
+    assert metrics['proposal_recall']['per_image'] == things / len(truth['images'])
+    proposed = metrics['proposal_recall']['recall']['all']
+    assert proposed['AR1'] == pytest.approx(images / things) and proposed['AR10'] == pytest.approx(1)
+    assert json.loads((workdir / 'evaluation_given_proposals.json').read_text()) == metrics
+    finished = run_script('evaluate', f'--workdir={workdir}', '--proposals=ground_truth', '--recall')
+    assert 'detections an image' in finished.stdout and 'proposals an image' in finished.stdout
+
+
 def test_evaluate_workdir_takes_the_proposals_of_the_config(two_stages, workdir_of):
     workdir = workdir_of(two_stages(False, data__validation_proposals='ground_truth'))
     metrics, _, results = evaluate_workdir(workdir)

@@ -10,6 +10,7 @@ from tiny import CATEGORY_IDS
 
 from detzoo.data.pipeline import evaluation_batches
 from detzoo.data.records import decode_image, ground_truth
+from detzoo.errors import DataError
 from detzoo.inference.predictor import ImageDetections, to_coco
 from detzoo.run import parallel
 from detzoo.training import evaluation
@@ -43,6 +44,45 @@ def test_evaluation_takes_averaged_parameters_and_batches_without_filler(tiny_co
     assert list(found.metrics['scores']) == pytest.approx([1 / (1 + np.exp(-0.5))], rel=1e-3)
     dropped = [pixels(each.inputs)[each.valid] for each in (batch, rest)]
     assert found.metrics['candidates_dropped'] == pytest.approx(np.concatenate(dropped).mean()) and dropped[1].any()
+
+
+def with_crowds(records, chosen=lambda index: True):
+    """Records whose objects are crowds, those of some indices only."""
+    return [
+        {**record, 'is_crowd': np.array([chosen(i) for i in range(len(record['boxes']))], bool)} for record in records
+    ]
+
+
+def test_validation_data_are_checked_before_anything_is_computed(tiny_config, toy, capfd):
+    config, detector = tiny_config(), linear_detector(parallel.AXIS)
+    masks = tiny_config(data__mask_size=28)
+    dataset = toy(3)._replace(split='held_out')  # an image without objects, one with a crowd, one with five objects
+
+    def check(config, records):
+        evaluation.make_evaluation(config, detector, dataset._replace(records=records))
+        return capfd.readouterr().err
+
+    what = "the split 'held_out' of 'toy'"
+    with pytest.raises(
+        DataError, match=f'{what} has no images and cannot be evaluated: name another one as data.valid'
+    ):
+        check(config, [])
+    with pytest.raises(
+        DataError, match=rf"{what} cannot be evaluated: annotation 1\d\d of image 1.png: .* no 'segment"
+    ):
+        check(masks, dataset.records)
+    with pytest.raises(DataError, match=f'{what} cannot be evaluated: ground truth: 2 images have the id 100'):
+        check(config, dataset.records[:1] * 2)
+    with pytest.raises(DataError, match=f'{what} cannot be evaluated: ground truth: 2 annotations have the id 200'):
+        check(config, [dataset.records[2], {**dataset.records[2], 'image_id': 5}])
+    assert check(config, dataset.records) == ''
+    # A crowd needs no mask. One object that is none is enough for an AP.
+    all_crowds = with_crowds(dataset.records)
+    count = sum(len(record['boxes']) for record in dataset.records)
+    warning = f'WARNING: {what} has no objects to be found: {{}}. There will be no AP\n'
+    assert check(masks, all_crowds) == warning.format(f'all its {count} annotations are crowds (iscrowd)')
+    assert check(config, dataset.records[:1]) == warning.format('it has no annotations')
+    assert check(config, with_crowds(dataset.records, lambda index: index > 0)) == ''
 
 
 def old_way(dataset, results, score_threshold=0.3):
