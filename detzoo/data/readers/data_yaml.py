@@ -15,7 +15,7 @@ import yaml
 from detzoo.data.readers import folders
 from detzoo.errors import DataError
 
-LARGEST = 2**20  # bytes
+LARGEST, DEEPEST = 2**20, 20  # bytes; lists in lists
 
 
 class Description(NamedTuple):
@@ -34,21 +34,19 @@ class Description(NamedTuple):
 
 
 def read_description(path: pathlib.Path) -> Description:
-    """Reads data.yaml. Anchors and aliases are refused: with them a small file can stand for a huge one."""
+    """Reads data.yaml.
+
+    Raises:
+        DataError: it cannot be read, or says something else.
+    """
     text = folders.read_text(path, LARGEST)
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise DataError(f'{path}: YAML aliases (*name) are not read; write the values out')
-        content = yaml.safe_load(text)
-    except (
-        yaml.YAMLError,
-        ValueError,
-        LookupError,
-        AttributeError,
-        TypeError,
-        RecursionError,
-    ) as error:  # PyYAML's for bad YAML
+        strange = _strange_part(text)
+        content = None if strange else yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:  # PyYAML's, for bad YAML
         raise DataError(f'{path}: not YAML ({_short(error)}); copy or export it again') from error
+    if strange:
+        raise DataError(f'{path}: {strange} cannot be read; write the values out')
     if not isinstance(content, dict):
         raise DataError(f'{path}: it must have the keys train, val and names; name the data.yaml of the data set')
     entries = {
@@ -64,6 +62,18 @@ def read_description(path: pathlib.Path) -> Description:
             f'{path}: nc is {_short(content["nc"])}, but names has {len(names)} classes; correct one of them'
         )
     return Description(names, _keypoints(content.get('kpt_shape'), path), _root(content.get('path'), path), entries)
+
+
+def _strange_part(text: str) -> str:
+    """Names what makes a small YAML file take long to read, if it has any: aliases, which repeat what they name, or nesting."""
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent):
+            return f'the alias *{_short(event.anchor)}'
+        if depth > DEEPEST:
+            return f'lists nested more than {DEEPEST} deep'
+    return ''
 
 
 def _root(value: Any, path: pathlib.Path) -> pathlib.Path:
