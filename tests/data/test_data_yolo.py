@@ -291,7 +291,7 @@ BAD_YAML = {
     'nested': ('[' * 2000, 'lists nested more than 20 deep cannot be read'),
     'broken bool': ('train: !!bool x', 'not YAML'),
     'broken date': ('train: !!timestamp x', 'not YAML'),
-    'large': ('a' * 2**21, 'more than 1048576 bytes'),
+    'large': ('a' * 2**21, 'more than 524288 bytes'),
     'no folder': ('train: a\nnames: [a]', 'there is no folder or list of images .*/a; correct the path'),
 }
 

@@ -15,7 +15,7 @@ import yaml
 from detzoo.data.readers import folders
 from detzoo.errors import DataError
 
-LARGEST, DEEPEST = 2**20, 20  # bytes; lists in lists
+LARGEST, DEEPEST = 2**19, 20  # bytes; lists in lists
 
 
 class Description(NamedTuple):
