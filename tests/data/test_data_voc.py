@@ -173,7 +173,7 @@ def test_check_split_refuses_image(root, case):
     spoil(root / 'VOC2007')
     with pytest.raises(DataError, match=rf'VOC2007/Annotations/000005\.xml.*{words}.*on_bad_record=.skip'):
         check(root, skip=False)
-    examples, skipped = check(root, skip=True)
+    examples, skipped, *_ = check(root, skip=True)
     assert [len(example['objects']) for example in examples] == [0, 3]
     assert len(skipped) == 1 and '000005.xml' in skipped[0]
 
@@ -184,7 +184,7 @@ def test_check_split_refuses_object(root, case):
     spoil(root / 'VOC2007')
     with pytest.raises(DataError, match=rf'000005\.xml: object 1 .*{words}.*on_bad_record=.skip'):
         check(root, skip=False)
-    examples, skipped = check(root, skip=True)
+    examples, skipped, *_ = check(root, skip=True)
     assert [[thing['label'] for thing in example['objects']] for example in examples] == [NAMES, [], NAMES]
     assert len(skipped) == 1 and 'object 1' in skipped[0]
 

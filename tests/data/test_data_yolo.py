@@ -5,6 +5,8 @@ import json
 import shutil
 
 import hotcoco
+import jax
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pycocotools.mask
@@ -16,6 +18,9 @@ from detzoo.data.readers import yolo
 from detzoo.data.readers.data_yaml import read_description
 from detzoo.data.readers.prepare import BadRecords
 from detzoo.errors import DataError
+from detzoo.evaluation import coco_metrics
+from detzoo.inference.dataset import predict_dataset
+from detzoo.types import Detections
 
 RULES = yolo.Rules(classes=2, keypoints=0, max_pixels=records.MAX_PIXELS)
 
@@ -396,3 +401,32 @@ def test_read_description_survives_broken_files(tmp_path):
         except DataError as error:
             assert str(path) in str(error)
     assert 10 < read < 150
+
+
+CANVASES = {
+    'fit': (dict(resize='fit'), ((96, 128), (128, 96))),
+    'letterbox': (dict(resize='letterbox', interpolation='darknet'), ((160, 160),)),
+    'stretch': (dict(resize='stretch'), ((160, 112),)),
+}
+
+
+@pytest.mark.parametrize('rule', CANVASES)
+def test_ground_truth_comes_back_from_every_canvas(root, tiny_config, rule):
+    """Pictures of 1 x 300 and 300 x 1 pixels among them."""
+    prepare(root, data_yaml=root / 'data.yaml')
+    changes, canvases = CANVASES[rule]
+    config = tiny_config(
+        evaluation__canvases=canvases, **{f'data__recipe__{key}': value for key, value in changes.items()}
+    )
+
+    def predict_step(params, model_state, batch):
+        batch = jax.tree.map(np.asarray, batch)
+        gt = batch.gt
+        found = Detections(gt.boxes, gt.valid.astype(np.float32), gt.labels, gt.valid)
+        gathered = found, batch.image_id, batch.valid
+        return jax.tree.map(lambda x: jnp.asarray(x.reshape(1, -1, *x.shape[2:])), gathered)  # as from all devices
+
+    truth = records.ground_truth(opened(root))
+    results = predict_dataset(predict_step, {}, {}, opened(root), truth, config)
+    assert len(results) == 7
+    assert coco_metrics(truth, results)['boxes']['AP'] == pytest.approx(1, abs=1e-12)
