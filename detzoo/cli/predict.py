@@ -11,8 +11,6 @@ an earlier prediction in the same folder are replaced; other files are left alon
 size. Without it images of all sizes share the few canvases of the config.
 """
 
-import glob
-import os
 import sys
 
 from absl import flags, logging
@@ -23,7 +21,7 @@ WORKDIR = define_path('workdir', None, 'The workdir of a run.', required=True)
 IMAGES = flags.DEFINE_multi_string(
     'images',
     None,
-    'Paths, folders or globs, separated by commas; or one name that has commas itself',  # absl adds: repeat this option
+    'Paths, folders or globs, separated by commas; names that exist may have commas',  # absl adds: repeat this option
     required=True,
 )
 OUTPUT = define_path('output', None, 'A folder for the results.', required=True)
@@ -38,31 +36,33 @@ EXACT = flags.DEFINE_bool(
 MAX_PIXELS = flags.DEFINE_integer(
     'max_pixels', None, 'Images with more pixels are bad; 2**27 by default.', lower_bound=1
 )
+BIT_DEPTH = flags.DEFINE_integer(
+    'bit_depth',
+    None,
+    'Bits of the pixels in files of 16 bits: 12, or 16 for dark pictures.',
+    lower_bound=8,
+    upper_bound=16,
+)
 
 
 def main(settings: list[str]) -> None:
     del settings
     logging.set_verbosity(logging.WARNING)
     from detzoo.data.records import MAX_PIXELS as DEFAULT_MAX_PIXELS
-    from detzoo.inference.photos import predict_files
+    from detzoo.inference.photos import predict_files, split_patterns
     from detzoo.inference.predictor import load
     from detzoo.run.parallel import keep_compilations
 
     keep_compilations()
     count, skipped = predict_files(
         load(WORKDIR.value, CHECKPOINT.value, exact=EXACT.value),
-        [pattern for value in IMAGES.value for pattern in patterns_of(value)],
+        [pattern for value in IMAGES.value for pattern in split_patterns(value)],
         OUTPUT.value,
         score_threshold=SCORE_THRESHOLD.value,
         on_bad_record=ON_BAD_RECORD.value,
         max_pixels=MAX_PIXELS.value or DEFAULT_MAX_PIXELS,
+        bit_depth=BIT_DEPTH.value,
     )
     for message in skipped:
         print(f'skipped: {message}', file=sys.stderr)
     print(f'{count} images -> {OUTPUT.value}' + (f' ({len(skipped)} skipped)' if skipped else ''))
-
-
-def patterns_of(value: str) -> list[str]:
-    """Splits a flag at its commas, unless all of it is the name of something."""
-    whole = os.path.expanduser(value)
-    return [whole] if os.path.lexists(whole) or glob.glob(whole, recursive=True) else value.split(',')

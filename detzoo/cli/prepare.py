@@ -73,6 +73,13 @@ ON_BAD_RECORD = flags.DEFINE_enum(
 MAX_PIXELS = flags.DEFINE_integer(
     'max_pixels', None, 'Images with more pixels are bad; 2**27 by default.', lower_bound=1
 )
+BIT_DEPTH = flags.DEFINE_integer(
+    'bit_depth',
+    None,
+    'Bits of the pixels in image files of 16 bits, stored in 8: 12, or 16 for dark pictures.',
+    lower_bound=8,
+    upper_bound=16,
+)
 OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Replace a data set of the same name.')
 
 
@@ -85,19 +92,19 @@ class Sources(NamedTuple):
 
 
 BESIDE_TRAIN_IMAGES = TRAIN_ANNOTATIONS, VALIDATION_IMAGES, VALIDATION_ANNOTATIONS
-SHARE = VALIDATION_SHARE, SPLIT_SEED
+ANY = VALIDATION_SHARE, SPLIT_SEED, BIT_DEPTH  # of any format
 SOURCES = {
     'coco': Sources(
-        needed=(TRAIN_ANNOTATIONS, TRAIN_IMAGES), optional=(VALIDATION_ANNOTATIONS, VALIDATION_IMAGES, *SHARE)
+        needed=(TRAIN_ANNOTATIONS, TRAIN_IMAGES), optional=(VALIDATION_ANNOTATIONS, VALIDATION_IMAGES, *ANY)
     ),
     'voc': Sources(
         either=(VOC_ROOT, TRAIN_IMAGES),
-        optional=(TRAIN_SPLITS, VALIDATION_SPLITS, *BESIDE_TRAIN_IMAGES, CLASSES, COORDINATES, *SHARE),
+        optional=(TRAIN_SPLITS, VALIDATION_SPLITS, *BESIDE_TRAIN_IMAGES, CLASSES, COORDINATES, *ANY),
     ),
-    'yolo': Sources(either=(DATA_YAML, TRAIN_IMAGES), optional=(*BESIDE_TRAIN_IMAGES, CLASSES, *SHARE)),
+    'yolo': Sources(either=(DATA_YAML, TRAIN_IMAGES), optional=(*BESIDE_TRAIN_IMAGES, CLASSES, *ANY)),
     'openimages': Sources(
         needed=(TRAIN_ANNOTATIONS, TRAIN_IMAGES),
-        optional=(VALIDATION_ANNOTATIONS, VALIDATION_IMAGES, CLASS_DESCRIPTIONS, *SHARE),
+        optional=(VALIDATION_ANNOTATIONS, VALIDATION_IMAGES, CLASS_DESCRIPTIONS, *ANY),
     ),
 }
 
@@ -128,10 +135,19 @@ def main(settings: list[str]) -> None:
         crowds = sum(thing['is_crowd'] for thing in objects)
         empty = sum(not example['objects'] for example in split.examples)
         print(f'{name}: {len(split.examples)} images ({empty} empty), {len(objects)} boxes ({crowds} {ignored})')
+        for kind, count in split.left_out.items():
+            print(f'  left out: {count} {kind}')
+        if split.notes:
+            print(f'  the records that lost them are listed in {prepared.folder}/left_out.json')
         for message in split.skipped[:LISTED]:
             print(f'  skipped: {message}')
         if split.skipped:
             print(f'  skipped {len(split.skipped)} records; all are listed in {prepared.folder}/skipped.json')
+        if objects and crowds == len(objects):
+            print(
+                f'  warning: all objects of {name} are {ignored}, so there is nothing to find. Some tools write "iscrowd": 1 '
+                'with every mask; if that is so here, write 0 and prepare the data again'
+            )
     print(f'{len(prepared.class_names)} classes: {", ".join(prepared.class_names)}')
     data_dir = f' --config.data.data_dir={DATA_DIR.value}' if DATA_DIR.value else ''
     print(f'wrote {prepared.folder}; use it with --config.data.name={NAME.value}{data_dir}')

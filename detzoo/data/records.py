@@ -19,6 +19,8 @@ import hashlib
 import io
 import json
 import pathlib
+import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -33,6 +35,7 @@ from detzoo.errors import DataError
 from detzoo.files import incomplete_folder, move_folder
 
 MAX_PIXELS = 2**27  # 134 megapixels, 400 MB when decoded: larger images are refused unless the caller allows them
+_PILLOWS_LIMIT = threading.Lock()  # held by a thread that has set Pillow's limit aside
 
 
 def dataset_info(
@@ -251,8 +254,13 @@ def manual_dir(data_dir: pathlib.Path) -> pathlib.Path:
     return data_dir / 'downloads' / 'manual'
 
 
-def decode_image(data: bytes, *, name: str, max_pixels: int = MAX_PIXELS, strict: bool = False) -> np.ndarray:
+def decode_image(
+    data: bytes, *, name: str, max_pixels: int = MAX_PIXELS, strict: bool = False, bit_depth: int | None = None
+) -> np.ndarray:
     """Decodes an image of any kind to 8-bit RGB, turned as its EXIF orientation says; alpha is dropped.
+
+    A file of 16 bits often holds a camera's 10, 12 or 14. Its own pixels cannot tell: a dark picture of 16 bits has no large
+    values either. So a file whose pixels leave the highest two bits unused is refused unless the caller gives `bit_depth`.
 
     Args:
         data: the encoded file.
@@ -260,15 +268,19 @@ def decode_image(data: bytes, *, name: str, max_pixels: int = MAX_PIXELS, strict
         max_pixels: an image with more pixels is refused by its header, before memory is taken for it.
         strict: also refuse an image whose data end early. This takes a second decoding, by Pillow: OpenCV fills what a JPEG
             lacks with gray and says nothing.
+        bit_depth: bits of the pixels in files of 16 bits, 8 to 16; the highest 8 of them are taken.
 
     Returns:
         [h, w, 3] uint8.
 
     Raises:
-        DataError: it is not an image, is cut short (always noticed if strict), or is larger than `max_pixels`.
+        DataError: it is not an image, is cut short (always noticed if strict), is larger than `max_pixels`, or has 16 bits and
+            nobody knows which of them are used.
     """
+    if bit_depth not in (None, *range(8, 17)):
+        raise ValueError(f'bit_depth must be 8 to 16, not {bit_depth}')
     try:
-        with PIL.Image.open(io.BytesIO(data)) as image:
+        with open_image(data) as image:
             width, height = image.size
             if strict and width * height <= max_pixels:
                 image.load()
@@ -276,10 +288,61 @@ def decode_image(data: bytes, *, name: str, max_pixels: int = MAX_PIXELS, strict
         raise DataError(f'{name}: not a whole image ({error}); replace the file or remove it from the data') from error
     if width * height > max_pixels:
         raise DataError(f'{name}: {width} x {height} pixels are over max_pixels={max_pixels}; downscale it')
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    if pixels is None:
-        raise DataError(f'{name}: OpenCV cannot decode this image; convert it to PNG or JPEG')
+    pixels = _decode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH, name)
+    if pixels.dtype == np.uint16:
+        _check_bit_depth(int(pixels.max()), bit_depth, name)
+        if bit_depth not in (None, 16):
+            pixels = (pixels >> (bit_depth - 8)).astype(np.uint8)
+    if pixels.dtype != np.uint8:
+        pixels = _decode(data, cv2.IMREAD_COLOR, name)
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
+
+
+def to_8_bits(data: bytes, *, name: str, bit_depth: int) -> bytes:
+    """Writes a file of 16 bits as a PNG of 8 bits, as `decode_image` reads it; returns any other file as it is.
+
+    Args:
+        data: the encoded file, which `decode_image` has checked.
+        name: name of the file in error messages.
+        bit_depth: bits of the pixels, see `decode_image`.
+    """
+    if _decode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH, name).dtype != np.uint16:
+        return data
+    image = decode_image(data, name=name, max_pixels=sys.maxsize, bit_depth=bit_depth)
+    return cv2.imencode('.png', cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
+
+
+def open_image(data: bytes) -> PIL.Image.Image:
+    """Reads an image's header by Pillow, without Pillow's own limit of pixels, which is lower than some panoramas."""
+    with _PILLOWS_LIMIT:
+        limit, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None
+        try:
+            return PIL.Image.open(io.BytesIO(data))
+        finally:
+            PIL.Image.MAX_IMAGE_PIXELS = limit
+
+
+def _decode(data: bytes, flags: int, name: str) -> np.ndarray:
+    """Decodes an image by OpenCV: [h, w, 3] BGR."""
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:  # a side of more than 2**20 pixels, or 2**30 pixels in all
+        pixels = None
+    if pixels is None:
+        raise DataError(f'{name}: OpenCV cannot decode this image; convert it to PNG or JPEG, or downscale it')
+    return pixels
+
+
+def _check_bit_depth(brightest: int, bit_depth: int | None, name: str) -> None:
+    """Refuses a file of 16 bits where it is not known how many of them are used, or where it uses more."""
+    if bit_depth is None and 0 < brightest < 2**14:
+        raise DataError(
+            f'{name}: the brightest pixel of this 16-bit file is {brightest}: either the camera has fewer bits, or the picture '
+            'is dark. Say which by bit_depth, when data are prepared and when photos are predicted: 10, 12 or 14 for such a '
+            'camera, 16 for a dark picture'
+        )
+    if bit_depth is not None and brightest >= 2**bit_depth:
+        raise DataError(f'{name}: its brightest pixel is {brightest}, more than bit_depth={bit_depth} allows')
 
 
 def with_objects(dataset: Dataset) -> Dataset:

@@ -1,7 +1,7 @@
 """Image files in; pictures, images.json and detections.json out: all of them appear at the end, or nothing.
 
 predict_files
-  find_images    paths, folders and globs -> files
+  find_images    paths, folders and globs -> files; `split_patterns` takes a list of them apart
   check_output   an error before the work, if a result would replace a file that no prediction wrote
   read_image     a file -> an image -> Predictor -> a picture, results
   _move          everything to the output, at the end
@@ -39,6 +39,7 @@ def predict_files(
     score_threshold: float = 0.5,
     on_bad_record: str = 'error',
     max_pixels: int = MAX_PIXELS,
+    bit_depth: int | None = None,
 ) -> tuple[int, list[str]]:
     """Detects objects in image files: draws pictures, and lists images and detections. Everything appears at the end or nothing.
 
@@ -53,6 +54,7 @@ def predict_files(
         score_threshold: detections with lower scores are left out.
         on_bad_record: 'error', or 'skip' to go on where a file cannot be read.
         max_pixels: largest size of an image; larger ones count as bad files.
+        bit_depth: bits of the pixels in files of 16 bits, see `decode_image`.
 
     Returns:
         the number of images written, and the messages about skipped files.
@@ -71,7 +73,7 @@ def predict_files(
         rows = [*zip(paths, names, pictures)]
         for image_id, (path, name, picture) in enumerate(tqdm(rows, desc='predict', unit='image')):
             try:
-                image = read_image(path, max_pixels)
+                image = read_image(path, max_pixels, bit_depth)
             except DataError as error:
                 if on_bad_record == 'error':
                     raise
@@ -99,6 +101,24 @@ def predict_files(
         write_text(scratch / 'images.json', json.dumps(listed, indent=1) + '\n')
         _move([pathlib.PurePath('images.json'), *written], scratch, output, earlier)
     return len(images), skipped
+
+
+def split_patterns(text: str) -> list[str]:
+    """Splits patterns at commas, but not at those in names of what exists: 'a.jpg,b, c/*.jpg' may be two patterns."""
+    parts, patterns = text.split(','), []
+    if _matches(text):
+        return [os.path.expanduser(text)]
+    while parts:
+        lengths = (n for n in range(1, len(parts) + 1) if _matches(','.join(parts[:n])))
+        length = next(lengths, 1)
+        patterns.append(os.path.expanduser(','.join(parts[:length])))
+        del parts[:length]
+    return patterns
+
+
+def _matches(pattern: str) -> bool:
+    pattern = os.path.expanduser(pattern)
+    return os.path.lexists(pattern) or any(glob.iglob(pattern, recursive=True))
 
 
 def find_images(patterns: Sequence[str]) -> list[pathlib.Path]:
@@ -138,7 +158,7 @@ def _images_in(folder: pathlib.Path) -> list[pathlib.Path]:
     return [path for path in visible if not os.path.isdir(path)]
 
 
-def read_image(path: pathlib.Path, max_pixels: int) -> np.ndarray:
+def read_image(path: pathlib.Path, max_pixels: int, bit_depth: int | None = None) -> np.ndarray:
     """Reads an image file: [h, w, 3] uint8 RGB.
 
     Raises:
@@ -152,7 +172,7 @@ def read_image(path: pathlib.Path, max_pixels: int) -> np.ndarray:
         raise DataError(
             f'{path}: cannot read the file: {error.strerror}; repair it or remove it from the images'
         ) from error
-    return decode_image(data, name=str(path), max_pixels=max_pixels, strict=True)
+    return decode_image(data, name=str(path), max_pixels=max_pixels, strict=True, bit_depth=bit_depth)
 
 
 def picture_names(names: Sequence[pathlib.PurePath]) -> list[pathlib.PurePath]:

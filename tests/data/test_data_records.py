@@ -252,3 +252,60 @@ def test_decode_image_strictly_notices_missing_scans():
     data = encoded(PICTURE, 'JPEG', progressive=True)
     with pytest.raises(DataError, match='a: not a whole image'):
         records.decode_image(data[:-200], name='a', strict=True)
+
+
+def test_decode_image_knows_no_limit_of_pixels_but_its_own(monkeypatch):
+    monkeypatch.setattr(
+        PIL.Image, 'MAX_IMAGE_PIXELS', 100
+    )  # Pillow refuses twice as many, as it would a large panorama
+    for strict in (False, True):
+        assert records.decode_image(encoded(PICTURE), name='wide', strict=strict).shape == (30, 40, 3)
+    with pytest.raises(PIL.Image.DecompressionBombError):
+        PIL.Image.open(io.BytesIO(encoded(PICTURE)))  # the limit stays for others
+
+
+def test_decode_image_says_what_opencv_cannot_decode():
+    data = encoded(PIL.Image.new('1', (2**20 + 1, 1)), 'BMP')
+    with pytest.raises(DataError, match='a: OpenCV cannot decode this image'):
+        records.decode_image(data, name='a')
+
+
+def deep(bits, suffix='.png', picture=GRADIENT):
+    """A file of 16 bits that holds a picture as a camera of so many bits takes it."""
+    return cv2.imencode(suffix, picture[..., ::-1].astype(np.uint16) << (bits - 8))[1].tobytes()
+
+
+@pytest.mark.parametrize('suffix', ['.png', '.tif'])
+@pytest.mark.parametrize('bits', [8, 10, 12, 14])
+def test_decode_image_asks_which_of_16_bits_are_used(bits, suffix):
+    for strict in (False, True):  # training and the check before it see the same
+        with pytest.raises(DataError, match=r'a: the brightest pixel of this 16-bit file is \d+: .*bit_depth'):
+            records.decode_image(deep(bits, suffix), name='a', strict=strict)
+        image = records.decode_image(deep(bits, suffix), name='a', strict=strict, bit_depth=bits)
+        np.testing.assert_array_equal(image, GRADIENT)
+    dark = records.decode_image(deep(bits, suffix), name='a', bit_depth=16)
+    np.testing.assert_allclose(dark, GRADIENT / 2.0 ** (16 - bits), atol=1)
+    if bits > 8:
+        with pytest.raises(DataError, match=f'a: its brightest pixel is .* more than bit_depth={bits - 1} allows'):
+            records.decode_image(deep(bits, suffix), name='a', bit_depth=bits - 1)
+
+
+def test_decode_image_takes_what_uses_all_16_bits_as_before():
+    pixels = np.random.RandomState(0).randint(0, 2**14 + 1, (30, 40, 3)).astype(np.uint16)
+    pixels[3, 4, 1] = 2**14  # the least that is not asked about
+    data = cv2.imencode('.png', pixels[..., ::-1])[1].tobytes()
+    for bit_depth in (None, 16):
+        image = records.decode_image(data, name='a', bit_depth=bit_depth)
+        np.testing.assert_array_equal(image, pixels >> 8)
+    for depth in (None, 12):
+        black = records.decode_image(deep(12, picture=GRADIENT * 0), name='a', bit_depth=depth)
+        assert not black.any()  # in any number of bits
+    assert records.decode_image(encoded(PICTURE), name='a', bit_depth=12).tolist() == GRADIENT.tolist()
+    with pytest.raises(ValueError, match='bit_depth must be 8 to 16, not 17'):
+        records.decode_image(encoded(PICTURE), name='a', bit_depth=17)
+
+
+def test_to_8_bits_keeps_other_files_and_stores_what_decode_image_reads():
+    assert records.to_8_bits(encoded(PICTURE, 'JPEG'), name='a', bit_depth=12) == encoded(PICTURE, 'JPEG')
+    stored = records.to_8_bits(deep(12, '.tif'), name='a', bit_depth=12)
+    np.testing.assert_array_equal(records.decode_image(stored, name='a'), GRADIENT)

@@ -6,6 +6,7 @@ import shutil
 
 import hotcoco
 import numpy as np
+import PIL.Image
 import pytest
 from drawn_pictures import CLASSES, PICTURES, check_truth, draw, mutate
 
@@ -275,3 +276,14 @@ def test_check_split_survives_broken_files(tmp_path):
     rng = np.random.default_rng(0)
     bad = sum(check_mutation(tmp_path, xml('my cell 1'), rng) for _ in range(150))
     assert 50 < bad < 150  # of both kinds
+
+
+def test_prepare_voc_stores_pictures_of_a_camera_of_12_bits(tree):
+    gray = np.random.RandomState(0).randint(0, 256, (30, 40)).astype(np.uint16)
+    PIL.Image.fromarray(gray * 16).save(tree / 'my cell 1.png')
+    with pytest.raises(DataError, match=r'my cell 1\.xml: the brightest pixel of this 16-bit file is'):
+        prepare(tree)
+    prepare(tree, bit_depth=12)
+    check_truth(opened(tree))
+    record = next(record for record in opened(tree).records if record['file_name'] == 'my cell 1.png')
+    np.testing.assert_array_equal(records.decode_image(record['image'], name='')[..., 0], gray)

@@ -5,13 +5,14 @@ import os
 import pathlib
 import socket
 
+import cv2
 import numpy as np
 import PIL.Image
 import pytest
 from pycocotools.coco import COCO
 
 from detzoo.errors import DataError
-from detzoo.inference.photos import find_images, picture_names, predict_files, read_image
+from detzoo.inference.photos import find_images, picture_names, predict_files, read_image, split_patterns
 from detzoo.inference.predictor import ImageDetections
 from detzoo.run.classes import Classes
 
@@ -316,9 +317,35 @@ def test_find_images_finds_images_of_all_kinds_and_no_hidden_files(tmp_path):
         find_images([])
 
 
+def test_split_patterns_keeps_the_commas_of_names_that_exist(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('HOME', str(tmp_path))
+    (tmp_path / 'b, c').mkdir()
+    for name in ('a.jpg', 'b, c/1.jpg', 'x,y', 'x'):
+        (tmp_path / name).touch()
+    for patterns in (
+        ['a.jpg', 'b, c/*.jpg', 'a.jpg'],
+        ['b, c/1.jpg', '~/b, c'],
+        ['a.jpg', 'none.jpg', 'a.jpg'],
+        ['x,y'],
+        ['a.jpg', 'x', 'y'],  # the shorter name, where both exist
+        ['none.jpg'],
+    ):
+        assert split_patterns(','.join(patterns)) == [pattern.replace('~', str(tmp_path)) for pattern in patterns]
+
+
 def test_read_image_reads_gif_and_jfif(tmp_path):
     pixels = np.zeros((5, 7, 3), np.uint8)
     pixels[:, 3:] = 255
     for name, kind in (('a.gif', 'GIF'), ('b.jfif', 'JPEG')):
         PIL.Image.fromarray(pixels).save(tmp_path / name, kind)
         assert np.abs(read_image(tmp_path / name, 100).astype(int) - pixels).max() < 30
+
+
+def test_read_image_reads_12_bits_in_files_of_16_where_told(tmp_path, pictures):
+    pixels = np.full((5, 7, 3), 3520, np.uint16)
+    cv2.imwrite(str(pictures / 'a.png'), pixels)
+    with pytest.raises(DataError, match=r'a\.png: the brightest .* is 3520: .*bit_depth'):
+        predict_files(Corners(), [str(pictures)], tmp_path / 'output')
+    assert predict_files(Corners(), [str(pictures)], tmp_path / 'output', bit_depth=12) == (2, [])
+    assert (read_image(pictures / 'a.png', 100, 12) == 220).all()

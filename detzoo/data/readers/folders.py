@@ -93,19 +93,21 @@ def stem_of(name: str) -> str:
     return stem if dot and f'.{suffix}'.lower() in IMAGE_SUFFIXES else name
 
 
-def image_size(file: pathlib.Path, where: str, max_pixels: int) -> tuple[int, int]:
+def image_size(file: pathlib.Path, where: str, max_pixels: int, bit_depth: int | None = None) -> tuple[int, int]:
     """Reads the size of an image from its header; if EXIF turns the image, it is decoded.
 
     Args:
         file: the image.
         where: name of the image in messages.
         max_pixels: images with more pixels are refused.
+        bit_depth: see `records.decode_image`.
 
     Returns:
         height and width of the image as `records.decode_image` gives it.
     """
     try:
-        with PIL.Image.open(file) as image:
+        data = file.read_bytes()
+        with records.open_image(data) as image:
             width, height = image.size
             upright = _is_upright(image)
     except Exception as error:  # Pillow does not document what its readers raise on broken bytes
@@ -113,7 +115,7 @@ def image_size(file: pathlib.Path, where: str, max_pixels: int) -> tuple[int, in
     prepare.check_size(height, width, where, max_pixels)
     if upright:
         return height, width
-    return records.decode_image(file.read_bytes(), name=where, max_pixels=max_pixels).shape[:2]
+    return records.decode_image(data, name=where, max_pixels=max_pixels, bit_depth=bit_depth).shape[:2]
 
 
 def read_bytes(path: pathlib.Path, limit: int = LARGEST) -> bytes:

@@ -75,6 +75,7 @@ def prepare_openimages(
     data_dir: str | os.PathLike | None = None,
     on_bad_record: Literal['error', 'skip'] = 'error',
     max_pixels: int = records.MAX_PIXELS,
+    bit_depth: int | None = None,
     overwrite: bool = False,
 ) -> Prepared:
     """Checks CSV files of boxes with their images and writes them as one data set: all of it, or nothing.
@@ -90,6 +91,7 @@ def prepare_openimages(
         on_bad_record: 'error' stops at the first bad image or object, 'skip' leaves them out and lists them in
             `skipped.json` in the data set's folder.
         max_pixels: images with more pixels are bad records.
+        bit_depth: bits of the pixels in image files of 16 bits, which are stored in 8; see `records.decode_image`.
         overwrite: replace a data set of that name.
 
     The classes are those of the objects, in the order of the descriptions, or of their codes.
@@ -107,14 +109,16 @@ def prepare_openimages(
     image_ids = itertools.count(1)
     splits = {
         split: check_split(
-            pathlib.Path(path), pathlib.Path(folder), names, image_ids, on_bad_record == 'skip', max_pixels
+            pathlib.Path(path), pathlib.Path(folder), names, image_ids, on_bad_record == 'skip', max_pixels, bit_depth
         )
         for split, (path, folder) in sources.items()
     }
     if validation_share is not None:
         splits = prepare.divide(splits['train'], validation_share, split_seed)
     categories = number_classes(splits, names)
-    return prepare.write(name, categories, splits, data_dir, annotations='Open Images', overwrite=overwrite)
+    return prepare.write(
+        name, categories, splits, data_dir, annotations='Open Images', overwrite=overwrite, bit_depth=bit_depth
+    )
 
 
 def read_descriptions(path: pathlib.Path) -> dict[str, str]:
@@ -162,6 +166,7 @@ def check_split(
     image_ids: Iterator[int],
     skip: bool,
     max_pixels: int,
+    bit_depth: int | None = None,
 ) -> Split:
     """Checks all records of a split; the label of an object is its code, until `number_classes`.
 
@@ -172,6 +177,7 @@ def check_split(
         image_ids: the ids to give.
         skip: leave bad records out instead of raising.
         max_pixels: images with more pixels are bad records.
+        bit_depth: see `records.decode_image`.
 
     Raises:
         DataError: a bad record and not `skip`, or no image is left.
@@ -188,7 +194,7 @@ def check_split(
             if others:
                 raise DataError(f'{folder}: {file_name!r} and {others[0]!r} are both the image {stem!r}; remove one')
             file = folder / file_name
-            height, width = folders.image_size(file, str(file), max_pixels)
+            height, width = folders.image_size(file, str(file), max_pixels, bit_depth)
             examples[str(file)] = {
                 'image': file,
                 'image_id': next(image_ids),
@@ -199,7 +205,7 @@ def check_split(
             }
         except DataError as error:
             bad.add(error)
-    return prepare.check_files(examples, str(path), bad, max_pixels)
+    return prepare.check_files(examples, str(path), bad, max_pixels, bit_depth)
 
 
 def read_objects(

@@ -7,10 +7,13 @@
     write         -> the data set for `catalog.open_dataset`, all of it or nothing
 
 A fault of one record raises DataError. `BadRecords` raises it again, with the remedy, or with 'skip' keeps it as a line of
-`skipped.json` in the data set's folder.
+`skipped.json` in the data set's folder. A fault of what a detector can do without, such as a mask, leaves the record in:
+`BadRecords.leave_out` counts it by its kind, and `left_out.json` lists it.
 """
 
+import collections
 import concurrent.futures
+import functools
 import json
 import os
 import pathlib
@@ -35,10 +38,14 @@ class Split(NamedTuple):
 
     examples: one dict an image as `records.features` takes it, with the path of its file as `image`.
     skipped: a message for each record that was left out.
+    left_out: how many parts of records that stay were left out, by kind: {'masks (polygon of 4 numbers)': 3}.
+    notes: a message for each of these parts.
     """
 
     examples: list[dict[str, Any]]
     skipped: list[str]
+    left_out: dict[str, int] = {}
+    notes: Sequence[str] = ()
 
 
 class Prepared(NamedTuple):
@@ -60,13 +67,21 @@ class Checked(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version('1.0.0')
 
     def __init__(
-        self, *, name: str, categories: dict[int, str], splits: dict[str, Split], annotations: str, **kwargs: Any
+        self,
+        *,
+        name: str,
+        categories: dict[int, str],
+        splits: dict[str, Split],
+        annotations: str,
+        bit_depth: int | None = None,
+        **kwargs: Any,
     ):
-        """Takes, besides TFDS's own arguments, `categories` by ascending id, the splits, and the annotations' format."""
+        """Takes, besides TFDS's own arguments, those of `write`."""
         self.name = name
         self._categories = categories
         self._splits = splits
         self._annotations = annotations
+        self._bit_depth = bit_depth
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -78,25 +93,71 @@ class Checked(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        skipped = {name: split.skipped for name, split in self._splits.items()}
-        (self.data_path / 'skipped.json').write_text(json.dumps(skipped, indent=2))
+        lists = {'skipped.json': {name: split.skipped for name, split in self._splits.items()}}
+        if any(split.notes for split in self._splits.values()):
+            lists['left_out.json'] = {name: list(split.notes) for name, split in self._splits.items()}
+        for name, messages in lists.items():
+            (self.data_path / name).write_text(json.dumps(messages, indent=2))
         return {name: self._generate_examples(name) for name in self._splits}
 
     def _generate_examples(self, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        yield from enumerate(tqdm(self._splits[name].examples, desc=f'writing {name}', unit='image'))
+        for i, example in enumerate(tqdm(self._splits[name].examples, desc=f'writing {name}', unit='image')):
+            if self._bit_depth is None:
+                yield i, example
+            else:
+                data = example['image'].read_bytes()
+                image = records.to_8_bits(data, name=str(example['image']), bit_depth=self._bit_depth)
+                yield i, example | {'image': image}
 
 
 class BadRecords:
-    """The bad records of a split: `add` raises, or with `skip` keeps the message in `messages`."""
+    """What is wrong with the records of a split.
+
+    `add` takes what is wrong with a whole record: it raises, or with `skip` keeps the message in `messages`.
+    `leave_out` takes what is wrong with a part that a detector can do without: it counts in `left_out`, by kind, and keeps a
+    message in `notes`.
+    """
 
     def __init__(self, skip: bool):
         self.skip = skip
         self.messages: list[str] = []
+        self.left_out: collections.Counter[str] = collections.Counter()
+        self.notes: list[str] = []
 
     def add(self, error: DataError) -> None:
         if not self.skip:
             raise DataError(f"{error}. Fix the record, or leave bad records out with on_bad_record='skip'") from error
         self.messages.append(str(error))
+
+    def leave_out(self, kind: str, where: str) -> None:
+        self.left_out[kind] += 1
+        self.notes.append(f'{where}: left out: {kind}')
+
+
+class FilesBelow:
+    """The visible files of a folder and of all folders below it, by base name; they are listed when first asked for."""
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder = folder
+
+    def named(self, base_name: str) -> list[pathlib.Path]:
+        """Returns the files of that name, in order; links are followed."""
+        return list(filter(os.path.isfile, self._paths.get(base_name, [])))
+
+    @functools.cached_property
+    def _paths(self) -> dict[str, list[pathlib.Path]]:
+        paths: dict[str, list[pathlib.Path]] = {}
+        seen = set()
+        for parent, folders, names in os.walk(self.folder, followlinks=True):
+            folders[:] = sorted(name for name in folders if not name.startswith('.'))
+            if os.path.realpath(parent) in seen:  # a link to it was there already; or links lead in a circle
+                folders.clear()
+                continue
+            seen.add(os.path.realpath(parent))
+            for name in names:
+                if not name.startswith('.'):
+                    paths.setdefault(name, []).append(pathlib.Path(parent, name))
+        return paths
 
 
 def check_request(name: str, data_dir: pathlib.Path, on_bad_record: str, overwrite: bool) -> None:
@@ -132,7 +193,7 @@ def divide(split: Split, share: float, seed: int) -> dict[str, Split]:
     """Divides one list of images at random into training and validation.
 
     Args:
-        split: the checked records; what was skipped stays with the training split.
+        split: the checked records; what was left out stays with the training split.
         share: the share of the images that validate, in (0, 1); at least one validates, and at least one trains.
         seed: seed of the draw.
 
@@ -148,7 +209,7 @@ def divide(split: Split, share: float, seed: int) -> dict[str, Split]:
         name: [example for example, chosen in zip(split.examples, validates, strict=True) if chosen == wanted]
         for name, wanted in (('train', False), ('validation', True))
     }
-    return {'train': Split(examples['train'], split.skipped), 'validation': Split(examples['validation'], [])}
+    return {'train': split._replace(examples=examples['train']), 'validation': Split(examples['validation'], [])}
 
 
 def check_size(height: int, width: int, where: str, max_pixels: int) -> None:
@@ -157,17 +218,42 @@ def check_size(height: int, width: int, where: str, max_pixels: int) -> None:
         raise DataError(f'{where}: {width} x {height} pixels must be positive and at most max_pixels={max_pixels}')
 
 
-def find_file(name: str, folder: pathlib.Path, where: str) -> pathlib.Path:
-    """Finds a file by its name inside a folder, and nowhere else."""
-    try:
-        file = (folder / name).resolve(strict=True)
-    except (OSError, RuntimeError, ValueError) as error:  # missing; links in a circle; no name of a file at all
-        raise DataError(f'{where}: there is no file {name!r} in {folder}') from error
-    if pathlib.PurePath(name).is_absolute() or not file.is_relative_to(folder.resolve()):
-        raise DataError(f'{where}: file_name leads out of {folder}; use paths inside it')
-    if not file.is_file():
-        raise DataError(f'{where}: {file} is not a file')
-    return file
+def find_file(name: str, folder: pathlib.Path, where: str, below: FilesBelow | None = None) -> pathlib.Path:
+    """Finds the file that annotations name, inside a folder; links that the user has put there are followed anywhere.
+
+    Backslashes separate folders where no file has them in its name. A name under which no file is found, because annotations
+    were made in other folders or on another computer, is searched for by its last part.
+
+    Args:
+        name: path relative to the folder. One that is absolute or has '..' is never followed.
+        folder: folder of the images.
+        where: name of the record in messages.
+        below: the files in which to search for the last part; None to do without.
+
+    Raises:
+        DataError: there is no such file, or the last part is the name of several.
+    """
+    slashes = name.replace('\\', '/')
+    leads_out = pathlib.PurePath(slashes).is_absolute() or '..' in pathlib.PurePath(slashes).parts
+    for spelling in () if leads_out else dict.fromkeys((name, slashes)):
+        if os.path.exists(folder / spelling):
+            if not os.path.isfile(folder / spelling):
+                raise DataError(f'{where}: {folder / spelling} is not a file')
+            return folder / spelling
+    base_name = pathlib.PurePath(slashes).name
+    found = below.named(base_name) if below else []
+    if len(found) > 1:
+        raise DataError(
+            f'{where}: {name!r} may be {found[0]} or {found[1]}; write into file_name which, from {folder} on'
+        )
+    if found:
+        return found[0]
+    if leads_out:
+        raise DataError(
+            f'{where}: file_name {name!r} leads out of {folder}, in which no file is called {base_name!r}; '
+            'use paths inside it'
+        )
+    raise DataError(f'{where}: there is no file {name!r} in {folder}')
 
 
 def check_box(box: Sequence[float], where: str, height: int, width: int) -> None:
@@ -179,13 +265,14 @@ def check_box(box: Sequence[float], where: str, height: int, width: int) -> None
         raise DataError(f'{where}: bbox {box} (x, y, width, height) leaves the image of {width} x {height} pixels')
 
 
-def check_pixels(example: dict[str, Any], where: str, max_pixels: int) -> None:
+def check_pixels(example: dict[str, Any], where: str, max_pixels: int, bit_depth: int | None = None) -> None:
     """Decodes an image file to the end and compares its size with that of the annotations."""
     try:
         data = example['image'].read_bytes()
     except OSError as error:
         raise DataError(f'{where}: cannot read the file: {error.strerror}') from error
-    height, width = records.decode_image(data, name=where, max_pixels=max_pixels, strict=True).shape[:2]
+    image = records.decode_image(data, name=where, max_pixels=max_pixels, strict=True, bit_depth=bit_depth)
+    height, width = image.shape[:2]
     if (height, width) != (example['height'], example['width']):
         turned = '; its EXIF orientation may turn it: annotate it as it is seen, or remove the tag'
         raise DataError(
@@ -195,7 +282,9 @@ def check_pixels(example: dict[str, Any], where: str, max_pixels: int) -> None:
         )
 
 
-def check_files(examples: dict[str, dict[str, Any]], source: str, bad: BadRecords, max_pixels: int) -> Split:
+def check_files(
+    examples: dict[str, dict[str, Any]], source: str, bad: BadRecords, max_pixels: int, bit_depth: int | None = None
+) -> Split:
     """Checks the pixels of all images of a split.
 
     Args:
@@ -203,6 +292,7 @@ def check_files(examples: dict[str, dict[str, Any]], source: str, bad: BadRecord
         source: name of the split in messages.
         bad: the split's bad records, to which others are added.
         max_pixels: images with more pixels are bad records.
+        bit_depth: see `records.decode_image`.
 
     Returns:
         the good records, in their order.
@@ -213,7 +303,9 @@ def check_files(examples: dict[str, dict[str, Any]], source: str, bad: BadRecord
     good = []
     with concurrent.futures.ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
         try:
-            checks = [pool.submit(check_pixels, example, where, max_pixels) for where, example in examples.items()]
+            checks = [
+                pool.submit(check_pixels, example, where, max_pixels, bit_depth) for where, example in examples.items()
+            ]
             pairs = zip(checks, examples.values(), strict=True)
             for check, example in tqdm(pairs, desc='decoding', total=len(examples), unit='image'):
                 try:
@@ -225,7 +317,7 @@ def check_files(examples: dict[str, dict[str, Any]], source: str, bad: BadRecord
             pool.shutdown(cancel_futures=True)
     if not good:
         raise DataError(f'{source}: not one good image; {len(bad.messages)} bad records')
-    return Split(good, bad.messages)
+    return Split(good, bad.messages, bad.left_out, bad.notes)
 
 
 def write(
@@ -236,6 +328,7 @@ def write(
     *,
     annotations: str,
     overwrite: bool,
+    bit_depth: int | None = None,
 ) -> Prepared:
     """Writes checked splits as a data set.
 
@@ -246,13 +339,16 @@ def write(
         data_dir: folder of all data sets.
         annotations: the annotations' format, for the description: 'COCO'.
         overwrite: replace a data set of that name.
+        bit_depth: images of 16 bits are stored in 8, from so many; None stores every file as it is.
 
     Raises:
         DataError: it cannot be written.
     """
 
     def make_builder(**kwargs: Any) -> Checked:
-        return Checked(name=name, categories=categories, splits=splits, annotations=annotations, **kwargs)
+        return Checked(
+            name=name, categories=categories, splits=splits, annotations=annotations, bit_depth=bit_depth, **kwargs
+        )
 
     try:
         folder = records.write_dataset(make_builder, data_dir, overwrite=overwrite)

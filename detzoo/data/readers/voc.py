@@ -75,12 +75,14 @@ class Rules(NamedTuple):
     coordinates: see `prepare_voc`.
     inside: whether boxes that leave their images by a rounding error are cut; otherwise they are stored as they are.
     max_pixels: images with more pixels are bad records.
+    bit_depth: see `records.decode_image`.
     """
 
     classes: Sequence[str] | None
     coordinates: Literal['pixels', 'edges']
     inside: bool
     max_pixels: int
+    bit_depth: int | None = None
 
 
 def prepare_voc(
@@ -100,6 +102,7 @@ def prepare_voc(
     data_dir: str | os.PathLike | None = None,
     on_bad_record: Literal['error', 'skip'] = 'error',
     max_pixels: int = records.MAX_PIXELS,
+    bit_depth: int | None = None,
     overwrite: bool = False,
 ) -> Prepared:
     """Checks XML files with their images and writes them as one data set: all of it, or nothing.
@@ -121,6 +124,7 @@ def prepare_voc(
         on_bad_record: 'error' stops at the first bad image or object, 'skip' leaves them out and lists them in
             `skipped.json` in the data set's folder.
         max_pixels: images with more pixels are bad records.
+        bit_depth: bits of the pixels in image files of 16 bits, which are stored in 8; see `records.decode_image`.
         overwrite: replace a data set of that name.
 
     Raises:
@@ -143,7 +147,7 @@ def prepare_voc(
         classes = folders.check_class_names(classes, 'classes')
     elif is_devkit:
         classes = CLASS_NAMES
-    rules, image_ids = Rules(classes, coordinates, not is_devkit, max_pixels), itertools.count(1)
+    rules, image_ids = Rules(classes, coordinates, not is_devkit, max_pixels, bit_depth), itertools.count(1)
     splits = {
         split: check_split(of_split, image_ids, rules, on_bad_record == 'skip')
         for split, of_split in zip(('train', 'validation'), parts, strict=True)
@@ -152,7 +156,9 @@ def prepare_voc(
     if validation_share is not None:
         splits = prepare.divide(splits['train'], validation_share, split_seed)
     categories = dict(enumerate(number_classes(splits, classes), start=1))
-    return prepare.write(name, categories, splits, data_dir, annotations='PASCAL VOC', overwrite=overwrite)
+    return prepare.write(
+        name, categories, splits, data_dir, annotations='PASCAL VOC', overwrite=overwrite, bit_depth=bit_depth
+    )
 
 
 def list_parts(root: pathlib.Path, lists: Sequence[str]) -> list[Part]:
@@ -248,7 +254,7 @@ def check_split(parts: Sequence[Part], image_ids: Iterator[int], rules: Rules, s
     for where in [where for where, example in examples.items() if described[example['image']] > 1]:
         example = examples.pop(where)
         bad.add(DataError(f'{where}: another XML file describes {example["file_name"]!r} too; keep one of them'))
-    return prepare.check_files(examples, source, bad, rules.max_pixels)
+    return prepare.check_files(examples, source, bad, rules.max_pixels, rules.bit_depth)
 
 
 def read_example(
@@ -258,7 +264,7 @@ def read_example(
     where = str(part.annotations / f'{stem}.xml')
     annotation = read_annotation(prepare.find_file(f'{stem}.xml', part.annotations, where))
     name = find_image(part.images, stem, annotation.findtext('filename', ''), where)
-    height, width = read_size(annotation, part.images.path / name, where, rules.max_pixels)
+    height, width = read_size(annotation, part.images.path / name, where, rules)
     example = {
         'image': part.images.path / name,
         'image_id': next(image_ids),
@@ -313,7 +319,7 @@ def find_image(images: ImageFolder, stem: str, filename: str, where: str) -> str
 
 
 def read_size(
-    annotation: xml.etree.ElementTree.Element, file: pathlib.Path, where: str, max_pixels: int
+    annotation: xml.etree.ElementTree.Element, file: pathlib.Path, where: str, rules: Rules
 ) -> tuple[int, int]:
     """Reads height and width of an image from its XML, or where that lacks them or says 0, from the image's file."""
     stated = [annotation.findtext(f'size/{side}', '').strip() for side in ('height', 'width')]
@@ -321,11 +327,11 @@ def read_size(
         _number(annotation, f'size/{side}', where) if text else 0.0 for side, text in zip(('height', 'width'), stated)
     ]
     if not all(sides):
-        return folders.image_size(file, where, max_pixels)
+        return folders.image_size(file, where, rules.max_pixels, rules.bit_depth)
     height, width = sides
     if not height.is_integer() or not width.is_integer():
         raise DataError(f'{where}: size must be whole pixels, not {width} x {height}')
-    prepare.check_size(int(height), int(width), where, max_pixels)
+    prepare.check_size(int(height), int(width), where, rules.max_pixels)
     return int(height), int(width)
 
 

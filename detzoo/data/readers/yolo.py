@@ -64,11 +64,13 @@ class Rules(NamedTuple):
     classes: number of classes.
     keypoints: numbers that follow a box in its line.
     max_pixels: images with more pixels are bad records.
+    bit_depth: see `records.decode_image`.
     """
 
     classes: int
     keypoints: int
     max_pixels: int
+    bit_depth: int | None = None
 
 
 def prepare_yolo(
@@ -85,6 +87,7 @@ def prepare_yolo(
     data_dir: str | os.PathLike | None = None,
     on_bad_record: Literal['error', 'skip'] = 'error',
     max_pixels: int = records.MAX_PIXELS,
+    bit_depth: int | None = None,
     overwrite: bool = False,
 ) -> Prepared:
     """Checks label files with their images and writes them as one data set: all of it, or nothing.
@@ -102,6 +105,7 @@ def prepare_yolo(
         on_bad_record: 'error' stops at the first bad image or object, 'skip' leaves them out and lists them in
             `skipped.json` in the data set's folder.
         max_pixels: images with more pixels are bad records.
+        bit_depth: bits of the pixels in image files of 16 bits, which are stored in 8; see `records.decode_image`.
         overwrite: replace a data set of that name.
 
     Raises:
@@ -124,14 +128,16 @@ def prepare_yolo(
             listed['validation'] = list_place(validation_images, validation_annotations)
         class_names, keypoints = given_classes(classes, listed['train']), 0
     report_unused(listed)
-    rules, image_ids = Rules(len(class_names), keypoints, max_pixels), itertools.count(1)
+    rules, image_ids = Rules(len(class_names), keypoints, max_pixels, bit_depth), itertools.count(1)
     splits = {
         split: check_split(of_split, image_ids, rules, on_bad_record == 'skip') for split, of_split in listed.items()
     }
     if validation_share is not None:
         splits = prepare.divide(splits['train'], validation_share, split_seed)
     categories = dict(enumerate(class_names, start=1))
-    return prepare.write(name, categories, splits, data_dir, annotations='YOLO', overwrite=overwrite)
+    return prepare.write(
+        name, categories, splits, data_dir, annotations='YOLO', overwrite=overwrite, bit_depth=bit_depth
+    )
 
 
 def list_place(images: str | os.PathLike, labels: str | os.PathLike | None) -> Listed:
@@ -239,7 +245,7 @@ def check_split(listed: Listed, image_ids: Iterator[int], rules: Rules, skip: bo
         try:
             labels = find_labels(name, listed)
             labelled += labels is not None
-            height, width = folders.image_size(file, str(file), rules.max_pixels)
+            height, width = folders.image_size(file, str(file), rules.max_pixels, rules.bit_depth)
             examples[str(file)] = {
                 'image': file,
                 'image_id': next(image_ids),
@@ -253,7 +259,7 @@ def check_split(listed: Listed, image_ids: Iterator[int], rules: Rules, skip: bo
     if listed.files and not labelled:
         places = ' nor '.join(map(str, label_places(next(iter(listed.files)), listed)))
         raise DataError(f'{listed.source}: no image has a label file; there is no {places}, for example')
-    return prepare.check_files(examples, listed.source, bad, rules.max_pixels)
+    return prepare.check_files(examples, listed.source, bad, rules.max_pixels, rules.bit_depth)
 
 
 def read_labels(
