@@ -255,7 +255,7 @@ def test_prepare_data_script_prepares_voc(run_script, root):
         ([*flags, *splits, '--data_yaml=x'], 'error: --format=voc does not take --data_yaml'),
         (
             [*flags, *splits, '--name=other', '--train_images=x'],
-            'error: name voc_root and its train_splits, or else train_images',
+            'error: name voc_root and its lists',
         ),
         ([*flags, *splits], 'voc exists'),
     ):

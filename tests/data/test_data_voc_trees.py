@@ -223,7 +223,9 @@ def test_check_split_lists_what_belongs_to_nothing(tree):
 
 def test_prepare_voc_refuses_other_requests(tree):
     for options, words in (
-        (dict(voc_root=tree), 'name voc_root and its train_splits, or else train_images'),
+        (dict(voc_root=tree, train_splits=['a']), 'name voc_root and its lists .*, or else folders of images'),
+        (dict(train_splits=['a']), 'name voc_root'),
+        (dict(validation_images=None, validation_annotations=tree, validation_share=0.5), 'name voc_root'),
         (dict(train_images=None), 'name voc_root'),
         (dict(train_images=None, validation_images=None, voc_root=tree), 'name voc_root'),
         (dict(validation_images=None), 'name the validation data whole, or give validation_share'),

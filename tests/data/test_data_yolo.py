@@ -146,6 +146,18 @@ def test_prepare_yolo_reads_folders(root, tmp_path):
     assert sum(len(opened(root, split).records) for split in ('train', 'validation')) == 4
 
 
+def test_prepare_yolo_reads_a_list_beside_its_folder(root):
+    """CVAT's export for darknet."""
+    shutil.copytree(root / 'images/train', root / 'export/obj_train_data')
+    shutil.copytree(root / 'labels/train', root / 'export/obj_train_data', dirs_exist_ok=True)
+    names = [f'data/obj_train_data/{name}{suffix}\n' for name, (suffix, *_) in PICTURES.items()]
+    (root / 'export/train.txt').write_text(''.join(names))
+    (root / 'export/obj.names').write_text('cat\nred cell\n')
+    prepare(root, train_images=root / 'export/train.txt', validation_images=root / 'export/train.txt')
+    check_truth(opened(root), atol=1e-12)
+    assert [record['file_name'] for record in opened(root).records][0] == 'obj_train_data/my cell 1.png'
+
+
 def test_prepare_yolo_turns_polygons_into_boxes_and_masks(root):
     write_labels(root / 'labels/train', polygons=True)
     star = '1 0.1 0.1  0.9 0.5  0.1 0.9'
@@ -312,8 +324,12 @@ def test_prepare_yolo_refuses_data_yaml(tmp_path, case):
 
 def test_prepare_yolo_refuses_other_requests(root):
     for options, words in (
-        (dict(), 'name either data_yaml, or train_images with its classes'),
-        (dict(data_yaml=root / 'data.yaml', classes=['a']), 'name either data_yaml'),
+        (dict(), 'name data_yaml alone, or else the images'),
+        (dict(data_yaml=root / 'data.yaml', classes=['a']), 'name data_yaml alone'),
+        (
+            dict(train_images=root / 'images', validation_annotations=root / 'labels', validation_share=0.5),
+            'name data_yaml alone',
+        ),
         (dict(data_yaml=root / 'data.yaml', validation_share=0.5), 'name the validation data whole'),
         (dict(train_images=root / 'images/train', classes=['a']), 'name the validation data whole'),
         (dict(data_yaml=root / 'none.yaml'), 'none.yaml: cannot read'),

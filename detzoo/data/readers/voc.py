@@ -134,9 +134,15 @@ def prepare_voc(
     prepare.check_request(name, data_dir, on_bad_record, overwrite)
     if coordinates not in ('pixels', 'edges'):
         raise DataError(f"coordinates must be 'pixels' or 'edges', not {coordinates!r}")
-    trees = train_images, train_annotations, validation_images, validation_annotations
-    if (voc_root is None) == (train_images is None) or (voc_root and any(trees)) or (voc_root and not train_splits):
-        raise DataError('name voc_root and its train_splits, or else train_images')
+    if voc_root is not None:
+        fits = train_splits and not (train_images or train_annotations or validation_images or validation_annotations)
+    else:
+        fits = train_images and not (train_splits or validation_splits)
+    if not fits or (validation_annotations and not validation_images):
+        raise DataError(
+            'name voc_root and its lists (train_splits, validation_splits), or else folders of images (train_images, '
+            'validation_images) and, where they lie elsewhere, of their annotations'
+        )
     prepare.check_validation((validation_splits if voc_root else validation_images,), validation_share)
     if voc_root is not None:
         parts = [list_parts(pathlib.Path(voc_root), lists or ()) for lists in (train_splits, validation_splits)]

@@ -114,8 +114,12 @@ def prepare_yolo(
     data_dir = catalog.data_root(data_dir)
     prepare.check_request(name, data_dir, on_bad_record, overwrite)
     given = train_images, train_annotations, validation_images, validation_annotations, classes
-    if (data_yaml is None) == (train_images is None) or (data_yaml and any(given)):
-        raise DataError('name either data_yaml, or train_images with its classes')
+    fits = not any(given) if data_yaml is not None else train_images is not None
+    if not fits or (validation_annotations and not validation_images):
+        raise DataError(
+            'name data_yaml alone, or else the images (train_images, validation_images), the classes, and where they lie '
+            'elsewhere, the annotations'
+        )
     if data_yaml is not None:
         said = read_description(pathlib.Path(data_yaml))
         prepare.check_validation((said.entries.get('validation'),), validation_share)
@@ -368,11 +372,11 @@ def _add(listed: Listed, file: pathlib.Path, where: str) -> None:
 
 def _has_labels(path: pathlib.Path) -> bool:
     """Tells whether the first line of a text file is an object; other files have names of classes, or notes."""
-    with open(path, 'rb') as file:
-        words = file.read(4096).strip().split(b'\n')[0].split()
     try:
+        with open(path, 'rb') as file:
+            words = file.read(4096).strip().split(b'\n')[0].split()
         return len([float(word) for word in words]) >= 5
-    except ValueError:
+    except (OSError, ValueError):
         return False
 
 
