@@ -145,8 +145,8 @@ def main(settings: list[str]) -> None:
             print(f'  skipped {len(split.skipped)} records; all are listed in {prepared.folder}/skipped.json')
         if objects and crowds == len(objects):
             print(
-                f'  warning: all objects of {name} are {ignored}, so there is nothing to find. Some tools write "iscrowd": 1 '
-                'with every mask; if that is so here, write 0 and prepare the data again'
+                f'  warning: all objects of {name} are {ignored}, which are neither learnt nor evaluated. If the tool that '
+                'wrote the annotations marks every object so (COCO: iscrowd), clear the marks and prepare the data again'
             )
     print(f'{len(prepared.class_names)} classes: {", ".join(prepared.class_names)}')
     data_dir = f' --config.data.data_dir={DATA_DIR.value}' if DATA_DIR.value else ''

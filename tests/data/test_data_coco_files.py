@@ -80,6 +80,12 @@ def test_prepare_coco_refuses_a_base_name_that_several_files_have(images):
     assert file_names(images, ['x/0.png', 'b/1.png'], on_bad_record='skip') == ['b/1.png']
 
 
+def test_prepare_coco_finds_one_of_several_files_by_more_of_its_path(images):
+    (images / 'b/0.png').write_bytes((images / 'a/0.png').read_bytes())
+    for names in (['/home/ann/a/0.png', 'C:\\data\\b\\0.png'], [str(images / 'a/0.png'), '../../images/b/0.png']):
+        assert file_names(images, names) == ['a/0.png', 'b/0.png']
+
+
 def test_prepare_coco_refuses_one_file_for_two_names(images):
     for names in (
         ['x/0.png', 'y/0.png', 'b/1.png'],
@@ -91,6 +97,15 @@ def test_prepare_coco_refuses_one_file_for_two_names(images):
         good = [name for name in names if name in ('a/0.png', 'b/1.png')]
         assert file_names(images, names, on_bad_record='skip') == good
     assert file_names(images, ['a/0.png', 'a/0.png']) == ['a/0.png'] * 2  # no guess is made here
+
+
+def test_prepare_coco_refuses_a_file_whose_name_is_not_text(images):
+    name = '\udce9.png'  # as Python reads Latin-1's é in the name of a file
+    (images / name).write_bytes((images / 'a/0.png').read_bytes())
+    with pytest.raises(
+        DataError, match=r"image 0 \(images\[0\], '\\udce9.png'\): the name of the file is not UTF-8; rename it"
+    ):
+        file_names(images, [name, 'b/1.png'])
 
 
 def test_find_file_takes_a_name_with_a_backslash_as_it_is_where_it_exists(images):
@@ -120,7 +135,8 @@ def class_names(folder, categories):
 def test_prepare_coco_leaves_out_the_root_of_the_categories(images):
     assert class_names(images, ROOT) == ('hen', 'egg')
     assert class_names(images, [ROOT[1], ROOT[0]]) == ('hen',)  # whatever the order
-    assert class_names(images, [(0, 'hen', 'none'), (1, 'hen', 'hen')]) == ('hen',)  # called as its only class
+    for parent in ('none', 'hen'):  # called as its only class
+        assert class_names(images, [(0, 'hen', parent), (1, 'hen', 'hen')]) == ('hen',)
     prepared = prepare(images, document(['a/0.png'], ROOT))
     kind = "root category ('birds', the supercategory of all others, without objects)"
     assert [split.left_out for split in prepared.splits.values()] == [{kind: 1}] * 2

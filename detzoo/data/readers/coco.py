@@ -81,7 +81,7 @@ def prepare_coco(
     splits = {}
     for split, (path, folder) in sources.items():
         bad = BadRecords(on_bad_record == 'skip')
-        if root:
+        if root is not None:
             bad.leave_out(f'root category ({root!r}, the supercategory of all others, without objects)', str(path))
         splits[split] = check_split(path, documents[split], list(categories), folder, bad, max_pixels, bit_depth)
     if validation_share is not None:
@@ -111,7 +111,7 @@ def read_document(path: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
     return document
 
 
-def find_root(document: dict[str, Any], used: Set[int]) -> tuple[int, str] | None:
+def find_root(document: dict[str, Any], used: Set[int | None]) -> tuple[int, str] | None:
     """Finds the category that stands for the root, as Roboflow exports it: all others have it as their supercategory.
 
     Args:
@@ -188,9 +188,9 @@ def check_split(
             continue  # the image was reported
         try:
             where = _where(path, 'annotation', i, entry)
-            image_id, annotation = check_annotation(entry, where, labels, images, bad)
-            if annotation['id'] in seen:
+            if whole_number(entry.get('id')) in seen:
                 raise DataError(f'{where}: an annotation before it has the same id')
+            image_id, annotation = check_annotation(entry, where, labels, images, bad)
             seen.add(annotation['id'])
             images[image_id]['objects'].append(annotation)
         except DataError as error:
@@ -245,7 +245,8 @@ def check_image(entry: dict[str, Any], where: str, below: FilesBelow, max_pixels
         raise DataError(f'{where}: file_name must be text, not {shown(name)}')
     prepare.check_size(height, width, where, max_pixels)
     file = prepare.find_file(name, below.folder, where, below)
-    file_name = name if file == below.folder / name else file.relative_to(below.folder).as_posix()
+    as_it_is = not pathlib.PurePath(name).is_absolute() and file == below.folder / name
+    file_name = name if as_it_is else file.relative_to(below.folder).as_posix()
     try:
         file_name.encode()
     except UnicodeEncodeError as error:

@@ -14,6 +14,7 @@ A fault of one record raises DataError. `BadRecords` raises it again, with the r
 import collections
 import concurrent.futures
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -222,7 +223,7 @@ def find_file(name: str, folder: pathlib.Path, where: str, below: FilesBelow | N
     """Finds the file that annotations name, inside a folder; links that the user has put there are followed anywhere.
 
     Backslashes separate folders where no file has them in its name. A name under which no file is found, because annotations
-    were made in other folders or on another computer, is searched for by its last part.
+    were made in other folders or on another computer, is searched for by its last part; of several files so called, by more parts.
 
     Args:
         name: path relative to the folder. One that is absolute or has '..' is never followed.
@@ -231,7 +232,7 @@ def find_file(name: str, folder: pathlib.Path, where: str, below: FilesBelow | N
         below: the files in which to search for the last part; None to do without.
 
     Raises:
-        DataError: there is no such file, or the last part is the name of several.
+        DataError: there is no such file, or several may be meant.
     """
     slashes = name.replace('\\', '/')
     leads_out = pathlib.PurePath(slashes).is_absolute() or '..' in pathlib.PurePath(slashes).parts
@@ -242,6 +243,8 @@ def find_file(name: str, folder: pathlib.Path, where: str, below: FilesBelow | N
             return folder / spelling
     base_name = pathlib.PurePath(slashes).name
     found = below.named(base_name) if below else []
+    shared = [_shared_parts(path, pathlib.PurePath(slashes)) for path in found]
+    found = [path for path, count in zip(found, shared, strict=True) if count == max(shared)]
     if len(found) > 1:
         raise DataError(
             f'{where}: {name!r} may be {found[0]} or {found[1]}; write into file_name which, from {folder} on'
@@ -254,6 +257,12 @@ def find_file(name: str, folder: pathlib.Path, where: str, below: FilesBelow | N
             'use paths inside it'
         )
     raise DataError(f'{where}: there is no file {name!r} in {folder}')
+
+
+def _shared_parts(path: pathlib.PurePath, other: pathlib.PurePath) -> int:
+    """Counts the parts, from the last one on, that two paths have in common."""
+    pairs = zip(reversed(path.parts), reversed(other.parts), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def check_box(box: Sequence[float], where: str, height: int, width: int) -> None:

@@ -71,8 +71,8 @@ def _from_polygons(segmentation: list[Any], height: int, width: int) -> Mask:
 
 
 def _is_one(segmentation: list[Any]) -> bool:
-    """Tells whether this is a single polygon, not a list of polygons: numbers, or three points or more."""
-    return is_flat(segmentation) or len(segmentation) >= 3 and _are_points(segmentation)
+    """Tells whether this is a single polygon, not a list of polygons: numbers or points."""
+    return is_flat(segmentation) or _are_points(segmentation)
 
 
 def _are_points(values: list[Any]) -> bool:
