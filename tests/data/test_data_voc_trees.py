@@ -117,6 +117,14 @@ def test_prepare_voc_reads_continuous_coordinates(tree):
         prepare(tree, coordinates='corners', overwrite=True)
 
 
+def test_check_split_cuts_boxes_that_begin_at_0(tree):
+    (tree / 'my cell 1.xml').write_text(
+        xml('my cell 1').replace('<xmin>1<', '<xmin>0<').replace('<xmax>40<', '<xmax>41<')
+    )
+    example = next(example for example in check(tree, skip=False).examples if 'cell' in example['file_name'])
+    assert [thing['bbox'].tolist() for thing in example['objects'][:1]] == [[0, 0, 40, 30]]
+
+
 def test_prepare_voc_agrees_with_hotcoco(tree):
     shutil.copytree(tree, tree.parent / 'devkit/Annotations')
     prepare(tree)
