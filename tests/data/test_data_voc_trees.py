@@ -11,6 +11,7 @@ from drawn_pictures import CLASSES, PICTURES, check_truth, draw, mutate
 
 from detzoo.data import catalog, records
 from detzoo.data.readers import voc
+from detzoo.data.readers.prepare import Split
 from detzoo.errors import DataError
 
 
@@ -146,6 +147,17 @@ def test_prepare_voc_takes_classes_in_their_order(tree):
         prepare(tree, classes=['red cell'], overwrite=True)
     with pytest.raises(DataError, match="classes: the class 'cat' appears twice"):
         prepare(tree, classes=['cat', 'cat'], overwrite=True)
+
+
+def test_number_classes_sorts_the_names_of_all_splits():
+    names = ['e', 'c', 'A', 'd', 'b', 'f']
+    splits = {
+        'train': Split([{'objects': [{'label': name} for name in names[:4]]}], []),
+        'validation': Split([{'objects': []}, {'objects': [{'label': name} for name in names[4:]]}], []),
+    }
+    assert voc.number_classes(splits, None) == ('A', 'b', 'c', 'd', 'e', 'f')
+    assert [thing['label'] for thing in splits['train'].examples[0]['objects']] == [4, 2, 0, 3]
+    assert [thing['label'] for thing in splits['validation'].examples[1]['objects']] == [1, 5]
 
 
 KEPT = {
