@@ -189,6 +189,12 @@ def test_check_split_refuses_object(root, case):
     assert len(skipped) == 1 and 'object 1' in skipped[0]
 
 
+def test_check_split_stores_boxes_of_the_devkit_as_they_are(root):
+    with_object('cat', (0, 2, 41, 9), 0)(root / 'VOC2007')
+    examples, *_ = check(root, skip=False)
+    assert examples[0]['objects'][0]['bbox'].tolist() == [-1, 1, 42, 8]
+
+
 def test_prepare_voc_writes_nothing_or_leaves_out_what_is_bad(root):
     BAD_OBJECTS['outside'][0](root / 'VOC2007')
     (root / 'VOC2012/JPEGImages/2008_000008.jpg').unlink()

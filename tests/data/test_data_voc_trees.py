@@ -12,6 +12,7 @@ from drawn_pictures import CLASSES, PICTURES, check_truth, draw, mutate
 
 from detzoo.data import catalog, records
 from detzoo.data.readers import voc
+from detzoo.data.readers.prepare import Split
 from detzoo.errors import DataError
 
 
@@ -118,6 +119,14 @@ def test_prepare_voc_reads_continuous_coordinates(tree):
         prepare(tree, coordinates='corners', overwrite=True)
 
 
+def test_check_split_cuts_boxes_that_begin_at_0(tree):
+    (tree / 'my cell 1.xml').write_text(
+        xml('my cell 1').replace('<xmin>1<', '<xmin>0<').replace('<xmax>40<', '<xmax>41<')
+    )
+    example = next(example for example in check(tree, skip=False).examples if 'cell' in example['file_name'])
+    assert [thing['bbox'].tolist() for thing in example['objects'][:1]] == [[0, 0, 40, 30]]
+
+
 def test_prepare_voc_agrees_with_hotcoco(tree):
     shutil.copytree(tree, tree.parent / 'devkit/Annotations')
     prepare(tree)
@@ -139,6 +148,17 @@ def test_prepare_voc_takes_classes_in_their_order(tree):
         prepare(tree, classes=['red cell'], overwrite=True)
     with pytest.raises(DataError, match="classes: the class 'cat' appears twice"):
         prepare(tree, classes=['cat', 'cat'], overwrite=True)
+
+
+def test_number_classes_sorts_the_names_of_all_splits():
+    names = ['e', 'c', 'A', 'd', 'b', 'f']
+    splits = {
+        'train': Split([{'objects': [{'label': name} for name in names[:4]]}], []),
+        'validation': Split([{'objects': []}, {'objects': [{'label': name} for name in names[4:]]}], []),
+    }
+    assert voc.number_classes(splits, None) == ('A', 'b', 'c', 'd', 'e', 'f')
+    assert [thing['label'] for thing in splits['train'].examples[0]['objects']] == [4, 2, 0, 3]
+    assert [thing['label'] for thing in splits['validation'].examples[1]['objects']] == [1, 5]
 
 
 KEPT = {

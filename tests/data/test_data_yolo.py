@@ -342,6 +342,9 @@ def test_prepare_yolo_refuses_other_requests(root):
     ):
         with pytest.raises(DataError, match=words):
             prepare(root, **options)
+    (root / 'labels/val/gone.txt').write_text(lines('tall'))
+    with pytest.raises(DataError, match='val/gone.txt: there is no image for this label file'):
+        prepare(root, data_yaml=root / 'data.yaml')
     shutil.rmtree(root / 'labels')
     with pytest.raises(DataError, match='no image has a label file; there is no .*/labels/train/b.wide.txt nor'):
         prepare(root, data_yaml=root / 'data.yaml', on_bad_record='skip')

@@ -318,7 +318,7 @@ def read_line(line: str, where: str, height: int, width: int, rules: Rules) -> d
 
 def read_polygon(pixels: Sequence[float], where: str, height: int, width: int) -> tuple[list[float], str, float]:
     """Turns a polygon x1, y1, x2, y2, ... in pixels into its box, COCO's compressed RLE, and the area of that mask."""
-    points = np.clip(np.reshape(pixels, (-1, 2)), 0, [width, height])
+    points = np.reshape(pixels, (-1, 2))
     low, high = points.min(0), points.max(0)
     box = folders.fit_box([*low.tolist(), *(high - low).tolist()], where, height, width)
     if np.abs(points - np.roll(points, 1, 0)).sum() > LONGEST_OUTLINE:
