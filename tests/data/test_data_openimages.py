@@ -135,8 +135,9 @@ BAD_ROWS = {
 def test_check_split_refuses_row(root, case):
     row, words = BAD_ROWS[case]
     (root / 'train-annotations-bbox.csv').write_text(HEADER + row + '\n' + rows())
-    with pytest.raises(DataError, match=rf'train-annotations-bbox\.csv:2: .*{words}.*on_bad_record=.skip'):
+    with pytest.raises(DataError, match=rf'train-annotations-bbox\.csv:2: .*{words}.*on_bad_record=.skip') as caught:
         check(root, skip=False)
+    assert str(caught.value).count('on_bad_record') == 1
     examples, skipped = check(root, skip=True)[:2]
     assert sum(len(example['objects']) for example in examples) == 7
     assert len(skipped) == 1 and 'bbox.csv:2: ' in skipped[0]

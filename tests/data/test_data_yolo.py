@@ -231,19 +231,18 @@ BAD_LINES = {
 
 
 @pytest.mark.parametrize('case', BAD_LINES)
-def test_read_labels_refuses_line(tmp_path, case):
+def test_read_labels_refuses_line(case):
     line, words = BAD_LINES[case]
-    path = tmp_path / 'a.txt'
-    path.write_text(f'0 0.5 0.5 1 1\n\n{line}\n1 0.25 0.5 0.5 1\n')
-    with pytest.raises(DataError, match=rf'^{path}:3: .*{words}.*on_bad_record=.skip'):
-        yolo.read_labels(path, 30, 40, itertools.count(1), BadRecords(False), RULES)
+    text = f'0 0.5 0.5 1 1\n\n{line}\n1 0.25 0.5 0.5 1\n'
+    with pytest.raises(DataError, match=rf'^a.txt:3: .*{words}.*on_bad_record=.skip'):
+        yolo.read_labels(text, 'a.txt', 30, 40, itertools.count(1), BadRecords(False), RULES)
     bad = BadRecords(True)
-    objects = yolo.read_labels(path, 30, 40, itertools.count(1), bad, RULES)
+    objects = yolo.read_labels(text, 'a.txt', 30, 40, itertools.count(1), bad, RULES)
     assert [(thing['id'], thing['label'], *thing['bbox']) for thing in objects] == [
         (1, 0, 0, 0, 40, 30),
         (2, 1, 0, 0, 20, 30),
     ]
-    assert len(bad.messages) == 1 and f'{path}:3: ' in bad.messages[0]
+    assert len(bad.messages) == 1 and bad.messages[0].startswith('a.txt:3: ')
 
 
 def test_read_line_cuts_rounding_errors():
@@ -381,7 +380,7 @@ def check_mutation(root, text, rng):
         check(yolo.list_images(root, ['images']), skip=False)
         assert not skipped
     except DataError as error:
-        assert skipped and str(path) in str(error)
+        assert skipped and str(path) in str(error) and str(error).count('on_bad_record') == 1
     assert all(str(path) in message for message in skipped)
     things = [thing for example in examples if 'my cell' in example['file_name'] for thing in example['objects']]
     if len(examples) == 2:

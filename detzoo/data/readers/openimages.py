@@ -201,10 +201,12 @@ def check_split(
                 'file_name': file_name,
                 'height': height,
                 'width': width,
-                'objects': read_objects(rows, height, width, names, object_ids, bad),
+                'objects': [],
             }
         except DataError as error:
             bad.add(error)
+            continue
+        examples[str(file)]['objects'] = read_objects(rows, height, width, names, object_ids, bad)
     return prepare.check_files(examples, str(path), bad, max_pixels, bit_depth)
 
 

@@ -250,9 +250,11 @@ def check_split(parts: Sequence[Part], image_ids: Iterator[int], rules: Rules, s
         try:
             if where in examples:
                 raise DataError(f'{where}: the image is listed twice; the lists of a split must not overlap')
-            examples[where] = read_example(part, stem, image_ids, object_ids, bad, rules)
+            examples[where], annotation = read_example(part, stem, image_ids, rules)
         except DataError as error:
             bad.add(error)
+            continue
+        examples[where]['objects'] = read_objects(annotation, where, examples[where], object_ids, bad, rules)
     described = collections.Counter(example['image'] for example in examples.values())
     alone = [file for part in parts if not part.listed for file in _without_annotations(part, examples, described)]
     for file in alone:
@@ -264,9 +266,9 @@ def check_split(parts: Sequence[Part], image_ids: Iterator[int], rules: Rules, s
 
 
 def read_example(
-    part: Part, stem: str, image_ids: Iterator[int], object_ids: Iterator[int], bad: BadRecords, rules: Rules
-) -> dict[str, Any]:
-    """Reads the XML file of an image; returns an example for `records.features`."""
+    part: Part, stem: str, image_ids: Iterator[int], rules: Rules
+) -> tuple[dict[str, Any], xml.etree.ElementTree.Element]:
+    """Reads the XML file of an image; returns an example for `records.features`, without objects yet, and the XML."""
     where = str(part.annotations / f'{stem}.xml')
     annotation = read_annotation(prepare.find_file(f'{stem}.xml', part.annotations, where))
     name = find_image(part.images, stem, annotation.findtext('filename', ''), where)
@@ -279,13 +281,27 @@ def read_example(
         'width': width,
         'objects': [],
     }
+    return example, annotation
+
+
+def read_objects(
+    annotation: xml.etree.ElementTree.Element,
+    where: str,
+    example: dict[str, Any],
+    object_ids: Iterator[int],
+    bad: BadRecords,
+    rules: Rules,
+) -> list[dict[str, Any]]:
+    """Reads the objects of an image; returns those that are good."""
+    objects = []
     for index, node in enumerate(annotation.findall('object'), start=1):
+        named = f'{where}: object {index} ({node.findtext("name")})'
         try:
-            thing = read_object(node, f'{where}: object {index} ({node.findtext("name")})', height, width, rules)
-            example['objects'].append({'id': next(object_ids), **thing})
+            thing = read_object(node, named, example['height'], example['width'], rules)
+            objects.append({'id': next(object_ids), **thing})
         except DataError as error:
             bad.add(error)
-    return example
+    return objects
 
 
 def read_annotation(path: pathlib.Path) -> xml.etree.ElementTree.Element:

@@ -249,6 +249,7 @@ def check_split(listed: Listed, image_ids: Iterator[int], rules: Rules, skip: bo
         try:
             labels = find_labels(name, listed)
             labelled += labels is not None
+            text = '' if labels is None else folders.read_text(labels)
             height, width = folders.image_size(file, str(file), rules.max_pixels, rules.bit_depth)
             examples[str(file)] = {
                 'image': file,
@@ -256,10 +257,12 @@ def check_split(listed: Listed, image_ids: Iterator[int], rules: Rules, skip: bo
                 'file_name': name,
                 'height': height,
                 'width': width,
-                'objects': [] if labels is None else read_labels(labels, height, width, object_ids, bad, rules),
+                'objects': [],
             }
         except DataError as error:
             bad.add(error)
+            continue
+        examples[str(file)]['objects'] = read_labels(text, str(labels), height, width, object_ids, bad, rules)
     if listed.files and not labelled:
         places = ' nor '.join(map(str, label_places(next(iter(listed.files)), listed)))
         raise DataError(f'{listed.source}: no image has a label file; there is no {places}, for example')
@@ -267,14 +270,14 @@ def check_split(listed: Listed, image_ids: Iterator[int], rules: Rules, skip: bo
 
 
 def read_labels(
-    path: pathlib.Path, height: int, width: int, object_ids: Iterator[int], bad: BadRecords, rules: Rules
+    text: str, where: str, height: int, width: int, object_ids: Iterator[int], bad: BadRecords, rules: Rules
 ) -> list[dict[str, Any]]:
-    """Reads the label file of an image of that size; returns objects for `records.features`."""
+    """Reads the text of a label file, for an image of that size; returns objects for `records.features`."""
     objects = []
-    for number, line in enumerate(folders.read_text(path).splitlines(), start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
             try:
-                thing = read_line(line, f'{path}:{number}', height, width, rules)
+                thing = read_line(line, f'{where}:{number}', height, width, rules)
                 objects.append({'id': next(object_ids), **thing})
             except DataError as error:
                 bad.add(error)
