@@ -45,6 +45,7 @@ setup(
         'orbax-checkpoint>=0.12',
         'pillow>=10.1',
         'pycocotools>=2.0.8',  # masks as run lengths; the oracle of the metric's tests
+        'pyyaml',  # YOLO's data.yaml; flax and others bring it anyway
         'rich',  # how far a sweep is
         'safetensors',
         'scipy',  # Student's t; jax brings it anyway

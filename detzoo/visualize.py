@@ -38,7 +38,10 @@ _PALETTE = (
     (141, 110, 99),
     (124, 77, 255),
 )
-_READABLE = 480  # pixels; images with a smaller shorter side are enlarged
+_READABLE, _LONGEST = (
+    480,
+    2400,
+)  # pixels; images with a smaller shorter side are enlarged, unless the longer one gets too long
 _OPACITY = 0.45  # opacity of masks
 _CROWDED = 0.15  # share of a picture; if names would cover more, a legend replaces them
 
@@ -74,7 +77,8 @@ def draw_boxes(
       class_names: [K].
       crowd: [N] bool, True for dashed boxes; or None.
       masks: [N, h, w] bool, True for tinted pixels; or None.
-      scale: factor of enlargement; None for the smallest whole number that makes the shorter side at least 480 pixels.
+      scale: factor of enlargement; None for the smallest whole number that makes the shorter side at least 480 pixels, or
+        for a smaller one that keeps the longer side within 2400.
 
     Returns:
       [round(h * scale) + legend, round(w * scale), 3] uint8.
@@ -85,7 +89,7 @@ def draw_boxes(
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f'image must be [h, w, 3] uint8, not {list(image.shape)} {image.dtype}')
     if scale is None:
-        scale = max(1, math.ceil(_READABLE / min(image.shape[:2])))
+        scale = _enlargement(image)
     size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
     picture = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
     labels = [int(label) for label in labels]
@@ -115,6 +119,11 @@ def draw_boxes(
     return np.array(picture)
 
 
+def _enlargement(image: np.ndarray) -> int:
+    """Chooses the whole number by which a picture of an image is larger; a strip of one row would fill the memory at 480."""
+    return max(1, min(math.ceil(_READABLE / min(image.shape[:2])), _LONGEST // max(image.shape[:2])))
+
+
 def draw_assignment(
     image: np.ndarray, boxes: np.ndarray, matched: np.ndarray, gt_boxes: np.ndarray, *, crowd: np.ndarray | None = None
 ) -> np.ndarray:
@@ -134,7 +143,7 @@ def draw_assignment(
     Returns:
       [h', w', 3] uint8.
     """
-    scale = max(1, math.ceil(_READABLE / min(image.shape[:2])))
+    scale = _enlargement(image)
     size = (image.shape[1] * scale, image.shape[0] * scale)
     picture = Image.fromarray(image // 2 + 64).resize(
         size, Image.Resampling.BICUBIC

@@ -12,7 +12,13 @@ Held fixed: data, augmentation, steps, batch size, optimiser and its schedule, h
 backbone is a ResNet-18 of 16 channels for all but YOLO, which has its own. Varied: the detector and the canvas; the sizes of
 anchors and RoIs follow the canvas. The learning rate is that of the detector's config.
 
-`:histology` compares them on real tissue, with two seeds. `:coco` is the experiment at full scale, with backbones, canvases and
+`:histology` compares them on real tissue, with two seeds. `:bccd` compares four of them, all but Mask R-CNN, on photographs of
+blood cells of 640 x 480 pixels, which have boxes but no masks; docs/own_data.md says where they come from and how to prepare
+them. There SSDLite on MobileNetV2 stands beside them, from scratch and from torchvision's ImageNet classifier, a file in the
+folder weights/, or in FOLDER with `:bccd:FOLDER`; it takes 300 steps instead of 900, since one costs three times as much or more.
+This has not been run yet; by the times of single steps, all runs take some two and a half hours of one core.
+
+`:coco` is the experiment at full scale, with backbones, canvases and
 numbers of proposals; it has not been run yet. Its 50 runs are 22 trainings: runs that differ only in the number of proposals or
 in the canvas of prediction share a training. Each training starts from an ImageNet classifier, a file of BACKBONES in the folder
 weights/, or in FOLDER with `:coco:FOLDER`.
@@ -35,19 +41,45 @@ FAMILIES = {
 SIZED = 'model.anchor_sizes', 'model.rpn.anchor_sizes', 'model.roi.canonical_size', 'model.mask_roi.canonical_size'
 SIDES = 128, 96  # pixels; images of `shapes` are 96 to 128 pixels wide and high
 # Names of files from torchvision (ResNet50_Weights.IMAGENET1K_V1, ResNet101_Weights.IMAGENET1K_V1,
-# VGG16_Weights.IMAGENET1K_FEATURES) and from darknet's page.
+# VGG16_Weights.IMAGENET1K_FEATURES, MobileNet_V2_Weights.IMAGENET1K_V1) and from darknet's page.
 BACKBONES = {
     'r50': 'resnet50-0676ba61.pth',
     'r101': 'resnet101-63fe2227.pth',
     'vgg16': 'vgg16_features-amdegroot-88682ab5.pth',
     'yolov2': 'darknet19_448.conv.23',
     'yolov3': 'darknet53.conv.74',
+    'mobilenet_v2': 'mobilenet_v2-b0353104.pth',
 }
 BUDGET = {
     'training.steps': 1000,
     'training.batch_size': 16,
     'training.checkpoint_every': 250,
     'training.evaluate_every': 500,
+}
+
+
+# Half the size of the photographs: platelets are 13 to 38 pixels there, red cells 32 to 70, white cells 48 to 150.
+BCCD = {
+    'data.name': 'bccd',
+    'data.canvases': ((256, 320),),
+    'data.max_boxes': 32,
+    'data.recipe.scale_range': (0.8, 1.25),
+    'evaluation.canvases': ((256, 320),),
+    'training.steps': 900,
+    'training.checkpoint_every': 300,
+    'training.evaluate_every': 450,
+}
+LITE_BUDGET = {'training.steps': 300, 'training.checkpoint_every': 100, 'training.evaluate_every': 150}
+BCCD_ANCHORS = {
+    'retinanet': {},
+    'yolo': {
+        'model.anchor_sizes': (
+            ((20.0, 20.0), (44.0, 42.0), (56.0, 46.0)),
+            ((48.0, 54.0), (62.0, 58.0), (106.0, 96.0)),
+        )
+    },
+    'ssd': {'model.anchor_sizes': (20.0, 48.0, 80.0, 120.0)},
+    'faster_rcnn': {'model.rpn.anchor_sizes': ((16.0,), (28.0,), (48.0,), (76.0,), (120.0,))},
 }
 
 
@@ -83,6 +115,19 @@ def shapes() -> list[Run]:
 def histology() -> list[Run]:
     """Makes the runs of five detectors with two seeds."""
     runs = [Run(family, f'configs/{file.format("histology")}', series=family) for family, file in FAMILIES.items()]
+    return with_seeds(runs, (0, 1))
+
+
+def bccd(weights: str) -> list[Run]:
+    """Makes runs on blood cells with two seeds; weights: folder of BACKBONES."""
+    runs = [
+        Run(family, f'configs/{FAMILIES[family].format("histology")}', {**BCCD, **anchors}, series=family)
+        for family, anchors in BCCD_ANCHORS.items()
+    ]
+    lite = {**BCCD, 'model.anchor_sizes': (20.0, 55.0, 120.0), **LITE_BUDGET}
+    pretrained = {'initialize_backbone': f'{weights}/{BACKBONES["mobilenet_v2"]}'}
+    for name, changes in (('ssdlite', lite), ('ssdlite_imagenet', lite | pretrained)):
+        runs.append(Run(name, 'configs/ssd_histology.py:mobilenet_v2', changes, series=name))
     return with_seeds(runs, (0, 1))
 
 
@@ -137,11 +182,12 @@ def sharing(
 
 
 def get_sweep(arg: str | None = None) -> Sweep:
-    """Makes the runs of a variant: 'shapes' (the default), 'histology', or 'coco', with a folder of weights after a colon."""
+    """Makes the runs of a variant: 'shapes' (the default), 'histology', 'bccd' or 'coco', the last two with a folder of weights."""
     variant, _, weights = (arg or 'shapes').partition(':')
-    variants = dict(shapes=shapes, histology=histology, coco=partial(coco, weights or 'weights'))
-    if variant not in variants or (weights and variant != 'coco'):
+    folder = weights or 'weights'
+    variants = dict(shapes=shapes, histology=histology, bccd=partial(bccd, folder), coco=partial(coco, folder))
+    if variant not in variants or (weights and variant not in ('bccd', 'coco')):
         raise ValueError(
-            f'experiments/speed_accuracy.py has the variants {", ".join(variants)} (or coco:FOLDER), not {arg!r}'
+            f'experiments/speed_accuracy.py has the variants {", ".join(variants)} (bccd:FOLDER, coco:FOLDER), not {arg!r}'
         )
     return Sweep(variants[variant](), ('AP', 'AP50', 'AP75', 'APs', 'APm'), FIGURES)

@@ -206,7 +206,9 @@ def write_classifier():
                 bytes(16) + np.concatenate([np.full(leaf.size, 0.1, '<f4') for leaf in leaves.values()]).tobytes()
             )
             return
-        names = torchvision.VGG if any(place.startswith('conv1_1') for place in leaves) else torchvision.RESNET
+        first = {'conv1_1': torchvision.VGG, 'block17': torchvision.MOBILENET_V2}
+        parts = {place.partition('/')[0] for place in leaves}
+        names = next((names for part, names in first.items() if part in parts), torchvision.RESNET)
         entries = {
             names.name_of(place): leaf.transpose(3, 2, 0, 1).copy() if leaf.ndim == 4 else leaf
             for place, leaf in leaves.items()

@@ -67,6 +67,12 @@ def test_draw_boxes_enlarges_small_images_and_scales_boxes():
     assert draw(image, [[10, 20, 50, 80]], scale=2.5).shape == (250, 375, 3)
 
 
+def test_draw_boxes_enlarges_strips_less():
+    for height, width, high, wide in ((1, 300, 8, 2400), (300, 1, 2400, 8), (1, 5000, 1, 5000)):
+        picture = draw(np.zeros((height, width, 3), np.uint8), [[0, 0, width, height]])
+        assert picture.shape[1] == wide and high <= picture.shape[0] < high + 200  # with a legend
+
+
 def test_draw_boxes_leaves_its_image_alone():
     image = GRAY.copy()
     draw(image, [[100, 200, 300, 400]])

@@ -1,14 +1,20 @@
-"""Prepares your own annotated images, or PASCAL VOC, as a data set with a name.
+"""Prepares your own annotated images as a data set with a name.
 
     detzoo prepare --format=coco --name=birds \\
         --train_annotations=train.json --train_images=images/train \\
         --validation_annotations=val.json --validation_images=images/val
+    detzoo prepare --format=voc --name=cells --train_images=photos --validation_share=0.2
     detzoo prepare --format=voc --name=voc --voc_root=VOCdevkit \\
         --train_splits=2007_trainval,2012_trainval --validation_splits=2007_test
+    detzoo prepare --format=yolo --name=birds --data_yaml=birds/data.yaml
+    detzoo prepare --format=openimages --name=birds \\
+        --train_annotations=train-annotations-bbox.csv --train_images=train \\
+        --validation_annotations=validation-annotations-bbox.csv --validation_images=validation \\
+        --class_descriptions=class-descriptions-boxable.csv
 
 Checks every record and every image first, and writes nothing until all are well. A problem is one line that names the file and
-the record. With --on_bad_record=skip bad records are left out and listed. Then train on the data with
---config.data.name=birds.
+the record. With --on_bad_record=skip bad records are left out and listed. With --validation_share=0.2 a fifth of the training
+images, drawn at random, validate. Then train on the data with --config.data.name=birds.
 """
 
 import sys
@@ -23,14 +29,39 @@ LISTED = 20  # skipped records of a split, on the terminal
 NAME = flags.DEFINE_string(
     'name', None, 'The name of the data set: lower-case letters, digits and underscores.', required=True
 )
-FORMAT = flags.DEFINE_enum('format', 'coco', ['coco', 'lvis', 'voc'], 'The format of the annotations.')
-TRAIN_ANNOTATIONS = define_path('train_annotations', None, 'coco: JSON file of the training annotations.')
-TRAIN_IMAGES = define_path('train_images', None, 'coco: folder of the training images; file_name is relative to it.')
-VALIDATION_ANNOTATIONS = define_path('validation_annotations', None, 'coco: JSON file of the validation annotations.')
-VALIDATION_IMAGES = define_path('validation_images', None, 'coco: folder of the validation images.')
-VOC_ROOT = define_path('voc_root', None, 'voc: the unpacked folder VOCdevkit, with VOC2007 or VOC2012 in it.')
-TRAIN_SPLITS = flags.DEFINE_list('train_splits', None, 'voc: lists of training images: 2007_trainval,2012_trainval.')
-VALIDATION_SPLITS = flags.DEFINE_list('validation_splits', None, 'voc: lists of validation images: 2007_test.')
+FORMAT = flags.DEFINE_enum(
+    'format', 'coco', ['coco', 'voc', 'yolo', 'lvis', 'openimages'], 'The format of the annotations.'
+)
+TRAIN_ANNOTATIONS = define_path(
+    'train_annotations',
+    None,
+    'The training annotations: a JSON file (coco, lvis), a CSV file (openimages), or a folder, if they do not lie where the format '
+    'has them (voc, yolo).',
+)
+TRAIN_IMAGES = define_path('train_images', None, 'The folder of the training images.')
+VALIDATION_ANNOTATIONS = define_path('validation_annotations', None, 'The validation annotations.')
+VALIDATION_IMAGES = define_path('validation_images', None, 'The folder of the validation images.')
+VOC_ROOT = define_path(
+    'voc_root', None, 'voc: the unpacked folder VOCdevkit, or one with Annotations, JPEGImages and ImageSets in it.'
+)
+TRAIN_SPLITS = flags.DEFINE_list(
+    'train_splits', None, 'voc: lists of training images in ImageSets/Main: train, or for VOCdevkit 2007_trainval.'
+)
+VALIDATION_SPLITS = flags.DEFINE_list('validation_splits', None, 'voc: lists of validation images: val, or 2007_test.')
+COORDINATES = flags.DEFINE_enum(
+    'coordinates',
+    None,
+    ['pixels', 'edges'],
+    'voc: whether boxes are pixels counted from 1, with those of both corners inside, as VOC has them (the default), or edges '
+    'in continuous coordinates, as labelImg and CVAT write them.',
+)
+DATA_YAML = define_path('data_yaml', None, 'yolo: data.yaml, with train, val and names.')
+CLASSES = flags.DEFINE_list(
+    'classes', None, 'voc, yolo: the names of the classes, in the order of their numbers: cat,dog.'
+)
+CLASS_DESCRIPTIONS = define_path(
+    'class_descriptions', None, 'openimages: CSV file of the names of the classes: class-descriptions-boxable.csv.'
+)
 VALIDATION_SHARE = flags.DEFINE_float(
     'validation_share',
     None,
@@ -47,7 +78,7 @@ MAX_PIXELS = flags.DEFINE_integer(
 BIT_DEPTH = flags.DEFINE_integer(
     'bit_depth',
     None,
-    'coco: bits of the pixels in image files of 16 bits, stored in 8: 12, or 16 for dark pictures.',
+    'Bits of the pixels in image files of 16 bits, stored in 8: 12, or 16 for dark pictures.',
     lower_bound=8,
     upper_bound=16,
 )
@@ -57,17 +88,27 @@ OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Replace a data set of the sam
 class Sources(NamedTuple):
     """The flags that say where the data of a format are; each is an argument of the format's function."""
 
-    needed: tuple[flags.FlagHolder, ...]
+    needed: tuple[flags.FlagHolder, ...] = ()
+    either: tuple[flags.FlagHolder, ...] = ()  # one of them is needed
     optional: tuple[flags.FlagHolder, ...] = ()
 
 
+BESIDE_TRAIN_IMAGES = TRAIN_ANNOTATIONS, VALIDATION_IMAGES, VALIDATION_ANNOTATIONS
+ANY = VALIDATION_SHARE, SPLIT_SEED, BIT_DEPTH  # of any format
 SOURCES = {
     'coco': Sources(
-        needed=(TRAIN_ANNOTATIONS, TRAIN_IMAGES),
-        optional=(VALIDATION_ANNOTATIONS, VALIDATION_IMAGES, VALIDATION_SHARE, SPLIT_SEED, BIT_DEPTH),
+        needed=(TRAIN_ANNOTATIONS, TRAIN_IMAGES), optional=(VALIDATION_ANNOTATIONS, VALIDATION_IMAGES, *ANY)
     ),
+    'voc': Sources(
+        either=(VOC_ROOT, TRAIN_IMAGES),
+        optional=(TRAIN_SPLITS, VALIDATION_SPLITS, *BESIDE_TRAIN_IMAGES, CLASSES, COORDINATES, *ANY),
+    ),
+    'yolo': Sources(either=(DATA_YAML, TRAIN_IMAGES), optional=(*BESIDE_TRAIN_IMAGES, CLASSES, *ANY)),
     'lvis': Sources(needed=(TRAIN_ANNOTATIONS, TRAIN_IMAGES, VALIDATION_ANNOTATIONS, VALIDATION_IMAGES)),
-    'voc': Sources(needed=(VOC_ROOT, TRAIN_SPLITS, VALIDATION_SPLITS)),
+    'openimages': Sources(
+        needed=(TRAIN_ANNOTATIONS, TRAIN_IMAGES),
+        optional=(VALIDATION_ANNOTATIONS, VALIDATION_IMAGES, CLASS_DESCRIPTIONS, *ANY),
+    ),
 }
 
 
@@ -76,10 +117,18 @@ def main(settings: list[str]) -> None:
     arguments = _sources_given()
     from detzoo.data.readers.coco import prepare_coco
     from detzoo.data.readers.lvis import prepare_lvis
+    from detzoo.data.readers.openimages import prepare_openimages
     from detzoo.data.readers.voc import prepare_voc
+    from detzoo.data.readers.yolo import prepare_yolo
     from detzoo.data.records import MAX_PIXELS as DEFAULT_MAX_PIXELS
 
-    prepare = {'coco': prepare_coco, 'lvis': prepare_lvis, 'voc': prepare_voc}[FORMAT.value]
+    prepare = {
+        'coco': prepare_coco,
+        'voc': prepare_voc,
+        'yolo': prepare_yolo,
+        'lvis': prepare_lvis,
+        'openimages': prepare_openimages,
+    }[FORMAT.value]
     prepared = prepare(
         NAME.value,
         **arguments,
@@ -88,7 +137,7 @@ def main(settings: list[str]) -> None:
         max_pixels=MAX_PIXELS.value or DEFAULT_MAX_PIXELS,
         overwrite=OVERWRITE.value,
     )
-    ignored = {'coco': 'crowds', 'lvis': 'crowds', 'voc': 'difficult'}[FORMAT.value]
+    ignored = {'voc': 'difficult', 'openimages': 'groups'}.get(FORMAT.value, 'crowds')
     for name, split in prepared.splits.items():
         objects = [thing for example in split.examples for thing in example['objects']]
         crowds = sum(thing['is_crowd'] for thing in objects)
@@ -115,11 +164,17 @@ def main(settings: list[str]) -> None:
 def _sources_given() -> dict[str, Any]:
     """Returns the values of the format's flags that were given; ends the program where one is missing or of no use."""
     sources = SOURCES[FORMAT.value]
-    own = {flag.name: flag.value for flag in sources.needed + sources.optional}
-    every = {flag.name: flag.value for other in SOURCES.values() for flag in other.needed + other.optional}
+    own = {flag.name: flag.value for flag in _all(sources)}
+    every = {flag.name: flag.value for other in SOURCES.values() for flag in _all(other)}
     missing = [f'--{flag.name}' for flag in sources.needed if not flag.value]
+    if sources.either and not any(flag.value for flag in sources.either):
+        missing.append(' or '.join(f'--{flag.name}' for flag in sources.either))
     unused = [f'--{name}' for name, value in every.items() if name not in own and value is not None]
     if missing or unused:
         what = f'needs {", ".join(missing)}' if missing else f'does not take {", ".join(unused)}'
         sys.exit(f'error: --format={FORMAT.value} {what}')
     return {name: value for name, value in own.items() if value is not None}
+
+
+def _all(sources: Sources) -> tuple[flags.FlagHolder, ...]:
+    return sources.needed + sources.either + sources.optional

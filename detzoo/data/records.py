@@ -301,7 +301,7 @@ def decode_image(
     if bit_depth not in (None, *range(8, 17)):
         raise ValueError(f'bit_depth must be 8 to 16, not {bit_depth}')
     try:
-        with _open_image(data) as image:
+        with open_image(data) as image:
             width, height = image.size
             if strict and width * height <= max_pixels:
                 image.load()
@@ -333,7 +333,7 @@ def to_8_bits(data: bytes, *, name: str, bit_depth: int) -> bytes:
     return cv2.imencode('.png', cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
-def _open_image(data: bytes) -> PIL.Image.Image:
+def open_image(data: bytes) -> PIL.Image.Image:
     """Reads an image's header by Pillow, without Pillow's own limit of pixels, which is lower than some panoramas."""
     with _PILLOWS_LIMIT:
         limit, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None

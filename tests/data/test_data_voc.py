@@ -17,6 +17,8 @@ from detzoo.errors import DataError
 HEIGHT, WIDTH = 30, 40
 OBJECTS = [('tvmonitor', (1, 1, 40, 30), 0), ('aeroplane', (3, 5, 3, 7), 1), ('person', (2.5, 4, 11.75, 20), None)]
 
+NAMES = [name for name, _, _ in OBJECTS]
+
 
 def picture(height=HEIGHT, width=WIDTH):
     file = io.BytesIO()
@@ -129,25 +131,24 @@ def write_jpeg(data):
 BAD_IMAGES = {
     'no XML': (
         lambda folder: (folder / 'Annotations/000005.xml').unlink(),
-        'cannot read the annotations: No such file',
+        r"there is no file '000005\.xml' in",
     ),
     'cut short': (rewrite(annotation()[:-9]), 'not XML, or cut short'),
     'unknown encoding': (rewrite('<?xml version="1.0" encoding="klingon"?><annotation/>'), 'not XML'),
     'other root': (rewrite('<html/>'), "its root is 'html'"),
-    'no size': (rewrite('<annotation></annotation>'), 'size/height must be a finite number, not None'),
     'size is text': (rewrite(annotation(width='wide')), "size/width must be a finite number, not 'wide'"),
     'half a pixel': (rewrite(annotation(width=40.5)), 'whole pixels'),
-    'no pixels': (rewrite(annotation(height=0)), 'must be positive'),
+    'no pixels': (rewrite(annotation(height=-30)), 'must be positive'),
     'other size': (rewrite(annotation(height=31)), '40 x 30 pixels, the annotations say 40 x 31'),
     'turned': (rewrite(annotation([], height=40, width=30)), 'EXIF'),
-    'no image': (lambda folder: (folder / 'JPEGImages/000005.jpg').unlink(), "no file 'JPEGImages/000005.jpg'"),
+    'no image': (lambda folder: (folder / 'JPEGImages/000005.jpg').unlink(), "no image '000005' of any suffix in"),
     'short image': (write_jpeg(picture()[:-99]), 'not a whole image'),
 }
 
 BAD_OBJECTS = {
     'unknown class': (
         with_object('unicorn', (1, 2, 3, 4), 0),
-        r'\(unicorn\): not one of VOC.s 20 classes.*COCO.s format',
+        r'\(unicorn\): not one of VOC.s 20 classes; list all classes',
     ),
     'no name': (rewrite(annotation([('', (1, 2, 3, 4), 0), *OBJECTS])), 'not one of VOC.s 20'),
     'degenerate': (with_object('cat', (5, 2, 4, 4), 0), r'\(cat\): bbox .* no positive width'),
@@ -161,9 +162,9 @@ BAD_OBJECTS = {
 
 
 def check(root, skip):
-    """The checked training split; nothing is written."""
-    parts = [(part, voc.read_list(root, part)) for part in ('2007_trainval', '2012_trainval')]
-    return voc.check_split(root, parts, itertools.count(1), skip, records.MAX_PIXELS)
+    """The checked training split; nothing is written, and labels are still names."""
+    rules = voc.Rules(voc.CLASS_NAMES, 'pixels', inside=False, max_pixels=records.MAX_PIXELS)
+    return voc.check_split(voc.list_parts(root, ('2007_trainval', '2012_trainval')), itertools.count(1), rules, skip)
 
 
 @pytest.mark.parametrize('case', BAD_IMAGES)
@@ -184,8 +185,14 @@ def test_check_split_refuses_object(root, case):
     with pytest.raises(DataError, match=rf'000005\.xml: object 1 .*{words}.*on_bad_record=.skip'):
         check(root, skip=False)
     examples, skipped, *_ = check(root, skip=True)
-    assert [[thing['label'] for thing in example['objects']] for example in examples] == [[19, 0, 14], [], [19, 0, 14]]
+    assert [[thing['label'] for thing in example['objects']] for example in examples] == [NAMES, [], NAMES]
     assert len(skipped) == 1 and 'object 1' in skipped[0]
+
+
+def test_check_split_stores_boxes_of_the_devkit_as_they_are(root):
+    with_object('cat', (0, 2, 41, 9), 0)(root / 'VOC2007')
+    examples, *_ = check(root, skip=False)
+    assert examples[0]['objects'][0]['bbox'].tolist() == [-1, 1, 42, 8]
 
 
 def test_prepare_voc_writes_nothing_or_leaves_out_what_is_bad(root):
@@ -209,11 +216,14 @@ def test_prepare_voc_refuses_an_image_listed_twice(root):
 BAD_LISTS = {
     'no year': (['trainval'], "'trainval' is not a year and a list"),
     'leads out': (['2007_../../x'], 'is not a year and a list'),
-    'unknown year': (['2010_trainval'], r'VOC2010/ImageSets/Main/trainval\.txt .*must be the unpacked VOCdevkit'),
+    'unknown year': (
+        ['2010_trainval'],
+        r'VOC2010/ImageSets/Main/trainval\.txt.*must be a list of an unpacked VOCdevkit',
+    ),
     'unknown list': (['2007_train'], r'VOC2007/ImageSets/Main/train\.txt'),
     'two columns': (['2007_cat'], r"cat\.txt should list one name of an image a line, but '000005 -1'"),
     'empty': (['2007_empty'], r'empty\.txt .*it is empty'),
-    'not text': (['2007_bytes'], r'cannot read .*bytes\.txt'),
+    'not text': (['2007_bytes'], r'bytes\.txt: not text in UTF-8'),
 }
 
 
@@ -246,9 +256,13 @@ def test_prepare_data_script_prepares_voc(run_script, root):
     assert 'train: 3 images (1 empty), 6 boxes (2 difficult)\nvalidation: 1 images' in finished.stdout
     assert '20 classes: aeroplane, bicycle' in finished.stdout
     for changed, words in (
-        (flags[:3] + splits, 'error: --format=voc needs --voc_root'),
+        (flags[:3] + splits, 'error: --format=voc needs --voc_root or --train_images'),
         (flags[1:] + splits, 'error: --format=coco needs --train_annotations'),
-        ([*flags, *splits, '--train_images=x'], 'error: --format=voc does not take --train_images'),
+        ([*flags, *splits, '--data_yaml=x'], 'error: --format=voc does not take --data_yaml'),
+        (
+            [*flags, *splits, '--name=other', '--train_images=x'],
+            'error: name voc_root and its lists',
+        ),
         ([*flags, *splits], 'voc exists'),
     ):
         finished = run_script('prepare_data', *changed)

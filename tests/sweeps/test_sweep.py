@@ -19,7 +19,12 @@ from detzoo.training import checks
 ROOT = pathlib.Path(__file__).parents[2]
 CLASSES = 5
 EXPERIMENTS = sorted(ROOT.glob('experiments/*.py'))
-ARGUMENTS = 'speed_accuracy.py:histology', 'speed_accuracy.py:coco', 'augmentation.py:histology'
+ARGUMENTS = (
+    'speed_accuracy.py:histology',
+    'speed_accuracy.py:bccd',
+    'speed_accuracy.py:coco',
+    'augmentation.py:histology',
+)
 VARIANTS = [*map(str, EXPERIMENTS), *(f'{ROOT}/experiments/{name}' for name in ARGUMENTS)]
 
 
@@ -29,12 +34,13 @@ def different_runs():
     for path in VARIANTS:
         for run in load_sweep(path)[0].runs:
             config = config_of(run)
-            marks = [pytest.mark.full] if path.endswith(':coco') else []
+            marks = [pytest.mark.full] if path.endswith((':bccd', ':coco')) else []
             about = [
                 config.model.to_dict(),
                 config.data.canvases,
                 config.evaluation.to_dict(),
                 config.training.batch_size,
+                bool(config.initialize_backbone),
             ]
             runs.setdefault(json.dumps(about), pytest.param(run, id=run.name, marks=marks))
     return runs.values()
@@ -177,10 +183,12 @@ def test_speed_accuracy_on_coco_trains_each_model_once():
 
 def test_speed_accuracy_refuses_variants_that_it_does_not_have():
     for argument in ('voc', 'shapes:weights', 'histology:weights'):
-        with pytest.raises(ValueError, match=f"variants shapes, histology, coco .or coco:FOLDER., not '{argument}'"):
+        with pytest.raises(ValueError, match=rf"variants shapes, histology, bccd, coco \(.*\), not '{argument}'"):
             load_sweep(f'{ROOT}/experiments/speed_accuracy.py:{argument}')
     sweep, _ = load_sweep(f'{ROOT}/experiments/speed_accuracy.py:coco:/data/weights')
     assert config_of(sweep.runs[-1]).initialize_backbone == '/data/weights/darknet53.conv.74'
+    sweep, _ = load_sweep(f'{ROOT}/experiments/speed_accuracy.py:bccd:/data/weights')
+    assert config_of(sweep.runs[-1]).initialize_backbone == '/data/weights/mobilenet_v2-b0353104.pth'
 
 
 def test_with_seeds_repeats_runs_under_their_names():
