@@ -7,6 +7,7 @@ import sys
 
 # Parameters of mallopt(3) in glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
+NEVER = -1  # a threshold
 ACCELERATORS = 'nvidia[0-9]*', 'kfd', 'accel*', 'vfio'  # in /dev: GPUs of NVIDIA and AMD, TPUs
 
 
@@ -25,5 +26,5 @@ def keep_memory() -> None:
         return
     library = ctypes.CDLL(None)
     if hasattr(library, 'mallopt'):  # glibc, and no other C library
-        for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_ARENA_MAX, 1)):
+        for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, NEVER), (M_ARENA_MAX, 1)):
             library.mallopt(parameter, value)
