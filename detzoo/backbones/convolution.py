@@ -5,6 +5,7 @@ to six times as long as a product of matrices for the gradient of a kernel. So o
 is one of
 
     'xla'       jax.lax.conv_general_dilated
+    'padded'    the same after adding channels of zeros: only forward, for the first layer of a narrow network
     'winograd'  `winograd`: 3x3, stride 1
     'dots'      `shifted_dots`: one product of matrices for each place of the kernel
     'columns'   `shifted_dots` with all places side by side, in one product
@@ -25,10 +26,11 @@ from detzoo.backbones.shifted_dots import Geometry
 from detzoo.types import Array
 
 NHWC = 'NHWC', 'HWIO', 'NHWC'  # the axes of x, of the kernel and of the result
+PADDED = 4, 32  # channels of x and of the result from which XLA has a faster program for kernels of few channels
 
 
 class Ways(NamedTuple):
-    """The formulations of a convolution and of its gradients: 'xla', 'winograd', 'dots' or 'columns'."""
+    """The formulations of a convolution and of its gradients: 'xla', 'winograd', 'dots' or 'columns'; 'padded' only forward."""
 
     forward: str
     input_gradient: str
@@ -55,6 +57,8 @@ def choose(x: Sequence[int], kernel: Sequence[int], geometry: Geometry) -> Ways:
         1 x  26 x  26,  512 -> 1024, 3x3, 2      20.3   16.2     31.1   18.6       19.4   16.7  columns, dots, columns
         1 x 128 x 128,  128 ->  128, 3x3, 2      12.3   12.3     14.2   14.1       25.7   17.2  xla, dots, dots
         1 x 512 x 512,    3 ->   64, 7x7, 2      12.8   12.8     31.1   31.1       17.3   17.3  xla
+        1 x 416 x 416,    3 ->   32, 3x3, 1      15.2    5.5     10.0   10.0        8.8    8.8  padded, xla, xla
+       16 x 128 x 128,    3 ->   16, 7x7, 2      13.3   10.4     37.6   37.6       11.3   11.3  padded, xla, xla
 
     Args:
         x: (B, h, w, C).
@@ -69,6 +73,8 @@ def choose(x: Sequence[int], kernel: Sequence[int], geometry: Geometry) -> Ways:
         return XLA
     if sides == (1, 1):
         return Ways('dots', 'dots', 'dots')
+    if suits_padding(kernel):
+        return Ways('padded', 'xla', 'xla')
     patches = x[0] * -(-height // 2) * -(-width // 2)
     pays = few >= 32 and channels * features <= 12_000 * patches and work > 3e7
     if suits_winograd(kernel, geometry) and pays:
@@ -82,6 +88,11 @@ def suits_winograd(kernel: Sequence[int], geometry: Geometry) -> bool:
     """Whether `winograd` can compute a convolution and its gradients."""
     few = all(0 <= pad <= 2 for pads in geometry.padding for pad in pads)
     return tuple(kernel[:2]) == (3, 3) and geometry.strides == geometry.dilation == (1, 1) and few
+
+
+def suits_padding(kernel: Sequence[int]) -> bool:
+    """Whether channels of zeros make a convolution faster."""
+    return kernel[2] < PADDED[0] and kernel[3] <= PADDED[1]
 
 
 def convolve(
@@ -136,6 +147,8 @@ def convolve_on_cpu(geometry: Geometry, ways: Ways, x: Array, kernel: Array) -> 
     """Convolves x [B, h, w, C] with a kernel [rows, columns, C, D], and computes gradients, in the given ways: [B, H, W, D]."""
     if ways.forward == 'xla':
         return _plain(x, kernel, geometry)
+    if ways.forward == 'padded':
+        return _padded(x, kernel, geometry)
     if ways.forward == 'winograd':
         return winograd.convolve(x, kernel, geometry.padding)
     return shifted_dots.convolve(x, kernel, geometry, columns=ways.forward == 'columns')
@@ -178,6 +191,14 @@ def _plain(x: Array, kernel: Array, geometry: Geometry) -> Array:
         rhs_dilation=geometry.dilation,
         dimension_numbers=NHWC,
     )
+
+
+def _padded(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    """Convolves with channels of zeros: at least as many as PADDED has."""
+    more, features = max(0, PADDED[0] - kernel.shape[2]), kernel.shape[3]
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, more)))
+    kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, more), (0, max(0, PADDED[1] - features))))
+    return _plain(x, kernel, geometry)[..., :features]
 
 
 convolve_on_cpu.defvjp(_forward, _backward)

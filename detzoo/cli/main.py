@@ -24,6 +24,7 @@ from absl import app, flags
 
 import detzoo
 from detzoo.errors import ConfigError, DataError, FirstProcessError, InUseError, RecompilationError, nearest
+from detzoo.run.memory import keep_memory
 
 # The module of each command.
 COMMANDS = {
@@ -70,6 +71,7 @@ def run(command: str) -> None:
     if {'--help', '-h'} & set(sys.argv[1:]):
         print(help_of(module))
         sys.exit()
+    keep_memory()
     if hasattr(module, 'before_flags'):
         module.before_flags(sys.argv)
     with one_line_errors(getattr(module, 'ERRORS', ())):

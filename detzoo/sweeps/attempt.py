@@ -90,9 +90,11 @@ def _train(store: Store, planned: Result) -> Result:
     from detzoo.costs.latency import device_name
     from detzoo.evaluation import write_detections
     from detzoo.inference.predictor import load
+    from detzoo.run.memory import keep_memory
     from detzoo.run.parallel import keep_compilations
     from detzoo.training.loop import train_and_evaluate
 
+    keep_memory()
     keep_compilations()
     config = from_json(json.dumps(planned.config))
     workdir, folder = store.workdir(planned.run), store.results_of(planned.run)

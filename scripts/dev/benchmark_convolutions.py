@@ -24,7 +24,7 @@ MODELS = flags.DEFINE_list('models', ['retinanet_shapes:128'], 'Configs, each wi
 IMAGES = flags.DEFINE_integer('images', 1, 'Images of a batch.', lower_bound=1)
 REPEATS = flags.DEFINE_integer('repeats', 5, 'Timed runs of each program.', lower_bound=1)
 PARTS = {
-    'forward': ('xla', 'winograd', 'dots', 'columns'),
+    'forward': ('xla', 'padded', 'winograd', 'dots', 'columns'),
     'input_gradient': ('xla', 'winograd', 'dots'),
     'kernel_gradient': ('xla', 'winograd', 'dots', 'columns'),
 }
@@ -76,6 +76,8 @@ def measure(x_shape, kernel_shape, geometry) -> dict[str, dict[str, float]]:
     for part, ways in PARTS.items():
         for way in ways:
             if way == 'winograd' and not convolution.suits_winograd(kernel_shape, geometry):
+                continue
+            if way == 'padded' and not convolution.suits_padding(kernel_shape):
                 continue
             convolve = partial(convolution.convolve_on_cpu, geometry, convolution.Ways(way, way, way))
             gradient = jnp.asarray(rng.normal(size=jax.eval_shape(convolve, x, kernel).shape), jnp.float32)

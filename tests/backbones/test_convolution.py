@@ -65,7 +65,7 @@ CASES = {  # (B, h, w, C), (side, D), geometry
 def compare(case: str, way: str) -> None:
     (batch, height, width, channels), (side, features), shape = CASES[case]
     x, kernel = draw(batch, height, width, channels, seed=0), draw(side, side, channels, features, seed=1)
-    ways = Ways(way, way, way)
+    ways = Ways(way, 'xla', 'xla') if way == 'padded' else Ways(way, way, way)
     convolved = partial(convolve_on_cpu, shape, ways)
     gradient = draw(*jax.eval_shape(convolved, x, kernel).shape, seed=2)
 
@@ -85,6 +85,11 @@ def compare(case: str, way: str) -> None:
 @pytest.mark.parametrize('case', CASES)
 def test_convolution_and_its_gradients_are_those_of_loops(case, way):
     compare(case, way)
+
+
+@pytest.mark.parametrize('case', ['odd', '1x1', 'stride 3, dilation 2', '7x7, stride 2'])
+def test_channels_of_zeros_change_nothing(case):
+    compare(case, 'padded')
 
 
 @pytest.mark.parametrize('strips', ['whole', 'images', 'rows'])
@@ -119,6 +124,7 @@ def test_choice_has_winograd_for_wide_maps_and_products_for_the_rest():
     assert ways(1, 19, 1024, 3, 24, padding=1) == ('xla', 'dots', 'xla')  # few cells, few channels
     assert ways(1, 128, 128, 3, 128, stride=2, padding=1) == ('xla', 'dots', 'dots')
     assert ways(1, 512, 3, 7, 64, stride=2, padding=3) == ('xla', 'xla', 'xla')
+    assert ways(1, 416, 3, 3, 32, padding=1) == ways(16, 128, 3, 7, 16, stride=2, padding=3) == ('padded', 'xla', 'xla')
 
 
 def operations(function, platform, *arguments) -> set[str]:

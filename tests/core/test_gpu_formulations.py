@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_matching import random_case as matching_case
 from test_nms import oracle, random_case
 from test_roi_features import GOLDEN, LEVEL, LEVELS, OPERATIONS, ROIS, SETTINGS, run, with_gradients
 
+from detzoo.core import matching
 from detzoo.core import nms as nms_module
 
 
@@ -58,3 +60,16 @@ def test_the_gradient_goes_to_the_first_of_equals(name):
     total = lambda feature: OPERATIONS[name]([feature], roi, np.zeros(1, np.int32), **settings).sum()
     gradient = jax.jit(jax.grad(total))(jnp.zeros((5, 5, 1), jnp.float32))
     assert gradient[1, 1] > 0 and gradient.sum() == pytest.approx(1) and not gradient[3:].any()
+
+
+@pytest.mark.parametrize('match_best_anchors', [False, True])
+def test_matching_equals_that_of_the_cpu(monkeypatch, match_best_anchors, make_ground_truth):
+    cases = [matching_case(make_ground_truth, seed) for seed in range(20)]
+    cases[3][1].valid[0] = False  # a row of padding before the objects
+    batch = jax.tree.map(lambda *rows: np.stack(rows), *cases)
+    rule = dict(positive_iou=0.5, negative_iou=0.3, match_best_anchors=match_best_anchors)
+    match_all = jax.vmap(functools.partial(matching.match_by_threshold, **rule))
+    matched = match_all(*batch)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(matched, match_all(*batch))
+    assert {matching.NEGATIVE, matching.IGNORE, 0, 1, 2} <= set(np.unique(matched))

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 
+from detzoo.run.memory import keep_memory
 from peers.machine import read_clock
 
 OURS = 'detzoo'
@@ -212,6 +213,8 @@ class Process:
 
 def serve(pipe: Any, side: Side) -> None:
     """Runs a side: the other end of `Process`."""
+    if side.kind == OURS:
+        keep_memory()  # as the command `detzoo` does
     try:
         for library in side.libraries:
             importlib.import_module(library)
