@@ -1,19 +1,19 @@
 """YOLO9000: 9,418 classes in a tree, learnt from COCO's boxes and ImageNet's labels (arXiv 1612.08242, section 4).
 
-    detzoo train --config=yolo9000:darknet --workdir=runs/yolo9000 \\
+    detzoo train --config=yolo9000:DARKNET --workdir=runs/yolo9000 \\
         --config.initialize_backbone=darknet19_448.conv.23
 
-`darknet` is a folder with data/9k.tree, data/9k.names and data/coco9k.map, a checkout of github.com/pjreddie/darknet for
+`DARKNET` is a folder with data/9k.tree, data/9k.names and data/coco9k.map, a checkout of github.com/pjreddie/darknet for
 example. Two data sets are needed: `coco` (see configs/yolov2_coco.py), and `imagenet9k`: images whose only object is the image
 itself, of classes with the names of 9k.names. (585 of these stand for several classes: see `weights.darknet_tree.distinct_names`.)
 
 Not trained here. Published, on ImageNet's detection task: mAP 19.7, and 16.0 on the 156 classes of which no box was learnt from.
-`detzoo import --source=yolo9000.weights --cfg=darknet/cfg/yolo9000.cfg --names=darknet/data/9k.names --workdir=DIR` reads the
+`detzoo import --source=yolo9000.weights --cfg=DARKNET/cfg/yolo9000.cfg --names=DARKNET/data/9k.names --workdir=DIR` reads the
 authors' weights.
 
 After cfg/yolo9000.cfg: three anchors, a canvas of 544, no passthrough. Four images with a label come to one with boxes.
-Differences from darknet: the learning rate warms up linearly (there with the fourth power of the step); in darknet's cfg the
-size of a batch is left at 1, here it is yolov2.cfg's 64.
+Differences from darknet: the learning rate warms up linearly (there with the fourth power of the step); the cfg
+says a batch of 1, which predicts; here it is the 64 of yolov2.cfg.
 """
 
 import pathlib

@@ -19,13 +19,15 @@ from detzoo.detectors.network import arguments_of
 from detzoo.errors import ConfigError
 from detzoo.training.checks import check_canvases
 
-FILES = sorted(pathlib.Path(__file__).parents[1].glob('configs/*.py'))
+NEEDS_FILES = ('yolo9000',)  # tests/detectors/test_yolo9000.py makes them
+FILES = sorted(path for path in pathlib.Path(__file__).parents[1].glob('configs/*.py') if path.stem not in NEEDS_FILES)
 VARIANTS = {  # beside the default
     'mask_rcnn_shapes': ('c4',),
     'retinanet_r50_fpn_coco': ('scratch',),
     'ssd_histology': ('mobilenet_v2',),
     'ssd_vgg16_coco': ('512',),
     'ssd_vgg16_voc': ('512',),
+    'yolo9000_shapes': ('flat',),
     'yolo_histology': ('v1', 'v2'),
     'yolo_shapes': ('v1', 'v2'),
     'yolov1_voc': ('tiny',),

@@ -123,7 +123,12 @@ def test_open_dataset_names_what_is_there_and_the_remedy(tmp_path):
     write(tmp_path)
     with pytest.raises(DataError) as raised:
         catalog.open_dataset('birds', 'train', tmp_path)
-    for words in ("'birds'", str(tmp_path), 'histology, shapes, toy', 'detzoo prepare --format=coco --name=birds'):
+    for words in (
+        "'birds'",
+        str(tmp_path),
+        'histology, shapes, shapes_tree, toy',
+        'detzoo prepare --format=coco --name=birds',
+    ):
         assert words in str(raised.value)
 
 

@@ -20,9 +20,12 @@ from darknet_rules import (
 )
 from tiny import TINY_YOLO_V2, with_backbone
 
+from detzoo.config import load_config
 from detzoo.core.hierarchy import DESCENTS
 from detzoo.core.matching import NEGATIVE
 from detzoo.detectors import make_detector, yolo_v2
+from detzoo.errors import ConfigError
+from detzoo.weights.zoo import COCO
 
 # 0 animal (2 cat, 3 dog (4 hound, 5 poodle)), 1 vehicle (6 car)
 PARENTS = (-1, -1, 0, 0, 3, 3, 1)
@@ -116,6 +119,20 @@ def test_yolo9000_has_darknets_output():
     detector = make_detector('yolo_v2', num_classes=9418, **arguments)
     params, _ = jax.eval_shape(lambda: detector.init(jax.random.key(0), (544, 544)))
     assert params['head']['output']['kernel'].shape == (1, 1, 1024, 28269) and set(params['head']) == {'output'}
+
+
+def test_config_takes_the_tree_of_a_folder(tmp_path):
+    folder = tmp_path / 'data'
+    folder.mkdir()
+    with pytest.raises(ConfigError, match=r'9k\.tree.*yolo9000:FOLDER needs a folder of darknet'):
+        load_config(f'yolo9000:{tmp_path}')
+    (folder / '9k.tree').write_text('a -1\n' + ''.join(f'n{i} 0\n' for i in range(80)))
+    (folder / '9k.names').write_text('thing\n' + ''.join(f'kind of {name}\n' for name in COCO.class_names))
+    (folder / 'coco9k.map').write_text('\n'.join(str(i + 1) for i in range(80)))
+    config = load_config(f'yolo9000:{tmp_path}')
+    assert config.model.tree == (-1, *[0] * 80) and config.model.head_features is None
+    assert config.data.class_names[:2] == ('thing', 'kind of person')
+    assert config.data.renamed[-1] == ('toothbrush', 'kind of toothbrush') and config.data.labelled_share == 0.8
 
 
 @pytest.mark.parametrize(
