@@ -75,7 +75,8 @@ def test_config_files_are_whole(path, argument, tiny_run):
     argument = str(tiny_run) if path.stem == 'finetune_histology' else argument  # which goes on from a workdir
     config = runpy.run_path(str(path))['get_config'](argument)
     if path.stem != 'finetune_histology':
-        check_canvases(config, make_detector(**config.model, num_classes=3))
+        classes = len(config.model.get('tree') or range(3))
+        check_canvases(config, make_detector(**config.model, num_classes=classes))
     whole = complete(ml_collections.ConfigDict(dict(model=dict(name=config.model.name))))
     keys, known = (set(dict(configs.flatten(c))) for c in (config, whole))
     left_out = keys - known  # groups that are None
