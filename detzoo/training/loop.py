@@ -26,17 +26,20 @@ import numpy as np
 import optax
 from tqdm.auto import tqdm
 
-from detzoo.config import complete
+from detzoo.config import complete, missing
 from detzoo.data.catalog import open_dataset
 from detzoo.data.pipeline import shard, train_batches
 from detzoo.data.proposals import Proposals, load_proposals
 from detzoo.data.records import Dataset, with_objects
+from detzoo.data.statistics import Annotations, read_annotations
 from detzoo.run import parallel
 from detzoo.run.checkpoint import Checkpoints, TrainState
 from detzoo.run.workdir import has_checkpoints
 from detzoo.training.checks import check
+from detzoo.training.data_checks import summary, warnings
 from detzoo.training.evaluation import Evaluation, evaluate_each, log_evaluation, make_evaluation
 from detzoo.training.finetune import Learnt, initial_state
+from detzoo.training.from_data import fit_to_data, take_stored
 from detzoo.training.optimizer import frozen_parameters, make_optimizer, make_schedule
 from detzoo.training.progress import Profiler, Progress
 from detzoo.training.replicas import Replica, open_replica, split, stack, take_over, unstack
@@ -73,9 +76,14 @@ def train_and_evaluate(
     config = complete(config)
     data = open_dataset(config.data.name, config.data.train_split, config.data.data_dir)
     validation = open_dataset(config.data.name, config.data.validation_split, config.data.data_dir)
+    config = take_stored(config, split(config, pathlib.Path(workdir))[0][1])
+    annotations = read_annotations(data) if missing(config) else None
+    config = fit_to_data(config, annotations) if annotations else config
     runs = split(config, pathlib.Path(workdir))
     detector, template, learnt = check(config, data, begun=all(has_checkpoints(folder) for _, folder in runs))
-    data = training_images(config, data)
+    annotations = annotations or read_annotations(data)  # after the checks: it takes half a minute for COCO
+    data, annotations = training_images(config, data, annotations)
+    announce_data(config, annotations, validation)
     proposals = load_proposals(config.data.train_proposals, data, config.data.max_proposals)
     validation_proposals = load_proposals(config.data.validation_proposals, validation, config.data.max_proposals)
     evaluate = make_evaluation(config, detector, validation, validation_proposals)
@@ -123,18 +131,30 @@ def train_and_evaluate(
     return last.metrics
 
 
-def training_images(config: ml_collections.ConfigDict, data: Dataset) -> Dataset:
+def training_images(
+    config: ml_collections.ConfigDict, data: Dataset, annotations: Annotations
+) -> tuple[Dataset, Annotations]:
     """Leaves out the images without objects if `data.empty_images` is False, and prints how many images stay."""
     if config.data.empty_images:
-        return data
-    kept = with_objects(data)
+        return data, annotations
+    kept = with_objects(data, annotations.objects)
     if jax.process_index() == 0:
         tqdm.write(
             f'trains on {len(kept.records):,} of {len(data.records):,} images of split {data.split!r} of {data.name!r}: '
             'the others have no objects (data.empty_images)',
             file=sys.stderr,
         )
-    return kept
+    return kept, annotations.take(np.flatnonzero(annotations.objects))
+
+
+def announce_data(config: ml_collections.ConfigDict, annotations: Annotations, validation: Dataset) -> None:
+    """Prints how much there is to train and to validate on, and warns of what training would lose."""
+    if jax.process_index() == 0:
+        others = read_annotations(validation)
+        for line in summary(annotations, others):
+            tqdm.write(f'{validation.name} {line}', file=sys.stderr)
+        for line in warnings(config, annotations, others):
+            tqdm.write(f'WARNING: {line}', file=sys.stderr)
 
 
 def announce(config: ml_collections.ConfigDict, state: TrainState, start: int, learnt: Learnt) -> None:

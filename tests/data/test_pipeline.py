@@ -13,6 +13,7 @@ from detzoo.data import pipeline
 from detzoo.data.geometry import ResizeRule, choose_canvas, placement, resize_rule
 from detzoo.data.proposals import load_proposals
 from detzoo.data.records import with_objects
+from detzoo.data.statistics import read_annotations
 from detzoo.types import GroundTruth
 
 RECIPE = defaults().data.recipe.to_dict() | dict(rotate90=True, scale_range=(0.7, 1.4))
@@ -77,7 +78,7 @@ def test_train_batches_hold_each_record_once_in_an_epoch(toy):
 
 @pytest.mark.parametrize('processes', [1, 2])
 def test_train_batches_without_empty_images_start_anywhere(toy, processes):
-    kept = with_objects(toy())  # nine of ten records
+    kept = with_objects(toy(), read_annotations(toy()).objects)  # nine of ten records
     alone = train(kept, 9)
     epochs = np.concatenate([batch.image_id for batch in alone]).reshape(4, 9)
     np.testing.assert_array_equal(np.sort(epochs, axis=1), np.broadcast_to(np.arange(9), (4, 9)))
