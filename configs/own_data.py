@@ -29,7 +29,6 @@ TWO_STAGES = dict(
     trunk_features=256,
     rpn=dict(
         anchor_sizes=None,
-        samples=128,
         pre_nms_topk=300,
         train_pre_nms_topk=300,
         post_nms_topk=300,
@@ -69,7 +68,9 @@ MODELS = dict(
     ),
     yolo=dict(
         name='yolo_v3',
-        backbone=dict(name='darknet53', width=0.25),
+        backbone=dict(name='tiny', width=0.5),
+        small_head=True,
+        head_features=256,
         prior_probability=0.01,
         anchor_sizes=None,
         max_detections=200,

@@ -31,6 +31,7 @@ COMMANDS = {
     'evaluate': 'evaluate',
     'predict': 'predict',
     'prepare': 'prepare',
+    'browse': 'browse',
     'anchors': 'anchors',
     'sweep': 'sweep',
     'report': 'report',

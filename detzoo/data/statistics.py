@@ -31,6 +31,7 @@ class Annotations(NamedTuple):
     boxes: [n, 4] float64 xywh, pixels of the image.
     labels: [n] int in 0..K-1.
     crowd: [n] bool.
+    has_mask: [n] bool.
     """
 
     class_names: tuple[str, ...]
@@ -41,6 +42,7 @@ class Annotations(NamedTuple):
     boxes: np.ndarray
     labels: np.ndarray
     crowd: np.ndarray
+    has_mask: np.ndarray
 
     @property
     def rows(self) -> np.ndarray:
@@ -67,7 +69,7 @@ class Annotations(NamedTuple):
             tuple(self.digests[i] for i in images),
             self.sizes[images],
             image[image >= 0],
-            *(values[image >= 0] for values in (self.boxes, self.labels, self.crowd)),
+            *(values[image >= 0] for values in (self.boxes, self.labels, self.crowd, self.has_mask)),
         )
 
 
@@ -112,10 +114,9 @@ def read_annotations(dataset: Dataset) -> Annotations:
 
     def read(index: int) -> dict[str, Any]:
         record = dataset.records[index]
-        digest = hashlib.sha256(record['image']).digest()
-        return {key: record[key] for key in ('file_name', 'height', 'width', 'boxes', 'labels', 'is_crowd')} | {
-            'digest': digest
-        }
+        digest, has_mask = hashlib.sha256(record['image']).digest(), np.array(record['segmentations']) != ''
+        kept = {key: record[key] for key in ('file_name', 'height', 'width', 'boxes', 'labels', 'is_crowd')}
+        return kept | dict(digest=digest, has_mask=has_mask)
 
     count = len(dataset.records)
     with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -139,6 +140,7 @@ def read_annotations(dataset: Dataset) -> Annotations:
         boxes=np.concatenate([np.zeros((0, 4)), *boxes]),
         labels=np.concatenate([np.zeros(0, int), *(record['labels'] for record in records)]),
         crowd=np.concatenate([np.zeros(0, bool), *(record['is_crowd'] for record in records)]),
+        has_mask=np.concatenate([np.zeros(0, bool), *(record['has_mask'] for record in records)]),
     )
 
 

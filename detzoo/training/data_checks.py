@@ -1,7 +1,8 @@
 """What a run says about its data before the first step: how much there is, and, loudly, what it would lose.
 
 summary    the counts of both splits, a line each
-warnings   objects that training drops, classes that it never sees, crowds alone, the same images in both splits
+warnings   objects that training drops, classes that it never sees, objects without masks,
+           crowds alone, the same images in both splits
 """
 
 import ml_collections
@@ -42,6 +43,12 @@ def warnings(config: ml_collections.ConfigDict, train: Annotations, validation: 
     """
     found = [*dropped(config, train), *unseen(train, validation), *tiny(config, train)]
     counts = count(train)
+    lacking = ~train.has_mask & ~train.crowd
+    if config.data.mask_size and lacking.any():
+        found.append(
+            f'{lacking.sum():,} of {counts.objects:,} training objects have no mask, and training ends at the first of them: '
+            'prepare masks of all objects, or take a detector without masks'
+        )
     if counts.crowds and not counts.objects:
         found.append(
             f'all {counts.crowds:,} boxes of the training split are crowds, so nothing is ever positive: see `iscrowd` in the '

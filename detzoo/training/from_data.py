@@ -2,6 +2,7 @@
 
     take_stored(config, workdir)   a run that goes on keeps the values that it began with
     fit_to_data(config, ...)       the others, from the annotations of the training split
+    suggest(config, ...)           what would suit the data, also where a config says otherwise
 
 A config without None comes back as it is.
 
@@ -14,18 +15,19 @@ steps          EPOCHS times over the images
 
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
 import numpy as np
 
-from detzoo.config import detector_defaults, flatten, missing, read_config
+from detzoo.config import FROM_DATA, detector_defaults, flatten, missing, read_config
 from detzoo.core.anchors import kmeans_anchors
 from detzoo.data.statistics import Annotations, sizes_on_canvas
 from detzoo.errors import DataError
-from detzoo.inference.predictor import evaluation_canvases
+from detzoo.inference.predictor import detector_of, evaluation_canvases
 from detzoo.run.workdir import has_checkpoints
+from detzoo.training.checks import check_canvases
 
 SMALL = 20.0  # pixels on the canvas, the square root of an area
 LONGER_SIDE = 640  # pixels, of the largest canvas
@@ -58,13 +60,57 @@ def fit_to_data(config: ml_collections.ConfigDict, annotations: Annotations) -> 
     Raises:
         DataError: there are no objects to take a key from, or fewer than anchors.
     """
-    keys = missing(config)
+    return fill(config, missing(config), annotations, detector_defaults(config.model.name))
+
+
+def suggest(config: ml_collections.ConfigDict, annotations: Annotations) -> ml_collections.ConfigDict:
+    """Takes from the data what suits them, also where a config says otherwise.
+
+    Anchors keep their form and their number, and their sizes where learnt weights go with them. Canvases for evaluation alone
+    go with crops in training, and stay with those.
+
+    Args:
+        config: config without missing keys.
+        annotations: annotations of the training split, with objects.
+
+    Returns:
+        a config whose canvas, max_boxes and anchors suit the data; the canvas stays if the detector does not fit the other.
+    """
+    leaves = dict(flatten(config))
+    kept = {'training.steps'}
+    kept |= {'data.canvases'} if config.evaluation.canvases else set()
+    kept |= {'model.anchor_sizes', 'model.rpn.anchor_sizes'} if config.initialize_from else set()
+    keys = [key for key in FROM_DATA if key in leaves and key not in kept]
+    for tried in (keys, [key for key in keys if key != 'data.canvases']):
+        suggested = fill(config, tried, annotations, leaves)
+        try:
+            check_canvases(suggested, detector_of(suggested, len(annotations.class_names)))
+            return suggested
+        except ValueError:
+            continue
+    return config
+
+
+def fill(
+    config: ml_collections.ConfigDict, keys: Sequence[str], annotations: Annotations, forms: Mapping[str, Any]
+) -> ml_collections.ConfigDict:
+    """Computes keys from annotations.
+
+    Args:
+        config: config of the run.
+        keys: keys to compute, in the order of FROM_DATA: anchors need canvases.
+        annotations: annotations of the training split.
+        forms: {key: anchors whose form and number are taken over}.
+
+    Raises:
+        DataError: see `fit_to_data`.
+    """
     if keys and not annotations.objects.any():
         raise DataError(
             f'there are no objects in the training split to take {", ".join(keys)} from: set them, or look at the annotations'
         )
-    for key in keys:  # in the order of FROM_DATA: anchors need canvases
-        config = replaced(config, {key: value_of(key, config, annotations)})
+    for key in keys:
+        config = replaced(config, {key: value_of(key, config, annotations, forms)})
     return config
 
 
@@ -75,8 +121,8 @@ def replaced(config: ml_collections.ConfigDict, values: dict[str, Any]) -> ml_co
     return changed
 
 
-def value_of(key: str, config: ml_collections.ConfigDict, annotations: Annotations) -> Any:
-    """Computes the value of a missing key."""
+def value_of(key: str, config: ml_collections.ConfigDict, annotations: Annotations, forms: Mapping[str, Any]) -> Any:
+    """Computes the value of a key from annotations; see `fill`."""
     if key == 'data.canvases':
         return (fit_canvas(annotations, turned=config.data.recipe.rotate90),)
     if key == 'data.max_boxes':
@@ -87,7 +133,7 @@ def value_of(key: str, config: ml_collections.ConfigDict, annotations: Annotatio
     group = key.rpartition('.')[0]
     sizes = sizes_on_canvas(annotations, evaluation_canvases(config), config.data.recipe)[~annotations.crowd]
     leaves = dict(flatten(config))
-    return fit_anchors(sizes, detector_defaults(config.model.name)[key], leaves.get(f'{group}.aspect_ratios'))
+    return fit_anchors(sizes, forms[key], leaves.get(f'{group}.aspect_ratios'))
 
 
 def fit_canvas(annotations: Annotations, *, turned: bool = False) -> tuple[int, int]:
@@ -127,7 +173,7 @@ def fit_anchors(sizes: np.ndarray, default: Sequence[Any], aspect_ratios: Sequen
 
     Args:
         sizes: [N, 2] width and height, canvas pixels.
-        default: the detector's default: numbers, one more than levels; or for each level numbers; or pairs of width and height,
+        default: anchors of the same form: numbers, one more than levels; or for each level numbers; or pairs of width and height,
             for each level or for one. It gives the form and the number of anchors.
         aspect_ratios: the shapes of anchors, for each level if numbers of levels are asked for; None for anchors that have
             a width and a height.

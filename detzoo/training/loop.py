@@ -76,14 +76,10 @@ def train_and_evaluate(
     config = complete(config)
     data = open_dataset(config.data.name, config.data.train_split, config.data.data_dir)
     validation = open_dataset(config.data.name, config.data.validation_split, config.data.data_dir)
-    config = take_stored(config, split(config, pathlib.Path(workdir))[0][1])
-    annotations = read_annotations(data) if missing(config) else None
-    config = fit_to_data(config, annotations) if annotations else config
+    config, annotations = whole_config(config, pathlib.Path(workdir), data)
     runs = split(config, pathlib.Path(workdir))
     detector, template, learnt = check(config, data, begun=all(has_checkpoints(folder) for _, folder in runs))
-    annotations = annotations or read_annotations(data)  # after the checks: it takes half a minute for COCO
-    data, annotations = training_images(config, data, annotations)
-    announce_data(config, annotations, validation)
+    data = training_images(config, data, validation, annotations)
     proposals = load_proposals(config.data.train_proposals, data, config.data.max_proposals)
     validation_proposals = load_proposals(config.data.validation_proposals, validation, config.data.max_proposals)
     evaluate = make_evaluation(config, detector, validation, validation_proposals)
@@ -131,30 +127,45 @@ def train_and_evaluate(
     return last.metrics
 
 
+def whole_config(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, data: Dataset
+) -> tuple[ml_collections.ConfigDict, Annotations | None]:
+    """Fills in the keys that a config leaves to its data: from the workdir of a run that goes on, or from the annotations.
+
+    Returns:
+        the config, and the annotations if they were read.
+    """
+    config = take_stored(config, split(config, workdir)[0][1])
+    if not missing(config):
+        return config, None
+    annotations = read_annotations(data)
+    return fit_to_data(config, annotations), annotations
+
+
 def training_images(
-    config: ml_collections.ConfigDict, data: Dataset, annotations: Annotations
-) -> tuple[Dataset, Annotations]:
-    """Leaves out the images without objects if `data.empty_images` is False, and prints how many images stay."""
-    if config.data.empty_images:
-        return data, annotations
-    kept = with_objects(data, annotations.objects)
-    if jax.process_index() == 0:
-        tqdm.write(
-            f'trains on {len(kept.records):,} of {len(data.records):,} images of split {data.split!r} of {data.name!r}: '
-            'the others have no objects (data.empty_images)',
-            file=sys.stderr,
-        )
-    return kept, annotations.take(np.flatnonzero(annotations.objects))
+    config: ml_collections.ConfigDict, data: Dataset, validation: Dataset, annotations: Annotations | None
+) -> Dataset:
+    """Leaves out the images without objects if `data.empty_images` is False, and prints what there is to learn from.
 
-
-def announce_data(config: ml_collections.ConfigDict, annotations: Annotations, validation: Dataset) -> None:
-    """Prints how much there is to train and to validate on, and warns of what training would lose."""
+    Args:
+        config: config of the program.
+        data, validation: the splits.
+        annotations: annotations of the training split, if they were read before the config was checked.
+    """
+    annotations = annotations or read_annotations(data)
+    kept = data if config.data.empty_images else with_objects(data, annotations.objects)
     if jax.process_index() == 0:
         others = read_annotations(validation)
-        for line in summary(annotations, others):
-            tqdm.write(f'{validation.name} {line}', file=sys.stderr)
-        for line in warnings(config, annotations, others):
-            tqdm.write(f'WARNING: {line}', file=sys.stderr)
+        lines = [f'{data.name} {line}' for line in summary(annotations, others)]
+        lines += [f'WARNING: {line}' for line in warnings(config, annotations, others)]
+        if kept is not data:
+            lines.append(
+                f'trains on {len(kept.records):,} of {len(data.records):,} images of split {data.split!r} of {data.name!r}: '
+                'the others have no objects (data.empty_images)'
+            )
+        for line in lines:
+            tqdm.write(line, file=sys.stderr)
+    return kept
 
 
 def announce(config: ml_collections.ConfigDict, state: TrainState, start: int, learnt: Learnt) -> None:

@@ -31,6 +31,7 @@ def dataset_of(*images):
             boxes=np.array([box for box, _, _ in boxes], float).reshape(-1, 4),
             labels=np.array([label for _, label, _ in boxes], int),
             is_crowd=np.array([crowd for _, _, crowd in boxes], bool),
+            segmentations=['' if crowd else 'counts' for _, _, crowd in boxes],
         )
         for index, ((height, width), data, boxes) in enumerate(images)
     ]
@@ -55,6 +56,7 @@ def test_read_annotations_flattens_records_in_order(drawn):
     assert drawn.image.tolist() == [0, 0, 2, 3, 3, 3]
     assert drawn.boxes[3].tolist() == [2, 3, 4, 5] and drawn.labels.tolist() == [0, 1, 2, 0, 1, 1]
     assert drawn.crowd.tolist() == [False, True, True, False, False, False]
+    assert drawn.has_mask.tolist() == [True, False, False, True, True, True]
     assert drawn.file_names == ('0.png', '1.png', '2.png', '3.png')
     assert drawn.digests[3] == hashlib.sha256(b'c').digest()
     assert drawn.rows.tolist() == [2, 0, 1, 3] and drawn.objects.tolist() == [1, 0, 0, 3]
@@ -83,7 +85,7 @@ def test_take_keeps_the_boxes_of_some_images(drawn):
     part = drawn.take(np.array([0, 3]))
     assert part.image.tolist() == [0, 0, 1, 1, 1] and part.file_names == ('0.png', '3.png')
     assert part.boxes.tolist() == drawn.boxes[[0, 1, 3, 4, 5]].tolist()
-    assert part.digests == (drawn.digests[0], drawn.digests[3]) and part.crowd.tolist() == [False, True] + [False] * 3
+    assert part.digests == (drawn.digests[0], drawn.digests[3]) and part.has_mask.tolist() == [True, False] + [True] * 3
 
 
 @pytest.mark.parametrize('max_boxes', [1, 2, 4])

@@ -60,3 +60,11 @@ def test_warnings_tell_of_objects_that_vanish_on_the_canvas(tiny_config, toy_ann
     config = tiny_config(data__max_boxes=5, data__canvases=((16, 16),))
     (line,) = warnings(config, *toy_annotations)
     assert 'training objects are smaller than 4 x 4 pixels on the canvas: take larger data.canvases' in line
+
+
+def test_warnings_count_objects_without_masks(tiny_config, toy_annotations):
+    train, validation = toy_annotations
+    assert train.crowd.sum() == 1
+    train = train._replace(has_mask=np.arange(len(train.crowd)) >= 2)  # the first two boxes are a crowd and an object
+    (line,) = warnings(tiny_config(data__max_boxes=5, data__mask_size=28), train, validation)
+    assert line.startswith('1 of ') and 'have no mask, and training ends at the first of them' in line

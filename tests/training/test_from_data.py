@@ -7,11 +7,13 @@ import pytest
 
 from detzoo.config import complete, differences, from_json, load_config, missing, to_json
 from detzoo.data.statistics import Annotations, read_annotations
+from detzoo.detectors import make_detector
 from detzoo.errors import ConfigError, DataError
-from detzoo.training.from_data import doubling, fit_anchors, fit_canvas, fit_to_data, take_stored
+from detzoo.training.checks import check_canvases
+from detzoo.training.from_data import doubling, fit_anchors, fit_canvas, fit_to_data, suggest, take_stored
 from detzoo.training.loop import train_and_evaluate
 
-MODELS = ('faster_rcnn', 'mask_rcnn', 'retinanet', 'ssd', 'yolo', 'yolo_v2')
+MODELS = ('mask_rcnn', 'retinanet', 'ssd', 'yolo', 'yolo_v2')  # Mask R-CNN has all that Faster R-CNN has
 
 
 def annotations_of(sizes, boxes, crowd=None):
@@ -26,6 +28,7 @@ def annotations_of(sizes, boxes, crowd=None):
         boxes=np.array([(0.0, 0.0, *box) for _ in sizes for box in boxes]).reshape(-1, 4),
         labels=np.zeros(count, int),
         crowd=np.zeros(count, bool) if crowd is None else np.tile(crowd, len(sizes)),
+        has_mask=np.zeros(count, bool),
     )
 
 
@@ -85,6 +88,7 @@ def test_fit_to_data_makes_configs_that_are_whole(toy, model):
     fitted = fit_to_data(config, read_annotations(toy()))
     assert missing(fitted) == [] and missing(config)
     assert differences(fitted, from_json(to_json(fitted))) == {}  # every value is allowed
+    check_canvases(fitted, make_detector(**fitted.model, num_classes=3))
 
 
 def test_fit_to_data_keeps_a_config_without_none(tiny_config, toy):
@@ -117,3 +121,16 @@ def test_a_run_that_goes_on_keeps_what_it_took_from_its_data(tiny_config, linear
     assert 'WARNING' not in text
     train_and_evaluate(complete(tiny_config(**keys, training__checkpoint_every=1000)), tmp_path / 'run')
     assert json.loads((tmp_path / 'run' / 'config.json').read_text()) == stored
+
+
+def test_suggest_replaces_what_does_not_suit_the_data(tiny_config, toy):
+    annotations = read_annotations(toy())
+    config = tiny_config(data__max_boxes=4)
+    suggested = suggest(config, annotations)
+    assert differences(config, suggested).keys() == {'data.canvases', 'data.max_boxes', 'model.anchor_sizes'}
+    assert suggested.data.max_boxes == 8 and suggested.data.canvases == (fit_canvas(annotations),)
+    assert [len(sizes) for sizes in suggested.model.anchor_sizes] == [1] * 5  # as the config has them, not the default
+    crops = tiny_config(data__max_boxes=4, evaluation__canvases=((96, 96),))
+    assert 'data.canvases' not in differences(crops, suggest(crops, annotations))
+    learnt = tiny_config(data__max_boxes=4, initialize_from='somewhere')
+    assert 'model.anchor_sizes' not in differences(learnt, suggest(learnt, annotations))
