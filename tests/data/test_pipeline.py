@@ -372,20 +372,6 @@ def test_evaluation_batches_resize_as_the_recipe_says(toy, resize):
     assert len(offsets) > 3 if resize == 'letterbox' else offsets == {(0, 0)}
 
 
-@pytest.mark.parametrize('resize', ['fit', 'stretch', 'letterbox'])
-def test_object_sizes_are_those_of_evaluation_without_crowds(toy, resize):
-    dataset, recipe = toy(), RECIPE | dict(resize=resize)
-    sizes = pipeline.object_sizes(dataset, CANVASES, recipe)
-    assert sizes.shape == (sum((~record['is_crowd']).sum() for record in dataset.records), 2)
-    seen = []
-    for batch in evaluation(dataset, recipe=recipe, max_boxes=20):
-        gt = batch.gt
-        boxes = gt.boxes[gt.valid & ~gt.crowd & batch.valid[:, None]]
-        seen += (boxes[:, 2:] - boxes[:, :2]).tolist()
-    np.testing.assert_allclose(*(np.sort(np.prod(x, axis=1)) for x in (sizes, seen)), rtol=1e-4)
-    np.testing.assert_allclose(*(np.sort(np.divide(*np.transpose(x))) for x in (sizes, seen)), rtol=1e-4)
-
-
 def test_evaluation_batches_keep_to_the_limits_on_sides(toy):
     for batch in evaluation(toy(), recipe=RECIPE | dict(longer_side=30)):
         assert (batch.inputs.window[:, 2:].max(axis=1) == 30).all()
