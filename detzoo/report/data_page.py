@@ -5,6 +5,7 @@ config -> `look.look_at` -> Look -> `sections` -> [document.Section] -> one HTML
 
 import os
 import pathlib
+import re
 import shlex
 import tempfile
 from collections.abc import Sequence
@@ -76,7 +77,7 @@ def sections(look: Look, command: Sequence[str], pictures: pathlib.Path) -> list
 def summary_blocks(look: Look) -> list[Any]:
     """Counts both splits, and warns of what training would lose."""
     splits = look.train.annotations, look.validation.annotations
-    lost = warnings(look.config, *splits)
+    lost = [re.sub(r'(--config\S+)', r'`\1`', line) for line in warnings(look.config, *splits)]
     heading = (
         'Training with this config would lose something:' if lost else 'Training with this config drops no object.'
     )
@@ -89,7 +90,9 @@ def advice_blocks(look: Look, command: Sequence[str]) -> list[Any]:
     keys = [key for key in FROM_DATA if key in now and (now[key] != then[key] or key in look.taken)]
     if not keys:
         return [Paragraph('The canvas, `max_boxes` and the anchors of the config suit these data.')]
-    rows = [[f'`{key}`', 'None' if key in look.taken else code(str(now[key])), code(str(then[key]))] for key in keys]
+    rows = [
+        [f'`{key}`', 'None' if key in look.taken else code(short(now[key])), code(short(then[key]))] for key in keys
+    ]
     chosen = {f'--config.{key}' for key in keys}
     words = [word for word in command if word.partition('=')[0] not in chosen]
     flags = [f'--config.{key}={then[key]}' for key in keys]
@@ -97,10 +100,15 @@ def advice_blocks(look: Look, command: Sequence[str]) -> list[Any]:
     if set(keys) <= set(look.taken):
         text = 'The config leaves these keys to the data, so training takes these values by itself; with flags they stay fixed:'
     else:
-        text = 'These values suit the data better. To train with them:'
+        text = 'The section on anchors compares both. To train with the values from the data:'
     columns = ['key', 'in the config', 'from the data']
     return [
         Table('Keys that depend on the data.', columns, rows, words=columns[1:]),
         Paragraph(text),
         Verbatim(' \\\n'.join(lines)),
     ]
+
+
+def short(value: Any) -> str:
+    """Writes a value with at most one digit after the point."""
+    return re.sub(r'\d+\.\d+', lambda number: f'{float(number[0]):.1f}', str(value))

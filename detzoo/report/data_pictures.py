@@ -104,17 +104,9 @@ def anchor_blocks(look: Look, folder: pathlib.Path) -> list[Any]:
     """Tells and shows how the anchors fit the objects."""
     if not look.fits:
         return [Paragraph('No stage of this detector has boxes before anything is learnt.')] if look.matched else []
-    rows, values = [], {}
-    for stage, fit in look.fits.items():
-        without = int((fit.positives == 0).sum())
-        cells = [f'{len(fit.image):,}', f'{fit.positives.mean():.1f}', f'{without:,}']
-        if fit.best_iou is not None:
-            values[STAGES.get(stage, stage)] = fit.best_iou
-            worst, below = np.quantile(fit.best_iou, 0.05), 100 * (fit.best_iou < 0.5).mean()
-            cells += [f'{fit.best_iou.mean():.3f}', f'{worst:.3f}', f'{below:.1f}']
-        else:
-            cells += ['–'] * 3
-        rows.append([STAGES.get(stage, stage), *cells])
+    rows = [anchor_row(STAGES.get(stage, stage), fit) for stage, fit in look.fits.items()]
+    rows += [anchor_row(f'{STAGES.get(stage, stage)}, as suggested', fit) for stage, fit in look.suggested_fits.items()]
+    values = {STAGES.get(stage, stage): fit.best_iou for stage, fit in look.fits.items() if fit.best_iou is not None}
     columns = [
         'stage',
         'objects',
@@ -140,6 +132,15 @@ def anchor_blocks(look: Look, folder: pathlib.Path) -> list[Any]:
         title = f'Objects that {STAGES.get(stage, stage)} fit worst'
         blocks.append(Gallery(title, worst_panels(look, fit, folder, stage)))
     return blocks
+
+
+def anchor_row(name: str, fit: AnchorFit) -> list[str]:
+    """Sums up how the boxes of a stage fit: a row of the table."""
+    counts = [f'{len(fit.image):,}', f'{fit.positives.mean():.1f}', f'{(fit.positives == 0).sum():,}']
+    if fit.best_iou is None:
+        return [name, *counts, '–', '–', '–']
+    worst, below = np.quantile(fit.best_iou, 0.05), 100 * (fit.best_iou < 0.5).mean()
+    return [name, *counts, f'{fit.best_iou.mean():.3f}', f'{worst:.3f}', f'{below:.1f}']
 
 
 def worst_panels(look: Look, fit: AnchorFit, folder: pathlib.Path, stage: str) -> list[Panel]:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import ml_collections
 import numpy as np
 
-from detzoo.config import complete, missing
+from detzoo.config import complete, differences, missing
 from detzoo.data.catalog import open_dataset
 from detzoo.data.records import Dataset, with_objects
 from detzoo.data.statistics import Annotations, read_annotations
@@ -30,6 +30,7 @@ class Look(NamedTuple):
     suggested: a config that suits the data better, see `from_data.suggest`.
     train, validation: the splits; of training, the images that are trained on.
     fits: {stage: AnchorFit} of the images `matched`.
+    suggested_fits: the same with the suggested config; empty where it is the same config.
     matched: indices of images of the training split.
     """
 
@@ -39,6 +40,7 @@ class Look(NamedTuple):
     train: Split
     validation: Split
     fits: dict[str, AnchorFit]
+    suggested_fits: dict[str, AnchorFit]
     matched: list[int]
 
 
@@ -66,6 +68,9 @@ def look_at(config: ml_collections.ConfigDict) -> Look:
         images[np.unique(np.linspace(0, len(images) - 1, MATCHED).round().astype(int))].tolist() if len(images) else []
     )
     rows = int(train.annotations.rows.max(initial=1))
-    fits = fit_of_anchors(config, train.dataset, matched, rows) if matched else {}
     suggested = suggest(config, train.annotations) if matched else config
-    return Look(config, taken, suggested, train, validation, fits, matched)
+    fits, suggested_fits = (
+        fit_of_anchors(each, train.dataset, matched, rows) if matched and differs else {}
+        for each, differs in ((config, True), (suggested, bool(differences(config, suggested))))
+    )
+    return Look(config, taken, suggested, train, validation, fits, suggested_fits, matched)

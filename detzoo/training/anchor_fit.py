@@ -1,13 +1,13 @@
 """How well a detector's anchors fit the objects of a split: what its loss makes of them before anything is learnt.
 
-config, dataset -> each image on its canvas, as in evaluation -> Detector.assign, with parameters that stand for any
+config, dataset -> each image on its canvas, as in evaluation -> Detector.assign, whatever its parameters
   -> for each stage and object: number of positives, and the best IoU with a box of the stage
 
 Stages whose boxes depend on parameters, such as RoIs, say nothing yet and are left out.
 """
 
+import itertools
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +20,7 @@ from detzoo.core.boxes import pairwise_iou
 from detzoo.data.pipeline import evaluation_batches
 from detzoo.data.records import Dataset, SelectedRecords
 from detzoo.inference.predictor import canvas_for, detector_of
-from detzoo.types import Array, Batch
+from detzoo.types import Array, Batch, Detector
 
 
 class AnchorFit(NamedTuple):
@@ -64,36 +64,54 @@ def fit_of_anchors(
         part, canvases, max_boxes=max_boxes, recipe=config.data.recipe, batch_size=1, threads=config.data.threads
     )
     shapes = jax.eval_shape(jax.jit(detector.init, static_argnums=1), jax.random.key(0), tuple(canvases[0]))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    others = jax.tree.map(lambda x: x + jnp.asarray(0.01, x.dtype), zeros)
+    variables = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)  # which the fixed boxes do not depend on
+    first = next(batches)
+    fixed = fixed_stages(detector, shapes, first)
 
-    @partial(jax.jit, static_argnames='stages')
-    def measure(variables: Any, batch: Batch, stages: tuple[str, ...] | None = None) -> dict[str, tuple[Array, ...]]:
-        """Returns of each stage its boxes [A, 4], and of each row of ground truth the positives [M] and the best IoU [M]."""
+    @jax.jit
+    def measure(batch: Batch) -> dict[str, tuple[Array, Array]]:
+        """Returns for each row of ground truth the number of positives [M] and the best IoU [M]."""
         assigned = detector.assign(*variables, batch, jax.random.key(config.seed))
         return {
             stage: (
-                assigned[stage].boxes[0],
                 (assigned[stage].matched[0][:, None] == jnp.arange(max_boxes)).sum(axis=0),
                 pairwise_iou(assigned[stage].boxes[0], batch.gt.boxes[0]).max(axis=0),
             )
-            for stage in stages or assigned
+            for stage in fixed
         }
 
-    fixed: tuple[str, ...] | None = None
-    found: dict[str, list[tuple[np.ndarray, ...]]] = {}
-    for batch in batches:
-        if fixed is None:
-            first, second = measure(zeros, batch), measure(others, batch)
-            fixed = tuple(stage for stage in first if np.array_equal(first[stage][0], second[stage][0]))
-        if not fixed:
-            return {}
+    found: dict[str, list[tuple[np.ndarray, ...]]] = {stage: [] for stage in fixed}
+    for batch in itertools.chain([first], batches):
         gt = jax.tree.map(lambda x: x[0], batch.gt)
         rows = gt.valid & ~gt.crowd
-        for stage, (_, positives, best) in measure(zeros, batch, fixed).items():  # the network itself is not computed
-            image = np.full(rows.sum(), images[int(batch.image_id[0])])
-            measured = np.asarray(positives)[rows], np.asarray(best)[rows]
-            found.setdefault(stage, []).append((image, gt.boxes[rows], gt.labels[rows], *measured))
+        image = np.full(rows.sum(), images[int(batch.image_id[0])])
+        for stage, measured in measure(batch).items():
+            found[stage].append((image, gt.boxes[rows], gt.labels[rows], *(np.asarray(x)[rows] for x in measured)))
     fits = {stage: AnchorFit(*map(np.concatenate, zip(*parts))) for stage, parts in found.items()}
     has_anchors = any(key.endswith('anchor_sizes') for key, _ in flatten(config.model))
     return fits if has_anchors else {stage: fit._replace(best_iou=None) for stage, fit in fits.items()}
+
+
+def fixed_stages(detector: Detector, variables: Any, batch: Batch) -> list[str]:
+    """Lists the stages of a detector whose boxes do not depend on its parameters.
+
+    Args:
+        detector: the detector.
+        variables: shapes of its (params, model_state).
+        batch: any batch.
+    """
+
+    def boxes(variables: Any) -> dict[str, Array]:
+        assigned = detector.assign(*variables, batch, jax.random.key(0))
+        return {stage: assignment.boxes for stage, assignment in assigned.items()}
+
+    program, shapes = jax.make_jaxpr(boxes, return_shape=True)(variables)
+    fixed = []
+    for stage, result in zip(sorted(shapes), program.jaxpr.outvars, strict=True):  # a dict is flattened by its keys
+        needed = {id(result)}
+        for equation in reversed(program.jaxpr.eqns):
+            if needed & set(map(id, equation.outvars)):
+                needed |= set(map(id, equation.invars))
+        if not needed & set(map(id, program.jaxpr.invars)):
+            fixed.append(stage)
+    return fixed

@@ -60,7 +60,7 @@ def test_browse_tells_what_is_dropped(browsed):
     text = Page((browsed / 'index.html').read_text(encoding='utf-8')).text
     assert re.search(r'training drops \d+ of 5\d objects', text) and 'data.max_boxes is 2' in text
     assert 'No two images have the same bytes' in text
-    assert '20 images' in text and '10 images' in text
+    assert '20 images' in text and '10 images' in text and 'anchors, as suggested' in text
 
 
 def test_browse_suggests_flags_that_training_takes(browsed, run_script, tmp_path, linear):
