@@ -25,9 +25,9 @@ SECTIONS = (
 
 @pytest.fixture(scope='module')
 def config_flag(tiny_config, tmp_path_factory):
-    """A file with the tiny RetinaNet's config, in which max_boxes drops objects of the toy data, as a flag."""
+    """A file with the tiny RetinaNet's config, as a flag."""
     file = tmp_path_factory.mktemp('config') / 'toy.py'
-    text = to_json(tiny_config(data__max_boxes=2))
+    text = to_json(tiny_config())
     file.write_text(f'from detzoo.config import from_json\n\n\ndef get_config():\n    return from_json({text!r})\n')
     return f'--config={file}'
 
@@ -36,7 +36,7 @@ def config_flag(tiny_config, tmp_path_factory):
 def browsed(config_flag, run_script, tmp_path_factory):
     """The folder of the page."""
     folder = tmp_path_factory.mktemp('browse')
-    done = run_script('browse', config_flag, '--config.seed=3', f'--output={folder}')
+    done = run_script('browse', config_flag, '--config.seed=3', '--config.data.max_boxes=2', f'--output={folder}')
     assert done.code == 0, done.stderr
     assert done.stdout.split() == [str(folder / 'index.html')]
     return folder
@@ -68,6 +68,7 @@ def test_browse_suggests_flags_that_training_takes(browsed, run_script, tmp_path
     command = html.unescape(re.search('<pre tabindex="0"><code>(.*?)</code>', text, re.DOTALL)[1])
     words = shlex.split(command.replace('\\\n', ''))  # as a shell joins lines
     assert words[:2] == ['detzoo', 'train'] and '--config.seed=3' in words
+    assert sum(word.startswith('--config.data.max_boxes=') for word in words) == 1  # not the 2 that was given
     flags = [word for word in words[2:] if not word.startswith('--workdir=')]
     done = run_script('train', *flags, '--config.training.steps=1', f'--workdir={tmp_path}/run')
     assert done.code == 0, done.stderr

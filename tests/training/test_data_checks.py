@@ -5,6 +5,7 @@ import pytest
 
 from detzoo.data.statistics import read_annotations
 from detzoo.training.data_checks import summary, warnings
+from detzoo.training.loop import training_images
 
 
 @pytest.fixture
@@ -68,3 +69,14 @@ def test_warnings_count_objects_without_masks(tiny_config, toy_annotations):
     train = train._replace(has_mask=np.arange(len(train.crowd)) >= 2)  # the first two boxes are a crowd and an object
     (line,) = warnings(tiny_config(data__max_boxes=5, data__mask_size=28), train, validation)
     assert line.startswith('1 of ') and 'have no mask, and training ends at the first of them' in line
+
+
+@pytest.mark.parametrize('max_boxes', [2, 5])
+def test_training_images_prints_counts_and_warns_only_of_losses(tiny_config, toy, capsys, max_boxes):
+    config = tiny_config(data__max_boxes=max_boxes, data__empty_images=False)
+    kept = training_images(config, toy(), toy(5, first=20), None)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(kept.records) == 9
+    assert [line for line in lines if line.startswith('toy train: 10 images')]
+    assert [line for line in lines if line.startswith('trains on 9 of 10 images')]
+    assert any(line.startswith('WARNING: training drops') for line in lines) == (max_boxes == 2)

@@ -49,6 +49,14 @@ def test_fit_canvas_makes_objects_20_pixels_large(sizes, side, canvas):
     assert fit_canvas(annotations_of(sizes, [(side, side)])) == canvas
 
 
+def test_fit_canvas_leaves_the_smallest_tenth_of_objects_aside():
+    few = annotations_of([(480, 640)], [(8, 8)] + [(32, 32)] * 19)
+    many = annotations_of([(480, 640)], [(8, 8)] * 4 + [(32, 32)] * 16)
+    assert fit_canvas(few) == (320, 416) and fit_canvas(many) == (480, 640)
+    crowds = annotations_of([(480, 640)], [(8, 8)] * 4 + [(32, 32)] * 16, crowd=[True] * 4 + [False] * 16)
+    assert fit_canvas(crowds) == (320, 416)
+
+
 def test_fit_canvas_is_square_where_images_are_turned():
     images = annotations_of([(480, 640)] * 3, [(32, 32)])
     assert fit_canvas(images, turned=True) == (416, 416)
