@@ -101,7 +101,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         c.model = MODELS[arg]
     else:
         start_from(c, arg)
-    c.data.mask_size = 28 if c.model.name == 'mask_rcnn' else 0
+    side = 28 if arg in MODELS else 112
+    c.data.mask_size = side if c.model.name == 'mask_rcnn' else 0
     return complete(c)
 
 

@@ -74,7 +74,8 @@ def suggest(config: ml_collections.ConfigDict, annotations: Annotations) -> ml_c
         annotations: annotations of the training split, with objects.
 
     Returns:
-        a config whose canvas, max_boxes and anchors suit the data; the canvas stays if the detector does not fit the other.
+        a config whose canvas, max_boxes and anchors suit the data. The canvas stays if the detector does not fit another one, and
+        all stays if there are too few objects to cluster.
     """
     leaves = dict(flatten(config))
     kept = {'training.steps'}
@@ -82,8 +83,8 @@ def suggest(config: ml_collections.ConfigDict, annotations: Annotations) -> ml_c
     kept |= {'model.anchor_sizes', 'model.rpn.anchor_sizes'} if config.initialize_from else set()
     keys = [key for key in FROM_DATA if key in leaves and key not in kept]
     for tried in (keys, [key for key in keys if key != 'data.canvases']):
-        suggested = fill(config, tried, annotations, leaves)
         try:
+            suggested = fill(config, tried, annotations, leaves)
             check_canvases(suggested, detector_of(suggested, len(annotations.class_names)))
             return suggested
         except ValueError:

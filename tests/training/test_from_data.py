@@ -2,8 +2,10 @@
 
 import json
 
+import ml_collections
 import numpy as np
 import pytest
+from tiny import TINY_YOLO_V2
 
 from detzoo.config import complete, differences, from_json, load_config, missing, to_json
 from detzoo.data.statistics import Annotations, read_annotations
@@ -142,3 +144,11 @@ def test_suggest_replaces_what_does_not_suit_the_data(tiny_config, toy):
     assert 'data.canvases' not in differences(crops, suggest(crops, annotations))
     learnt = tiny_config(data__max_boxes=4, initialize_from='somewhere')
     assert 'model.anchor_sizes' not in differences(learnt, suggest(learnt, annotations))
+
+
+def test_suggest_changes_nothing_where_objects_are_too_few(tiny_config, toy):
+    annotations = read_annotations(toy(1, first=3))
+    config = tiny_config()
+    config.model = complete(ml_collections.ConfigDict(dict(model=TINY_YOLO_V2))).model
+    assert annotations.objects.sum() < len(config.model.anchor_sizes)
+    assert suggest(config, annotations) is config
