@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny import TINY_YOLO_V2
 
-from detzoo.config import complete, differences, from_json, load_config, missing, to_json
+from detzoo.config import check_whole, complete, differences, from_json, load_config, missing, to_json
 from detzoo.data.statistics import Annotations, read_annotations
 from detzoo.detectors import make_detector
 from detzoo.errors import ConfigError, DataError
@@ -110,6 +110,14 @@ def test_fit_to_data_keeps_a_config_without_none(tiny_config, toy):
 def test_fit_to_data_names_what_it_cannot_take_from_nothing(toy):
     with pytest.raises(DataError, match='no objects in the training split to take data.canvases, data.max_boxes'):
         fit_to_data(load_config('own_data:ssd'), read_annotations(toy(1)))
+
+
+def test_check_whole_names_keys_that_are_left_to_data(tiny_config):
+    with pytest.raises(
+        ConfigError, match='data.canvases, data.max_boxes, model.anchor_sizes, training.steps: None means'
+    ):
+        check_whole(load_config('own_data:ssd'))
+    check_whole(tiny_config())
 
 
 def test_none_is_for_these_keys_alone(tiny_config):
