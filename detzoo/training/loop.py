@@ -76,8 +76,7 @@ def train_and_evaluate(
     config = complete(config)
     data = open_dataset(config.data.name, config.data.train_split, config.data.data_dir)
     validation = open_dataset(config.data.name, config.data.validation_split, config.data.data_dir)
-    config, annotations = whole_config(config, pathlib.Path(workdir), data)
-    runs = split(config, pathlib.Path(workdir))
+    config, runs, annotations = settle(config, pathlib.Path(workdir), data)
     detector, template, learnt = check(config, data, begun=all(has_checkpoints(folder) for _, folder in runs))
     data = training_images(config, data, validation, annotations)
     proposals = load_proposals(config.data.train_proposals, data, config.data.max_proposals)
@@ -127,19 +126,18 @@ def train_and_evaluate(
     return last.metrics
 
 
-def whole_config(
+def settle(
     config: ml_collections.ConfigDict, workdir: pathlib.Path, data: Dataset
-) -> tuple[ml_collections.ConfigDict, Annotations | None]:
+) -> tuple[ml_collections.ConfigDict, list[tuple[ml_collections.ConfigDict, pathlib.Path]], Annotations | None]:
     """Fills in the keys that a config leaves to its data: from the workdir of a run that goes on, or from the annotations.
 
     Returns:
-        the config, and the annotations if they were read.
+        the config; configs and workdirs of the replicas; and the annotations if they were read.
     """
     config = take_stored(config, split(config, workdir)[0][1])
-    if not missing(config):
-        return config, None
-    annotations = read_annotations(data)
-    return fit_to_data(config, annotations), annotations
+    annotations = read_annotations(data) if missing(config) else None
+    config = fit_to_data(config, annotations) if annotations else config
+    return config, split(config, workdir), annotations
 
 
 def training_images(
