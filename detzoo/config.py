@@ -27,6 +27,8 @@ from detzoo.errors import ConfigError, nearest
 
 FILLED_IN = ('num_classes', 'axis_name')  # of a detector's arguments: known from the data and the devices
 MUTABLE = ('data.data_dir', 'training.steps', 'training.checkpoint_every', 'training.evaluate_every')
+# Keys that may be None: training then takes them from its data (`training.from_data`), in this order.
+FROM_DATA = ('data.canvases', 'data.max_boxes', 'model.anchor_sizes', 'model.rpn.anchor_sizes', 'training.steps')
 
 
 def defaults() -> ml_collections.ConfigDict:
@@ -61,10 +63,12 @@ def data_defaults() -> ml_collections.ConfigDict:
     c.class_names = ()  # classes of the detector, among which the data's are found by name; default: the data's own
     c.renamed = ()  # (name in the data, name among class_names) of classes that have two names
     c.empty_images = True  # whether training uses images without objects; an image with nothing but crowds has none
-    c.canvases = ((128, 128),)  # (height, width) each; a step draws one; one compilation each
+    # (height, width) each; a step draws one; one compilation each. None: one that suits the sizes of images and objects.
+    c.canvases = ((128, 128),)
     c.canvas_steps = 1  # for how many steps a drawn canvas is kept
     c.mask_size = 0  # side of the masks of objects, cells of their boxes' frames; 0: no masks
-    c.max_boxes = 32  # rows of ground truth an image; what finds no row is counted (gt_dropped)
+    # Rows of ground truth an image; what finds no row is counted (gt_dropped). None: as many as an image has at most.
+    c.max_boxes = 32
     c.threads = 8  # threads that decode and augment
     # Proposals in place of an RPN's: a file in COCO's results format, or 'ground_truth', the objects; default: none.
     c.train_proposals = config_dict.placeholder(str)
@@ -113,7 +117,7 @@ def recipe_defaults() -> ml_collections.ConfigDict:
 def training_defaults() -> ml_collections.ConfigDict:
     """Makes the group `training`: how long a run is."""
     c = ml_collections.ConfigDict()
-    c.steps = 1000  # updates of the whole run
+    c.steps = 1000  # updates of the whole run; None: as many as suit the number of images
     c.batch_size = 16  # images an update, of all devices together
     c.accumulate = 1  # micro-batches an update: their losses, each with its own normaliser, are averaged
     c.num_replicas = 1  # trainings with the seeds seed, seed + 1, ... in one program, each with a workdir seed_S
@@ -165,7 +169,7 @@ def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     Raises:
         ConfigError: for a key that does not exist, with the nearest that does; for a value that is not allowed.
 
-    A group of the detector's arguments that it can do without may be None as a whole (model.rpn).
+    A group of the detector's arguments that it can do without may be None as a whole (model.rpn). So may the keys of FROM_DATA.
     """
     name = dict(flatten(config)).get('model.name')
     if not isinstance(name, str) or name not in DETECTORS:
@@ -180,12 +184,16 @@ def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
                 group = 'None or a group of keys' if key in optional else 'a group of keys'
                 raise ConfigError(f'{key} is {value!r}: it must be {group}, such as {members[0]}')
             raise unknown_key(key, known)
-        if value is not None or not (key in optional or known[key] is None):
+        if value is not None or not (key in optional or key in FROM_DATA or known[key] is None):
             try:
                 check_value(key, value, example(whole, key))
             except ValueError as error:
                 raise ConfigError(str(error)) from error
-        whole.update_from_flattened_dict({key: tuples(value)})
+        # None alone would leave the key without a type.
+        typed_none = value is None and key in FROM_DATA
+        whole.update_from_flattened_dict(
+            {key: config_dict.placeholder(type(known[key])) if typed_none else tuples(value)}
+        )
     check_thresholds(whole.model, 'model')
     try:
         check_recipe(whole.data.recipe)
@@ -223,6 +231,27 @@ def model_defaults(make: Callable[..., Any]) -> dict[str, Any]:
     """Returns the arguments of a detector's `make` with their defaults; one that is None has the annotated type."""
     parameters = inspect.signature(make).parameters.values()
     return typed(make, {x.name: x.default for x in parameters if x.name not in FILLED_IN})
+
+
+def detector_defaults(name: str) -> dict[str, Any]:
+    """Returns the default arguments of a detector, a key of DETECTORS, as {dotted key of the config: value}."""
+    return dict(flatten(ml_collections.ConfigDict(dict(model=model_defaults(DETECTORS[name])))))
+
+
+def missing(config: ml_collections.ConfigDict) -> list[str]:
+    """Lists the keys of a config that are None and taken from its data, in the order of FROM_DATA."""
+    leaves = dict(flatten(config))
+    return [key for key in FROM_DATA if key in leaves and leaves[key] is None]
+
+
+def check_whole(config: ml_collections.ConfigDict) -> None:
+    """Refuses a config that leaves keys to its data, where no data are read.
+
+    Raises:
+        ConfigError: keys are None; the message names them.
+    """
+    if keys := missing(config):
+        raise ConfigError(f'{", ".join(keys)}: None means that training takes it from the data, so set it here')
 
 
 def typed(make: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:

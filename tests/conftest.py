@@ -230,6 +230,7 @@ class Finished(tuple):
 @pytest.fixture(scope='session')
 def run_script():
     """A function: a script of scripts/ and its arguments -> Finished. It runs in this process: imports cost seconds."""
+    import grain  # noqa: F401, it defines flags, which must outlive the first script
     from absl import app, flags
 
     from detzoo.cli.main import COMMANDS

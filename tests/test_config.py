@@ -72,9 +72,9 @@ def from_command_line(tmp_path, monkeypatch):
     ids=lambda x: x.stem if isinstance(x, pathlib.Path) else x,
 )
 def test_config_files_are_whole(path, argument, tiny_run):
-    argument = str(tiny_run) if path.stem == 'finetune_histology' else argument  # which goes on from a workdir
-    config = runpy.run_path(str(path))['get_config'](argument)
-    if path.stem != 'finetune_histology':
+    from_workdir = path.stem in ('finetune_histology', 'own_data')  # which go on from a run
+    config = runpy.run_path(str(path))['get_config'](str(tiny_run) if from_workdir else argument)
+    if not from_workdir:
         classes = len(config.model.get('tree') or range(3))
         check_canvases(config, make_detector(**config.model, num_classes=classes))
     whole = complete(ml_collections.ConfigDict(dict(model=dict(name=config.model.name))))

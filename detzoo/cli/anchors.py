@@ -24,12 +24,15 @@ def main(settings: list[str]) -> None:
     from detzoo.config import complete
     from detzoo.core.anchors import kmeans_anchors
     from detzoo.data.catalog import open_split
-    from detzoo.data.pipeline import object_sizes
+    from detzoo.data.statistics import read_annotations, sizes_on_canvas
     from detzoo.inference.predictor import evaluation_canvases
+    from detzoo.training.from_data import fit_to_data
 
     config = complete(CONFIG.value)
     dataset = open_split(config.data, 'train')
-    sizes = object_sizes(dataset, evaluation_canvases(config), config.data.recipe)
+    annotations = read_annotations(dataset)
+    config = fit_to_data(config, annotations)
+    sizes = sizes_on_canvas(annotations, evaluation_canvases(config), config.data.recipe)[~annotations.crowd]
     anchors, average_iou = kmeans_anchors(sizes, CLUSTERS.value, seed=SEED.value)
     print(f'{len(sizes)} objects of {len(dataset.records)} images; average IoU {average_iou:.3f} with these anchors:')
     print(f'({", ".join(f"({width:.1f}, {height:.1f})" for width, height in anchors)},)')

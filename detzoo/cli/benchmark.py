@@ -153,7 +153,7 @@ def main(settings: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     import jax
 
-    from detzoo.config import complete
+    from detzoo.config import check_whole, complete
     from detzoo.costs.counts import parameter_count
     from detzoo.costs.latency import device_name
     from detzoo.costs.programs import state_shapes
@@ -162,6 +162,7 @@ def main(settings: list[str]) -> None:
 
     CONFIG.value.initialize_backbone = ''  # may be required, but no weights are read here
     config, num_classes = complete(CONFIG.value), NUM_CLASSES.value
+    check_whole(config)
     if OUTPUT.value:
         check_writable(pathlib.Path(OUTPUT.value).absolute().parent, 'give another --output')
     canvases = config.data.canvases[0], evaluation_canvases(config)[0]

@@ -12,13 +12,17 @@ flags.disclaim_key_flags()  # a flag belongs to the command that defines it
 
 class _ConfigParser(flags.ArgumentParser):
     def parse(self, argument: str) -> Any:
-        from detzoo.config import check_key, load_config
+        from ml_collections import config_dict
+
+        from detzoo.config import FROM_DATA, check_key, load_config
         from detzoo.errors import ConfigError
 
         try:
             config = load_config(argument)
             for key in keys_set(sys.argv):
                 check_key(config, key)
+            for key in set(keys_set(sys.argv, '=None')) & set(FROM_DATA):  # which no parser of numbers reads
+                config.update_from_flattened_dict({key: config_dict.placeholder(object)})
         except ConfigError:
             raise
         except (TypeError, ValueError) as error:  # which absl would take for a wrong argument
@@ -29,9 +33,15 @@ class _ConfigParser(flags.ArgumentParser):
         return 'config'
 
 
-def keys_set(argv: list[str]) -> list[str]:
-    """Lists the keys that --config.KEY=VALUE, --config.KEY VALUE, --config.KEY and --noconfig.KEY set."""
-    return re.findall(r'^--?(?:no)?config\.([\w.]+)', '\n'.join(argv), re.MULTILINE)
+def keys_set(argv: list[str], value: str = '') -> list[str]:
+    """Lists the keys that --config.KEY=VALUE, --config.KEY VALUE, --config.KEY and --noconfig.KEY set.
+
+    Args:
+        argv: arguments of the command.
+        value: the end of the arguments to list, such as '=None'; all by default.
+    """
+    found = (re.match(r'--?(?:no)?config\.([\w.]+)', argument) for argument in argv if argument.endswith(value))
+    return [match[1] for match in found if match]
 
 
 def define_config() -> flags.FlagHolder[Any]:

@@ -32,6 +32,7 @@ COMMANDS = {
     'evaluate': 'evaluate',
     'predict': 'predict',
     'prepare': 'prepare',
+    'browse': 'browse',
     'anchors': 'anchors',
     'sweep': 'sweep',
     'report': 'report',

@@ -101,6 +101,11 @@ def compose(
     return fit_boxes(sample) if composes or recipe['tight_boxes'] else sample
 
 
+def images_of_sample(recipe: Mapping[str, Any]) -> int:
+    """Counts the images that a sample shows at most."""
+    return (4 if recipe['mosaic'] > 0 else 1) + sum(recipe[key] > 0 for key in ('copy_paste', 'mixup'))
+
+
 def vary(
     record: Mapping[str, Any], canvas: tuple[int, int], recipe: Mapping[str, Any], rng: np.random.RandomState
 ) -> Sample:

@@ -14,11 +14,10 @@ import cv2
 import grain
 import jax
 import numpy as np
-from tqdm.auto import tqdm
 
 from detzoo.core.boxes import xywh_to_xyxy
 from detzoo.data.compose import check_masks, compose
-from detzoo.data.geometry import choose_canvas, place, placement, resize_rule
+from detzoo.data.geometry import place, resize_rule
 from detzoo.data.objects import Object, object_masks
 from detzoo.data.proposals import Proposals
 from detzoo.data.records import Dataset, decode_image
@@ -221,25 +220,6 @@ def pad_ground_truth(
         cropped=np.int32(cropped),
         masks=None if masks is None else padded(masks, bool),
     )
-
-
-def object_sizes(dataset: Dataset, canvases: Sequence[tuple[int, int]], recipe: Mapping[str, Any]) -> np.ndarray:
-    """Lists the sizes of a split's objects on the canvases, as `evaluation_batches` places them.
-
-    Args:
-        dataset: the split.
-        canvases: (H, W) each; every image takes the one on which it is largest.
-        recipe: a recipe, of which only the `resize_rule` counts.
-
-    Returns:
-        [N, 2] float64 width and height, canvas pixels, of all objects except crowds.
-    """
-    rule, sizes = resize_rule(recipe), []
-    for record in tqdm(dataset.records, desc='sizes', unit='image', leave=False):
-        size = record['height'], record['width']
-        scale = placement(size, choose_canvas(size, canvases, rule), rule).scale
-        sizes.append(record['boxes'][~record['is_crowd'], 2:] * scale)
-    return np.concatenate(sizes)
 
 
 def shard(batch: Batch, devices: int) -> Batch:

@@ -5,7 +5,7 @@
       -> `write_dataset`                 ->  a TFDS data set on disk, all of it or nothing
       -> `catalog.open_dataset`          ->  Dataset: class names, category ids, and records with random access
     dataset.records[i]                   ->  a dict of numpy, the image still encoded
-    `with_objects(dataset)`              ->  the Dataset without the images that have no objects
+    `with_objects(dataset, counts)`      ->  the Dataset without the images that have no objects
     `decode_image(record['image'])`      ->  [h, w, 3] uint8 RGB
     `ground_truth(dataset)`              ->  the COCO dict against which the evaluation scores
 
@@ -13,7 +13,6 @@ Boxes stay as in COCO's JSON: xywh, absolute pixels of the decoded image, float6
 against the original file to the last bit. The pipeline turns them into xyxy.
 """
 
-import concurrent.futures
 import contextlib
 import hashlib
 import io
@@ -366,28 +365,22 @@ def _check_bit_depth(brightest: int, bit_depth: int | None, name: str) -> None:
         raise DataError(f'{name}: its brightest pixel is {brightest}, more than bit_depth={bit_depth} allows')
 
 
-def with_objects(dataset: Dataset) -> Dataset:
+def with_objects(dataset: Dataset, objects: np.ndarray) -> Dataset:
     """Leaves out the images without objects other than crowds, as Detectron and detectron2 do before training.
 
     (Torchvision's reference training leaves out images without annotations, but keeps those with crowds only, as empty ones.)
-    All records are read once; images are not decoded.
+
+    Args:
+        dataset: the split, of N images.
+        objects: [N] int, number of objects in each image, see `statistics.Annotations`.
 
     Raises:
         DataError: no image is left.
     """
-
-    def has_objects(index: int) -> bool:
-        return not dataset.records[index]['is_crowd'].all()
-
-    count = len(dataset.records)
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        found = tqdm(
-            pool.map(has_objects, range(count)), desc='images with objects', total=count, unit='image', leave=False
-        )
-        rows = np.flatnonzero(list(found))
+    rows = np.flatnonzero(objects)
     if not len(rows):
         raise DataError(
-            f'split {dataset.split!r} of {dataset.name!r}: none of {count} images has an object that is not a crowd; '
+            f'split {dataset.split!r} of {dataset.name!r}: none of {len(objects)} images has an object that is not a crowd; '
             'to train on images without objects, set data.empty_images to True'
         )
     return dataset._replace(records=SelectedRecords(dataset.records, rows))

@@ -2,7 +2,7 @@
 
     {group: series} -> `styles`: a look for each group, the same in all figures
     numbers by group, styles -> scatter, training_curves, mean_pr_curves, class_pr_curves, class_dots,
-      reliability_curves, error_bars, stage_bars
+      reliability_curves, error_bars, stage_bars, histograms
       -> Figure -> `svg`: a file, which `inline` makes a part of a page; or `picture`: an array for `visualize.write_image`
     `settings`, `new_figure`, `shaded`: what other modules draw figures of the same look with
 
@@ -363,6 +363,32 @@ def stage_bars(stages: Mapping[str, Mapping[str, float]], label: str) -> Figure:
         axes.set_xlabel(label)
         axes.grid(axis='y', visible=False)
         _legend(figure, axes)
+        return figure
+
+
+def histograms(panels: Mapping[str, Mapping[str, np.ndarray]], edges: Mapping[str, np.ndarray], label: str) -> Figure:
+    """Draws a panel for each quantity with the shares of values between edges, an outline for each group.
+
+    Args:
+        panels: {quantity with its unit: {group: [n] values}}; values beyond the outer edges count in the outer bins.
+        edges: {quantity: [bins + 1] ascending}; a quantity whose edges grow by equal factors has a logarithmic axis.
+        label: what a group's values are, for the vertical axis.
+    """
+    with settings():
+        figure, axes_of = new_figure(3.1, columns=len(panels), squeeze=False)
+        for axes, (quantity, groups) in zip(axes_of.flat, panels.items()):
+            bins = edges[quantity]
+            for color, line, (group, values) in zip(HUES, LINES, groups.items()):
+                counts, _ = np.histogram(np.clip(values, bins[0], bins[-1]), bins)
+                shares = 100 * counts / max(1, counts.sum())
+                axes.stairs(shares, bins, color=color, linestyle=line, linewidth=1.5, label=group)
+                axes.stairs(shares, bins, color=color, fill=True, alpha=0.12)
+            if bins[0] > 0 and np.allclose(np.diff(np.log(bins)), np.log(bins[1] / bins[0])):
+                axes.set_xscale('log')
+                _plain(axes.xaxis)
+            axes.set(xlabel=quantity, xlim=(bins[0], bins[-1]))
+        axes_of.flat[0].set_ylabel(label)
+        _legend(figure, axes_of.flat[0])
         return figure
 
 

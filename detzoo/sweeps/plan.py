@@ -30,6 +30,8 @@ def plan(experiment: str, settings: Sequence[str] = ()) -> dict[str, Any]:
             raise ConfigError(
                 f'run {run.name!r}: a run is one training, not {config.training.num_replicas} replicas: list seeds'
             )
+        if config.training.steps is None:
+            raise ConfigError(f'run {run.name!r}: training.steps is None: a sweep plans with it, so set it')
         group = run.group or run.name
         runs.append(
             Result(

@@ -26,18 +26,21 @@ import numpy as np
 import optax
 from tqdm.auto import tqdm
 
-from detzoo.config import complete
+from detzoo.config import complete, missing
 from detzoo.data.catalog import open_split
 from detzoo.data.classes import with_labelled
 from detzoo.data.pipeline import shard, train_batches
 from detzoo.data.proposals import Proposals, load_proposals
 from detzoo.data.records import Dataset, with_objects
+from detzoo.data.statistics import Annotations, read_annotations
 from detzoo.run import parallel
 from detzoo.run.checkpoint import Checkpoints, TrainState
 from detzoo.run.workdir import has_checkpoints
 from detzoo.training.checks import check
+from detzoo.training.data_checks import summary, warnings
 from detzoo.training.evaluation import Evaluation, evaluate_each, log_evaluation, make_evaluation
 from detzoo.training.finetune import Learnt, initial_state
+from detzoo.training.from_data import fit_to_data, take_stored
 from detzoo.training.optimizer import frozen_parameters, make_optimizer, make_schedule
 from detzoo.training.progress import Profiler, Progress
 from detzoo.training.replicas import Replica, open_replica, split, stack, take_over, unstack
@@ -72,13 +75,10 @@ def train_and_evaluate(
         StorageError: the workdir cannot be written.
     """
     config = complete(config)
-    data = open_split(config.data, 'train')
-    validation = open_split(config.data, 'validation')
-    runs = split(config, pathlib.Path(workdir))
+    data, validation = open_split(config.data, 'train'), open_split(config.data, 'validation')
+    config, runs, annotations = settle(config, pathlib.Path(workdir), data)
     detector, template, learnt = check(config, data, begun=all(has_checkpoints(folder) for _, folder in runs))
-    data = training_images(config, data)
-    if config.data.labelled_split:
-        data = with_labelled(data, open_split(config.data, 'labelled'))
+    data = training_images(config, data, validation, annotations)
     proposals = load_proposals(config.data.train_proposals, data, config.data.max_proposals)
     validation_proposals = load_proposals(config.data.validation_proposals, validation, config.data.max_proposals)
     evaluate = make_evaluation(config, detector, validation, validation_proposals)
@@ -126,18 +126,46 @@ def train_and_evaluate(
     return last.metrics
 
 
-def training_images(config: ml_collections.ConfigDict, data: Dataset) -> Dataset:
-    """Leaves out the images without objects if `data.empty_images` is False, and prints how many images stay."""
-    if config.data.empty_images:
-        return data
-    kept = with_objects(data)
+def settle(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, data: Dataset
+) -> tuple[ml_collections.ConfigDict, list[tuple[ml_collections.ConfigDict, pathlib.Path]], Annotations | None]:
+    """Fills in the keys that a config leaves to its data: from the workdir of a run that goes on, or from the annotations.
+
+    Returns:
+        the config; configs and workdirs of the replicas; and the annotations if they were read.
+    """
+    config = take_stored(config, split(config, workdir)[0][1])
+    annotations = read_annotations(data) if missing(config) else None
+    config = fit_to_data(config, annotations) if annotations else config
+    return config, split(config, workdir), annotations
+
+
+def training_images(
+    config: ml_collections.ConfigDict, data: Dataset, validation: Dataset, annotations: Annotations | None
+) -> Dataset:
+    """Leaves out images without objects if `data.empty_images` is False, and prints what there is to learn from.
+
+    Images of which only a label is known, if the config names some, come behind the others.
+
+    Args:
+        config: config of the program.
+        data, validation: the splits.
+        annotations: annotations of the training split, if they were read before the config was checked.
+    """
+    annotations = annotations or read_annotations(data)
+    kept = data if config.data.empty_images else with_objects(data, annotations.objects)
     if jax.process_index() == 0:
-        tqdm.write(
-            f'trains on {len(kept.records):,} of {len(data.records):,} images of split {data.split!r} of {data.name!r}: '
-            'the others have no objects (data.empty_images)',
-            file=sys.stderr,
-        )
-    return kept
+        others = read_annotations(validation)
+        lines = [f'{data.name} {line}' for line in summary(annotations, others)]
+        lines += [f'WARNING: {line}' for line in warnings(config, annotations, others)]
+        if kept is not data:
+            lines.append(
+                f'trains on {len(kept.records):,} of {len(data.records):,} images of split {data.split!r} of {data.name!r}: '
+                'the others have no objects (data.empty_images)'
+            )
+        for line in lines:
+            tqdm.write(line, file=sys.stderr)
+    return with_labelled(kept, open_split(config.data, 'labelled')) if config.data.labelled_split else kept
 
 
 def announce(config: ml_collections.ConfigDict, state: TrainState, start: int, learnt: Learnt) -> None:

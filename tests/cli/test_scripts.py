@@ -285,3 +285,20 @@ def test_make_anchors_prints_what_a_config_takes(run_script, data_dir):
 
     assert is_one_error(run_script('make_anchors', SHAPES, *data, '--clusters=999'), '999 clusters of', 'boxes')
     assert is_one_error(run_script('make_anchors', SHAPES, '--config.data.name=birds', data[1]), "no data set 'birds'")
+
+
+def test_none_on_the_command_line_takes_a_key_from_the_data(run_script, data_dir):
+    from detzoo.data.catalog import open_dataset
+    from detzoo.data.statistics import read_annotations
+    from detzoo.training.from_data import fit_canvas
+
+    canvas = fit_canvas(read_annotations(open_dataset('toy', 'train', data_dir)))
+    config = ['--config=retinanet_histology', '--config.evaluation.canvases=()']  # whose canvas is 256 x 256
+    data = [*config, '--config.data.name=toy', f'--config.data.data_dir={data_dir}', '--clusters=3']
+    given, taken, usual = (
+        run_script('make_anchors', *data, *more).stdout
+        for more in ([f'--config.data.canvases=({canvas},)'], ['--config.data.canvases=None'], [])
+    )
+    assert taken == given != usual and 'average IoU' in taken
+    refused = run_script('make_anchors', *data, '--config.data.mask_size=None')
+    assert refused.code == 1 and 'data.mask_size' in refused.stderr

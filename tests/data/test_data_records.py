@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 
 from detzoo.data import catalog, records
 from detzoo.data.readers import prepare
+from detzoo.data.statistics import read_annotations
 from detzoo.errors import DataError
 
 
@@ -168,7 +169,7 @@ def test_with_objects_leaves_out_images_without_and_those_of_crowds_alone(toy):
     assert 0 < dataset.records[1]['is_crowd'].sum() < len(dataset.records[1]['is_crowd'])
     crowds = dataset.records[3] | {'is_crowd': np.ones(len(dataset.records[3]['boxes']), bool)}
     dataset = dataset._replace(records=[*dataset.records[:3], crowds, *dataset.records[4:]])
-    kept = records.with_objects(dataset)
+    kept = records.with_objects(dataset, read_annotations(dataset).objects)
     assert [record['image_id'] for record in kept.records] == [101, 102, 104, 105, 106, 107, 108, 109]
     assert kept._replace(records=None) == dataset._replace(records=None)
     for index in (-1, 8):
@@ -179,7 +180,7 @@ def test_with_objects_leaves_out_images_without_and_those_of_crowds_alone(toy):
 def test_with_objects_refuses_a_split_without_any(toy):
     empty = toy(1)
     with pytest.raises(DataError, match="'train' of 'toy': none of 1 images.*data.empty_images to True"):
-        records.with_objects(empty)
+        records.with_objects(empty, read_annotations(empty).objects)
 
 
 def test_records_need_no_tensorflow(tmp_path):

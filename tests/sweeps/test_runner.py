@@ -122,6 +122,11 @@ def test_plan_refuses_replicas(experiment):
         plan(experiment(SEEDS), ['training.num_replicas=2'])
 
 
+def test_plan_needs_the_number_of_steps(experiment):
+    with pytest.raises(ConfigError, match="run 'a_seed0': training.steps is None: a sweep plans with it, so set it"):
+        plan(experiment(SEEDS), ['training.steps=None'])
+
+
 def test_run_sweep_keeps_to_the_number_of_jobs_and_to_the_order(experiment, tmp_path):
     planned = plan(experiment(SEEDS))
     fake = Fake(tmp_path / 'sweep', dict.fromkeys(['a_seed0', 'a_seed1', 'a_seed2', 'a_seed3'], FINISHED))
