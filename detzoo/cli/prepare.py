@@ -20,7 +20,7 @@ images, drawn at random, validate. Then train on the data with --config.data.nam
 import sys
 from typing import Any, NamedTuple
 
-from absl import flags
+from absl import flags, logging
 
 from detzoo.cli.paths import define_path
 
@@ -114,6 +114,7 @@ SOURCES = {
 
 def main(settings: list[str]) -> None:
     del settings
+    logging.set_verbosity(logging.WARNING)  # TFDS tells of each file that it writes
     arguments = _sources_given()
     from detzoo.data.readers.coco import prepare_coco
     from detzoo.data.readers.lvis import prepare_lvis
