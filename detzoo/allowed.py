@@ -128,6 +128,7 @@ MODEL: Mapping[str, Allowed] = {
     'trunk_norm': one_of(*NORMS),
     'norm_epsilon': AMOUNT,
     'l2_norm_scale': POSITIVE,
+    'dilation': one_of(1, 2, 4),
     'fc6_dilation': COUNT,
     'fpn_features': COUNT,
     'trunk_features': COUNT,
