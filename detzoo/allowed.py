@@ -163,6 +163,15 @@ MODEL: Mapping[str, Allowed] = {
     'positive_share': SHARE,
     'negatives_per_positive': AMOUNT,
     'warm_up_images': AMOUNT,
+    # labels of pixels
+    'rates': COUNTS,
+    'auxiliary_features': COUNT,
+    'auxiliary_dropout': DECAY,
+    'class_weights': Allowed(
+        'positive numbers, one a class and one for background, or none', lambda x: all(y > 0 for y in x)
+    ),
+    'border_sigma': POSITIVE,
+    **dict.fromkeys(('auxiliary_loss_weight', 'border_weight'), AMOUNT),
     # regions of interest
     'output_size': COUNT,
     'samples_per_bin': AMOUNT,
