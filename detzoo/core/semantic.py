@@ -98,7 +98,7 @@ def separate(rows: Array, order: Array) -> Array:
     chex.assert_rank([rows, order], [2, 1])
     if not len(order):
         return rows
-    place = jnp.where(rows >= 0, jnp.argsort(order)[jnp.maximum(rows, 0)], NO_OBJECT)
+    place = jnp.where(rows >= 0, jnp.argsort(order)[jnp.maximum(rows, 0)], NO_OBJECT).astype(jnp.int32)
     latest = jax.lax.reduce_window(place, jnp.int32(NO_OBJECT), jax.lax.max, (3, 3), (1, 1), 'SAME')
     return jnp.where((rows >= 0) & (latest > place), NEGATIVE, rows)
 
