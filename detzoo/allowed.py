@@ -170,7 +170,7 @@ MODEL: Mapping[str, Allowed] = {
     'class_weights': Allowed(
         'positive numbers, one a class and one for background, or none', lambda x: all(y > 0 for y in x)
     ),
-    'border_sigma': POSITIVE,
+    'border_sigma': Allowed('above 0 and at most 22', lambda x: 0 < x <= 22),
     **dict.fromkeys(('auxiliary_loss_weight', 'border_weight'), AMOUNT),
     # regions of interest
     'output_size': COUNT,

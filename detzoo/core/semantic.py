@@ -19,6 +19,10 @@ from detzoo.core.matching import IGNORE, NEGATIVE
 from detzoo.types import Array, GroundTruth
 
 NO_OBJECT = -1  # in place of a row, where fewer than two objects are in reach
+MAX_REACH = 90  # pixels: twice its square and a row fit 31 bits
+_ROW_BITS = 16
+_ROW_MASK = 2**_ROW_BITS - 1
+_NOTHING = 2**30 + _ROW_MASK  # further away than any object, with a row that none has
 _REACH = 4  # deviations of the border weights' Gaussian; beyond, a weight is less than 0.04 % of its height
 
 
@@ -142,7 +146,7 @@ def border_weights(rows: Array, *, height: float, sigma: float) -> Array:
     Args:
         rows: [H, W] int32, see `paint`.
         height: the paper's w0.
-        sigma: deviation, pixels.
+        sigma: deviation, pixels, at most 22.
 
     Returns:
         [H, W] float32, >= 0; 0 in objects, where the pixel is ignored, and where d2 is more than four deviations.
@@ -157,60 +161,51 @@ def nearest_two(rows: Array, reach: int) -> tuple[Array, Array]:
     """Finds for each pixel the two nearest objects, exactly, as far as they are in reach.
 
     First the two nearest in the pixel's column are found, then the two nearest among those of all columns in reach: an object
-    that is third in a column is third at best.
+    that is third in a column is third at best. A squared distance and a row are one number, so that the least of two is the
+    nearer.
 
     Args:
-        rows: [H, W] int32, see `paint`.
-        reach: largest distance that is wanted, pixels. A pixel's distances are right if they are at most that.
+        rows: [H, W] int32, see `paint`; at most 65535 objects.
+        reach: largest distance that is wanted, pixels, at most MAX_REACH. A pixel's distances are right if they are at most that.
 
     Returns:
         [2, H, W] float32, the squared distances to the nearest and the second nearest object, infinity for none; and [2, H, W]
         int32, these objects' rows, NO_OBJECT for none.
     """
     chex.assert_rank(rows, 2)
-    own = jnp.where(rows >= 0, rows, NO_OBJECT)
-    squared = jnp.where(rows >= 0, 0.0, jnp.inf).astype(jnp.float32)
-    nothing = jnp.full((2, *rows.shape), jnp.inf, jnp.float32), jnp.full((2, *rows.shape), NO_OBJECT, jnp.int32)
-    in_columns = _spread(squared[None], own[None], nothing, axis=1, reach=min(reach, rows.shape[0] - 1))
-    return _spread(*in_columns, nothing, axis=2, reach=min(reach, rows.shape[1] - 1))
+    if reach > MAX_REACH:
+        raise ValueError(f'reach is {reach}: it must be at most {MAX_REACH}')
+    own = jnp.where(rows >= 0, rows, _NOTHING).astype(jnp.int32)[None]
+    in_columns = _spread(own, axis=1, reach=min(reach, rows.shape[0] - 1))
+    found = _spread(in_columns, axis=2, reach=min(reach, rows.shape[1] - 1))
+    there = found < _NOTHING
+    return jnp.where(there, found >> _ROW_BITS, jnp.inf), jnp.where(there, found & _ROW_MASK, NO_OBJECT)
 
 
-def _spread(squared: Array, rows: Array, found: tuple[Array, Array], *, axis: int, reach: int) -> tuple[Array, Array]:
-    """Merges into the two nearest objects what lies along an axis, up to a number of pixels away.
+def _spread(keys: Array, *, axis: int, reach: int) -> Array:
+    """Finds the two nearest objects among those of the pixels along an axis.
 
     Args:
-        squared: [n, H, W] float, squared distances to n objects of each pixel.
-        rows: [n, H, W] int32, rows of these objects.
-        found: ([2, H, W], [2, H, W]), the two nearest so far.
+        keys: [n, H, W] int32, n objects of each pixel: squared distances and rows, see `nearest_two`.
         axis: 1 or 2.
-        reach: pixels.
+        reach: how far away the pixels are at most.
+
+    Returns:
+        [2, H, W] int32, likewise.
     """
-    pads = [(0, 0), (0, 0), (0, 0)]
-    pads[axis] = (reach, reach)
-    squared = jnp.pad(squared, pads, constant_values=jnp.inf)
-    rows = jnp.pad(rows, pads, constant_values=NO_OBJECT)
-    length = found[0].shape[axis]
+    length = keys.shape[axis]
+    pads = [(reach, reach) if i == axis else (0, 0) for i in range(3)]
+    padded = jnp.pad(keys, pads, constant_values=_NOTHING)
 
     def merge(found: tuple[Array, Array], start: Array) -> tuple[tuple[Array, Array], None]:
-        away = (start - reach).astype(jnp.float32) ** 2
-        seen = (jax.lax.dynamic_slice_in_dim(x, start, length, axis) for x in (squared, rows))
-        for candidate, row in zip(*seen):
-            found = _insert(found, candidate + away, row)
-        return found, None
+        first, second = found
+        away = (start - reach) ** 2 << _ROW_BITS
+        for key in jax.lax.dynamic_slice_in_dim(padded, start, length, axis) + away:
+            same = (key ^ first) & _ROW_MASK == 0
+            second = jnp.where(same, second, jnp.minimum(second, jnp.maximum(first, key)))
+            first = jnp.minimum(first, key)
+        return (first, second), None
 
-    return jax.lax.scan(merge, found, jnp.arange(2 * reach + 1))[0]
-
-
-def _insert(found: tuple[Array, Array], squared: Array, row: Array) -> tuple[Array, Array]:
-    """Merges one candidate of each pixel, [H, W], into the two nearest objects, which stay two different ones."""
-    (first, second), (first_row, second_row) = found
-    same = row == first_row
-    wins = (squared < first) & ~same
-    closer = jnp.where(same, jnp.minimum(first, squared), first)
-    # The loser of the first place, or a candidate that is no better, contends for the second.
-    rest, rest_row = jnp.where(wins, closer, squared), jnp.where(wins, first_row, row)
-    takes = wins | (~same & (rest < second))
-    return (
-        jnp.stack([jnp.where(wins, squared, closer), jnp.where(takes, rest, second)]),
-        jnp.stack([jnp.where(wins, row, first_row), jnp.where(takes, rest_row, second_row)]),
-    )
+    nothing = jnp.full(keys.shape[1:], _NOTHING, jnp.int32)
+    starts = jnp.arange(2 * reach + 1, dtype=jnp.int32)
+    return jnp.stack(jax.lax.scan(merge, (nothing, nothing), starts)[0])

@@ -145,7 +145,7 @@ def nearest_by_scipy(rows):
     return np.sort(np.stack([*distances, *[np.full(rows.shape, np.inf)] * 2]), axis=0)[:2]
 
 
-@pytest.mark.parametrize('reach', [100, 12, 3])
+@pytest.mark.parametrize('reach', [90, 12, 3])
 def test_nearest_two_equals_scipy_within_reach(reach):
     rows = np.asarray(paint(*draw_objects(1), canvas=CANVAS))
     expected = nearest_by_scipy(rows)
@@ -159,6 +159,16 @@ def test_nearest_two_equals_scipy_within_reach(reach):
             away = np.broadcast_to(ndimage.distance_transform_edt(rows != row), which.shape)
             np.testing.assert_allclose(np.sqrt(squared)[here & seen], away[here & seen], rtol=1e-6)
     assert (which[0] != which[1])[seen[1]].all()
+
+
+def test_nearest_two_knows_its_limits():
+    # The farthest pixels of a reach, and an object in a corner whose row has all bits but one.
+    rows = np.full((91, 91), NEGATIVE)
+    rows[0, 0], rows[0, 1] = 65534, 0
+    squared, which = map(np.asarray, semantic.nearest_two(rows, 90))
+    assert squared[:, 90, 90].tolist() == [90**2 + 89**2, 2 * 90**2] and which[:, 90, 90].tolist() == [0, 65534]
+    with pytest.raises(ValueError, match='reach is 91: it must be at most 90'):
+        semantic.nearest_two(rows, 91)
 
 
 def test_border_weights_equals_the_formula():
