@@ -27,8 +27,8 @@ NARROW = dict(width=0.125, norm='batch_norm')
 VARIANTS = {
     'deeplab': dict(
         name='deeplab',
-        backbone=dict(name='tiny', dilation=1, **NARROW),
-        backbone_strides=(4, 8),
+        backbone=dict(NARROW, name='tiny', dilation=1, width=0.5),
+        backbone_strides=(2, 4),
         features=16,
         rates=(1, 2),
         auxiliary_features=8,
@@ -40,7 +40,7 @@ VARIANTS = {
     ),
 }
 # The learning rate at first and the steps with which a batch is learnt by heart.
-LEARNING = {'deeplab': (1e-2, 200), 'fcn': (1e-2, 200), 'unet': (3e-2, 70)}
+LEARNING = {'deeplab': (2e-2, 120), 'fcn': (1e-2, 200), 'unet': (3e-2, 70)}
 
 
 def make_batch(rows=ROWS):
