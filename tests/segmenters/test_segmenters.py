@@ -36,7 +36,7 @@ VARIANTS = {
     ),
     'fcn': dict(name='fcn', backbone=dict(NARROW, fc6_dilation=2), backbone_strides=(2, 4, 8), dropout=0.1),
     'unet': dict(
-        name='unet', backbone=dict(NARROW, width=0.25), backbone_strides=(1, 2, 4), dropout=0.1, border_sigma=2.0
+        name='unet', backbone=dict(NARROW, width=0.25), backbone_strides=(1, 2), dropout=0.1, border_sigma=1.0
     ),
 }
 # The learning rate at first and the steps with which a batch is learnt by heart.
