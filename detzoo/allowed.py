@@ -137,6 +137,7 @@ MODEL: Mapping[str, Allowed] = {
     'trunk_norm': one_of(*NORMS),
     'norm_epsilon': AMOUNT,
     'l2_norm_scale': POSITIVE,
+    'dilation': one_of(1, 2, 4),
     'fc6_dilation': COUNT,
     'fpn_features': COUNT,
     'trunk_features': COUNT,
@@ -171,6 +172,15 @@ MODEL: Mapping[str, Allowed] = {
     'positive_share': SHARE,
     'negatives_per_positive': AMOUNT,
     'warm_up_images': AMOUNT,
+    # labels of pixels
+    'rates': COUNTS,
+    'auxiliary_features': COUNT,
+    'auxiliary_dropout': DECAY,
+    'class_weights': Allowed(
+        'positive numbers, one a class and one for background, or none', lambda x: all(y > 0 for y in x)
+    ),
+    'border_sigma': Allowed('above 0 and at most 22', lambda x: 0 < x <= 22),
+    **dict.fromkeys(('auxiliary_loss_weight', 'border_weight'), AMOUNT),
     # regions of interest
     'output_size': COUNT,
     'samples_per_bin': AMOUNT,

@@ -1,4 +1,4 @@
-"""The types that the parts of detzoo exchange: inputs, ground truth, detections, and the contract of a detector.
+"""The types that the parts of detzoo exchange: inputs, ground truth, detections, the contracts of a detector and a segmenter.
 
 Everything here is a NamedTuple, hence a pytree: it passes through `jit`, `vmap`, `pmap` and `jax.tree.map` as it is.
 
@@ -133,3 +133,25 @@ class Detector(NamedTuple):
     finds_masks: bool = False
     takes_labels: bool = False
     propose: Callable[[Params, ModelState, Inputs], Detections] | None = None
+
+
+class Segmenter(NamedTuple):
+    """A segmenter gives each pixel a class: pure functions, as those of a `Detector`, and the same flags.
+
+    It is trained on the ground truth of detectors: the classes of pixels are painted from the masks of objects.
+
+    init(rng, canvas): (params, model_state) for a key and a canvas (H, W).
+    loss(params, model_state, batch, rng): (loss [], (model_state, metrics)), metrics a flat dict of scalars.
+    predict(params, model_state, inputs): [B, H, W, K + 1] float32, the probabilities of the classes at each pixel of the canvas,
+        background last. They sum to 1, and mean nothing outside of the window.
+    takes_proposals, needs_proposals, takes_labels: see `Detector`.
+    finds_masks: True, as it is trained on ground truth with masks.
+    """
+
+    init: Callable[[Array, tuple[int, int]], tuple[Params, ModelState]]
+    loss: Callable[[Params, ModelState, Batch, Array], tuple[Array, tuple[ModelState, dict[str, Array]]]]
+    predict: Callable[[Params, ModelState, Inputs], Array]
+    takes_proposals: bool = False
+    needs_proposals: bool = False
+    finds_masks: bool = True
+    takes_labels: bool = False

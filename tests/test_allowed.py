@@ -1,5 +1,6 @@
 """Values of a config that mean nothing: each gives one sentence, with the key, the value and what is allowed."""
 
+import inspect
 import math
 import re
 
@@ -12,6 +13,7 @@ from detzoo.config import FROM_DATA, complete, defaults, example, flatten, from_
 from detzoo.data.catalog import open_dataset
 from detzoo.detectors import DETECTORS
 from detzoo.errors import ConfigError
+from detzoo.segmenters import SEGMENTERS
 from detzoo.training.checks import check
 
 TINY = {name: getattr(tiny, f'TINY_{name.upper()}') for name in DETECTORS}
@@ -244,6 +246,7 @@ def test_every_number_has_a_range():
             argument, value = key.rpartition('.')[2], example(whole, key)
             known |= {argument, key.removeprefix('model.')}
             assert argument in MODEL or value is None or isinstance(value, str | bool), key
+    known |= {argument for make in SEGMENTERS.values() for argument in inspect.signature(make).parameters}
     assert set(MODEL) <= known
 
 

@@ -16,6 +16,7 @@ FLOORS = (
     ('core',),
     ('backbones', 'visualize'),
     ('detectors', 'allowed'),
+    ('segmenters',),  # above detectors, whose `network` they share; no detector is imported
     ('data', 'evaluation'),
     ('config',),
     ('run',),

@@ -12,8 +12,8 @@ FILE, FUNCTION = 500, 80  # lines
 
 
 def function_lines(node, path):
-    """The lines of a function. A detector's `make` lists all its arguments twice; its signature and docstring do not count."""
-    if node.name == 'make' and path.parent.name == 'detectors':
+    """The lines of a function. A model's `make` lists all its arguments twice; its signature and docstring do not count."""
+    if node.name == 'make' and path.parent.name in ('detectors', 'segmenters'):
         body = node.body[1:] if ast.get_docstring(node, clean=False) is not None else node.body
         return node.end_lineno - body[0].lineno + 1 if body else 0
     return node.end_lineno - node.lineno + 1

@@ -2,6 +2,9 @@
 
     stem 7x7/2, max pooling 3x3/2 -> 4 stages of residual blocks; the first block of each later stage halves the size
 
+`dilation` keeps the last stages at a finer stride, with the same parameters: instead of striding, their 3x3 convolutions skip
+cells (torchvision's `replace_stride_with_dilation`).
+
 Padding is torchvision's (explicit, symmetric). By default bottleneck blocks stride in their 3x3 convolution ("v1.5"), as in
 torchvision, and not in their first 1x1 convolution, as in the paper and in the weights that its authors published.
 """
@@ -21,13 +24,14 @@ from detzoo.backbones.pool import max_pool
 he_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 
-def conv(features: int, kernel: int, stride: int, dtype: Any, name: str) -> nn.Module:
+def conv(features: int, kernel: int, stride: int, dtype: Any, name: str, dilation: int = 1) -> nn.Module:
     """Makes a convolution without bias that keeps ceil(size / stride) cells."""
     return Conv(
         features,
         (kernel, kernel),
         (stride, stride),
-        padding=kernel // 2,
+        padding=dilation * (kernel // 2),
+        kernel_dilation=dilation,
         use_bias=False,
         dtype=dtype,
         kernel_init=he_normal,
@@ -36,20 +40,21 @@ def conv(features: int, kernel: int, stride: int, dtype: Any, name: str) -> nn.M
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut."""
+    """Two 3x3 convolutions, both dilated alike, and a shortcut."""
 
     features: int
     stride: int
     norm: Callable[..., nn.Module]
     dtype: Any
+    dilation: int = 1
     expansion = 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [B, h, w, C] to [B, h / stride, w / stride, features]."""
-        y = conv(self.features, 3, self.stride, self.dtype, 'conv1')(x)
+        y = conv(self.features, 3, self.stride, self.dtype, 'conv1', self.dilation)(x)
         y = nn.relu(self.norm(name='norm1')(y))
-        y = conv(self.features, 3, 1, self.dtype, 'conv2')(y)
+        y = conv(self.features, 3, 1, self.dtype, 'conv2', self.dilation)(y)
         y = self.norm(name='norm2')(y)
         return nn.relu(y + _shortcut(self, x, y))
 
@@ -64,6 +69,7 @@ class BottleneckBlock(nn.Module):
     stride: int
     norm: Callable[..., nn.Module]
     dtype: Any
+    dilation: int = 1
     stride_in_1x1: bool = False
     expansion = 4
 
@@ -73,7 +79,7 @@ class BottleneckBlock(nn.Module):
         first, second = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
         y = conv(self.features, 1, first, self.dtype, 'conv1')(x)
         y = nn.relu(self.norm(name='norm1')(y))
-        y = conv(self.features, 3, second, self.dtype, 'conv2')(y)
+        y = conv(self.features, 3, second, self.dtype, 'conv2', self.dilation)(y)
         y = nn.relu(self.norm(name='norm2')(y))
         y = conv(self.features * self.expansion, 1, 1, self.dtype, 'conv3')(y)
         y = self.norm(name='norm3')(y)
@@ -106,8 +112,12 @@ def run_stage(
     stride_in_1x1: bool,
     norm: Callable[..., nn.Module],
     dtype: Any,
+    dilations: tuple[int, int] = (1, 1),
 ) -> jax.Array:
-    """Runs a stage, 1 to 4; called inside the compact method of the module that its blocks belong to."""
+    """Runs a stage, 1 to 4; called inside the compact method of the module that its blocks belong to.
+
+    dilations: that of the first block's 3x3 convolutions, and that of the others'. The stage strides if both are 1.
+    """
     block, block_counts = DEPTHS[depth]
     if stride_in_1x1:
         if block is BasicBlock:
@@ -117,9 +127,24 @@ def run_stage(
         block = functools.partial(block, stride_in_1x1=True)
     features = round(64 * width) * 2 ** (number - 1)
     for index in range(block_counts[number - 1]):
-        stride = 2 if number > 1 and index == 0 else 1
-        x = block(features, stride, norm, dtype, name=f'stage{number}_block{index + 1}')(x)
+        stride = 2 if number > 1 and index == 0 and dilations == (1, 1) else 1
+        dilation = dilations[min(index, 1)]
+        x = block(features, stride, norm, dtype, dilation, name=f'stage{number}_block{index + 1}')(x)
     return x
+
+
+def stage_strides(dilation: int = 1) -> tuple[int, ...]:
+    """Lists the strides of the four stages, pixels: none is larger than 32 / dilation."""
+    return tuple(min(stride, STRIDES[-1] // dilation) for stride in STRIDES)
+
+
+def stages_of(strides: Sequence[int], dilation: int) -> list[int]:
+    """Finds the numbers of the stages with the given strides, finest first; of several with one stride, the last ones."""
+    numbers = []
+    for stride in sorted(set(strides)):
+        of_stride = [number for number, has in enumerate(stage_strides(dilation), 1) if has == stride]
+        numbers += of_stride[len(of_stride) - list(strides).count(stride) :]
+    return numbers
 
 
 class ResNet(nn.Module):
@@ -128,8 +153,11 @@ class ResNet(nn.Module):
     depth: 18, 34, 50 or 101.
     width: factor on all channels; 1 is the paper's 64 in the first stage.
     stride_in_1x1: see `BottleneckBlock`.
+    dilation: by how much the last stages are dilated instead of striding: 1, not at all; 2, the fourth, whose stride is then 16;
+        4, the third and fourth, whose stride is then 8.
     norm: a name of `norms.NORMS`; norm_epsilon: number added to variances.
-    strides: strides of the stages to return, pixels; the network ends with the last of them.
+    strides: strides of the stages to return, pixels, as often as there are stages to return; of several with one stride the
+        last ones are returned. The network ends with the last of them.
     axis_name: the axis over which batch statistics are synchronised.
     dtype: dtype of the computation.
     """
@@ -137,6 +165,7 @@ class ResNet(nn.Module):
     depth: int = 50
     width: float = 1.0
     stride_in_1x1: bool = False
+    dilation: int = 1
     norm: str = 'batch_norm'
     norm_epsilon: float = 1e-5
     strides: Sequence[int] = STRIDES
@@ -152,10 +181,9 @@ class ResNet(nn.Module):
         x = conv(round(64 * self.width), 7, 2, self.dtype, 'stem_conv')(x.astype(self.dtype))
         x = nn.relu(norm(name='stem_norm')(x))
         x = max_pool(x, 3, 2, padding=1)
-        stages = {}
-        for number, stride in enumerate(STRIDES, 1):
-            if stride > max(self.strides):
-                break
+        numbers, stages, before = stages_of(self.strides, self.dilation), {}, 1
+        for number in range(1, max(numbers) + 1):
+            after = STRIDES[number - 1] // stage_strides(self.dilation)[number - 1]
             x = run_stage(
                 x,
                 number,
@@ -164,9 +192,10 @@ class ResNet(nn.Module):
                 stride_in_1x1=self.stride_in_1x1,
                 norm=norm,
                 dtype=self.dtype,
+                dilations=(before, after),
             )
-            stages[stride] = x
-        return tuple(stages[stride] for stride in self.strides)
+            stages[number], before = x, after
+        return tuple(stages[number] for number in numbers)
 
 
 class LastStage(nn.Module):

@@ -22,7 +22,13 @@ PADDING = 1  # cells of zeros around a mask that is pasted as torchvision does
 
 
 def mask_targets(
-    gt_masks: Array, gt_boxes: Array, matched: Array, rois: Array, *, size: int, threshold: float = 0.5
+    gt_masks: Array,
+    gt_boxes: Array,
+    matched: Array,
+    rois: Array,
+    *,
+    size: int | tuple[int, int],
+    threshold: float = 0.5,
 ) -> Array:
     """Resamples ground-truth masks from the frames of their boxes to those of RoIs (Mask R-CNN, 1703.06870, section 3).
 
@@ -37,11 +43,12 @@ def mask_targets(
         gt_boxes: [M, 4] float xyxy.
         matched: [R] int, the row of the ground truth of each RoI; below 0: none.
         rois: [R, 4] float xyxy.
-        size: cells along a side of a target.
+        size: cells along a side of a target; or its rows and columns.
         threshold: mask value from which on a target is 1, in 0..1.
 
     Returns:
-        [R, size, size] float32, 0 or 1; 0 where there is no ground truth, no area, or a coordinate is not finite.
+        [R, size, size] or [R, rows, columns] float32, 0 or 1; 0 where there is no ground truth, no area, or a coordinate is
+        not finite.
     """
     weights = _weights_along(_point_weights, gt_masks, gt_boxes, matched, rois, size)
     inside = weights[1].any(axis=2)[:, :, None] & weights[0].any(axis=2)[:, None, :]
@@ -67,24 +74,33 @@ def average_mask_targets(gt_masks: Array, gt_boxes: Array, matched: Array, rois:
 
 
 def _weights_along(
-    weights: Callable[..., Array], gt_masks: Array, gt_boxes: Array, matched: Array, rois: Array, size: int
+    weights: Callable[..., Array],
+    gt_masks: Array,
+    gt_boxes: Array,
+    matched: Array,
+    rois: Array,
+    size: int | tuple[int, int],
 ) -> tuple[Array, Array]:
-    """Computes the weights of a mask's cells in those of a RoI, along x and along y, each [R, size, S]."""
+    """Computes the weights of a mask's cells in those of a RoI, along x, [R, columns, S], and along y, [R, rows, S]."""
+    rows, columns = (size, size) if isinstance(size, int) else size
     chex.assert_shape([rois, gt_boxes], (None, 4))
     chex.assert_shape(gt_masks, (len(gt_boxes), None, gt_masks.shape[1]))
     chex.assert_shape(matched, (len(rois),))
     if not len(gt_boxes):
-        return (jnp.zeros((len(rois), size, gt_masks.shape[1]), jnp.float32),) * 2
+        return tuple(jnp.zeros((len(rois), count, gt_masks.shape[1]), jnp.float32) for count in (columns, rows))
     # No gradient; and weight 0 wherever a coordinate is not finite, so that no product is NaN.
     rois, boxes = jax.lax.stop_gradient((rois, gt_boxes[jnp.maximum(matched, 0)]))
     usable = (matched >= 0)[:, None, None] & jnp.isfinite(rois).all(axis=1)[:, None, None]
-    return tuple(jnp.where(usable, weights(rois[:, i::2], boxes[:, i::2], size, gt_masks.shape[1]), 0) for i in (0, 1))
+    return tuple(
+        jnp.where(usable, weights(rois[:, i::2], boxes[:, i::2], count, gt_masks.shape[1]), 0)
+        for i, count in enumerate((columns, rows))
+    )
 
 
 def _resample(gt_masks: Array, matched: Array, weight_x: Array, weight_y: Array) -> Array:
-    """Adds up masks with weights along x and y: [R, size, size] float32."""
+    """Adds up masks with weights along x and y: [R, rows, columns] float32."""
     if not len(gt_masks):
-        return jnp.zeros((*weight_x.shape[:2], weight_x.shape[1]), jnp.float32)
+        return jnp.zeros((len(weight_y), weight_y.shape[1], weight_x.shape[1]), jnp.float32)
     masks = jax.lax.stop_gradient(gt_masks[jnp.maximum(matched, 0)]).astype(jnp.float32)
     return jnp.einsum('riy,ryx,rjx->rij', weight_y, masks, weight_x, precision='highest')
 

@@ -1,11 +1,9 @@
 """The detectors, each one file: `DETECTORS` names their `make` functions."""
 
-import inspect
-from collections.abc import Mapping
 from typing import Any
 
 from detzoo.detectors import faster_rcnn, mask_rcnn, retinanet, ssd, yolo_v1, yolo_v2, yolo_v3
-from detzoo.errors import nearest
+from detzoo.detectors.network import check_arguments
 from detzoo.types import Detector
 
 DETECTORS = {
@@ -44,24 +42,5 @@ def make_detector(name: str, **kwargs: Any) -> Detector:
     """
     if name not in DETECTORS:
         raise ValueError(f'unknown detector {name!r}: {", ".join(DETECTORS)} are known')
-    parameters = inspect.signature(DETECTORS[name]).parameters
-    known = _flat({key: parameter.default for key, parameter in parameters.items()})
-    for key in _flat(kwargs):
-        if any(argument.startswith(f'{key}.') for argument in known) and kwargs[key] is not None:
-            raise TypeError(f'{key} of {name} is {kwargs[key]!r}: it must be a mapping, with arguments like {key}.name')
-        if key not in known and key not in parameters:  # a group may be None as a whole
-            if key in MOVED:
-                raise TypeError(f'{name} takes no argument {key!r} any more: set {MOVED[key]}')
-            raise TypeError(
-                f'{name} takes no argument {key!r}: the nearest is {nearest(key, known)!r} (all: {", ".join(known)})'
-            )
+    check_arguments(name, DETECTORS[name], kwargs, moved=MOVED)
     return DETECTORS[name](**kwargs)
-
-
-def _flat(arguments: Mapping[str, Any]) -> list[str]:
-    """The names of arguments; of one that is a group of them, 'group.name' of each."""
-    return [
-        name
-        for key, value in arguments.items()
-        for name in ([f'{key}.{inner}' for inner in value] if hasattr(value, 'keys') else [key])
-    ]

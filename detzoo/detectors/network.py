@@ -1,9 +1,10 @@
-"""What all detectors do with their network: draw its variables, and run it on inputs."""
+"""What all detectors and segmenters do with their network: draw its variables, and run it on inputs."""
 
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
@@ -14,6 +15,7 @@ import numpy as np
 from detzoo.backbones.conv import Conv
 from detzoo.core import box_coding, images
 from detzoo.core.postprocess import Candidates
+from detzoo.errors import nearest
 from detzoo.types import Array, Inputs, ModelState, Params
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -57,6 +59,44 @@ def with_arguments_of(inner: Callable) -> Callable[[Callable], Callable]:
         return outer
 
     return decorate
+
+
+def check_arguments(
+    name: str, make: Callable, arguments: Mapping[str, Any], moved: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Refuses arguments that a model does not take.
+
+    Args:
+        name: the model's name, for the message.
+        make: the function that makes it.
+        arguments: keyword arguments for it; groups of arguments are mappings.
+        moved: {an argument of an older detzoo: what is set instead}.
+
+    Raises:
+        TypeError: an argument, or a key of a group of them, is unknown; the message names the nearest known one.
+    """
+    parameters = inspect.signature(make).parameters
+    known = _flat({key: parameter.default for key, parameter in parameters.items()})
+    for key in _flat(arguments):
+        if any(argument.startswith(f'{key}.') for argument in known) and arguments[key] is not None:
+            raise TypeError(
+                f'{key} of {name} is {arguments[key]!r}: it must be a mapping, with arguments like {key}.name'
+            )
+        if key not in known and key not in parameters:  # a group may be None as a whole
+            if key in moved:
+                raise TypeError(f'{name} takes no argument {key!r} any more: set {moved[key]}')
+            raise TypeError(
+                f'{name} takes no argument {key!r}: the nearest is {nearest(key, known)!r} (all: {", ".join(known)})'
+            )
+
+
+def _flat(arguments: Mapping[str, Any]) -> list[str]:
+    """The names of arguments; of one that is a group of them, 'group.name' of each."""
+    return [
+        name
+        for key, value in arguments.items()
+        for name in ([f'{key}.{inner}' for inner in value] if hasattr(value, 'keys') else [key])
+    ]
 
 
 def prior_bias(probability: float) -> float:

@@ -114,8 +114,8 @@ def run_classifier(name: str, model: Any, image: np.ndarray) -> tuple[dict[str, 
     """
     import torch
 
-    with _outputs_of(model, CLASSIFIERS[name].parts) as outputs, torch.inference_mode():
-        logits = model(torch.from_numpy(_pixels(image)).permute(0, 3, 1, 2)).numpy()
+    with outputs_of(model, CLASSIFIERS[name].parts) as outputs, torch.inference_mode():
+        logits = model(torch.from_numpy(pixels_of(image)).permute(0, 3, 1, 2)).numpy()
     return {part: outputs[part].permute(0, 2, 3, 1).numpy() for part in CLASSIFIERS[name].parts}, logits
 
 
@@ -131,14 +131,14 @@ def classify(model: Any, features: np.ndarray) -> np.ndarray:
 def run_backbone(name: str, entries: Mapping[str, np.ndarray], image: np.ndarray) -> dict[str, np.ndarray]:
     """Runs our backbone with a classifier's entries; returns the outputs of `Classifier.parts`, as `run_classifier`."""
     backbone, mapping, parts = CLASSIFIERS[name]
-    pixels = _pixels(image)
+    pixels = pixels_of(image)
     variables = jax.eval_shape(partial(backbone.init, train=False), jax.random.key(0), pixels)
     params, model_state = weight_mapping.fill(mapping, entries, (variables.pop('params'), variables)).variables
     outputs = jax.jit(partial(backbone.apply, train=False))({'params': params, **model_state}, pixels)
     return dict(zip(parts, jax.device_get(outputs), strict=True))
 
 
-def _pixels(image: np.ndarray) -> np.ndarray:
+def pixels_of(image: np.ndarray) -> np.ndarray:
     """Normalises an image as classifiers see it: [1, h, w, 3] float32."""
     return ((image[None] - np.array(IMAGENET_MEAN)) / IMAGENET_STD).astype(np.float32)
 
@@ -195,7 +195,7 @@ def run_peer(
 
     view = VIEWS[name]
     pixels = torch.from_numpy(image).permute(2, 0, 1) / 255
-    with _outputs_of(model, view.parts) as outputs, torch.inference_mode():
+    with outputs_of(model, view.parts) as outputs, torch.inference_mode():
         (detections,) = model([pixels])
         resized, _ = model.transform.resize(pixels)
         tensors = dict(zip(view.tensors, view.theirs(outputs), strict=True))
@@ -209,7 +209,7 @@ def run_peer(
 
 
 @contextlib.contextmanager
-def _outputs_of(model: Any, parts: Sequence[str]) -> Iterator[dict[str, Any]]:
+def outputs_of(model: Any, parts: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Keeps the outputs of parts of a torch module while the block runs."""
     outputs = {}
 

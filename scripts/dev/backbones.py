@@ -12,7 +12,7 @@ from typing import Any
 import ml_collections
 from absl import app
 
-from detzoo.backbones import BACKBONES
+from detzoo.backbones import BACKBONES, strides_of
 from detzoo.config import complete
 from detzoo.detectors import make_detector
 from detzoo.errors import listed
@@ -48,9 +48,12 @@ A detector asks for the strides that it needs. RetinaNet's are fixed; `model.bac
 pyramid under an R-CNN, `model.backbone_stride` the last one of a YOLO. The MobileNets have two feature maps of stride 32, which
 `model.backbone_strides = (32, 32)` puts into a pyramid, as torchvision does.
 
-`width`, `norm` and `norm_epsilon` belong to all backbones. `norm = None` is for VGG-16 alone, which is the default under SSD:
-with another backbone there, set `model.backbone.norm` too. In a YOLO the head follows the backbone's width and norm, in SSD the
-extra layers follow its norm.
+`dilation` of a ResNet keeps its last stages at a finer stride, with the same parameters: with 2 its strides are {two}, with 4 they
+are {four}.
+
+`width`, `norm` and `norm_epsilon` belong to all backbones. `norm = None` is for VGG-16, which is the default under SSD, and for
+U-Net's contracting path: with another backbone there, set `model.backbone.norm` too. In a YOLO the head follows the backbone's
+width and norm, in SSD the extra layers follow its norm.
 """
 
 
@@ -91,6 +94,8 @@ def page() -> str:
         pairs=table(['', *(f'`{name}`' for name in BACKBONES)], pairs),
         reasons='\n'.join(f'{number}. {why}' for number, why in enumerate(reasons, 1)),
         backbones=table(['backbone', 'strides', 'own keys'], backbones),
+        two=listed(map(str, strides_of('resnet50', 2))),
+        four=listed(map(str, strides_of('resnet50', 4))),
     )
 
 

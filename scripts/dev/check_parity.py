@@ -1,4 +1,4 @@
-"""Checks that a detector computes what torchvision's model computes with the same weights.
+"""Checks that a detector, or a segmenter, computes what torchvision's model computes with the same weights.
 
   pip install torch torchvision
   python scripts/dev/check_parity.py --model=retinanet_resnet50_fpn
@@ -15,6 +15,9 @@ The weights are random, not trained. A detector is compared in three ways:
 - The weights are imported like a published file: torch saves them, in its zip format and in the older one, and import_weights
   makes a workdir. The detections in each image, resized by detzoo, are compared with torchvision's, with each image on a
   canvas of its own (exact), and for information on the canvases that images share.
+
+For a segmenter ('fcn_resnet50', 'deeplabv3_resnet50') the feature maps, the logits and the probabilities of all pixels are
+compared, on images as they are, and the losses on three small ones.
 
 For a classifier ('resnet18', 'mobilenet_v2') the layers of our backbone are compared, on images as they are, and the output of
 torchvision's last layers on top of either; with --source, a published file, also the predicted class.
@@ -42,13 +45,16 @@ from detzoo.errors import DataError
 from detzoo.inference.photos import find_images
 from detzoo.inference.predictor import Predictor, load
 from detzoo.parity import torchvision as parity
+from detzoo.parity import torchvision_segmentation as segmentation
 from detzoo.parity.compare import differences, drawn_image, match_detections
 from detzoo.parity.torchvision_models import CLASSIFIERS, VIEWS, build_classifier, build_peer, reduced_peer
 from detzoo.weights.exchange import import_weights
 from detzoo.weights.mapping import fill
 from detzoo.weights.torchvision import PEERS
 
-_MODEL = flags.DEFINE_enum('model', 'retinanet_resnet50_fpn', [*PEERS, *CLASSIFIERS], "A model, by torchvision's name.")
+_MODEL = flags.DEFINE_enum(
+    'model', 'retinanet_resnet50_fpn', [*PEERS, *segmentation.PEERS, *CLASSIFIERS], "A model, by torchvision's name."
+)
 _SOURCE = define_path('source', None, 'A published file of a classifier, in place of drawn weights.')
 _IMAGES = flags.DEFINE_list(
     'images', [], 'Image files, folders or globs; by default five drawn pictures of different sizes.'
@@ -56,6 +62,7 @@ _IMAGES = flags.DEFINE_list(
 
 TOLERANCE = 1e-4
 LOSS_TOLERANCE = 1e-3
+SEGMENTED_SIZE = (56, 72)
 SIZES = ((480, 640), (640, 427), (375, 500), (300, 640), (333, 333))
 TRAINING_SIZE = (128, 250)  # which a reduced model does not resize
 
@@ -71,9 +78,10 @@ def main(argv: list[str]) -> None:
     except DataError as error:
         sys.exit(f'error: {error}')
     images = images or [drawn_image(*size, seed) for seed, size in enumerate(SIZES)]
-    if _SOURCE.value and _MODEL.value in PEERS:
+    if _SOURCE.value and _MODEL.value not in CLASSIFIERS:
         raise app.UsageError('--source is for classifiers')
-    agree = detectors_agree(_MODEL.value, images) if _MODEL.value in PEERS else classifiers_agree(_MODEL.value, images)
+    kinds = ((PEERS, detectors_agree), (segmentation.PEERS, segmenters_agree), (CLASSIFIERS, classifiers_agree))
+    agree = next(compare for models, compare in kinds if _MODEL.value in models)(_MODEL.value, images)
     print('they agree' if agree else f'they do not agree to {TOLERANCE:g}')
     sys.exit(not agree)
 
@@ -155,7 +163,25 @@ def losses_agree(name: str, variables: tuple) -> bool:
     parity.draw_peer(model)
     training = parity.drawn_training(drawn_image(*TRAINING_SIZE, seed=0), peer.model['num_classes'])
     theirs = parity.peer_losses(name, model, *training)
-    ours = parity.detector_losses(name, make_detector(**peer.model), *variables, *training)
+    return numbers_agree(parity.detector_losses(name, make_detector(**peer.model), *variables, *training), theirs)
+
+
+def segmenters_agree(name: str, images: list[np.ndarray]) -> bool:
+    """Compares what a segmenter computes, and tells whether it agrees."""
+    model = segmentation.build(name)
+    variables = segmentation.fill_segmenter(name, parity.draw_peer(model))
+    agree = True
+    for index, image in enumerate(images):
+        print(f'image {index + 1}: {image.shape[:2]}', flush=True)
+        theirs = segmentation.run_peer(name, model, image)
+        agree &= tensors_agree(segmentation.run_segmenter(name, *variables, image), theirs)
+    batch, labels = segmentation.drawn_training(*SEGMENTED_SIZE)
+    theirs = segmentation.peer_losses(name, model, batch, labels)
+    return numbers_agree(segmentation.segmenter_losses(name, *variables, batch), theirs) and agree
+
+
+def numbers_agree(ours: dict[str, float], theirs: dict[str, float]) -> bool:
+    """Prints losses, and tells whether they agree within the tolerance."""
     agree = True
     for key, expected in theirs.items():
         difference = abs(ours[key] - expected) / abs(expected)

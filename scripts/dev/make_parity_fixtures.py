@@ -5,7 +5,7 @@
 
 The weights are random, seeded by the names of their entries (`parity.torchvision.drawn_entries`), so only names and shapes are
 stored, with one small image, every n-th value of each tensor, all detections, and the losses that are compared. For classifiers,
-the outputs of the layers that our backbones have are stored.
+the outputs of the layers that our backbones have are stored, and for segmenters also the classes' probabilities.
 """
 
 import json
@@ -14,6 +14,7 @@ import pathlib
 import numpy as np
 from absl import app, flags
 
+from detzoo.parity import torchvision_segmentation as segmentation
 from detzoo.parity.compare import drawn_image
 from detzoo.parity.torchvision import draw_peer, drawn_training, peer_losses, run_classifier, run_peer
 from detzoo.parity.torchvision_models import VIEWS, build_classifier, build_peer
@@ -38,6 +39,9 @@ CASES = {
 }
 CLASSIFIERS = ('resnet18', 'mobilenet_v2')  # backbones that the detectors' fixtures do not have
 CLASSIFIED = (64, 96)
+SEGMENTERS = ('fcn_resnet50', 'deeplabv3_resnet50')
+SEGMENTED = (61, 93)  # no multiple of the stride
+TRAINED = (56, 72)
 VALUES = 500  # values stored of a tensor, at most about
 MORE_VALUES = {'anchors': 10_000, 'proposals': 10_000}  # all proposals, since they order the rows of other tensors
 
@@ -47,8 +51,9 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f'unknown arguments: {" ".join(argv[1:])}')
 
     FOLDER.mkdir(exist_ok=True)
-    for name in _MODELS.value or [*CASES, *CLASSIFIERS]:
-        save(name, classifier(name) if name in CLASSIFIERS else detector(name))
+    for name in _MODELS.value or [*CASES, *CLASSIFIERS, *SEGMENTERS]:
+        make = classifier if name in CLASSIFIERS else segmenter if name in SEGMENTERS else detector
+        save(name, make(name))
 
 
 def detector(name: str) -> dict[str, np.ndarray]:
@@ -74,6 +79,16 @@ def classifier(name: str) -> dict[str, np.ndarray]:
     shapes = {entry: array.shape for entry, array in draw_peer(model).items()}
     image = drawn_image(*CLASSIFIED, seed=0)
     return {'image': image, 'shapes': json.dumps(shapes), **thinned(run_classifier(name, model, image)[0])}
+
+
+def segmenter(name: str) -> dict[str, np.ndarray]:
+    """Runs a segmenter."""
+    model = segmentation.build(name)
+    shapes = {entry: array.shape for entry, array in draw_peer(model).items()}
+    image = drawn_image(*SEGMENTED, seed=0)
+    golden = {'image': image, 'shapes': json.dumps(shapes), **thinned(segmentation.run_peer(name, model, image))}
+    losses = segmentation.peer_losses(name, model, *segmentation.drawn_training(*TRAINED))
+    return golden | {'trained': TRAINED, **{f'loss.{key}': value for key, value in losses.items()}}
 
 
 def thinned(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

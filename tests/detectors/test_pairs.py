@@ -44,6 +44,7 @@ TRAINED = [
     ('retinanet', 'vgg16'),
     ('ssd', 'extraction'),
     ('ssd', 'mobilenet_v2'),
+    ('ssd', 'unet'),
     ('yolo_v1', 'resnet18'),
     ('yolo_v2', 'resnet50'),
     ('yolo_v2', 'resnet101'),
