@@ -122,6 +122,8 @@ ALLOWED: Mapping[str, Allowed] = {
     ),
     'evaluation.divisor': COUNT,
     'evaluation.mask_paste': one_of(*PASTES),
+    'evaluation.min_pixels': COUNT,
+    'evaluation.panoptic_score': SHARE,
 }
 
 # Arguments of detectors. A name means the same in each detector and in each group; one that does not stands here with its group.

@@ -12,6 +12,7 @@ import os
 import pathlib
 import runpy
 import typing
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +25,9 @@ from detzoo.data.augment import SEVERAL_RECORDS, check_recipe
 from detzoo.detectors import DETECTORS, MOVED
 from detzoo.detectors.network import Arguments
 from detzoo.errors import ConfigError, nearest
+from detzoo.segmenters import SEGMENTERS
 
+NETWORKS = ChainMap(SEGMENTERS, DETECTORS)  # what model.name may name
 FILLED_IN = ('num_classes', 'axis_name')  # of a detector's arguments: known from the data and the devices
 MUTABLE = ('data.data_dir', 'training.steps', 'training.checkpoint_every', 'training.evaluate_every')
 # Keys that may be None: training then takes them from its data (`training.from_data`), in this order.
@@ -37,7 +40,7 @@ def defaults() -> ml_collections.ConfigDict:
     c.seed = 0  # seed of initialisation, data order, augmentation and sampling
     c.data = data_defaults()
     c.model = ml_collections.ConfigDict()
-    # A key of detzoo.detectors.DETECTORS; the other keys of the group are the arguments of its make.
+    # A key of DETECTORS or SEGMENTERS; the other keys of the group are the arguments of its make.
     c.model.name = config_dict.placeholder(str)
     c.training = training_defaults()
     c.optimizer = optimizer_defaults()
@@ -154,6 +157,8 @@ def evaluation_defaults() -> ml_collections.ConfigDict:
     c.divisor = 32  # number of which the sides of such canvases are multiples
     # How masks come into images (core.masks.paste_masks): 'centers', or 'torchvision', for weights that were trained for it.
     c.mask_paste = 'centers'
+    c.min_pixels = 1  # size of the smallest connected component of a segmenter's pixels that is an instance
+    c.panoptic_score = 0.5  # lowest score of the instances that count for a segmenter's panoptic quality
     return c
 
 
@@ -172,11 +177,11 @@ def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     A group of the detector's arguments that it can do without may be None as a whole (model.rpn). So may the keys of FROM_DATA.
     """
     name = dict(flatten(config)).get('model.name')
-    if not isinstance(name, str) or name not in DETECTORS:
-        raise ConfigError(f'model.name is {name!r}: {", ".join(DETECTORS)} are known')
+    if not isinstance(name, str) or name not in NETWORKS:
+        raise ConfigError(f'model.name is {name!r}: {", ".join(NETWORKS)} are known')
     whole = defaults()
-    whole.model.update(model_defaults(DETECTORS[name]))
-    known, optional = dict(flatten(whole)), optional_arguments(DETECTORS[name])
+    whole.model.update(model_defaults(NETWORKS[name]))
+    known, optional = dict(flatten(whole)), optional_arguments(NETWORKS[name])
     for key, value in flatten(config):
         if key not in known and not (value is None and key in optional):
             members = [other for other in known if other.startswith(f'{key}.')]
@@ -234,8 +239,8 @@ def model_defaults(make: Callable[..., Any]) -> dict[str, Any]:
 
 
 def detector_defaults(name: str) -> dict[str, Any]:
-    """Returns the default arguments of a detector, a key of DETECTORS, as {dotted key of the config: value}."""
-    return dict(flatten(ml_collections.ConfigDict(dict(model=model_defaults(DETECTORS[name])))))
+    """Returns the default arguments of a detector or segmenter, a key of NETWORKS, as {dotted key of the config: value}."""
+    return dict(flatten(ml_collections.ConfigDict(dict(model=model_defaults(NETWORKS[name])))))
 
 
 def missing(config: ml_collections.ConfigDict) -> list[str]:

@@ -98,6 +98,17 @@ class Detections(NamedTuple):
     candidates_dropped: Array | None = None
 
 
+class PixelClasses(NamedTuple):
+    """The class of each pixel of an image: what is kept of a segmenter's probabilities.
+
+    labels: [..., H, W] uint8, or uint16 for more classes, in 0..K, K for background.
+    scores: [..., H, W] float32 in 0..1, the probability of that class.
+    """
+
+    labels: Array
+    scores: Array
+
+
 class Assignment(NamedTuple):
     """The object that each of a detector's boxes is trained towards.
 
@@ -146,6 +157,7 @@ class Segmenter(NamedTuple):
         background last. They sum to 1, and mean nothing outside of the window.
     takes_proposals, needs_proposals, takes_labels: see `Detector`.
     finds_masks: True, as it is trained on ground truth with masks.
+    propose: None, as it has one stage.
     """
 
     init: Callable[[Array, tuple[int, int]], tuple[Params, ModelState]]
@@ -155,3 +167,4 @@ class Segmenter(NamedTuple):
     needs_proposals: bool = False
     finds_masks: bool = True
     takes_labels: bool = False
+    propose: None = None

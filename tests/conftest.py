@@ -38,6 +38,7 @@ gc.set_threshold(50_000, 20, 50)
 import cv2
 import ml_collections
 import numpy as np
+import pycocotools.mask
 import pytest
 from tiny import CATEGORY_IDS, ROOT, TINY_RETINANET, draw_blocks
 
@@ -105,13 +106,23 @@ def toy_record(index):
     )
 
 
+def with_masks(record):
+    """A record of the toy data with the masks of its objects, which fill their boxes."""
+    masks = np.zeros((len(record['boxes']), record['height'], record['width']), np.uint8)
+    for mask, (x, y, width, height) in zip(masks, record['boxes'].astype(int)):
+        mask[y : y + height, x : x + width] = 1
+    encoded = [pycocotools.mask.encode(np.asfortranarray(mask)) for mask in masks]
+    return {**record, 'segmentations': [rle['counts'].decode() for rle in encoded]}
+
+
 @pytest.fixture(scope='session')
 def toy():
-    """A function: a number of records, and their indices -> a Dataset in memory."""
+    """A function: a number of records, and their indices -> a Dataset in memory, without or with masks."""
     from detzoo.data.records import Dataset
 
-    def make(count=10, first=0):
+    def make(count=10, first=0, masks=False):
         records = [toy_record(index) for index in range(first, first + count)]
+        records = [with_masks(record) for record in records] if masks else records
         return Dataset('toy', 'train', ('red', 'green', 'blue'), CATEGORY_IDS, records)
 
     return make
@@ -120,20 +131,30 @@ def toy():
 @pytest.fixture(scope='session')
 def data_dir(tmp_path_factory):
     """A folder in which the toy data lie prepared: 20 records in 'train', 10 in 'validation'."""
+    return prepare_toy(tmp_path_factory.mktemp('data'))
+
+
+@pytest.fixture(scope='session')
+def mask_dir(tmp_path_factory):
+    """A folder in which the toy data lie prepared with masks."""
+    return prepare_toy(tmp_path_factory.mktemp('masks'), with_masks)
+
+
+def prepare_toy(folder, change=lambda record: record):
+    """Prepares the toy data in a folder, its records changed by a function."""
     from detzoo.data.readers import prepare
 
-    folder = tmp_path_factory.mktemp('data')
-
     def example(index):
-        record = toy_record(index)
+        record = change(toy_record(index))
         (folder / record['file_name']).write_bytes(record['image'])
-        objects = zip(record['annotation_ids'], record['boxes'], record['areas'], record['labels'], record['is_crowd'])
+        names = ('annotation_ids', 'boxes', 'areas', 'labels', 'is_crowd', 'segmentations')
+        objects = zip(*(record[name] for name in names))
         keys = ('image_id', 'file_name', 'height', 'width')
         return {key: record[key] for key in keys} | {
             'image': folder / record['file_name'],
             'objects': [
-                dict(id=i, bbox=box, area=area, label=label, is_crowd=crowd, segmentation='')
-                for i, box, area, label, crowd in objects
+                dict(id=i, bbox=box, area=area, label=label, is_crowd=crowd, segmentation=mask)
+                for i, box, area, label, crowd, mask in objects
             ],
         }
 

@@ -17,11 +17,14 @@ from detzoo.config import complete, differences, from_json, to_json
 from detzoo.detectors import DETECTORS, make_detector
 from detzoo.detectors.network import arguments_of
 from detzoo.errors import ConfigError
+from detzoo.inference.predictor import detector_of
 from detzoo.training.checks import check_canvases
 
 NEEDS_FILES = ('yolo9000',)  # tests/detectors/test_yolo9000.py makes them
 FILES = sorted(path for path in pathlib.Path(__file__).parents[1].glob('configs/*.py') if path.stem not in NEEDS_FILES)
 VARIANTS = {  # beside the default
+    'deeplab_shapes': ('fcn',),
+    'fcn_shapes': ('16s', '32s'),
     'mask_rcnn_shapes': ('c4',),
     'retinanet_r50_fpn_coco': ('scratch',),
     'ssd_histology': ('mobilenet_v2',),
@@ -76,7 +79,7 @@ def test_config_files_are_whole(path, argument, tiny_run):
     config = runpy.run_path(str(path))['get_config'](str(tiny_run) if from_workdir else argument)
     if not from_workdir:
         classes = len(config.model.get('tree') or range(3))
-        check_canvases(config, make_detector(**config.model, num_classes=classes))
+        check_canvases(config, detector_of(config, classes))
     whole = complete(ml_collections.ConfigDict(dict(model=dict(name=config.model.name))))
     keys, known = (set(dict(configs.flatten(c))) for c in (config, whole))
     left_out = keys - known  # groups that are None

@@ -155,9 +155,10 @@ def pr_curves(
 def format_table(metrics: dict[str, Any]) -> str:
     """Writes the metrics of `coco_metrics` as COCO's twelve lines, or LVIS's thirteen, and a table of classes, the best AP first.
 
-    If the metrics have 'candidates_dropped', a last line says how many there were.
+    If the metrics have 'pixels' and 'panoptic', as a segmenter's do, their tables come first. If they have 'candidates_dropped', a
+    last line says how many there were.
     """
-    blocks = []
+    blocks = [_pixel_tables(metrics['pixels'], metrics['panoptic'])] if 'pixels' in metrics else []
     for section in (name for name in _SECTIONS.values() if name in metrics):
         lines = [f'{section}, {metrics["images"]} images']
         numbers = metrics[section]
@@ -175,6 +176,17 @@ def format_table(metrics: dict[str, Any]) -> str:
             'pre_nms_topk best: raise pre_nms_topk to consider them'
         )
     return '\n\n'.join(blocks)
+
+
+def _pixel_tables(pixels: dict[str, Any], panoptic: dict[str, Any]) -> str:
+    """Writes the results of `semantic_metrics` and `panoptic_quality`: those of all classes, and a table of classes."""
+    lines = ['pixels, and panoptic quality of instances']
+    lines += [f' {name:<16} = {show(value)}' for name, value in {**pixels, **panoptic}.items() if name != 'per_class']
+    rows = {
+        name: {**of_class, 'PQ': panoptic['per_class'].get(name, {}).get('PQ')}  # background has none
+        for name, of_class in pixels['per_class'].items()
+    }
+    return '\n'.join(lines) + '\n\n' + class_table(rows)
 
 
 def write_detections(path: str | os.PathLike, detections: list[dict[str, Any]]) -> None:

@@ -1,8 +1,8 @@
 """Pixels and segments: the metrics of segmenters, and those by which they are compared with instance segmentation.
 
     annotations of an image -> `paint_annotations` -> `label_map`, [h, w] labels     \\
-    probabilities [h, w, K + 1] -> their largest                                      -> `confusion_matrix` -> `semantic_metrics`
-    probabilities -> `instances_of`: connected components as COCO results -> mask AP (`coco.coco_metrics`), and
+    predicted labels [h, w]                                                           -> `confusion_matrix` -> `semantic_metrics`
+    labels and their scores -> `instances_of`: connected components as COCO results -> mask AP (`coco.coco_metrics`), and
       -> `panoptic_quality`, of these and of the results of any detector of masks
 
 All is computed on the image's own pixels. Labels are 0..K-1 and K for background; IGNORE marks pixels that do not count.
@@ -18,6 +18,8 @@ import numpy as np
 import pycocotools.mask
 
 from detzoo.core.matching import IGNORE, NEGATIVE
+
+MAX_INSTANCES = 1000  # an image; a network that has learnt little may give noise
 
 
 def paint_annotations(annotations: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> np.ndarray:
@@ -130,41 +132,44 @@ def _mean(values: np.ndarray) -> float | None:
 
 
 def instances_of(
-    probabilities: np.ndarray, image_id: int, category_ids: Sequence[int], *, min_pixels: int = 1
+    labels: np.ndarray, scores: np.ndarray, image_id: int, category_ids: Sequence[int], *, min_pixels: int = 1
 ) -> list[dict[str, Any]]:
     """Takes the connected components of each class as instances.
 
     Pixels are neighbours along rows and columns, not diagonally.
 
     Args:
-        probabilities: [h, w, K + 1] of the classes on the image's pixels, background last.
+        labels: [h, w] of the image's pixels, 0..K.
+        scores: [h, w], the probability of each pixel's label.
         image_id: the image's id.
         category_ids: [K], id of each label in the data.
         min_pixels: smaller components are left out.
 
     Returns:
-        COCO results, with masks that do not overlap and their boxes; the score is the mean probability of the class over the
-        component.
+        COCO results, the best score first, with masks that do not overlap and their boxes; the score is the mean of the
+        component's pixels. Of more than MAX_INSTANCES the best are kept.
     """
-    labels, results = probabilities.argmax(axis=-1), []
-    for label, category in enumerate(category_ids):
-        count, components, stats, _ = cv2.connectedComponentsWithStats(
+    components, found = {}, []
+    for label in np.intersect1d(labels, np.arange(len(category_ids))).tolist():
+        count, components[label], stats, _ = cv2.connectedComponentsWithStats(
             (labels == label).astype(np.uint8), connectivity=4
         )
-        sums = np.bincount(components.ravel(), probabilities[..., label].astype(np.float64).ravel(), minlength=count)
+        sums = np.bincount(components[label].ravel(), scores.astype(np.float64).ravel(), minlength=count)
         for number in range(1, count):  # 0 is what has another label
-            left, top, width, height, pixels = stats[number].tolist()
+            *box, pixels = stats[number].tolist()
             if pixels >= min_pixels:
-                results.append(
-                    {
-                        'image_id': int(image_id),
-                        'category_id': int(category),
-                        'bbox': [float(left), float(top), float(width), float(height)],
-                        'score': float(sums[number] / pixels),
-                        'segmentation': _run_lengths(components == number),
-                    }
-                )
-    return results
+                found.append((float(sums[number] / pixels), label, number, box))
+    found.sort(key=lambda row: -row[0])
+    return [
+        {
+            'image_id': int(image_id),
+            'category_id': int(category_ids[label]),
+            'bbox': [float(x) for x in box],
+            'score': score,
+            'segmentation': _run_lengths(components[label] == number),
+        }
+        for score, label, number, box in found[:MAX_INSTANCES]
+    ]
 
 
 def _run_lengths(mask: np.ndarray) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Detection on a split of a data set, with all devices, and the metrics of a checkpoint.
 
-make_predict_step   a detector -> a step on all devices
+make_predict_step   a detector or segmenter -> a step on all devices
 predict_dataset     a step and a split -> COCO results, each image once, on every process
+Tally               images one by one, and the results of all -> metrics
 evaluate_workdir    a workdir -> COCO metrics; writes evaluation.json and detections.json.gz
 """
 
@@ -25,11 +26,26 @@ from detzoo.data.proposals import Proposals, load_proposals
 from detzoo.data.records import Dataset, ground_truth
 from detzoo.errors import DataError
 from detzoo.evaluation import coco_metrics, object_recall, write_detections
+from detzoo.evaluation.semantic import (
+    confusion_matrix,
+    label_map,
+    paint_annotations,
+    panoptic_quality,
+    semantic_metrics,
+)
 from detzoo.files import check_writable, write_text
-from detzoo.inference.predictor import ImageDetections, canvas_for, check_proposals, load, to_coco, to_image
+from detzoo.inference.predictor import (
+    ImageDetections,
+    canvas_for,
+    check_proposals,
+    interpret,
+    load,
+    prediction_of,
+    to_coco,
+)
 from detzoo.run import parallel
 from detzoo.run.classes import Classes, classes_of
-from detzoo.types import Batch, Detections, Detector
+from detzoo.types import Batch, Detections, Detector, PixelClasses, Segmenter
 
 OTHER_FOLDER = 'give another folder for the files as output'
 
@@ -94,21 +110,26 @@ def check_classes(classes: Classes, dataset: Dataset, workdir: str | os.PathLike
         )
 
 
-def make_predict_step(detector: Detector, canvases: Collection[Any], devices: Any = None) -> Callable[..., Any]:
-    """Maps `Detector.predict` over devices.
+def make_predict_step(
+    detector: Detector | Segmenter, canvases: Collection[Any], devices: Any = None
+) -> Callable[..., Any]:
+    """Maps `predictor.prediction_of` over devices.
 
     Args:
-        detector: the detector.
+        detector: the detector or segmenter.
         canvases: the canvases of all batches, each compiled once.
         devices: devices to map over; all by default.
 
     Returns:
         a function of replicated (params, model_state) and a sharded batch. On each device it returns the whole batch's
-        (detections, indices of the records, valid).
+        (detections, or a segmenter's PixelClasses; indices of the records; valid).
     """
+    predict = prediction_of(detector)
 
-    def predict_step(params: Any, model_state: Any, batch: Batch) -> tuple[Detections, jax.Array, jax.Array]:
-        result = detector.predict(params, model_state, batch.inputs), batch.image_id, batch.valid
+    def predict_step(
+        params: Any, model_state: Any, batch: Batch
+    ) -> tuple[Detections | PixelClasses, jax.Array, jax.Array]:
+        result = predict(params, model_state, batch.inputs), batch.image_id, batch.valid
         return jax.tree.map(lambda x: jax.lax.all_gather(x, parallel.AXIS, tiled=True), result)
 
     return parallel.parallel(predict_step, name='the predict step', traces=len(set(canvases)), devices=devices)
@@ -162,14 +183,14 @@ def predict_dataset(
     known, results = set(dataset.category_ids), {}
 
     def collect(gathered: Any) -> None:
-        detections, indices, valid = parallel.first_replica(gathered)
+        found_on_canvases, indices, valid = parallel.first_replica(gathered)
         for row in np.flatnonzero(valid):
             index = int(indices[row])
             image = truth['images'][index]
-            where = placement((image['height'], image['width']), canvases[index], rule)
-            of_image = jax.tree.map(operator.itemgetter(row), detections)
-            found = to_image(of_image, where, classes, config.evaluation.mask_paste)
-            on_image(index, found, int(of_image.candidates_dropped or 0))
+            size = image['height'], image['width']
+            of_image = jax.tree.map(operator.itemgetter(row), found_on_canvases)
+            found = interpret(of_image, placement(size, canvases[index], rule), size, classes, config.evaluation)
+            on_image(index, found, int(getattr(of_image, 'candidates_dropped', None) or 0))
             results[index] = [result for result in to_coco(found, image['id']) if result['category_id'] in known]
 
     pending = None
@@ -185,6 +206,52 @@ def predict_dataset(
         if pending is not None:
             collect(pending)
     return [result for index in sorted(results) for result in results[index]]
+
+
+class Tally:
+    """The metrics of a split: what single images add to them, and what the results of all give."""
+
+    def __init__(self, truth: dict[str, Any], classes: Classes, config: ml_collections.ConfigDict):
+        """Makes a tally without images.
+
+        Args:
+            truth: the split's `records.ground_truth`.
+            classes: classes of the detector.
+            config: config of the run.
+        """
+        self._truth, self._classes, self._config = truth, classes, config
+        self._annotations: dict[Any, list[dict[str, Any]]] = {}
+        for row in truth['annotations']:
+            self._annotations.setdefault(row['image_id'], []).append(row)
+        self._dropped, self._confusion = [], 0
+
+    def add(self, index: int, found: ImageDetections, dropped: int) -> None:
+        """Adds an image; arguments are those of `on_image` of `predict_dataset`."""
+        self._dropped.append(dropped)
+        if found.class_map is not None:
+            image = self._truth['images'][index]
+            annotations = self._annotations.get(image['id'], [])
+            painted = paint_annotations(annotations, (image['height'], image['width']))
+            labels = label_map(painted, annotations, self._classes.category_ids)
+            self._confusion += confusion_matrix(labels, found.class_map, len(self._classes.category_ids) + 1)
+
+    def metrics(self, results: list[dict[str, Any]]) -> dict[str, Any]:
+        """Computes the metrics of the split.
+
+        Args:
+            results: COCO results of all images.
+
+        Returns:
+            those of `coco_metrics`, and 'candidates_dropped', the mean over images (see `Detections`). A segmenter's also have
+            'pixels', see `semantic_metrics`, and 'panoptic', see `panoptic_quality`.
+        """
+        metrics = coco_metrics(self._truth, results, evaluated_kinds(self._config))
+        metrics['candidates_dropped'] = sum(self._dropped) / max(1, len(self._dropped))
+        if isinstance(self._confusion, np.ndarray):
+            metrics['pixels'] = semantic_metrics(self._confusion, [*self._classes.class_names, 'background'])
+            threshold = self._config.evaluation.panoptic_score
+            metrics['panoptic'] = panoptic_quality(self._truth, results, score_threshold=threshold)
+        return metrics
 
 
 def file_suffix(proposals: str | None, exact: bool | None) -> str:
@@ -225,9 +292,8 @@ def evaluate_workdir(
         on_results: called with what is returned, even if the files cannot be written.
 
     Returns:
-        the metrics of `coco_metrics`, with 'step', any given 'proposals', 'candidates_dropped', the mean over images (see
-            `Detections`), and with `recall` the results of `object_recall` as 'recall' and 'proposal_recall'; the ground truth; the
-            detections as COCO results.
+        the metrics of `Tally.metrics`, with 'step', any given 'proposals', and with `recall` the results of `object_recall` as
+            'recall' and 'proposal_recall'; the ground truth; the detections as COCO results.
 
     Raises:
         DataError: the data set is not there, cannot be evaluated, or its classes are not those of the run; the proposals
@@ -246,24 +312,20 @@ def evaluate_workdir(
     config = config.copy_and_resolve_references()
     config.evaluation.batch_size = -(-config.evaluation.batch_size // devices) * devices  # any machine may evaluate
     given = load_proposals(source, dataset, config.data.max_proposals)
-    truth, kinds = ground_truth(dataset), evaluated_kinds(config)
-    check_truth(truth, kinds, dataset)
+    truth = ground_truth(dataset)
+    check_truth(truth, evaluated_kinds(config), dataset)
     folder = pathlib.Path(output or workdir)
     if output is not None:
         parallel.from_first_process(lambda: check_writable(folder, OTHER_FOLDER))
     variables = parallel.replicate((predictor.params, predictor.model_state))
-    dropped: list[int] = []
+    tally = Tally(truth, predictor.classes, config)
 
-    def detect(detector: Detector, **arguments: Any) -> list[dict[str, Any]]:
+    def detect(detector: Detector | Segmenter, **arguments: Any) -> list[dict[str, Any]]:
         step = make_predict_step(detector, canvases_for(truth, config))
         return predict_dataset(step, *variables, dataset, truth, config, proposals=given, **arguments)
 
-    results = detect(predictor.detector, classes=predictor.classes, on_image=lambda *found: dropped.append(found[2]))
-    metrics = {
-        'step': predictor.step,
-        **coco_metrics(truth, results, kinds),
-        'candidates_dropped': sum(dropped) / max(1, len(dropped)),
-    }
+    results = detect(predictor.detector, classes=predictor.classes, on_image=tally.add)
+    metrics = {'step': predictor.step, **tally.metrics(results)}
     if proposals is not None:
         metrics = {'proposals': proposals, **metrics}
     if recall:
@@ -277,7 +339,7 @@ def evaluate_workdir(
 
 
 def _recalls(
-    detector: Detector, detect: Callable[[Detector], Any], truth: dict[str, Any], results: list[dict[str, Any]]
+    detector: Detector | Segmenter, detect: Callable[..., Any], truth: dict[str, Any], results: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Computes the recall of detections and, of a detector of two stages, that of its proposals.
 

@@ -1,16 +1,20 @@
 """From trained parameters to detections in pixels of the image, with the data's own category ids.
 
+A detector finds `Detections` on a canvas. A segmenter finds `PixelClasses`, whose connected components are detections with masks.
+The two are told apart by `prediction_of` and `interpret` alone.
+
 load(workdir)   -> Predictor
-Predictor       an image -> its canvas (`canvas_for`) -> Detector.predict -> back to the image (`to_image`) -> ImageDetections
+Predictor       an image -> its canvas (`canvas_for`) -> `prediction_of` -> back to the image (`interpret`) -> ImageDetections
 to_coco         ImageDetections -> COCO results; `from_coco` undoes it
 """
 
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pycocotools.mask
@@ -22,9 +26,11 @@ from detzoo.data.geometry import Placement, choose_canvas, own_canvas, place, re
 from detzoo.data.proposals import Proposals
 from detzoo.detectors import make_detector
 from detzoo.errors import DataError
+from detzoo.evaluation.semantic import instances_of
 from detzoo.run.checkpoint import Checkpoints
 from detzoo.run.classes import Classes, read_classes
-from detzoo.types import Detections, Detector, Inputs
+from detzoo.segmenters import SEGMENTERS, make_segmenter
+from detzoo.types import Array, Detections, Detector, Inputs, PixelClasses, Segmenter
 
 
 class ImageDetections(NamedTuple):
@@ -36,6 +42,7 @@ class ImageDetections(NamedTuple):
     category_ids: [N] int, ids of the classes in the data.
     class_names: N names.
     masks: [N, h, w] bool, pixels of the image; or None.
+    class_map: [h, w] int labels of a segmenter, 0..K, K for background; None for a detector.
     """
 
     boxes: np.ndarray
@@ -44,15 +51,17 @@ class ImageDetections(NamedTuple):
     category_ids: np.ndarray
     class_names: tuple[str, ...]
     masks: np.ndarray | None = None
+    class_map: np.ndarray | None = None
 
     def at_least(self, score: float) -> 'ImageDetections':
         """Leaves out the detections with lower scores."""
         count = int((self.scores >= score).sum())  # they are sorted
-        return ImageDetections(*(None if field is None else field[:count] for field in self))
+        *fields, class_map = self
+        return ImageDetections(*(None if field is None else field[:count] for field in fields), class_map)
 
 
 class Predictor:
-    """A detector with its parameters: a function from images to detections."""
+    """A detector or segmenter with its parameters: a function from images to detections."""
 
     def __init__(self, config: ml_collections.ConfigDict, classes: Classes, step: int, params: Any, model_state: Any):
         """Binds the variables of a checkpoint; see `load`.
@@ -66,7 +75,7 @@ class Predictor:
         self.config, self.classes, self.step = config, classes, step
         self.params, self.model_state = params, model_state
         self.detector = detector_of(config, len(classes.class_names))
-        self._predict = jax.jit(self.detector.predict)
+        self._predict = jax.jit(prediction_of(self.detector))
 
     def __call__(self, image: np.ndarray, proposals: np.ndarray | None = None) -> ImageDetections:
         """Detects the objects of an image.
@@ -102,9 +111,9 @@ class Predictor:
                 )
             given = Proposals([boxes], rows).on_canvas(0, where.matrix_to_image[:2], where.window)
         inputs = jax.tree.map(lambda x: x[None], Inputs(pixels, where.window, *given))
-        detections = self._predict(self.params, self.model_state, inputs)
-        found = jax.tree.map(lambda x: np.asarray(x)[0], detections)
-        return to_image(found, where, self.classes, self.config.evaluation.mask_paste)
+        found = self._predict(self.params, self.model_state, inputs)
+        found = jax.tree.map(lambda x: np.asarray(x)[0], found)
+        return interpret(found, where, image.shape[:2], self.classes, self.config.evaluation)
 
 
 def load(workdir: str | os.PathLike, step: int | None = None, *, exact: bool | None = None) -> Predictor:
@@ -132,16 +141,36 @@ def load(workdir: str | os.PathLike, step: int | None = None, *, exact: bool | N
     return Predictor(config, classes, step, variables.get('ema_params', variables['params']), variables['model_state'])
 
 
-def detector_of(config: ml_collections.ConfigDict, num_classes: int, axis_name: str | None = None) -> Detector:
-    """Makes the detector that a config describes."""
-    return make_detector(**config.model, num_classes=num_classes, axis_name=axis_name)
+def detector_of(
+    config: ml_collections.ConfigDict, num_classes: int, axis_name: str | None = None
+) -> Detector | Segmenter:
+    """Makes the detector, or the segmenter, that a config describes."""
+    make = make_segmenter if config.model.name in SEGMENTERS else make_detector
+    return make(**config.model, num_classes=num_classes, axis_name=axis_name)
 
 
-def check_proposals(detector: Detector, name: str, given: bool, what: str) -> None:
+def prediction_of(detector: Detector | Segmenter) -> Callable[..., Detections | PixelClasses]:
+    """Returns what runs on devices: a detector's `predict`, or a segmenter's with the best class of each pixel alone."""
+    if isinstance(detector, Detector):
+        return detector.predict
+
+    def predict(params: Any, model_state: Any, inputs: Inputs) -> PixelClasses:
+        return best_classes(detector.predict(params, model_state, inputs))
+
+    return predict
+
+
+def best_classes(probabilities: Array) -> PixelClasses:
+    """Reduces probabilities [..., K + 1] to the best class of each pixel and its probability."""
+    dtype = jnp.uint8 if probabilities.shape[-1] <= 256 else jnp.uint16
+    return PixelClasses(probabilities.argmax(axis=-1).astype(dtype), probabilities.max(axis=-1))
+
+
+def check_proposals(detector: Detector | Segmenter, name: str, given: bool, what: str) -> None:
     """Checks that a detector gets proposals if it needs them, and none if it takes none.
 
     Args:
-        detector: the detector.
+        detector: the detector or segmenter.
         name: its name, for the message.
         given: whether it gets proposals.
         what: what to give or to leave out, for the message.
@@ -170,6 +199,45 @@ def canvas_for(size: tuple[int, int], config: ml_collections.ConfigDict) -> tupl
     if config.evaluation.exact and rule.is_limited and rule.resize == 'fit':
         return own_canvas(size, rule, config.evaluation.divisor)
     return choose_canvas(size, evaluation_canvases(config), rule)
+
+
+def interpret(
+    found: Detections | PixelClasses,
+    where: Placement,
+    size: tuple[int, int],
+    classes: Classes,
+    evaluation: ml_collections.ConfigDict,
+) -> ImageDetections:
+    """Maps what was found on the canvas of one image to detections in the image.
+
+    Args:
+        found: numpy arrays without a batch axis, see `prediction_of`.
+        where: position of the image on its canvas.
+        size: (height, width) of the image.
+        classes: classes of the detector.
+        evaluation: the group `evaluation` of the config.
+    """
+    if isinstance(found, Detections):
+        return to_image(found, where, classes, evaluation.mask_paste)
+    labels, scores = pixels_of_image(found, where, size)
+    results = instances_of(labels, scores, 0, classes.category_ids, min_pixels=evaluation.min_pixels)
+    return from_coco(results, classes)._replace(class_map=labels)
+
+
+def pixels_of_image(found: PixelClasses, where: Placement, size: tuple[int, int]) -> PixelClasses:
+    """Gives each pixel of an image the class of the canvas's pixel on which its centre lies: [h, w] each.
+
+    Args:
+        found: [H, W], pixels of the canvas.
+        where: position of the image on its canvas.
+        size: h, w.
+    """
+    (height, width), (left, top, right, bottom) = found.labels.shape, where.window
+    columns = np.floor(where.offset[0] + (np.arange(size[1]) + 0.5) * where.scale[0])
+    rows = np.floor(where.offset[1] + (np.arange(size[0]) + 0.5) * where.scale[1])
+    columns = np.clip(columns, max(0, left), min(width, right) - 1).astype(int)
+    rows = np.clip(rows, max(0, top), min(height, bottom) - 1).astype(int)
+    return PixelClasses(*(x[rows[:, None], columns] for x in found))
 
 
 def to_image(

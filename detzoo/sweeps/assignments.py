@@ -10,6 +10,7 @@ from detzoo.data.pipeline import evaluation_batches
 from detzoo.data.proposals import load_proposals
 from detzoo.data.records import Dataset
 from detzoo.inference.predictor import Predictor, canvas_for
+from detzoo.types import Segmenter
 from detzoo.visualize import draw_assignment
 
 
@@ -22,8 +23,10 @@ def draw_assignments(predictor: Predictor, dataset: Dataset, index: int = 0) -> 
         index: number of the image in the split.
 
     Returns:
-        {stage: [h, w, 3] uint8}, see `visualize.draw_assignment`.
+        {stage: [h, w, 3] uint8}, see `visualize.draw_assignment`; none for a segmenter, which has no boxes to match.
     """
+    if isinstance(predictor.detector, Segmenter):
+        return {}
     config = predictor.config
     record = dataset.records[index]
     part = dataset._replace(records=[record])

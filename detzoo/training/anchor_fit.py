@@ -20,7 +20,7 @@ from detzoo.core.boxes import pairwise_iou
 from detzoo.data.pipeline import evaluation_batches
 from detzoo.data.records import Dataset, SelectedRecords
 from detzoo.inference.predictor import canvas_for, detector_of
-from detzoo.types import Array, Batch, Detector
+from detzoo.types import Array, Batch, Detector, Segmenter
 
 
 class AnchorFit(NamedTuple):
@@ -53,10 +53,10 @@ def fit_of_anchors(
 
     Returns:
         {stage: AnchorFit}, objects in the order of `images`; without stages whose boxes depend on parameters, and empty for a
-        detector that needs proposals.
+        detector that needs proposals, and for a segmenter.
     """
     detector = detector_of(config, len(dataset.class_names))
-    if detector.needs_proposals:
+    if isinstance(detector, Segmenter) or detector.needs_proposals:
         return {}
     part = dataset._replace(records=SelectedRecords(dataset.records, np.asarray(images)))
     canvases = [canvas_for((record['height'], record['width']), config) for record in part.records]

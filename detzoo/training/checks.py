@@ -15,12 +15,12 @@ from detzoo.inference.predictor import check_proposals, detector_of, evaluation_
 from detzoo.run import parallel
 from detzoo.run.checkpoint import TrainState
 from detzoo.training.finetune import Learnt, read_learnt, state_shapes
-from detzoo.types import Detector
+from detzoo.types import Detector, Segmenter
 
 
 def check(
     config: ml_collections.ConfigDict, data: Dataset, *, begun: bool = False
-) -> tuple[Detector, TrainState, Learnt]:
+) -> tuple[Detector | Segmenter, TrainState, Learnt]:
     """Makes the detector of a run, and checks its config. Nothing is computed or written.
 
     Args:
@@ -71,7 +71,7 @@ def check(
     return detector, state, learnt
 
 
-def check_given(config: ml_collections.ConfigDict, detector: Detector) -> None:
+def check_given(config: ml_collections.ConfigDict, detector: Detector | Segmenter) -> None:
     """Checks that the data bring the masks and the proposals that the detector needs, and none that it cannot use.
 
     Raises:
@@ -93,7 +93,7 @@ def check_given(config: ml_collections.ConfigDict, detector: Detector) -> None:
         check_proposals(detector, name, config.data[key] is not None, f'data.{key}')
 
 
-def check_canvases(config: ml_collections.ConfigDict, detector: Detector) -> None:
+def check_canvases(config: ml_collections.ConfigDict, detector: Detector | Segmenter) -> None:
     """Checks that the network fits all canvases with the same parameters.
 
     Raises:

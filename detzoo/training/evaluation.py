@@ -17,15 +17,21 @@ from detzoo import visualize
 from detzoo.core.boxes import xywh_to_xyxy
 from detzoo.data.proposals import Proposals
 from detzoo.data.records import Dataset, decode_image, ground_truth
-from detzoo.evaluation.coco import coco_metrics
-from detzoo.inference.dataset import canvases_for, check_truth, evaluated_kinds, make_predict_step, predict_dataset
+from detzoo.inference.dataset import (
+    Tally,
+    canvases_for,
+    check_truth,
+    evaluated_kinds,
+    make_predict_step,
+    predict_dataset,
+)
 from detzoo.inference.predictor import ImageDetections, decode_masks, from_coco
 from detzoo.run import parallel
 from detzoo.run.checkpoint import TrainState
 from detzoo.run.classes import classes_of
 from detzoo.run.metrics import MetricsLog
 from detzoo.training.replicas import unstack
-from detzoo.types import Array, Batch, Detector
+from detzoo.types import Array, Batch, Detector, Segmenter
 
 PICTURES = 4  # images of the validation split, the first ones, drawn at every evaluation
 
@@ -33,7 +39,7 @@ PICTURES = 4  # images of the validation split, the first ones, drawn at every e
 class Evaluation(NamedTuple):
     """What a state achieves on the validation split.
 
-    metrics: COCO metrics, see `evaluation.coco.coco_metrics`.
+    metrics: see `inference.dataset.Tally.metrics`.
     loss: mean loss.
     pictures: {image id: [h, w, 3] uint8}, detections on the first images.
     truth: the split's `records.ground_truth`.
@@ -48,7 +54,10 @@ class Evaluation(NamedTuple):
 
 
 def make_evaluation(
-    config: ml_collections.ConfigDict, detector: Detector, dataset: Dataset, proposals: Proposals | None = None
+    config: ml_collections.ConfigDict,
+    detector: Detector | Segmenter,
+    dataset: Dataset,
+    proposals: Proposals | None = None,
 ) -> Callable[[TrainState], Evaluation]:
     """Makes a function that evaluates a replicated state on the validation split.
 
@@ -57,8 +66,8 @@ def make_evaluation(
     Raises:
         DataError: detections on these data could not be evaluated.
     """
-    truth, kinds = ground_truth(dataset), evaluated_kinds(config)
-    check_truth(truth, kinds, dataset)
+    truth, classes = ground_truth(dataset), classes_of(dataset)
+    check_truth(truth, evaluated_kinds(config), dataset)
     canvases = set(canvases_for(truth, config))
     predict_step = make_predict_step(detector, canvases)
 
@@ -70,10 +79,10 @@ def make_evaluation(
 
     def evaluate(state: TrainState) -> Evaluation:
         params = state.params if state.ema_params is None else state.ema_params
-        losses, drawn, dropped = [], {}, []
+        losses, drawn, tally = [], {}, Tally(truth, classes, config)
 
         def keep(index: int, found: ImageDetections, count: int) -> None:
-            dropped.append(count)
+            tally.add(index, found, count)
             if index < PICTURES:
                 drawn[index] = found
 
@@ -91,7 +100,7 @@ def make_evaluation(
         losses = np.array([parallel.first_replica(pair) for pair in losses], np.float64)  # [batches, (loss, whole)]
         whole = losses[:, 1] > 0
         return Evaluation(
-            metrics={**coco_metrics(truth, results, kinds), 'candidates_dropped': sum(dropped) / max(1, len(dropped))},
+            metrics=tally.metrics(results),
             loss=float(losses[whole if whole.any() else slice(None), 0].mean()),
             pictures=draw_pictures(dataset, drawn),
             truth=truth,
@@ -115,11 +124,13 @@ def evaluate_each(evaluate: Callable[[TrainState], Evaluation], state: TrainStat
 
 
 def log_evaluation(log: MetricsLog, step: int, evaluation: Evaluation) -> None:
-    """Writes the loss, the 12 numbers of COCO, the candidates that found no room, and the pictures."""
+    """Writes the loss, the 12 numbers of COCO, the candidates that found no room, a segmenter's metrics, and the pictures."""
     boxes = {f'validation/{name}': value for name, value in evaluation.metrics['boxes'].items()}
     masks = {f'validation/mask_{name}': value for name, value in evaluation.metrics.get('masks', {}).items()}
     dropped = {'validation/candidates_dropped': evaluation.metrics['candidates_dropped']}
-    log.write(step, {'validation/loss': evaluation.loss, **boxes, **masks, **dropped})
+    whole = {**evaluation.metrics.get('pixels', {}), **evaluation.metrics.get('panoptic', {})}
+    pixels = {f'validation/{name}': value for name, value in whole.items() if name != 'per_class'}
+    log.write(step, {'validation/loss': evaluation.loss, **boxes, **masks, **pixels, **dropped})
     log.write_images(step, {f'validation/{name}': picture for name, picture in evaluation.pictures.items()})
 
 

@@ -23,13 +23,13 @@ import numpy as np
 import optax
 
 from detzoo.config import differences, read_config
-from detzoo.detectors import make_detector
 from detzoo.errors import ConfigError
+from detzoo.inference.predictor import detector_of
 from detzoo.run import parallel
 from detzoo.run.checkpoint import Checkpoints, TrainState
 from detzoo.run.classes import read_classes
 from detzoo.training.optimizer import make_optimizer
-from detzoo.types import Detector, ModelState, Params
+from detzoo.types import Detector, ModelState, Params, Segmenter
 from detzoo.weights.mapping import Template, check_values, flatten
 from detzoo.weights.torchvision import load_backbone
 
@@ -115,7 +115,7 @@ def class_dependent(config: ml_collections.ConfigDict, num_classes: int) -> tupl
     """Lists the paths of a detector's variables whose shape depends on the number of classes."""
 
     def shapes(count: int) -> dict[str, tuple[int, ...]]:
-        detector = make_detector(**config.model, num_classes=count)
+        detector = detector_of(config, count)
         variables = jax.eval_shape(lambda rng: detector.init(rng, config.data.canvases[0]), jax.random.key(0))
         return {path: leaf.shape for path, leaf in flatten(variables).items()}
 
@@ -165,7 +165,9 @@ def replace(params: Params, model_state: ModelState, learnt: Mapping[str, np.nda
 
 
 def initial_state(
-    config: ml_collections.ConfigDict, detector: Detector, learnt: Mapping[str, np.ndarray] = MappingProxyType({})
+    config: ml_collections.ConfigDict,
+    detector: Detector | Segmenter,
+    learnt: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> TrainState:
     """Makes the state of step 0.
 
@@ -179,7 +181,7 @@ def initial_state(
     return state_of(config, *replace(*drawn, learnt))
 
 
-def state_shapes(config: ml_collections.ConfigDict, detector: Detector) -> TrainState:
+def state_shapes(config: ml_collections.ConfigDict, detector: Detector | Segmenter) -> TrainState:
     """Returns the shapes and dtypes of `initial_state`; nothing is computed."""
     init = jax.jit(detector.init, static_argnums=1)
     drawn = jax.eval_shape(init, jax.random.key(config.seed), tuple(config.data.canvases[0]))

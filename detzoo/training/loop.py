@@ -1,4 +1,4 @@
-"""The training loop: one function from a config to a trained detector in a workdir.
+"""The training loop: one function from a config to a trained detector, or segmenter, in a workdir.
 
     config -> data, detector (`checks.check`) -> workdir taken over (`replicas.take_over`) -> newest checkpoint, or a new state
     each step: batch of the step -> pmap(gradients of detector.loss, averaged; update) -> metrics, logged one step later
@@ -44,7 +44,7 @@ from detzoo.training.from_data import fit_to_data, take_stored
 from detzoo.training.optimizer import frozen_parameters, make_optimizer, make_schedule
 from detzoo.training.progress import Profiler, Progress
 from detzoo.training.replicas import Replica, open_replica, split, stack, take_over, unstack
-from detzoo.types import Array, Batch, Detector
+from detzoo.types import Array, Batch, Detector, Segmenter
 
 
 def train_and_evaluate(
@@ -187,7 +187,7 @@ def announce(config: ml_collections.ConfigDict, state: TrainState, start: int, l
 
 
 def make_train_step(
-    config: ml_collections.ConfigDict, detector: Detector, state: TrainState, devices: Any = None
+    config: ml_collections.ConfigDict, detector: Detector | Segmenter, state: TrainState, devices: Any = None
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """Maps one update over devices and replicas.
 

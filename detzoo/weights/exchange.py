@@ -23,10 +23,9 @@ from absl import logging
 
 from detzoo.config import complete, read_config, to_json
 from detzoo.config import flatten as flatten_config
-from detzoo.detectors import make_detector
 from detzoo.errors import nearest
 from detzoo.files import check_new_folder, new_folder, write_text
-from detzoo.inference.predictor import evaluation_canvases, load
+from detzoo.inference.predictor import detector_of, evaluation_canvases, load
 from detzoo.run.checkpoint import Checkpoints
 from detzoo.run.classes import Classes, read_classes
 from detzoo.run.workdir import environment
@@ -191,17 +190,19 @@ def config_of(model: Model) -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.data = dict(name='voc' if len(model.classes.class_names) == 20 else 'coco', canvases=model.canvases)
     config.data.recipe = dict(model.recipe)
-    config.data.mask_size = MASK_SIDE if make_detector(**model.model).finds_masks else 0
     config.data.max_boxes = 100
     config.evaluation = dict(batch_size=8, canvases=model.canvases, divisor=model.divisor)
     config.evaluation.mask_paste = 'torchvision' if model.source == 'torchvision' else 'centers'
     config.model = {key: value for key, value in model.model.items() if key != 'num_classes'}
-    return complete(config)
+    config = complete(config)
+    finds_masks = detector_of(config, len(model.classes.class_names)).finds_masks
+    config.data.mask_size = MASK_SIDE if finds_masks else 0
+    return config
 
 
 def shapes_of(config: ml_collections.ConfigDict, num_classes: int) -> Template:
     """Computes the shapes of a detector's (params, model_state)."""
-    detector = make_detector(**config.model, num_classes=num_classes)
+    detector = detector_of(config, num_classes)
     return jax.eval_shape(lambda rng: detector.init(rng, evaluation_canvases(config)[0]), jax.random.key(0))
 
 

@@ -147,14 +147,14 @@ def test_instances_of_are_the_components_of_each_class():
         probabilities[mask, label] = share
     probabilities[probabilities.max(axis=-1) < 0.2, 3] = 0.7
     probabilities[1, 1, 0] = 0.9
-    found = instances_of(probabilities, 5, IDS)
-    assert [row['category_id'] for row in found] == [3, 3, 8, 9]
-    assert [row['bbox'] for row in found] == [[0, 0, 4, 4], [4, 4, 3, 3], [4, 0, 5, 3], [20, 20, 1, 1]]
-    assert [row['score'] for row in found] == pytest.approx([(15 * 0.7 + 0.9) / 16, 0.5, 0.6, 0.7])
+    found = instances_of(probabilities.argmax(-1), probabilities.max(-1), 5, IDS)
+    assert [row['category_id'] for row in found] == [3, 9, 8, 3]
+    assert [row['bbox'] for row in found] == [[0, 0, 4, 4], [20, 20, 1, 1], [4, 0, 5, 3], [4, 4, 3, 3]]
+    assert [row['score'] for row in found] == pytest.approx([(15 * 0.7 + 0.9) / 16, 0.7, 0.6, 0.5])
     np.testing.assert_array_equal(decode(found[0]), block(0, 0, 4, 4))
     assert {row['image_id'] for row in found} == {5}
-    assert len(instances_of(probabilities, 5, IDS, min_pixels=2)) == 3
-    assert instances_of(np.eye(4, dtype=np.float32)[np.full(SIZE, 3)], 5, IDS) == []
+    assert len(instances_of(probabilities.argmax(-1), probabilities.max(-1), 5, IDS, min_pixels=2)) == 3
+    assert instances_of(np.full(SIZE, 3), np.ones(SIZE), 5, IDS) == []
 
 
 def test_instances_of_the_truth_are_found_completely():
@@ -166,7 +166,7 @@ def test_instances_of_the_truth_are_found_completely():
         annotations=rows,
     )
     labels = label_map(paint_annotations(rows, SIZE), rows, IDS)
-    results = instances_of(np.eye(4, dtype=np.float32)[labels], 1, IDS)
+    results = instances_of(labels, np.ones(SIZE), 1, IDS)
     assert coco_metrics(truth, results, ('bbox', 'segm'))['masks']['AP'] == pytest.approx(1)
     quality = panoptic_quality(truth, results)
     assert quality['PQ'] == quality['SQ'] == quality['RQ'] == 1

@@ -20,9 +20,10 @@ from linear import assert_close, assert_same, first_batches, losses_of, saved
 
 from detzoo.config import to_json
 from detzoo.errors import ConfigError
+from detzoo.inference.dataset import Tally
 from detzoo.run.metrics import read_metrics
 from detzoo.run.storage import held
-from detzoo.training import evaluation, loop
+from detzoo.training import loop
 
 ROOT = pathlib.Path(__file__).parents[2]
 DEVICES = 8
@@ -40,8 +41,8 @@ def test_train_and_evaluate_goes_on_where_it_was(tmp_path, tiny_config, linear):
     with (
         pytest.MonkeyPatch.context() as patch
     ):  # the evaluation at step 8 fails: its checkpoint is there, and made up for
-        coco_metrics, calls = evaluation.coco_metrics, itertools.count(1)
-        patch.setattr(evaluation, 'coco_metrics', lambda *args: 1 / 0 if next(calls) == 2 else coco_metrics(*args))
+        metrics_of, calls = Tally.metrics, itertools.count(1)
+        patch.setattr(Tally, 'metrics', lambda *args: 1 / 0 if next(calls) == 2 else metrics_of(*args))
         with pytest.raises(ZeroDivisionError):
             loop.train_and_evaluate(config, tmp_path / 'cut')
     assert len(losses_of(tmp_path / 'cut')) == saved(tmp_path / 'cut')[0] == 8

@@ -28,9 +28,8 @@ def test_evaluation_takes_averaged_parameters_and_batches_without_filler(tiny_co
     detector = plain._replace(
         predict=lambda *args: plain.predict(*args)._replace(scores=score(*args), candidates_dropped=pixels(args[2]))
     )
-    monkeypatch.setattr(
-        evaluation, 'coco_metrics', lambda truth, results, kinds: {'scores': {row['score'] for row in results}}
-    )
+    metrics = lambda truth, results, kinds: {'scores': {row['score'] for row in results}}
+    monkeypatch.setattr('detzoo.inference.dataset.coco_metrics', metrics)
     state = initial_state(config, detector)
     averaged = jax.tree.map(lambda x: x + 0.5, state.params)
     evaluate = evaluation.make_evaluation(config, detector, dataset)

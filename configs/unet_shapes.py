@@ -1,0 +1,29 @@
+"""U-Net on `shapes`, for a laptop: the class of each pixel, and connected components as instances.
+
+    detzoo train --config=unet_shapes --workdir=runs/unet
+
+Mean IoU, panoptic quality and AP are not measured yet.
+"""
+
+import ml_collections
+
+from detzoo.config import complete
+from detzoo.errors import ConfigError
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """Makes the config; it has no variants."""
+    if arg:
+        raise ConfigError(f'configs/unet_shapes.py has no variant {arg!r}')
+    c = ml_collections.ConfigDict()
+    c.data = dict(name='shapes', canvases=((128, 128),), max_boxes=16, mask_size=56)
+    c.data.recipe = dict(flip=0.5, scale_range=(0.8, 1.25))
+    c.model = dict(
+        name='unet',
+        backbone=dict(width=0.25, norm='batch_norm'),  # 16 channels at the finest stride
+        dropout=0.1,
+    )
+    c.training = dict(steps=300, batch_size=8, checkpoint_every=150, evaluate_every=150)
+    c.optimizer = dict(name='adamw', learning_rate=3e-3, warmup_steps=50, weight_decay=1e-4, ema_decay=0.995)
+    c.evaluation = dict(min_pixels=20)  # objects have 14 to 70 pixels a side
+    return complete(c)
