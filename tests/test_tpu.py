@@ -66,8 +66,9 @@ CASES = {
     ),
     'yolo_v1': Case('yolo_shapes.py:v1'),
     'yolo_v2': Case('yolo_shapes.py:v2', {'model.head_features': '(64, 64, 64)'}),
+    'unet': Case('unet_shapes.py', {'model.backbone_strides': '(1, 2)'}, stages=('backbone', 'neck', 'heads', 'other')),
 }
-MARKS = {name: pytest.mark.full for name in ('mask_rcnn_c4', 'yolo_v1', 'yolo_v2')}
+MARKS = {name: pytest.mark.full for name in ('mask_rcnn_c4', 'yolo_v1', 'yolo_v2', 'unet')}
 
 
 def environment():

@@ -39,6 +39,8 @@ VARIANTS = {
         name='unet', backbone=dict(NARROW, width=0.25), backbone_strides=(1, 2), dropout=0.1, border_sigma=1.0
     ),
 }
+# Compiled for more than the contract only with --full.
+SOME = [name if name == 'unet' else pytest.param(name, marks=pytest.mark.full) for name in VARIANTS]
 # The learning rate at first and the steps with which a batch is learnt by heart.
 LEARNING = {'deeplab': (2e-2, 120), 'fcn': (1e-2, 200), 'unet': (3e-2, 70)}
 
@@ -222,6 +224,7 @@ def test_predict_gives_probabilities_of_each_image_alone(tiny):
 
 
 @jax.enable_x64(True)
+@pytest.mark.parametrize('tiny', SOME, indirect=True)
 def test_loss_on_8_devices_equals_that_on_one(tiny):
     def make_step(axis_name):
         segmenter = make_segmenter(num_classes=CLASSES, **VARIANTS[tiny.name], dtype='float64', axis_name=axis_name)
@@ -244,6 +247,7 @@ def test_loss_on_8_devices_equals_that_on_one(tiny):
         assert_close(jax.tree.map(lambda x: np.asarray(x)[device], results), expected, 2e-6)  # noqa: B023
 
 
+@pytest.mark.parametrize('tiny', SOME, indirect=True)
 def test_segmenter_learns_a_batch_by_heart(tiny):
     rate, steps = LEARNING[tiny.name]
     optimizer = optax.adam(optax.linear_schedule(rate, rate / 10, steps))
