@@ -32,6 +32,7 @@ from detzoo.data.proposals import load_proposals
 from detzoo.inference.predictor import Predictor, detector_of, evaluation_canvases
 from detzoo.run import parallel
 from detzoo.run.classes import Classes
+from detzoo.segmenters import SEGMENTERS
 from detzoo.training.finetune import initial_state
 from detzoo.types import Inputs
 
@@ -225,7 +226,9 @@ def _in_turn(program: Callable[..., Any], arguments: Sequence[Any]) -> Callable[
 
 
 def lowest_score_threshold(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the change of a detector's arguments that lets every candidate reach the NMS."""
+    """Returns the change of arguments that lets every candidate reach the NMS; none for a segmenter, which has no candidates."""
+    if model['name'] in SEGMENTERS:
+        return {}
     return {'head': {'score_threshold': 0.0}} if 'head' in model else {'score_threshold': 0.0}
 
 
