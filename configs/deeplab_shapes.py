@@ -30,7 +30,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         auxiliary_features=32,
         dropout=0.1,
     )
-    c.training = dict(steps=600, batch_size=16, checkpoint_every=300, evaluate_every=300)
+    c.training = dict(steps=500, batch_size=16, checkpoint_every=250, evaluate_every=250)
     c.optimizer = dict(name='adamw', learning_rate=3e-3, warmup_steps=50, weight_decay=1e-4, ema_decay=0.995)
     c.evaluation = dict(min_pixels=20)  # objects have 14 to 70 pixels a side
     return complete(c)

@@ -21,6 +21,7 @@ import ml_collections
 from detzoo.config import complete, read_config
 from detzoo.detectors.network import IMAGENET_MEAN, IMAGENET_STD
 from detzoo.errors import ConfigError
+from detzoo.segmenters import SEGMENTERS
 
 BACKBONE = dict(name='resnet18', width=0.25, norm='batch_norm')  # 16 channels in the first stage
 TWO_STAGES = dict(
@@ -102,7 +103,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     else:
         start_from(c, arg)
     side = 28 if arg in MODELS else 112
-    c.data.mask_size = side if c.model.name == 'mask_rcnn' else 0
+    c.data.mask_size = side if c.model.name in ('mask_rcnn', *SEGMENTERS) else 0
     return complete(c)
 
 

@@ -23,7 +23,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         backbone=dict(width=0.25, norm='batch_norm'),  # 16 channels at the finest stride
         dropout=0.1,
     )
-    c.training = dict(steps=300, batch_size=8, checkpoint_every=150, evaluate_every=150)
+    c.training = dict(steps=400, batch_size=8, checkpoint_every=200, evaluate_every=200)
     c.optimizer = dict(name='adamw', learning_rate=3e-3, warmup_steps=50, weight_decay=1e-4, ema_decay=0.995)
     c.evaluation = dict(min_pixels=20)  # objects have 14 to 70 pixels a side
     return complete(c)
