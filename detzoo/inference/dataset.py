@@ -223,7 +223,8 @@ class Tally:
         self._annotations: dict[Any, list[dict[str, Any]]] = {}
         for row in truth['annotations']:
             self._annotations.setdefault(row['image_id'], []).append(row)
-        self._dropped, self._confusion = [], 0
+        self._dropped: list[int] = []
+        self._confusion: np.ndarray | None = None  # of a segmenter's pixels
 
     def add(self, index: int, found: ImageDetections, dropped: int) -> None:
         """Adds an image; arguments are those of `on_image` of `predict_dataset`."""
@@ -233,7 +234,8 @@ class Tally:
             annotations = self._annotations.get(image['id'], [])
             painted = paint_annotations(annotations, (image['height'], image['width']))
             labels = label_map(painted, annotations, self._classes.category_ids)
-            self._confusion += confusion_matrix(labels, found.class_map, len(self._classes.category_ids) + 1)
+            confusion = confusion_matrix(labels, found.class_map, len(self._classes.category_ids) + 1)
+            self._confusion = confusion if self._confusion is None else self._confusion + confusion
 
     def metrics(self, results: list[dict[str, Any]]) -> dict[str, Any]:
         """Computes the metrics of the split.
@@ -247,7 +249,7 @@ class Tally:
         """
         metrics = coco_metrics(self._truth, results, evaluated_kinds(self._config))
         metrics['candidates_dropped'] = sum(self._dropped) / max(1, len(self._dropped))
-        if isinstance(self._confusion, np.ndarray):
+        if self._confusion is not None:
             metrics['pixels'] = semantic_metrics(self._confusion, [*self._classes.class_names, 'background'])
             threshold = self._config.evaluation.panoptic_score
             metrics['panoptic'] = panoptic_quality(self._truth, results, score_threshold=threshold)
