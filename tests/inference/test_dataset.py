@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from linear import find_windows
 
-from detzoo.data.catalog import open_dataset
+from detzoo.data.catalog import open_dataset, open_split
 from detzoo.data.records import decode_image, ground_truth
 from detzoo.errors import DataError
 from detzoo.evaluation import coco_metrics, read_detections
@@ -112,9 +112,9 @@ def test_evaluate_workdir_refuses_objects_without_masks_before_it_computes(tiny_
 
 
 def test_evaluate_workdir_refuses_data_of_other_classes(tiny_run, monkeypatch):
-    real = open_dataset
+    real = open_split
     monkeypatch.setattr(
-        'detzoo.inference.dataset.open_dataset', lambda *args: real(*args)._replace(class_names=('a', 'b', 'c'))
+        'detzoo.inference.dataset.open_split', lambda *args: real(*args)._replace(class_names=('a', 'b', 'c'))
     )
     with pytest.raises(DataError, match=r"'toy' has the classes \('a', 'b', 'c'\) now"):
         evaluate_workdir(tiny_run)
