@@ -76,7 +76,7 @@ def overlap_at_once(anchors: Array, gt: GroundTruth) -> Overlap:
 
 @jax.custom_batching.sequential_vmap  # each image stops at its own last row
 def overlap_one_by_one(anchors: Array, gt: GroundTruth) -> Overlap:
-    """Computes `overlap_at_once` with one row of the ground truth after the other, up to the last valid one; M > 0.
+    """Computes `overlap_at_once`, anchors [A, 4] with one of the M > 0 rows after the other, up to the last valid one.
 
     On a CPU this takes a tenth of the time: a row's IoUs stay in the cache, and a coordinate of all anchors lies in one vector.
     """

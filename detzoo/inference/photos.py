@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 from tqdm.auto import tqdm
 
+from detzoo.data.readers.folders import IMAGE_SUFFIXES
 from detzoo.data.records import MAX_PIXELS, decode_image
 from detzoo.errors import DataError
 from detzoo.files import incomplete_folder, write_text
@@ -25,10 +26,6 @@ from detzoo.visualize import draw_boxes, grid, write_image
 
 OVERVIEW = 8  # pictures on overview.png, at most
 _LISTS = pathlib.PurePath('images.json'), pathlib.PurePath('detections.json')  # written beside the pictures
-IMAGE_SUFFIXES = (
-    '.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.gif', '.webp', '.avif', '.bmp', '.tif', '.tiff', '.jp2', '.ppm', '.pgm',
-    '.heic', '.heif',  # which cannot be read: an error is better than silence
-)  # fmt: skip
 
 
 def predict_files(

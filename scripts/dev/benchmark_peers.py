@@ -43,7 +43,7 @@ import time
 import jax
 from peers import machine, models, operations, page, startup, trunk, yolo
 from peers.results import Results
-from peers.turns import run_case
+from peers.turns import CPU_TIME, run_case
 from tqdm.auto import tqdm
 
 SECTIONS = ('predict', 'train', 'operations', 'trunk', 'yolo', 'evaluation', 'startup', 'onnx', 'darknet')
@@ -64,9 +64,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument('--again', action='store_true', help='measure rows of this commit again')
     parser.add_argument('--libdarknet', default=yolo.LIBDARKNET, help="darknet's library")
     parser.add_argument('--output', type=pathlib.Path, default=DOCS / 'performance.json', help='the file of results')
+    parser.add_argument(
+        '--cpu_time', action='store_true', help='time calls by CPU time, for a machine that is not idle; needs --output'
+    )
     parser.add_argument('--list', action='store_true', help='print the names of rows, and measure nothing')
     parser.add_argument('--render', action='store_true', help='write docs/performance.md, and measure nothing')
     arguments = parser.parse_args()
+    if arguments.cpu_time and arguments.output == DOCS / 'performance.json':
+        parser.error('--cpu_time: name another file by --output, since the tables of docs/ are by the wall clock')
     unknown = set(arguments.only.split(',')) - set(SECTIONS)
     if unknown:
         parser.error(f'--only: there is no section {", ".join(sorted(unknown))}: use some of {", ".join(SECTIONS)}')
@@ -143,6 +148,8 @@ def main() -> None:
     arguments = parse_arguments()
     jax.config.update('jax_platforms', 'cpu')  # here, and in the processes that are started
     os.environ['JAX_PLATFORMS'] = 'cpu'
+    if arguments.cpu_time:
+        os.environ[CPU_TIME] = '1'
     if arguments.list:
         print('\n'.join(f'{case.section:12}{case.name}' for case in chosen_cases(arguments)))
     elif arguments.render:

@@ -112,8 +112,9 @@ def test_evaluate_workdir_refuses_objects_without_masks_before_it_computes(tiny_
 
 
 def test_evaluate_workdir_refuses_data_of_other_classes(tiny_run, monkeypatch):
+    real = open_split
     monkeypatch.setattr(
-        'detzoo.inference.dataset.open_split', lambda *args: open_split(*args)._replace(class_names=('a', 'b', 'c'))
+        'detzoo.inference.dataset.open_split', lambda *args: real(*args)._replace(class_names=('a', 'b', 'c'))
     )
     with pytest.raises(DataError, match=r"'toy' has the classes \('a', 'b', 'c'\) now"):
         evaluate_workdir(tiny_run)

@@ -84,8 +84,7 @@ def prepare_coco(
         if root is not None:
             bad.leave_out(f'root category ({root!r}, the supercategory of all others, without objects)', str(path))
         splits[split] = check_split(path, documents[split], list(categories), folder, bad, max_pixels, bit_depth)
-    if validation_share is not None:
-        splits = prepare.divide(splits['train'], validation_share, split_seed)
+    splits = prepare.divide(splits, validation_share, split_seed)
     return prepare.write(
         name, categories, splits, data_dir, annotations='COCO', overwrite=overwrite, bit_depth=bit_depth
     )

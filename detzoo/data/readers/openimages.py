@@ -113,8 +113,7 @@ def prepare_openimages(
         )
         for split, (path, folder) in sources.items()
     }
-    if validation_share is not None:
-        splits = prepare.divide(splits['train'], validation_share, split_seed)
+    splits = prepare.divide(splits, validation_share, split_seed)
     categories = number_classes(splits, names)
     return prepare.write(
         name, categories, splits, data_dir, annotations='Open Images', overwrite=overwrite, bit_depth=bit_depth

@@ -190,17 +190,21 @@ def check_validation(given: Sequence[Any], share: float | None) -> None:
         raise DataError(f'validation_share must be between 0 and 1, not {share}')
 
 
-def divide(split: Split, share: float, seed: int) -> dict[str, Split]:
-    """Divides one list of images at random into training and validation.
+def divide(splits: dict[str, Split], share: float | None, seed: int) -> dict[str, Split]:
+    """Divides the training images at random into training and validation, where a share of them is to validate.
 
     Args:
-        split: the checked records; what was left out stays with the training split.
-        share: the share of the images that validate, in (0, 1); at least one validates, and at least one trains.
+        splits: the checked splits by name; what was left out stays with the training split.
+        share: the share of the images that validate, in (0, 1); at least one validates, and at least one trains. None leaves
+            the splits as they are.
         seed: seed of the draw.
 
     Raises:
         DataError: there are fewer than two images.
     """
+    if share is None:
+        return splits
+    split = splits['train']
     count = len(split.examples)
     if count < 2:
         raise DataError(f'validation_share needs at least two good images, not {count}; name validation data instead')

@@ -159,8 +159,7 @@ def prepare_voc(
         for split, of_split in zip(('train', 'validation'), parts, strict=True)
         if of_split
     }
-    if validation_share is not None:
-        splits = prepare.divide(splits['train'], validation_share, split_seed)
+    splits = prepare.divide(splits, validation_share, split_seed)
     categories = dict(enumerate(number_classes(splits, classes), start=1))
     return prepare.write(
         name, categories, splits, data_dir, annotations='PASCAL VOC', overwrite=overwrite, bit_depth=bit_depth

@@ -136,8 +136,7 @@ def prepare_yolo(
     splits = {
         split: check_split(of_split, image_ids, rules, on_bad_record == 'skip') for split, of_split in listed.items()
     }
-    if validation_share is not None:
-        splits = prepare.divide(splits['train'], validation_share, split_seed)
+    splits = prepare.divide(splits, validation_share, split_seed)
     categories = dict(enumerate(class_names, start=1))
     return prepare.write(
         name, categories, splits, data_dir, annotations='YOLO', overwrite=overwrite, bit_depth=bit_depth
