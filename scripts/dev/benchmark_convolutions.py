@@ -1,11 +1,11 @@
 """Times the convolutions of detectors on this CPU, in each formulation that `detzoo.backbones.convolution` has.
 
-    taskset -c 0 python scripts/dev/benchmark_convolutions.py --models=retinanet_r50_fpn_coco:512,ssd_vgg16_coco:300 --images=1
+    python scripts/dev/benchmark_convolutions.py --models=retinanet_r50_fpn_coco:512,ssd_vgg16_coco:300 --images=1
 
 The convolutions are those of the configs' training step, on a square canvas of the size after the colon, each shape once. Printed
-are the milliseconds of process time of one thread, the least of several runs, forward, for the gradient of the input and for
-that of the kernel; a star marks what `choose` takes. The last lines sum them up, each shape as often as it occurs: all in XLA's
-way, all as chosen, and all in the fastest way.
+are milliseconds, the least of several runs on all cores of a machine that does nothing else, forward, for the gradient of the
+input and for that of the kernel; a star marks what `choose` takes. The last lines sum them up, each shape as often as it occurs:
+all in XLA's way, all as chosen, and all in the fastest way.
 """
 
 import collections
@@ -55,14 +55,14 @@ def shapes_of(model: str) -> collections.Counter:
 
 
 def least_time(function: Callable[..., jax.Array], *arguments: jax.Array) -> float:
-    """Compiles and runs a function, and returns the least process time of a run, seconds."""
+    """Compiles and runs a function, and returns the least time of a run, seconds."""
     compiled = jax.jit(function).lower(*arguments).compile()
     jax.block_until_ready(compiled(*arguments))
     seconds = []
     for _ in range(REPEATS.value):
-        start = time.process_time()
+        start = time.perf_counter()
         jax.block_until_ready(compiled(*arguments))
-        seconds.append(time.process_time() - start)
+        seconds.append(time.perf_counter() - start)
     return min(seconds)
 
 
@@ -92,7 +92,9 @@ def measure(x_shape, kernel_shape, geometry) -> dict[str, dict[str, float]]:
 
 def main(_) -> None:
     from detzoo.backbones.convolution import choose
+    from detzoo.run.memory import keep_memory
 
+    keep_memory()
     logging.set_verbosity(logging.WARNING)
     shapes = sum((shapes_of(model) for model in MODELS.value), collections.Counter())
     totals: collections.Counter = collections.Counter()

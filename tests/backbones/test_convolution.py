@@ -87,28 +87,35 @@ def test_convolution_and_its_gradients_are_those_of_loops(case, way):
     compare(case, way)
 
 
-@pytest.mark.parametrize('case', ['odd', '1x1', 'stride 3, dilation 2', '7x7, stride 2'])
+@pytest.mark.parametrize('case', ['odd', 'stride 3, dilation 2', '7x7, stride 2'])
 def test_channels_of_zeros_change_nothing(case):
     compare(case, 'padded')
 
 
-@pytest.mark.parametrize('strips', ['whole', 'images', 'rows'])
+@pytest.mark.parametrize('strip', [winograd.STRIP, 1])
 @pytest.mark.parametrize(
     'case', [case for case, (_, (side, _), g) in CASES.items() if side == 3 and g.strides == (1, 1)][:6]
 )
-def test_winograd_and_its_gradients_are_those_of_loops(case, strips, monkeypatch):
-    if strips != 'whole':
-        monkeypatch.setattr(winograd, 'WHOLE', 0)
-        monkeypatch.setattr(winograd, 'STRIP', 0)
-        monkeypatch.setattr(winograd, 'MIN_PATCHES', dict(images=100, rows=8)[strips])
+def test_winograd_and_its_gradients_are_those_of_loops(case, strip, monkeypatch):
+    monkeypatch.setattr(winograd, 'STRIP', strip)
     compare(case, 'winograd')
 
 
-def test_winograd_cuts_large_maps_into_strips():
-    few = winograd._plan((1, 128, 128), 64)  # 4096 patches of 16 * 64 * 4 bytes: 16 MB
-    assert few == ((1, 1), 1, 64, 64)
-    assert winograd._plan((1, 300, 300), 64) == ((1, 22), 1, 7, 150)  # 4 MB are 1024 patches: about 7 rows
-    assert winograd._plan((8, 14, 14), 4096) == ((2, 1), 4, 7, 7)  # 256 patches are 5 images, but 4 divide 8
+@pytest.mark.parametrize(
+    'sizes, channels, rows',
+    [
+        ((1, 300, 300), 64, [150]),  # 22,500 patches of 16 * 64 * 4 bytes: 88 MB
+        ((1, 300, 300), 128, [75, 75]),
+        ((2, 300, 301), 64, [75, 75]),
+        ((1, 7, 9), 10**9, [1, 1, 1, 1]),
+        ((1, 40, 9), 10**9, [3, 3, 3, 3, 2, 2, 2, 2]),
+    ],
+)
+def test_winograd_cuts_large_maps_into_strips(sizes, channels, rows):
+    strips = winograd._strips(sizes, channels)
+    assert [len(part) for part, _ in strips] == rows
+    assert np.concatenate([part for part, _ in strips]).tolist() == list(range(sum(rows)))
+    assert all(columns.tolist() == list(range(-(-sizes[2] // 2))) for _, columns in strips)
 
 
 def test_choice_has_winograd_for_wide_maps_and_products_for_the_rest():
@@ -118,13 +125,14 @@ def test_choice_has_winograd_for_wide_maps_and_products_for_the_rest():
     assert ways(1, 128, 64, 1, 256) == ('dots', 'dots', 'dots')
     assert ways(1, 16, 64, 1, 64) == ('xla', 'xla', 'xla')  # too little work to compile more for
     assert ways(1, 64, 256, 3, 256, padding=1) == ('winograd', 'winograd', 'winograd')
-    assert ways(16, 32, 16, 3, 32, padding=1) == ('xla', 'xla', 'xla')  # 16 channels
+    assert ways(16, 32, 32, 3, 64, padding=1) == ('xla', 'xla', 'xla')  # 32 channels
     assert ways(16, 8, 48, 3, 48, padding=1) == ('xla', 'xla', 'xla')  # little work
     assert ways(1, 4, 256, 3, 256, padding=1) == ('columns', 'dots', 'columns')  # 4 patches, a large kernel
     assert ways(1, 19, 1024, 3, 24, padding=1) == ('xla', 'dots', 'xla')  # few cells, few channels
     assert ways(1, 128, 128, 3, 128, stride=2, padding=1) == ('xla', 'dots', 'dots')
     assert ways(1, 512, 3, 7, 64, stride=2, padding=3) == ('xla', 'xla', 'xla')
-    assert ways(1, 416, 3, 3, 32, padding=1) == ways(16, 128, 3, 7, 16, stride=2, padding=3) == ('padded', 'xla', 'xla')
+    assert ways(1, 416, 3, 3, 32, padding=1) == ('padded', 'xla', 'xla')
+    assert ways(1, 416, 3, 3, 16, padding=1) == ways(16, 128, 3, 7, 16, stride=2, padding=3) == ('xla', 'xla', 'xla')
 
 
 def operations(function, platform, *arguments) -> set[str]:
