@@ -128,7 +128,9 @@ def log_evaluation(log: MetricsLog, step: int, evaluation: Evaluation) -> None:
     boxes = {f'validation/{name}': value for name, value in evaluation.metrics['boxes'].items()}
     masks = {f'validation/mask_{name}': value for name, value in evaluation.metrics.get('masks', {}).items()}
     dropped = {'validation/candidates_dropped': evaluation.metrics['candidates_dropped']}
-    whole = {**evaluation.metrics.get('pixels', {}), **evaluation.metrics.get('panoptic', {})}
+    whole = {}
+    for section in ('pixels', 'panoptic', 'counts'):
+        whole |= evaluation.metrics.get(section, {})
     pixels = {f'validation/{name}': value for name, value in whole.items() if name != 'per_class'}
     log.write(step, {'validation/loss': evaluation.loss, **boxes, **masks, **pixels, **dropped})
     log.write_images(step, {f'validation/{name}': picture for name, picture in evaluation.pictures.items()})
