@@ -273,6 +273,12 @@ class Tally:
         return metrics
 
 
+def segment_numbers(metrics: Mapping[str, Any]) -> dict[str, float | None]:
+    """Lists what metrics of `Tally.metrics` say of pixels, segments and counts, of all classes together: {name: number}."""
+    sections = (metrics.get(section, {}) for section in ('pixels', 'panoptic', 'counts'))
+    return {name: value for section in sections for name, value in section.items() if name != 'per_class'}
+
+
 def file_suffix(proposals: str | None, exact: bool | None) -> str:
     """Returns the end of the names of the files of an evaluation, so that those of the usual one stay.
 

@@ -39,7 +39,9 @@ finer level come out about half as wide and high, here as in darknet.
 Parameters of R-CNNs differ by the boxes (4,100) and the mask (257) of background, which there are none of here. GMACs are of a
 square image as large as the shorter side. Second stages run here on as many proposals and masks as there may be; the published
 counts have those that an image of noise happened to give: with MobileNet few proposals, and masks for
-`maskrcnn_resnet50_fpn_v2` alone. The two counts of `yolov1` differ by its locally connected layer.
+`maskrcnn_resnet50_fpn_v2` alone. The two counts of `yolov1` differ by its locally connected layer. Those of
+segmenters differ by the auxiliary head, which torchvision runs in prediction too, and by the enlargement of logits, which
+counts here.
 
 | MODEL | from | FILE | AP, published | parameters, published | here | GMACs, published | here |
 |---|---|---|---|---|---|---|---|
