@@ -21,9 +21,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.data.recipe = dict(flip=0.5, scale_range=(0.8, 1.25))
     c.model = dict(
         name='deeplab',
-        backbone=dict(
-            name='resnet18', width=0.25, norm='batch_norm'
-        ),  # 16 channels in the first stage, stride 8 at the last
+        # 16 channels in the first stage, stride 8 at the last.
+        backbone=dict(name='resnet18', width=0.25, norm='batch_norm'),
         head=arg or 'aspp',
         features=64,
         rates=(2, 4, 6),  # a canvas has 16 cells a side

@@ -25,9 +25,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.evaluation = dict(canvases=((512, 512),), batch_size=4, min_pixels=20)  # nuclei are 9 to 31 pixels
     c.model = dict(
         name='unet',
-        backbone=dict(width=0.25, norm='batch_norm'),  # 16 channels at stride 1
+        backbone=dict(width=0.125, norm='batch_norm'),  # 8 channels at the finest stride
         dropout=0.1,
     )
-    c.training = dict(steps=200, batch_size=4, checkpoint_every=100, evaluate_every=100)
+    c.training = dict(steps=250, batch_size=8, checkpoint_every=125, evaluate_every=125)
     c.optimizer = dict(name='adamw', learning_rate=3e-3, warmup_steps=50, weight_decay=1e-2, ema_decay=0.99)
     return complete(c)

@@ -20,10 +20,11 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.data.recipe = dict(flip=0.5, scale_range=(0.8, 1.25))
     c.model = dict(
         name='unet',
-        backbone=dict(width=0.25, norm='batch_norm'),  # 16 channels at the finest stride
+        # 8 channels at the finest stride, the paper's 64 times width. With 16 a step takes thrice the time.
+        backbone=dict(width=0.125, norm='batch_norm'),
         dropout=0.1,
     )
-    c.training = dict(steps=400, batch_size=8, checkpoint_every=200, evaluate_every=200)
+    c.training = dict(steps=600, batch_size=16, checkpoint_every=300, evaluate_every=300)
     c.optimizer = dict(name='adamw', learning_rate=3e-3, warmup_steps=50, weight_decay=1e-4, ema_decay=0.995)
     c.evaluation = dict(min_pixels=20)  # objects have 14 to 70 pixels a side
     return complete(c)

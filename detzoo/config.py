@@ -158,7 +158,9 @@ def evaluation_defaults() -> ml_collections.ConfigDict:
     # How masks come into images (core.masks.paste_masks): 'centers', or 'torchvision', for weights that were trained for it.
     c.mask_paste = 'centers'
     c.min_pixels = 1  # size of the smallest connected component of a segmenter's pixels that is an instance
-    c.panoptic_score = 0.5  # lowest score of the instances that count for a segmenter's panoptic quality
+    # Whether detectors are evaluated as segmenters always are: count of objects; by masks panoptic quality and classes of pixels.
+    c.panoptic = False
+    c.panoptic_score = 0.5  # lowest score of the detections that count for these three
     return c
 
 

@@ -119,6 +119,30 @@ def draw_boxes(
     return np.array(picture)
 
 
+def draw_labels(image: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
+    """Draws the class of each pixel over an enlarged, pale copy of an image, and names the classes that are there below.
+
+    Args:
+      image: [h, w, 3] uint8, RGB.
+      labels: [h, w] int; what is not in 0..K-1 is left as it is.
+      class_names: [K].
+
+    Returns:
+      [h', w', 3] uint8.
+    """
+    scale = _enlargement(image)
+    size = (image.shape[1] * scale, image.shape[0] * scale)
+    picture = Image.fromarray(image // 2 + 64).resize(size, Image.Resampling.BICUBIC)
+    there = [label for label in np.unique(labels).tolist() if 0 <= label < len(class_names)]
+    for label in there:
+        mask = Image.fromarray(255 * (labels == label).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+        picture.paste(class_color(label), mask=mask)
+    font = ImageFont.load_default(18)
+    names = [class_names[label] for label in there] or ['background alone']
+    colors = [class_color(label) for label in there] or [(255, 255, 255)]
+    return np.vstack([picture, _strip(names, colors, size[0], font)])
+
+
 def _enlargement(image: np.ndarray) -> int:
     """Chooses the whole number by which a picture of an image is larger; a strip of one row would fill the memory at 480."""
     return max(1, min(math.ceil(_READABLE / min(image.shape[:2])), _LONGEST // max(image.shape[:2])))
@@ -346,17 +370,24 @@ def _line(text: str, width: int, font: ImageFont.FreeTypeFont) -> np.ndarray:
 
 def _legend(labels: list[int], class_names: Sequence[str], width: int, font: ImageFont.FreeTypeFont) -> np.ndarray:
     """Draws a legend: each class with its colour and number of boxes, in as many rows as it needs: [h', width, 3] uint8."""
-    places, texts, x, y = [], [], 0, 0
-    for label in sorted(set(labels)):
-        text = f'{class_names[label]}: {labels.count(label)}'
+    shown = sorted(set(labels))
+    texts = [f'{class_names[label]}: {labels.count(label)}' for label in shown]
+    return _strip(texts, [class_color(label) for label in shown], width, font)
+
+
+def _strip(
+    texts: Sequence[str], colors: Sequence[tuple[int, int, int]], width: int, font: ImageFont.FreeTypeFont
+) -> np.ndarray:
+    """Draws texts in their colours, in as many rows as they need: [h', width, 3] uint8; there is at least one."""
+    places, x, y = [], 0, 0
+    for text in texts:
         text_width, height = _text_size(text, font)
         if x and x + text_width > width:
             x, y = 0, y + height
         places.append((x, y, x + text_width, y + height))
-        texts.append((text, class_color(label)))
         x += text_width
     strip = Image.new('RGB', (width, places[-1][3]), 'white')
     draw = ImageDraw.Draw(strip)
-    for place, (text, color) in zip(places, texts, strict=True):
+    for place, text, color in zip(places, texts, colors, strict=True):
         _draw_text(draw, place, text, color, font)
     return np.asarray(strip)

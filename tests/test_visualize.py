@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detzoo.visualize import class_color, draw_boxes, grid, plot_pr_curves, write_image
+from detzoo.visualize import class_color, draw_boxes, draw_labels, grid, plot_pr_curves, write_image
 
 NAMES = ('cell', 'nucleus', 'debris')
 GRAY = np.full((600, 600, 3), 128, np.uint8)  # large enough not to be enlarged; its lines are 3 pixels wide
@@ -222,3 +222,18 @@ def test_write_image_round_trip_leaves_one_file(tmp_path):
     write_image(path, image)
     np.testing.assert_array_equal(np.asarray(Image.open(path)), image)
     assert [file.name for file in tmp_path.iterdir()] == ['picture.png']
+
+
+def test_draw_labels_colours_pixels_and_pales_the_others():
+    image = np.full((100, 120, 3), 200, np.uint8)
+    labels = np.full((100, 120), 3)
+    labels[10:20, 30:50], labels[90:, 110:], labels[0, 0] = 1, 2, -2
+    picture = draw_labels(image, labels, NAMES)
+    scale = picture.shape[1] // 120
+    assert scale == 5 and picture.shape[0] > 500  # names stand below
+    enlarged = labels.repeat(scale, axis=0).repeat(scale, axis=1)
+    for label in (1, 2):
+        np.testing.assert_array_equal(is_color(picture[:500], label), enlarged == label)
+    assert (picture[:500][(enlarged == 3) | (enlarged == -2)] == 200 // 2 + 64).all()
+    alone = draw_labels(image, np.full((100, 120), 3), NAMES)
+    assert alone.shape[1] == 600 and (alone[:500] == 164).all()

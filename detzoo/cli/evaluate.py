@@ -26,7 +26,19 @@ PROPOSALS = define_path(
 EXACT = flags.DEFINE_bool(
     'exact', None, "Each image on a canvas of its own, see detzoo predict --help; the config's choice by default."
 )
-VOC = flags.DEFINE_bool('voc', False, "Also print PASCAL VOC's mAP, as of 2007 and as of 2010.")
+VOC = flags.DEFINE_bool(
+    'voc', False, "Also print PASCAL VOC's mAP, as of 2007 and as of 2010, and where there are masks their AP^r."
+)
+BOUNDARY = flags.DEFINE_bool(
+    'boundary',
+    False,
+    'Also print boundary AP, for which the outlines of masks count; it takes time where masks are large.',
+)
+PANOPTIC = flags.DEFINE_bool(
+    'panoptic',
+    False,
+    'Evaluate a detector as segmenters always are: error of the number of objects and, by masks, panoptic quality and mean IoU.',
+)
 CLASS_AGNOSTIC = flags.DEFINE_bool('class_agnostic', False, 'Also print the table with all classes taken as one.')
 RECALL = flags.DEFINE_bool(
     'recall',
@@ -47,6 +59,8 @@ def main(settings: list[str]) -> None:
         format_voc_table,
         voc_metrics,
     )
+    from detzoo.evaluation.boundary import boundary_metrics, format_boundary
+    from detzoo.evaluation.region import format_region_table, region_metrics
     from detzoo.inference.dataset import evaluate_workdir
     from detzoo.run.parallel import keep_compilations
 
@@ -60,7 +74,20 @@ def main(settings: list[str]) -> None:
                 print('\n' + format_recall(metrics[key], what))
         if VOC.value:
             print('\n' + format_voc_table(voc_metrics(truth, results)))
+        if VOC.value and 'masks' in metrics:
+            print('\n' + format_region_table(region_metrics(truth, results)))
+        if BOUNDARY.value and 'masks' in metrics:
+            print('\n' + format_boundary(boundary_metrics(truth, results)))
+        elif BOUNDARY.value:
+            print('\nno boundary AP: the run has no masks')
 
     keep_compilations()
     checkpoint = WORKDIR.value, CHECKPOINT.value, DATA_DIR.value, PROPOSALS.value
-    evaluate_workdir(*checkpoint, exact=EXACT.value, recall=RECALL.value, output=OUTPUT.value, on_results=show)
+    evaluate_workdir(
+        *checkpoint,
+        exact=EXACT.value,
+        panoptic=PANOPTIC.value,
+        recall=RECALL.value,
+        output=OUTPUT.value,
+        on_results=show,
+    )

@@ -2,6 +2,7 @@
 
     detzoo import --source=retinanet_resnet50_fpn_coco-eeacb38b.pth --model=retinanet_resnet50_fpn \\
         --workdir=runs/retinanet_coco
+    detzoo import --source=fcn_resnet50_coco-1167a1af.pth --model=fcn_resnet50 --workdir=runs/fcn_coco
     detzoo import --source=yolov3.weights --model=yolov3 --workdir=runs/yolov3
     detzoo import --source=mine.weights --cfg=mine.cfg --names=mine.names --workdir=runs/mine
     detzoo import --source=EXPORTED_FOLDER --workdir=runs/back
@@ -75,12 +76,17 @@ def differences_to_peer(imported: Any) -> dict[str, float]:
     from detzoo.parity import compare
     from detzoo.parity import darknet as darknet_parity
     from detzoo.parity import torchvision as torchvision_parity
-    from detzoo.weights import darknet, torchvision
+    from detzoo.parity import torchvision_segmentation as segmentation_parity
+    from detzoo.weights import darknet, torchvision, torchvision_segmentation
 
     name = imported.config.model.name
-    if MODEL.value in torchvision.PEERS and importlib.util.find_spec('torchvision'):
-        image, variables = compare.drawn_image(480, 640, seed=0), (imported.params, imported.model_state)
-        return torchvision_parity.compare_entries(MODEL.value, imported.entries, *variables, image)
+    for peers, parity in (
+        (torchvision.PEERS, torchvision_parity),
+        (torchvision_segmentation.PEERS, segmentation_parity),
+    ):
+        if MODEL.value in peers and importlib.util.find_spec('torchvision'):
+            image, variables = compare.drawn_image(480, 640, seed=0), (imported.params, imported.model_state)
+            return parity.compare_entries(MODEL.value, imported.entries, *variables, image)
     if name in ('yolo_v2', 'yolo_v3') and (CFG.value or MODEL.value in darknet.PUBLISHED):
         image = compare.drawn_image(*imported.config.evaluation.canvases[0], seed=0)
         model = {**imported.config.model.to_dict(), 'num_classes': len(imported.classes.class_names)}

@@ -13,7 +13,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from detzoo.data.classes import with_classes
-from detzoo.data.made import histology, shapes, shapes_tree
+from detzoo.data.made import histology, shapes, shapes_spaced, shapes_tree
 from detzoo.data.records import Dataset, Records, data_source, write_dataset
 from detzoo.errors import DataError
 
@@ -74,7 +74,14 @@ def data_root(data_dir: str | os.PathLike | None) -> pathlib.Path:
 
 def builders() -> dict[str, type[tfds.core.DatasetBuilder]]:
     """Returns the builders of detzoo's own data sets, which need nothing from the user."""
-    return {'shapes': shapes.Shapes, 'shapes_tree': shapes_tree.ShapesTree, 'histology': histology.Histology}
+    return {
+        'shapes': shapes.Shapes,
+        'shapes_tree': shapes_tree.ShapesTree,
+        'shapes_apart': shapes_spaced.ShapesApart,
+        'shapes_touching': shapes_spaced.ShapesTouching,
+        'shapes_overlapping': shapes_spaced.ShapesOverlapping,
+        'histology': histology.Histology,
+    }
 
 
 def _prepared_on_first_use(make_builder: type[tfds.core.DatasetBuilder], data_dir: pathlib.Path) -> pathlib.Path:

@@ -18,7 +18,7 @@ import pycocotools.coco
 import pycocotools.cocoeval
 import pycocotools.mask
 
-from detzoo.evaluation.coco import check_inputs
+from detzoo.evaluation.coco import check_inputs, show
 
 WIDTH = 0.02  # of a band, of the image's diagonal
 _NAMES = ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')
@@ -65,6 +65,11 @@ def boundary_metrics(ground_truth: dict[str, Any], results: list[dict[str, Any]]
         evaluator.accumulate()
         evaluator.summarize()
     return {name: None if value < 0 else float(value) for name, value in zip(_NAMES, evaluator.stats)}
+
+
+def format_boundary(metrics: dict[str, float | None]) -> str:
+    """Writes the result of `boundary_metrics` as one line."""
+    return 'boundary ' + ', '.join(f'{name} {show(value)}' for name, value in metrics.items())
 
 
 def _indexed(ground_truth: dict[str, Any], annotations: list[dict[str, Any]]) -> pycocotools.coco.COCO:

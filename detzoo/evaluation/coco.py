@@ -155,10 +155,15 @@ def pr_curves(
 def format_table(metrics: dict[str, Any]) -> str:
     """Writes the metrics of `coco_metrics` as COCO's twelve lines, or LVIS's thirteen, and a table of classes, the best AP first.
 
-    If the metrics have 'pixels' and 'panoptic', as a segmenter's do, their tables come first. If they have 'candidates_dropped', a
-    last line says how many there were.
+    If the metrics have 'pixels', 'panoptic' and 'counts', as a segmenter's do, they come first. If they have 'candidates_dropped',
+    a last line says how many there were.
     """
     blocks = [_pixel_tables(metrics['pixels'], metrics['panoptic'])] if 'pixels' in metrics else []
+    if 'counts' in metrics:
+        error, bias = (metrics['counts'][name] for name in ('count_error', 'count_bias'))
+        blocks.append(
+            f'number of objects in an image: mean absolute error {show(error)}, mean of found minus true {show(bias)}'
+        )
     for section in (name for name in _SECTIONS.values() if name in metrics):
         lines = [f'{section}, {metrics["images"]} images']
         numbers = metrics[section]
@@ -220,7 +225,7 @@ def precision_recall(
     """
     check_inputs(ground_truth, detections, kind)
     if kind == 'segm':
-        ground_truth = {**ground_truth, 'annotations': [_with_region(row) for row in ground_truth['annotations']]}
+        ground_truth = {**ground_truth, 'annotations': [with_region(row) for row in ground_truth['annotations']]}
         # If a result has a box, the evaluator takes its area from there, even when it compares masks.
         detections = [{key: value for key, value in row.items() if key != 'bbox'} for row in detections]
     truth = hotcoco.COCO(ground_truth)
@@ -328,7 +333,7 @@ def _check_masks(ground_truth: dict[str, Any], detections: list[dict[str, Any]])
             raise ValueError(f"detection {row.get('id', index)}: masks are evaluated, but it has no 'segmentation'")
 
 
-def _with_region(row: dict[str, Any]) -> dict[str, Any]:
+def with_region(row: dict[str, Any]) -> dict[str, Any]:
     """Gives a crowd without a mask its box as the region."""
     if row.get('segmentation') or not row.get('iscrowd'):
         return row

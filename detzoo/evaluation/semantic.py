@@ -4,6 +4,7 @@
     predicted labels [h, w]                                                           -> `confusion_matrix` -> `semantic_metrics`
     labels and their scores -> `instances_of`: connected components as COCO results -> mask AP (`coco.coco_metrics`), and
       -> `panoptic_quality`, of these and of the results of any detector of masks
+    results of a detector of masks -> `without_overlaps` -> `paint_results`: predicted labels [h, w], as a segmenter's
 
 All is computed on the image's own pixels. Labels are 0..K-1 and K for background; IGNORE marks pixels that do not count.
 The metrics are those of 1411.4038, section 5, and panoptic quality that of 1801.00868.
@@ -197,6 +198,27 @@ def without_overlaps(results: Sequence[Mapping[str, Any]], *, min_visible: float
             taken |= left
             kept.append({**result, 'segmentation': _run_lengths(left)})
     return kept
+
+
+def paint_results(
+    results: Sequence[Mapping[str, Any]], size: tuple[int, int], category_ids: Sequence[int]
+) -> np.ndarray:
+    """Gives each pixel the class of a result, as a segmenter gives it one.
+
+    Args:
+        results: COCO results of one image, with masks that do not overlap, see `without_overlaps`.
+        size: (height, width) of the image.
+        category_ids: [K], id of each label in the data.
+
+    Returns:
+        [h, w] int32, 0..K-1, K for background.
+    """
+    labels = np.full(size, len(category_ids), np.int32)
+    for result in results:
+        labels[pycocotools.mask.decode(result['segmentation']).astype(bool)] = list(category_ids).index(
+            result['category_id']
+        )
+    return labels
 
 
 def panoptic_quality(

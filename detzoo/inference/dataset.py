@@ -26,12 +26,15 @@ from detzoo.data.proposals import Proposals, load_proposals
 from detzoo.data.records import Dataset, ground_truth
 from detzoo.errors import DataError
 from detzoo.evaluation import coco_metrics, object_recall, write_detections
+from detzoo.evaluation.counts import count_metrics
 from detzoo.evaluation.semantic import (
     confusion_matrix,
     label_map,
     paint_annotations,
+    paint_results,
     panoptic_quality,
     semantic_metrics,
+    without_overlaps,
 )
 from detzoo.files import check_writable, write_text
 from detzoo.inference.predictor import (
@@ -224,18 +227,28 @@ class Tally:
         for row in truth['annotations']:
             self._annotations.setdefault(row['image_id'], []).append(row)
         self._dropped: list[int] = []
-        self._confusion: np.ndarray | None = None  # of a segmenter's pixels
+        self._confusion: np.ndarray | None = None  # of pixels
 
     def add(self, index: int, found: ImageDetections, dropped: int) -> None:
         """Adds an image; arguments are those of `on_image` of `predict_dataset`."""
         self._dropped.append(dropped)
-        if found.class_map is not None:
-            image = self._truth['images'][index]
+        image = self._truth['images'][index]
+        size = image['height'], image['width']
+        predicted = self._classes_of_pixels(found, size)
+        if predicted is not None:
             annotations = self._annotations.get(image['id'], [])
-            painted = paint_annotations(annotations, (image['height'], image['width']))
-            labels = label_map(painted, annotations, self._classes.category_ids)
-            confusion = confusion_matrix(labels, found.class_map, len(self._classes.category_ids) + 1)
+            labels = label_map(paint_annotations(annotations, size), annotations, self._classes.category_ids)
+            confusion = confusion_matrix(labels, predicted, len(self._classes.category_ids) + 1)
             self._confusion = confusion if self._confusion is None else self._confusion + confusion
+
+    def _classes_of_pixels(self, found: ImageDetections, size: tuple[int, int]) -> np.ndarray | None:
+        """Returns a segmenter's labels [h, w], or paints them from a detector's masks if the config asks for that; else None."""
+        if found.class_map is not None:
+            return found.class_map
+        if found.masks is None or not self._config.evaluation.panoptic:
+            return None
+        results = to_coco(found.at_least(self._config.evaluation.panoptic_score), 0)
+        return paint_results(without_overlaps(results), size, self._classes.category_ids)
 
     def metrics(self, results: list[dict[str, Any]]) -> dict[str, Any]:
         """Computes the metrics of the split.
@@ -245,15 +258,25 @@ class Tally:
 
         Returns:
             those of `coco_metrics`, and 'candidates_dropped', the mean over images (see `Detections`). A segmenter's also have
-            'pixels', see `semantic_metrics`, and 'panoptic', see `panoptic_quality`.
+            'pixels', see `semantic_metrics`, 'panoptic', see `panoptic_quality`, and 'counts', see `count_metrics`. With the config
+            key evaluation.panoptic a detector's have them too, without masks 'counts' alone.
         """
-        metrics = coco_metrics(self._truth, results, evaluated_kinds(self._config))
+        kinds, evaluation = evaluated_kinds(self._config), self._config.evaluation
+        threshold = evaluation.panoptic_score
+        metrics = coco_metrics(self._truth, results, kinds)
         metrics['candidates_dropped'] = sum(self._dropped) / max(1, len(self._dropped))
         if self._confusion is not None:
             metrics['pixels'] = semantic_metrics(self._confusion, [*self._classes.class_names, 'background'])
-            threshold = self._config.evaluation.panoptic_score
             metrics['panoptic'] = panoptic_quality(self._truth, results, score_threshold=threshold)
+        if self._confusion is not None or evaluation.panoptic:
+            metrics['counts'] = count_metrics(self._truth, results, kinds[-1], score_threshold=threshold)
         return metrics
+
+
+def segment_numbers(metrics: Mapping[str, Any]) -> dict[str, float | None]:
+    """Lists what metrics of `Tally.metrics` say of pixels, segments and counts, of all classes together: {name: number}."""
+    sections = (metrics.get(section, {}) for section in ('pixels', 'panoptic', 'counts'))
+    return {name: value for section in sections for name, value in section.items() if name != 'per_class'}
 
 
 def file_suffix(proposals: str | None, exact: bool | None) -> str:
@@ -273,6 +296,7 @@ def evaluate_workdir(
     proposals: str | None = None,
     *,
     exact: bool | None = None,
+    panoptic: bool = False,
     recall: bool = False,
     output: str | os.PathLike | None = None,
     on_results: Callable[[dict[str, Any], dict[str, Any], list[dict[str, Any]]], None] = lambda *results: None,
@@ -288,6 +312,7 @@ def evaluate_workdir(
         data_dir: folder of the data sets; the config's by default.
         proposals: proposals on the validation split, as `load_proposals` takes them; the config's by default.
         exact: replaces the config's `evaluation.exact` if given, see `canvas_for`.
+        panoptic: whether to evaluate a detector as segmenters always are, also where the config's `evaluation.panoptic` is not set.
         recall: whether to compute the recall of objects whatever their class too, that of the detections and, of a detector of two
             stages, that of the proposals that its second stage gets.
         output: folder for the files, made if missing; the workdir, into which else nothing is written, by default.
@@ -313,6 +338,7 @@ def evaluate_workdir(
     devices = jax.local_device_count() * jax.process_count()
     config = config.copy_and_resolve_references()
     config.evaluation.batch_size = -(-config.evaluation.batch_size // devices) * devices  # any machine may evaluate
+    config.evaluation.panoptic |= panoptic
     given = load_proposals(source, dataset, config.data.max_proposals)
     truth = ground_truth(dataset)
     check_truth(truth, evaluated_kinds(config), dataset)

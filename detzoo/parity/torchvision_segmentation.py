@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from detzoo.core.matching import IGNORE
-from detzoo.parity.compare import drawn_image, drawn_objects, predict_with_intermediates
+from detzoo.parity.compare import differences, drawn_image, drawn_objects, predict_with_intermediates
 from detzoo.parity.torchvision import outputs_of, pixels_of
 from detzoo.segmenters import make_segmenter
 from detzoo.types import Batch, Inputs, ModelState, Params
@@ -61,6 +61,27 @@ def run_segmenter(name: str, params: Params, model_state: ModelState, image: np.
     probabilities, outputs = run(params, model_state, inputs)
     found = *outputs['backbone'], outputs['head'], probabilities
     return {key: np.asarray(x) for key, x in zip(TENSORS, found, strict=True)}
+
+
+def compare_entries(
+    name: str, entries: Mapping[str, np.ndarray], params: Params, model_state: ModelState, image: np.ndarray
+) -> dict[str, float]:
+    """Compares torchvision's model with a file's entries and ours with the variables made from them. Needs torch.
+
+    Args:
+        name: a key of PEERS.
+        entries: arrays by torchvision's names.
+        params, model_state: our segmenter's variables.
+        image: [h, w, 3] uint8 RGB.
+
+    Returns:
+        the largest difference of each of TENSORS, over the tensor's maximum.
+    """
+    import torch
+
+    model = build(name)
+    model.load_state_dict({key: torch.from_numpy(np.array(value)) for key, value in entries.items()})
+    return differences(run_segmenter(name, params, model_state, image), run_peer(name, model, image))
 
 
 def drawn_training(height: int, width: int) -> tuple[Batch, np.ndarray]:

@@ -27,6 +27,7 @@ SIGNIFICANT = 0.05
 PERMUTATIONS = 10_000  # largest number of permutations
 # IoU thresholds of the metrics that intervals and comparisons can be computed for.
 THRESHOLDS = {'AP': statistics.THRESHOLDS, 'AP50': (0.5,), 'AP75': (0.75,)}
+OBJECTS = 'count_error', 'count_bias'  # metrics in objects of an image, not shares
 DETECTIONS = 'detections.json.gz'
 SIZE = 'size.json'  # the size of a ground truth that is not kept itself
 SWEEP = 'experiment', 'docstring', 'metrics', 'figures', 'runs'  # keys of sweep.json
@@ -54,8 +55,9 @@ class Group(NamedTuple):
         return self.finished[0].truth if self.finished else ''
 
     def values(self, metric: str) -> list[float]:
-        """Lists a metric of the finished runs, in percent; those that lack it are left out."""
-        return [100 * value for run in self.finished if (value := run.metrics.get(metric)) is not None]
+        """Lists a metric of the finished runs, in percent, or one of OBJECTS as it is; those that lack it are left out."""
+        factor = 1 if metric in OBJECTS else 100
+        return [factor * value for run in self.finished if (value := run.metrics.get(metric)) is not None]
 
     def has(self, metric: str) -> bool:
         """Whether all finished runs, one at least, have a metric."""

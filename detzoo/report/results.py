@@ -7,7 +7,7 @@ import numpy as np
 from detzoo.errors import listed
 from detzoo.report.costs import cost_columns
 from detzoo.report.document import Paragraph, Table
-from detzoo.report.findings import Findings, Group
+from detzoo.report.findings import OBJECTS, Findings, Group
 from detzoo.report.text import OVER, SIZES, failure, mark_best, mean, mean_and_deviation, name_of, one_digit, over, span
 from detzoo.sweeps.store import FAILED
 
@@ -20,16 +20,17 @@ def result_blocks(findings: Findings) -> list[Any]:
     shown = [*metrics, *(size for size in sizes if any(group.values(size) for group in findings.groups))]
     before = ['group', 'seeds', *map(name_of, shown), '95 % interval', 'over', 'steps', 'minutes', 'M params']
     costs = cost_columns(findings)
-    rows, values, prices, notes = [], [], [], {}
+    rows, values, errors, prices, notes = [], [], [], [], {}
     for number, group in enumerate(findings.groups):
         runs, interval = group.finished, findings.intervals.get(group.name)
-        values.append([mean(group.values(metric)) for metric in shown])
+        values.append([mean(group.values(metric)) for metric in shown if metric not in OBJECTS])
+        errors.append([mean(group.values('count_error'))])
         prices.append([price(group) for price in costs.values()])
         rows.append(
             [
                 group.name,
                 str(len(runs)) if len(runs) == len(group.runs) else f'{len(runs)} of {len(group.runs)}',
-                *(mean_and_deviation(group.values(metric)) for metric in shown),
+                *(mean_and_deviation(group.values(metric), 1 + (metric in OBJECTS)) for metric in shown),
                 span(interval.low, interval.high) if interval else '–',
                 OVER[group.over_images] if interval else '–',
                 ', '.join(str(steps) for steps in sorted({run.steps for run in runs})) or '–',
@@ -40,13 +41,20 @@ def result_blocks(findings: Findings) -> list[Any]:
         )
         if failed := [failure(run) for run in group.runs if run.status == FAILED]:
             notes[number] = '; '.join(failed)
-    mark_best(rows, values, range(2, 2 + len(shown)))
+    mark_best(rows, values, [column for column, metric in enumerate(shown, 2) if metric not in OBJECTS])
+    if 'count_error' in shown:
+        mark_best(rows, errors, [2 + shown.index('count_error')], most=False, digits=2)
     mark_best(rows, prices, range(len(before), len(before) + len(costs)), most=False)
     caption = (
         f'Metrics in percent, mean and standard deviation over seeds, the highest in bold; the interval is of '
         f'{name_of(judged)}, over {over(findings)}. '
         'Minutes are those of one run; the machine may have done other things at the same time.'
     )
+    if 'count_error' in shown:
+        caption += (
+            ' Count error is the mean absolute error of the number of objects in an image, the lowest in bold; count bias is the '
+            'mean of found minus true.'
+        )
     if costs:
         caption += ' The last two columns are time and memory of prediction.'
     blocks: list[Any] = [Table(caption, [*before, *costs], rows, words=['over'], notes=notes)]

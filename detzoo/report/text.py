@@ -21,10 +21,11 @@ def percent(value: float | None) -> str:
 
 
 def name_of(metric: str) -> str:
-    """Writes mask_AP50 as mask AP50, and APs with the size in words."""
+    """Writes mask_AP50 as mask AP50, APs with the size in words, and mean_iou as mean IoU."""
     name = metric.removeprefix('mask_')
     sizes = {'APs': 'AP small', 'APm': 'AP medium', 'APl': 'AP large'}
-    return ('mask ' if metric.startswith('mask_') else '') + sizes.get(name, name)
+    name = sizes.get(name, name).replace('_', ' ').replace(' iou', ' IoU')
+    return ('mask ' if metric.startswith('mask_') else '') + name
 
 
 def p_value(p: float) -> str:
@@ -52,10 +53,12 @@ def deviation_of(values: Sequence[float]) -> float | None:
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-def mean_and_deviation(values: Sequence[float]) -> str:
-    """Writes percentages of seeds as mean and standard deviation."""
+def mean_and_deviation(values: Sequence[float], digits: int = 1) -> str:
+    """Writes numbers of seeds as mean and standard deviation, with so many digits; none as a dash."""
+    if not len(values):
+        return '–'
     deviation = deviation_of(values)
-    return percent(mean(values) / 100) + ('' if deviation is None else f' ± {deviation:.1f}')
+    return f'{mean(values):.{digits}f}' + ('' if deviation is None else f' ± {deviation:.{digits}f}')
 
 
 def span(low: float, high: float, sign: str = '') -> str:
@@ -69,7 +72,11 @@ def one_digit(value: float) -> str:
 
 
 def mark_best(
-    rows: list[list[Any]], values: Sequence[Sequence[float]], columns: Sequence[int], most: bool = True
+    rows: list[list[Any]],
+    values: Sequence[Sequence[float]],
+    columns: Sequence[int],
+    most: bool = True,
+    digits: int = 1,
 ) -> None:
     """Marks the best number of each column, unless all numbers look the same.
 
@@ -78,9 +85,10 @@ def mark_best(
         values: the numbers of each row in these columns; NaN if one is missing.
         columns: positions of the columns in a row.
         most: whether the largest number is the best.
+        digits: how many digits are shown, by which numbers are told apart.
     """
     for place, column in enumerate(columns):
-        shown = np.array([np.round(row[place], 1) for row in values], float)
+        shown = np.array([np.round(row[place], digits) for row in values], float)
         if len(set(shown[~np.isnan(shown)])) > 1:
             best = np.nanmax(shown) if most else np.nanmin(shown)
             for row, value in zip(rows, shown):

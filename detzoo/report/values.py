@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from detzoo.config import flatten, migrate
-from detzoo.report.findings import Findings, Group
+from detzoo.report.findings import OBJECTS, Findings, Group
 from detzoo.report.text import counted, deviation_of, mean, name_of
 
 MEASURED = {'seconds', 'peak_bytes', 'flops'}
@@ -92,6 +92,10 @@ def label_of(findings: Findings, name: str, batch: int) -> str:
         return PRICES[name].label.format(images=counted(batch, 'image'))
     if name == 'data.train_split':
         return 'training images'
+    if name == 'data.name':
+        return 'data'
+    if name in OBJECTS:
+        return f'{name_of(name)}, objects of an image'
     is_metric = any(name in run.metrics for group in findings.groups for run in group.finished)
     return f'{name_of(name)}, %' if is_metric else name
 

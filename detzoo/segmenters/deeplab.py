@@ -82,7 +82,7 @@ class Head(nn.Module):
         x = self.conv(self.features, 3, name='conv')(x)
         if self.rates is None:
             x = pixels.drop(x, keys, self.dropout)
-        init = nn.initializers.normal(0.01)
+        init = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')  # torch's
         return Conv(self.outputs, (1, 1), kernel_init=init, dtype=self.dtype, name='logits')(x).astype(jnp.float32)
 
 

@@ -1,6 +1,6 @@
 """One run of a sweep, in a process of its own: it is trained, evaluated and drawn, and its results are written.
 
-`attempt`: train_and_evaluate in runs/RUN -> results/RUN/{detections.json.gz, curves.json, panels/, assignment/}
+`attempt`: train_and_evaluate in runs/RUN -> results/RUN/{detections.json.gz, curves.json, panels/, pixels/, assignment/}
   -> result.json, at the end, even if the run failed
 
 python -m detzoo.sweeps.attempt DIR RUN       the command of a run's process
@@ -89,6 +89,7 @@ def _train(store: Store, planned: Result) -> Result:
     from detzoo.costs.counts import parameter_count
     from detzoo.costs.latency import device_name
     from detzoo.evaluation import write_detections
+    from detzoo.inference.dataset import segment_numbers
     from detzoo.inference.predictor import load
     from detzoo.run.memory import keep_memory
     from detzoo.run.parallel import keep_compilations
@@ -110,6 +111,8 @@ def _train(store: Store, planned: Result) -> Result:
     write_detections(folder / 'detections.json.gz', detections)
     write_text(folder / 'curves.json', json.dumps(curves(read_metrics(workdir))) + '\n')
     _draw(store, name, planned.run, predictor, detections)
+    if 'panoptic' in metrics:
+        _draw_pixels(store, name, planned.run, predictor, truth, detections)
     environment = json.loads((workdir / 'environment.json').read_text())
     masks = {f'mask_{key}': value for key, value in metrics.get('masks', {}).items()}
     return planned._replace(
@@ -118,7 +121,7 @@ def _train(store: Store, planned: Result) -> Result:
         device={'kind': device_name(), 'count': environment['devices']},
         steps=predictor.step,
         parameters=parameter_count(predictor.params),
-        metrics=metrics['boxes'] | masks,
+        metrics=metrics['boxes'] | masks | segment_numbers(metrics),
         per_class=metrics['per_class'],
         truth=name,
     )
@@ -142,18 +145,33 @@ def _draw(store: Store, truth: str, run: str, predictor: Any, detections: Any) -
     from detzoo.data.catalog import open_split
     from detzoo.sweeps.assignments import draw_assignments
     from detzoo.training.evaluation import draw_objects, draw_results
-    from detzoo.visualize import write_image
 
     config = predictor.config
     dataset = open_split(config.data, 'validation')
-    for folder, pictures in (
-        (store.truth(truth) / 'panels', draw_objects(dataset)),
-        (store.results_of(run) / 'panels', draw_results(dataset, detections)),
-        (store.results_of(run) / 'assignment', draw_assignments(predictor, dataset)),
-    ):
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, picture in pictures.items():
-            write_image(folder / f'{name}.jpg', picture)
+    _write_pictures(store.truth(truth) / 'panels', draw_objects(dataset))
+    _write_pictures(store.results_of(run) / 'panels', draw_results(dataset, detections))
+    _write_pictures(store.results_of(run) / 'assignment', draw_assignments(predictor, dataset))
+
+
+def _draw_pixels(store: Store, name: str, run: str, predictor: Any, truth: Any, detections: Any) -> None:
+    """Draws the classes of pixels of the first images, the true ones and those that are predicted."""
+    from detzoo.data.catalog import open_split
+    from detzoo.training.evaluation import draw_labels, draw_true_labels
+    from detzoo.types import Segmenter
+
+    config = predictor.config
+    dataset = open_split(config.data, 'validation')
+    threshold = 0.0 if isinstance(predictor.detector, Segmenter) else config.evaluation.panoptic_score
+    _write_pictures(store.truth(name) / 'pixels', draw_true_labels(dataset, truth))
+    _write_pictures(store.results_of(run) / 'pixels', draw_labels(dataset, detections, threshold))
+
+
+def _write_pictures(folder: pathlib.Path, pictures: dict[str, Any]) -> None:
+    from detzoo.visualize import write_image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, picture in pictures.items():
+        write_image(folder / f'{name}.jpg', picture)
 
 
 def code_version() -> str:

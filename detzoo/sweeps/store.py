@@ -41,7 +41,8 @@ class Result(NamedTuple):
     steps: number of training steps done.
     seconds: wall time of all attempts together; the machine may have done other things at the same time.
     parameters: number of the detector's parameters.
-    metrics: the 12 numbers of boxes, and those of masks as 'mask_AP', ...; 0..1 or None.
+    metrics: the 12 numbers of boxes, those of masks as 'mask_AP', ..., and any of `inference.dataset.segment_numbers`; None, or in
+        0..1, except for errors of counts.
     per_class: {name: {'AP': ..., 'AP50': ...}}.
     truth: name of the ground truth used for the evaluation.
     """

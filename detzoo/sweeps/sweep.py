@@ -46,6 +46,7 @@ class Axes(NamedTuple):
     log: whether x is logarithmic.
     pareto: whether to draw the front of points that no other point beats in both less x and more y.
     batch: number of images at once, for costs.
+    ordered: whether an x that is a word is a step of a scale, in the order of the runs: then a line joins the points of a series.
     """
 
     x: str
@@ -53,6 +54,7 @@ class Axes(NamedTuple):
     log: bool = False
     pareto: bool = False
     batch: int = 1
+    ordered: bool = False
 
 
 class Sweep(NamedTuple):

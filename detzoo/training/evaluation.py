@@ -3,6 +3,7 @@
 make_evaluation   a replicated state -> Evaluation
 log_evaluation    -> metrics.jsonl and TensorBoard
 draw_pictures     detections -> pictures; draw_results: COCO results -> pictures; draw_objects: the annotations
+draw_labels       COCO results -> pictures of the class of each pixel; draw_true_labels: the same of the annotations
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from detzoo import visualize
 from detzoo.core.boxes import xywh_to_xyxy
 from detzoo.data.proposals import Proposals
 from detzoo.data.records import Dataset, decode_image, ground_truth
+from detzoo.evaluation.semantic import label_map, paint_annotations, paint_results, without_overlaps
 from detzoo.inference.dataset import (
     Tally,
     canvases_for,
@@ -24,6 +26,7 @@ from detzoo.inference.dataset import (
     evaluated_kinds,
     make_predict_step,
     predict_dataset,
+    segment_numbers,
 )
 from detzoo.inference.predictor import ImageDetections, decode_masks, from_coco
 from detzoo.run import parallel
@@ -128,8 +131,7 @@ def log_evaluation(log: MetricsLog, step: int, evaluation: Evaluation) -> None:
     boxes = {f'validation/{name}': value for name, value in evaluation.metrics['boxes'].items()}
     masks = {f'validation/mask_{name}': value for name, value in evaluation.metrics.get('masks', {}).items()}
     dropped = {'validation/candidates_dropped': evaluation.metrics['candidates_dropped']}
-    whole = {**evaluation.metrics.get('pixels', {}), **evaluation.metrics.get('panoptic', {})}
-    pixels = {f'validation/{name}': value for name, value in whole.items() if name != 'per_class'}
+    pixels = {f'validation/{name}': value for name, value in segment_numbers(evaluation.metrics).items()}
     log.write(step, {'validation/loss': evaluation.loss, **boxes, **masks, **pixels, **dropped})
     log.write_images(step, {f'validation/{name}': picture for name, picture in evaluation.pictures.items()})
 
@@ -191,4 +193,42 @@ def draw_objects(dataset: Dataset) -> dict[str, np.ndarray]:
             masks=masks,
             crowd=record['is_crowd'],
         )
+    return pictures
+
+
+def draw_labels(
+    dataset: Dataset, results: Sequence[Mapping[str, Any]], score_threshold: float
+) -> dict[str, np.ndarray]:
+    """Draws the class of each pixel on the first images of a split: {image id: [h', w', 3] uint8}.
+
+    Args:
+        dataset: the split.
+        results: COCO results with masks; where they overlap, see `without_overlaps`.
+        score_threshold: results with lower scores are left out.
+    """
+    pictures = {}
+    for index in range(min(PICTURES, len(dataset.records))):
+        record = dataset.records[index]
+        found = [row for row in results if row['image_id'] == record['image_id'] and row['score'] >= score_threshold]
+        size = record['height'], record['width']
+        labels = paint_results(without_overlaps(found), size, dataset.category_ids)
+        image = decode_image(record['image'], name=record['file_name'])
+        pictures[str(record['image_id'])] = visualize.draw_labels(image, labels, dataset.class_names)
+    return pictures
+
+
+def draw_true_labels(dataset: Dataset, truth: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Draws the true class of each pixel likewise; crowds look like background.
+
+    Args:
+        dataset: the split.
+        truth: its `records.ground_truth`, with masks.
+    """
+    pictures = {}
+    for index in range(min(PICTURES, len(dataset.records))):
+        record = dataset.records[index]
+        rows = [row for row in truth['annotations'] if row['image_id'] == record['image_id']]
+        labels = label_map(paint_annotations(rows, (record['height'], record['width'])), rows, dataset.category_ids)
+        image = decode_image(record['image'], name=record['file_name'])
+        pictures[str(record['image_id'])] = visualize.draw_labels(image, labels, dataset.class_names)
     return pictures

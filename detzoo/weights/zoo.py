@@ -1,6 +1,6 @@
-"""Published detectors: what it takes to make a run from their files.
+"""Published detectors and segmenters: what it takes to make a run from their files.
 
-    MODELS[name] -> the arguments of our detector, how the file's entries become its variables,
+    MODELS[name] -> the arguments of our detector or segmenter, how the file's entries become its variables,
                     how images are resized for it, its classes; and what its authors measured
 
 The names are the publishers'. docs/zoo.md has what was measured here.
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from detzoo.data.readers import voc
 from detzoo.run.classes import Classes
-from detzoo.weights import darknet, detectron2, torchvision
+from detzoo.weights import darknet, detectron2, torchvision, torchvision_segmentation
 from detzoo.weights.mapping import Mapping
 
 _COCO = {
@@ -40,6 +40,7 @@ class Published(NamedTuple):
     AP, mask_AP: on COCO's val2017, in percent.
     AP50: on COCO's test-dev or VOC 2007, in percent.
     sha256: the file's SHA-256, if a file was at hand.
+    mean_iou: of pixels, on the images of COCO's val2017 that have VOC's classes, in percent.
     """
 
     file: str
@@ -49,13 +50,14 @@ class Published(NamedTuple):
     mask_AP: float | None = None
     AP50: float | None = None
     sha256: str | None = None
+    mean_iou: float | None = None
 
 
 class Model(NamedTuple):
-    """A published detector.
+    """A published detector or segmenter.
 
     source: 'torchvision', 'darknet' or 'detectron2'.
-    model: the arguments of `make_detector`, with 'name' and 'num_classes'.
+    model: the arguments of `make_detector` or `make_segmenter`, with 'name' and 'num_classes'.
     mapping: how the file's entries become variables; None for darknet's files, whose entries have no names.
     classes: the classes, in the order of our labels.
     recipe: how images are resized, keys of `config.data.recipe`.
@@ -114,6 +116,12 @@ _TORCHVISION = {
         'maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth', 46_359_409, 333.577, AP=47.4, mask_AP=41.8
     ),
 }
+_SEGMENTERS = {
+    'fcn_resnet50': Published('fcn_resnet50_coco-1167a1af.pth', 35_322_218, 152.717, mean_iou=60.5),
+    'fcn_resnet101': Published('fcn_resnet101_coco-7ecb50ca.pth', 54_314_346, 232.738, mean_iou=63.7),
+    'deeplabv3_resnet50': Published('deeplabv3_resnet50_coco-cd0a2569.pth', 42_004_074, 178.722, mean_iou=66.4),
+    'deeplabv3_resnet101': Published('deeplabv3_resnet101_coco-586e9e4e.pth', 60_996_202, 258.743, mean_iou=67.4),
+}
 _SIZES = {
     'ssd300_vgg16': _stretched(300),
     'ssdlite320_mobilenet_v3_large': _stretched(320),
@@ -154,6 +162,13 @@ def _torchvision(name: str, peer: torchvision.Peer) -> Model:
     return Model('torchvision', peer.model, peer.mapping, classes, **size, divisor=32, published=_TORCHVISION[name])
 
 
+def _segmenter(name: str, peer: torchvision.Peer) -> Model:
+    recipe = dict(resize='fit', shorter_side=520, interpolation='bilinear')  # the longer side has no limit
+    canvases = (520, 928), (928, 520)  # images up to 16 : 9; without rounding each has a canvas of its own
+    published = _SEGMENTERS[name]
+    return Model('torchvision', peer.model, peer.mapping, VOC, recipe, canvases, divisor=1, published=published)
+
+
 def _darknet(name: str, network: darknet.Published) -> Model:
     classes = VOC if network.model['num_classes'] == len(VOC.class_names) else COCO
     model, recipe = network.model, darknet.resizing(network.model['name'])
@@ -174,6 +189,7 @@ def _detectron2(name: str, peer: detectron2.Peer) -> Model:
 
 MODELS = (
     {name: _torchvision(name, peer) for name, peer in torchvision.PEERS.items()}
+    | {name: _segmenter(name, peer) for name, peer in torchvision_segmentation.PEERS.items()}
     | {name: _darknet(name, network) for name, network in darknet.PUBLISHED.items()}
     | {name: _detectron2(name, peer) for name, peer in detectron2.PEERS.items()}
 )

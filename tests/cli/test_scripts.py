@@ -122,14 +122,20 @@ def test_evaluate_prints_tables_and_writes_files(run_script, tiny_run, data_dir)
     from detzoo.data.catalog import open_dataset
     from detzoo.data.records import ground_truth
 
-    finished = run_script('evaluate', f'--workdir={tiny_run}', '--class_agnostic', '--voc')
+    flags = '--class_agnostic', '--voc', '--boundary', '--panoptic'
+    finished = run_script('evaluate', f'--workdir={tiny_run}', *flags)
     assert finished.code == 0, finished.stderr
     assert finished.stdout.count('Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all') == 2
     assert 'all classes as one' in finished.stdout and 'green' in finished.stdout
+    assert 'no boundary AP: the run has no masks' in finished.stdout and 'AP^r' not in finished.stdout
     truth = ground_truth(open_dataset('toy', 'validation', data_dir))
     assert format_voc_table(voc_metrics(truth, read_detections(tiny_run / 'detections.json.gz'))) in finished.stdout
     metrics = json.loads((tiny_run / 'evaluation.json').read_text())
-    assert set(metrics) == {'step', 'images', 'boxes', 'per_class', 'candidates_dropped'} and metrics['step'] == 16
+    assert (
+        set(metrics) == {'step', 'images', 'boxes', 'per_class', 'candidates_dropped', 'counts'}
+        and metrics['step'] == 16
+    )
+    assert f'mean absolute error {metrics["counts"]["count_error"]:.3f}' in finished.stdout
     assert set(metrics['boxes']) == set('AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl'.split())
     assert metrics['boxes']['APl'] is None  # no block is that large
     assert set(metrics['per_class']) == {'red', 'green', 'blue'}

@@ -127,7 +127,7 @@ def test_open_dataset_names_what_is_there_and_the_remedy(tmp_path):
     for words in (
         "'birds'",
         str(tmp_path),
-        'histology, shapes, shapes_tree, toy',
+        'histology, shapes, shapes_apart, shapes_overlapping, shapes_touching, shapes_tree, toy',
         'detzoo prepare --format=coco --name=birds',
     ):
         assert words in str(raised.value)

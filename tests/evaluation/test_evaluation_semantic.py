@@ -12,6 +12,7 @@ from detzoo.evaluation.semantic import (
     instances_of,
     label_map,
     paint_annotations,
+    paint_results,
     panoptic_quality,
     semantic_metrics,
     without_overlaps,
@@ -185,6 +186,14 @@ def test_without_overlaps_gives_pixels_to_the_highest_score():
         0.9
     ]  # which leaves its place to none
     assert without_overlaps([]) == []
+
+
+def test_paint_results_gives_pixels_their_class():
+    results = [annotation(0, block(0, 0, 2, 3), 9), annotation(0, block(5, 5, 4, 4), 3)]
+    expected = np.full(SIZE, 3)
+    expected[:2, :3], expected[5:9, 5:9] = 2, 0
+    np.testing.assert_array_equal(paint_results(results, SIZE, IDS), expected)
+    assert (paint_results([], SIZE, IDS) == 3).all()
 
 
 def quality_by_loops(truth, results, score_threshold):

@@ -3,12 +3,13 @@
 import re
 
 from detzoo.report import plots
+from detzoo.report.points import Point, pareto_front, scatter
 
 
 def test_pareto_front_keeps_what_none_beats():
     points = [(3, 5), (1, 2), (2, 2), (2, 4), (4, 5), (3, 6), (0.5, 1)]
-    assert plots.pareto_front(points) == [6, 1, 3, 5]  # (2, 2) costs more than (1, 2), (3, 5) finds less than (3, 6)
-    assert plots.pareto_front([(1, 1), (1, 1)]) == [0] and plots.pareto_front([]) == []
+    assert pareto_front(points) == [6, 1, 3, 5]  # (2, 2) costs more than (1, 2), (3, 5) finds less than (3, 6)
+    assert pareto_front([(1, 1), (1, 1)]) == [0] and pareto_front([]) == []
 
 
 def test_styles_give_a_series_one_hue_and_each_group_a_look_of_its_own():
@@ -25,21 +26,28 @@ def test_styles_give_a_series_one_hue_and_each_group_a_look_of_its_own():
 
 def test_scatter_takes_words_and_zeros():
     looks = plots.styles({'a': 'a', 'b': 'a', 'c': 'c'})
-    words = [plots.Point('a', 'a', 'relu', 1.0), plots.Point('b', 'a', 'gelu', 2.0), plots.Point('c', 'c', 'relu', 3.0)]
-    figure = plots.scatter(words, looks, 'x', 'y', log=True, pareto=False)
+    words = [Point('a', 'a', 'relu', 1.0), Point('b', 'a', 'gelu', 2.0), Point('c', 'c', 'relu', 3.0)]
+    figure = scatter(words, looks, 'x', 'y', log=True, pareto=False)
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ['relu', 'gelu']
-    zero = [plots.Point('a', 'a', 0.0, 1.0), plots.Point('b', 'a', 1.0, 2.0, 1.5, 2.5)]
-    assert plots.scatter(zero, looks, 'x', 'y', log=True, pareto=True).axes[0].get_xscale() == 'linear'
-    equal = [plots.Point('a', 'a', 3, 1.0), plots.Point('b', 'a', 3, 2.0)]
-    assert plots.scatter(equal, looks, 'x', 'y', log=True, pareto=False).axes[0].get_xscale() == 'linear'
-    positive = [plots.Point('a', 'a', 100, 1.0), plots.Point('b', 'a', 1600, 2.0)]
-    axes = plots.scatter(positive, looks, 'x', 'y', log=True, pareto=False).axes[0]
+
+    def joined(figure):
+        return [line for line in figure.axes[0].lines if len(line.get_xdata()) == 2]
+
+    assert not joined(figure)
+    (line,) = joined(scatter(words, looks, 'x', 'y', ordered=True))  # of the series a, from relu to gelu
+    assert list(line.get_xdata()) == [0, 1] and list(line.get_ydata()) == [1, 2]
+    zero = [Point('a', 'a', 0.0, 1.0), Point('b', 'a', 1.0, 2.0, 1.5, 2.5)]
+    assert scatter(zero, looks, 'x', 'y', log=True, pareto=True).axes[0].get_xscale() == 'linear'
+    equal = [Point('a', 'a', 3, 1.0), Point('b', 'a', 3, 2.0)]
+    assert scatter(equal, looks, 'x', 'y', log=True, pareto=False).axes[0].get_xscale() == 'linear'
+    positive = [Point('a', 'a', 100, 1.0), Point('b', 'a', 1600, 2.0)]
+    axes = scatter(positive, looks, 'x', 'y', log=True, pareto=False).axes[0]
     assert axes.get_xscale() == 'log' and list(axes.get_xticks()) == [100, 1600]
 
 
 def test_inline_svg_names_are_of_one_figure_and_text_is_text():
-    points = [plots.Point('a $1$', 's', 1.0, 2.0)]
-    figure = plots.scatter(points, plots.styles({'a $1$': 's'}), 'cost', 'AP, %', log=False, pareto=False)
+    points = [Point('a $1$', 's', 1.0, 2.0)]
+    figure = scatter(points, plots.styles({'a $1$': 's'}), 'cost', 'AP, %', log=False, pareto=False)
     text = plots.inline(plots.svg(figure), 'mine')
     ids = re.findall(r' id="([^"]+)"', text)
     assert ids and all(name.startswith('mine-') for name in ids)

@@ -1,7 +1,7 @@
 """`shapes`: pictures that draw themselves, the yardstick for every detector and for tiny networks on a CPU.
 
     RandomState([SEED, split, index])   ->  everything of a picture: record i never depends on record i - 1
-    `_background`: gradient, waves, stains and scribbles which belong to no class
+    `background`: gradient, waves, stains and scribbles which belong to no class
     `_crowd` (one picture in twenty)    ->  a swarm of tiny shapes under one crowd annotation
     `_shape`, again and again           ->  painted over what is there; masks below lose what it hides
     masks                               ->  visible pixels only; boxes are tight around them
@@ -116,17 +116,22 @@ def draw(split: str, index: int) -> tuple[np.ndarray, list[Object]]:
 def paint(rng: np.random.RandomState, labels: Sequence[int], most: int) -> tuple[np.ndarray, list[Object]]:
     """Paints a picture of at most so many shapes, of some of the classes; returns what `draw` returns."""
     height, width = rng.randint(SIDES[0], SIDES[1] + 1, 2)
-    image = _background(rng, height, width)
+    image = background(rng, height, width)
     kind = rng.rand()
     objects = _crowd(rng, image, labels) if kind > 0.95 else []
     shapes = 0 if kind < 0.05 else rng.randint(1, most + 1)
     for _ in range(shapes):
         objects = _shape(rng, image, objects, labels)
-    image += rng.uniform(0, 0.08) * (rng.rand(height, width, 1) - 0.5)
-    return np.rint(255 * image.clip(0, 1)).astype(np.uint8), objects
+    return to_pixels(rng, image), objects
 
 
-def _background(rng: np.random.RandomState, height: int, width: int) -> np.ndarray:
+def to_pixels(rng: np.random.RandomState, image: np.ndarray) -> np.ndarray:
+    """Adds noise to a painted picture [h, w, 3] float64, in place, and rounds it to uint8."""
+    image += rng.uniform(0, 0.08) * (rng.rand(*image.shape[:2], 1) - 0.5)
+    return np.rint(255 * image.clip(0, 1)).astype(np.uint8)
+
+
+def background(rng: np.random.RandomState, height: int, width: int) -> np.ndarray:
     """Paints [h, w, 3] float64 in 0..1: a gradient of two colours, waves, stains, and scribbles of no class."""
     y, x = _grid(slice(0, height), slice(0, width))
     near = rng.uniform(0.1, 0.9, 3)
@@ -159,7 +164,7 @@ def _crowd(rng: np.random.RandomState, image: np.ndarray, labels: Sequence[int])
     mask = np.zeros((height, width), bool)
     for _ in range(rng.randint(12, 26)):
         position = center + rng.uniform(-1, 1, 2) * (26, 18)
-        window, distance, _ = _stamp(rng, label, position, rng.uniform(3, 5), image)
+        window, distance, _ = stamp(rng, label, position, rng.uniform(3, 5), image)
         _paint(image[window], distance, _colour(rng, label, image[window][_touched(distance)]))
         mask[window] |= distance < 0
     return [Object(label, mask, int(mask.sum()), is_crowd=True)]
@@ -170,17 +175,24 @@ def _shape(rng: np.random.RandomState, image: np.ndarray, objects: list[Object],
     height, width = image.shape[:2]
     label = labels[rng.randint(len(labels))]
     radius = np.exp(rng.uniform(*np.log(RADII)))
-    window, distance, pixels = _stamp(rng, label, rng.rand(2) * (width, height), radius, image)
+    window, distance, pixels = stamp(rng, label, rng.rand(2) * (width, height), radius, image)
     mask = np.zeros((height, width), bool)
     mask[window] = distance < 0
     after = [*(below._replace(mask=below.mask & ~mask) for below in objects), Object(label, mask, pixels)]
     if not all(map(_is_visible, after)):
         return objects
 
+    paint_shape(rng, image, label, window, distance)
+    return after
+
+
+def paint_shape(
+    rng: np.random.RandomState, image: np.ndarray, label: int, window: tuple[slice, slice], distance: np.ndarray
+) -> None:
+    """Paints a stamp, see `stamp`, and its shadow over the picture."""
     shadow = image[window][2:, 2:]
     _paint(shadow, distance[:-2, :-2] / 3, np.zeros(3), rng.uniform(0, 0.5))
     _paint(image[window], distance, _fill(rng, label, image, window, distance))
-    return after
 
 
 def _fill(
@@ -202,7 +214,7 @@ def _is_visible(thing: Object) -> bool:
     return thing.mask.sum() >= max(MIN_PIXELS, MIN_VISIBLE * thing.pixels)
 
 
-def _stamp(
+def stamp(
     rng: np.random.RandomState, label: int, center: np.ndarray, radius: float, image: np.ndarray
 ) -> tuple[tuple[slice, slice], np.ndarray, float]:
     """Turns and stretches the outline of a class.
