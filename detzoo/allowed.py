@@ -184,7 +184,9 @@ MODEL: Mapping[str, Allowed] = {
     'border_sigma': Allowed('above 0 and at most 22', lambda x: 0 < x <= 22),
     **dict.fromkeys(('auxiliary_loss_weight', 'border_weight'), AMOUNT),
     # windows at several scales
-    'scales': Allowed('one or more numbers above 0 and at most 16', lambda x: len(x) > 0 and all(0 < y <= 16 for y in x)),
+    'scales': Allowed(
+        'one or more numbers above 0 and at most 16', lambda x: len(x) > 0 and all(0 < y <= 16 for y in x)
+    ),
     'size': COUNT,
     'object_share': POSITIVE,
     **dict.fromkeys(('shift', 'octaves', 'negative_shift', 'negative_octaves'), POSITIVE),

@@ -21,7 +21,6 @@ Differences from the paper:
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -72,8 +71,8 @@ class Refinement(nn.Module):
 class SharpMask(nn.Module):
     """The network: codes and scores of windows, and the refinement.
 
-    windows: constructor of the network of windows. strides: strides of the backbone's maps, finest first, the trunk's last. refine_features: k.
-    hidden_features: channels of the first horizontal convolution of each step.
+    windows: constructor of the network of windows. strides: strides of the backbone's maps, finest first, the trunk's last.
+    refine_features: k. hidden_features: channels of the first horizontal convolution of each step.
     """
 
     windows: Callable[[], WindowNetwork]

@@ -21,10 +21,10 @@ def percent(value: float | None) -> str:
 
 
 def name_of(metric: str) -> str:
-    """Writes mask_AP50 as mask AP50, and APs with the size in words."""
+    """Writes mask_AP50 as mask AP50, mask_object_AR10 as mask object AR10, and APs with the size in words."""
     name = metric.removeprefix('mask_')
     sizes = {'APs': 'AP small', 'APm': 'AP medium', 'APl': 'AP large'}
-    return ('mask ' if metric.startswith('mask_') else '') + sizes.get(name, name)
+    return ('mask ' if metric.startswith('mask_') else '') + sizes.get(name, name.replace('_AR', ' AR'))
 
 
 def p_value(p: float) -> str:

@@ -88,7 +88,7 @@ def _train(store: Store, planned: Result) -> Result:
     """Trains a run, and writes the files that its report needs."""
     from detzoo.costs.counts import parameter_count
     from detzoo.costs.latency import device_name
-    from detzoo.evaluation import write_detections
+    from detzoo.evaluation import recall_numbers, write_detections
     from detzoo.inference.predictor import load
     from detzoo.run.memory import keep_memory
     from detzoo.run.parallel import keep_compilations
@@ -100,15 +100,19 @@ def _train(store: Store, planned: Result) -> Result:
     workdir, folder = store.workdir(planned.run), store.results_of(planned.run)
     if planned.trained:
         _take_training(store.workdir(planned.trained), workdir)
+    if planned.initialized:
+        config.initialize_from = str(store.workdir(planned.initialized).absolute())
     results: list[Any] = []
     train_and_evaluate(config, workdir, on_results=lambda *last: results.extend(last))
     metrics, truth, detections = results
     predictor = load(workdir)
 
-    name = truth_name(config.data.name, config.data.validation_split)
+    whole = '-objects' if predictor.detector.class_agnostic else ''  # another ground truth: all classes are one
+    name = truth_name(config.data.name, config.data.validation_split + whole)
     store.write_ground_truth(name, truth)
     write_detections(folder / 'detections.json.gz', detections)
     write_text(folder / 'curves.json', json.dumps(curves(read_metrics(workdir))) + '\n')
+    metrics |= _wanted_recalls(store, workdir, metrics)
     _draw(store, name, planned.run, predictor, detections)
     environment = json.loads((workdir / 'environment.json').read_text())
     masks = {f'mask_{key}': value for key, value in metrics.get('masks', {}).items()}
@@ -118,10 +122,23 @@ def _train(store: Store, planned: Result) -> Result:
         device={'kind': device_name(), 'count': environment['devices']},
         steps=predictor.step,
         parameters=parameter_count(predictor.params),
-        metrics=metrics['boxes'] | masks,
+        metrics=metrics['boxes'] | masks | recall_numbers(metrics),
         per_class=metrics['per_class'],
         truth=name,
     )
+
+
+def _wanted_recalls(store: Store, workdir: pathlib.Path, metrics: dict[str, Any]) -> dict[str, Any]:
+    """Computes the recalls of objects whatever their class, if the sweep names some that the metrics of the training lack."""
+    from detzoo.evaluation import is_recall, recall_numbers
+    from detzoo.evaluation.recall import RECALLS
+    from detzoo.inference.dataset import evaluate_workdir
+
+    wanted = {name for name in store.sweep()['metrics'] if is_recall(name)}
+    if wanted <= recall_numbers(metrics).keys():
+        return {}
+    found, _, _ = evaluate_workdir(workdir, recall=True)
+    return {key: found[key] for key in RECALLS if key in found}
 
 
 def _take_training(source: pathlib.Path, workdir: pathlib.Path) -> None:
@@ -148,7 +165,7 @@ def _draw(store: Store, truth: str, run: str, predictor: Any, detections: Any) -
     dataset = open_split(config.data, 'validation')
     for folder, pictures in (
         (store.truth(truth) / 'panels', draw_objects(dataset)),
-        (store.results_of(run) / 'panels', draw_results(dataset, detections)),
+        (store.results_of(run) / 'panels', draw_results(dataset, detections, predictor.classes)),
         (store.results_of(run) / 'assignment', draw_assignments(predictor, dataset)),
     ):
         folder.mkdir(parents=True, exist_ok=True)
