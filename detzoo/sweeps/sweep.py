@@ -73,13 +73,14 @@ class Sweep(NamedTuple):
 def with_seeds(runs: Iterable[Run], seeds: Sequence[int]) -> list[Run]:
     """Repeats runs with each seed: the seed is added to their names, and their groups stay.
 
-    A run that starts from another one starts from that of its own seed.
+    A run that shares the training of another one, or starts from its weights, does so with its own seed.
     """
     return [
         run._replace(
             name=f'{run.name}_seed{seed}',
             changes={**run.changes, 'seed': seed},
             group=run.group or run.name,
+            trained=run.trained and f'{run.trained}_seed{seed}',
             initialized=run.initialized and f'{run.initialized}_seed{seed}',
         )
         for run in runs
