@@ -110,7 +110,7 @@ TINY_DEEPMASK = dict(
     score_features=32,
     dropout=0.0,
     score_loss_weight=1.0,
-    mask_size=8,
+    mask_size=16,
     proposals=dict(mask_threshold=0.5, pre_nms_topk=64, iou_threshold=0.5, max_detections=10),
 )
 TINY_SHARPMASK = {

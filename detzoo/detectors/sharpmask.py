@@ -3,8 +3,8 @@
     images, codes and scores of windows: see `deepmask`
       -> the code of a window -> 1 fully connected layer -> n x n cells, k channels
       -> for each feature map of the backbone, the trunk's first, k halved each time:
-           horizontal: the map's cells in the window -> 3 convolutions of 3x3
-           vertical:   the mask so far               -> 2 convolutions of 3x3
+           horizontal: the map, as a whole -> 3 convolutions of 3x3 -> its cells in the window
+           vertical:   the mask so far     -> 2 convolutions of 3x3
            their sum -> ReLU -> twice the size
       -> 3x3 convolution -> mask_logits [B, R, m, m], m = 2 n stride / finest stride
     loss, predict: those of DeepMask
@@ -16,7 +16,9 @@ Differences from the paper:
 - Those of `deepmask`, but for the resolution of the masks.
 - The two branches are added and the result is enlarged by repetition, as in the authors' later code. In the paper they are
   concatenated, a convolution follows, and the result is enlarged bilinearly.
-- The last map is the finest of `backbone_strides`. Most backbones here have none of stride 2, where the paper ends.
+- The horizontal convolutions run over a map as a whole, and windows that overlap share them. At its border a window sees what lies
+  beyond.
+- The last map is the finest of `refine_strides`. Most backbones here have none of stride 2, where the paper ends.
 - Nothing but `optimizer.frozen` separates the stages: without it all parts learn together.
 """
 
@@ -39,33 +41,23 @@ def repeat_border(x: Array) -> Array:
     return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode='symmetric')
 
 
-class Refinement(nn.Module):
-    """One step of refinement: a feature map's cells and the mask so far become a mask of twice the size.
+class Convolutions(nn.Module):
+    """3x3 convolutions with the outermost cells repeated around them, and ReLUs in between.
 
-    hidden: channels of the first horizontal convolution. inputs: channels of the mask so far; outputs: those of the next.
+    features: channels of each.
     """
 
-    hidden: int
-    inputs: int
-    outputs: int
+    features: Sequence[int]
     dtype: Any
 
     @nn.compact
-    def __call__(self, features: Array, mask: Array) -> Array:
-        """Maps features [N, h, w, C] and a mask [N, h, w, inputs] to [N, 2 h, 2 w, outputs]."""
-
-        def conv(x: Array, channels: int, name: str) -> Array:
+    def __call__(self, x: Array) -> Array:
+        """Maps [N, h, w, C] to [N, h, w, features[-1]]."""
+        for i, features in enumerate(self.features):
             init = nn.initializers.he_normal()
-            return Conv(channels, (3, 3), padding='VALID', kernel_init=init, dtype=self.dtype, name=name)(
-                repeat_border(x)
-            )
-
-        horizontal = nn.relu(conv(features, self.hidden, 'horizontal1'))
-        horizontal = nn.relu(conv(horizontal, self.inputs, 'horizontal2'))
-        horizontal = conv(horizontal, self.outputs, 'horizontal3')
-        vertical = nn.relu(conv(mask, self.inputs, 'vertical1'))
-        vertical = conv(vertical, self.outputs, 'vertical2')
-        return nn.relu(horizontal + vertical).repeat(2, axis=1).repeat(2, axis=2)
+            conv = Conv(features, (3, 3), padding='VALID', kernel_init=init, dtype=self.dtype, name=f'conv{i + 1}')
+            x = conv(repeat_border(x if i == 0 else nn.relu(x)))
+        return x
 
 
 class SharpMask(nn.Module):
@@ -86,9 +78,9 @@ class SharpMask(nn.Module):
         nn.share_scope(self, self.base)
         k, dtype = self.refine_features, self.base.dtype
         self.coarse = nn.Dense(k * self.base.rules.cells**2, dtype=dtype)
-        self.refine = [
-            Refinement(hidden, k // 2**i, k // 2 ** (i + 1), dtype) for i, hidden in enumerate(self.hidden_features)
-        ]
+        sides = [(k // 2**i, k // 2 ** (i + 1)) for i in range(len(self.strides))]
+        self.horizontal = [Convolutions((hidden, *side), dtype) for hidden, side in zip(self.hidden_features, sides)]
+        self.vertical = [Convolutions(side, dtype) for side in sides]
         self.output = Conv(1, (3, 3), padding='VALID', dtype=dtype)
 
     def masks(self, codes: Array, stages: Sequence[Sequence[Array]], placed: Placed, chosen: Array) -> Array:
@@ -96,11 +88,12 @@ class SharpMask(nn.Module):
         cells = self.base.rules.cells
         with jax.named_scope('heads'):
             mask = self.coarse(codes).reshape(-1, cells, cells, self.refine_features)
-            for refine, number in zip(self.refine, reversed(range(len(self.strides)))):
+            for step, number in enumerate(reversed(range(len(self.strides)))):
                 factor = self.strides[-1] // self.strides[number]
-                maps = [pad_cells(of_scale[number], factor * cells // 2) for of_scale in stages]
-                features = cut_windows(maps, placed, chosen, cells=cells, factor=factor)
-                mask = refine(features.reshape(-1, *features.shape[2:]), mask)
+                maps = [pad_cells(self.horizontal[step](maps[number]), factor * cells // 2) for maps in stages]
+                cut = cut_windows(maps, placed, chosen, cells=cells, factor=factor)
+                mask = nn.relu(cut.reshape(-1, *cut.shape[2:]) + self.vertical[step](mask))
+                mask = mask.repeat(2, axis=1).repeat(2, axis=2)
             mask = self.output(repeat_border(mask))
             return mask.reshape(*chosen.shape, *mask.shape[1:3]).astype(jnp.float32)
 

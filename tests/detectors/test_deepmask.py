@@ -113,7 +113,7 @@ def test_codes_of_windows_alone_are_those_of_the_whole_map():
     parts = deepmask.make_parts(
         num_classes=3, **{k: v for k, v in TINY_DEEPMASK.items() if k not in ('name', 'mask_size')}
     )
-    network, placed = deepmask.DeepMask(parts.network, 8), parts.windows.place(CANVAS)
+    network, placed = deepmask.DeepMask(parts.network, 16), parts.windows.place(CANVAS)
     chosen = np.stack([np.random.RandomState(i).permutation(len(placed.boxes))[:40] for i in range(2)])
     few = jax.tree.map(lambda x: x[:2], BLOCKS.inputs)
 
@@ -137,7 +137,7 @@ def test_a_window_alone_scores_as_in_its_image():
     parts = deepmask.make_parts(
         num_classes=3, **arguments | dict(windows=dict(TINY_DEEPMASK['windows'], scales=(1.0,)))
     )
-    network = deepmask.DeepMask(parts.network, 8)
+    network = deepmask.DeepMask(parts.network, 16)
     image = np.float32(np.random.RandomState(0).normal(size=(1, 128, 128, 3)))
 
     def score(x):
@@ -295,26 +295,50 @@ def convolve_3x3(x, kernel, bias):
 
 
 def test_refinement_equals_numpy():
-    step, rng = sharpmask.Refinement(hidden=6, inputs=4, outputs=2, dtype=jnp.float32), np.random.RandomState(0)
-    features, mask = rng.normal(size=(2, 5, 5, 3)), rng.normal(size=(2, 5, 5, 4))
-    params = step.init(jax.random.key(0), features, mask)['params']
+    # Two steps for two windows of one scale: 2 x 2 cells of stride 8, and 4 x 4 of stride 4.
+    rng, relu = np.random.RandomState(0), lambda x: np.maximum(x, 0)
+    parts = deepmask.make_parts(
+        (4,),
+        num_classes=3,
+        backbone=dict(name='resnet18', width=0.125, norm='batch_norm'),
+        backbone_stride=8,
+        windows=dict(size=16, scales=(1.0,)),
+        rank=5,
+    )
+    network = sharpmask.SharpMask(parts.network, (4, 8), 4, (6, 3))
+    placed = parts.windows.place((24, 32))
+    codes, chosen = np.float32(rng.normal(size=(1, 2, 5))), np.array([[6, 19]])  # at rows 1 and 3, columns 1 and 4
+    assert placed.row[chosen[0]].tolist() == [1, 3] and placed.column[chosen[0]].tolist() == [1, 4]
+    maps = [np.float32(rng.normal(size=(1, 6, 8, 2))), np.float32(rng.normal(size=(1, 3, 4, 3)))]
+    find = lambda net: net.masks(codes, [maps], placed, jnp.asarray(chosen))
+    params = network.init(jax.random.key(0), method=find)['params']
     params = jax.tree.map(lambda x: np.float32(rng.normal(size=x.shape)), params)
-    assert {name: layer['kernel'].shape[2:] for name, layer in params.items()} == {
-        'horizontal1': (3, 6),
-        'horizontal2': (6, 4),
-        'horizontal3': (4, 2),
-        'vertical1': (4, 4),
-        'vertical2': (4, 2),
+    assert {
+        name: [layer['kernel'].shape[2:] for layer in params[name].values()] for name in sorted(params) if '_' in name
+    } == {
+        'horizontal_0': [(3, 6), (6, 4), (4, 2)],
+        'horizontal_1': [(2, 3), (3, 2), (2, 1)],
+        'vertical_0': [(4, 4), (4, 2)],
+        'vertical_1': [(2, 2), (2, 1)],
     }
-    found = np.asarray(step.apply({'params': params}, np.float32(features), np.float32(mask)))
-    assert found.shape == (2, 10, 10, 2)
-    for image in range(2):
-        layer = lambda name, x: convolve_3x3(x, params[name]['kernel'], params[name]['bias'])
-        horizontal = np.maximum(layer('horizontal1', features[image]), 0)
-        horizontal = layer('horizontal3', np.maximum(layer('horizontal2', horizontal), 0))
-        vertical = layer('vertical2', np.maximum(layer('vertical1', mask[image]), 0))
-        expected = np.kron(np.maximum(horizontal + vertical, 0), np.ones((2, 2, 1)))
-        np.testing.assert_allclose(found[image], expected, atol=1e-4 * np.abs(expected).max())
+    found = np.asarray(network.apply({'params': params}, method=find))
+    assert found.shape == (1, 2, 8, 8)
+
+    def layers(name, x):
+        for i, layer in enumerate(params[name].values()):
+            x = convolve_3x3(x if i == 0 else relu(x), layer['kernel'], layer['bias'])
+        return x
+
+    for window, (row, column) in enumerate(((1, 1), (3, 4))):
+        mask = (codes[0, window] @ params['coarse']['kernel'] + params['coarse']['bias']).reshape(2, 2, 4)
+        for step, (features, factor) in enumerate(((maps[1][0], 1), (maps[0][0], 2))):
+            pad, side = factor, 2 * factor
+            horizontal = np.pad(layers(f'horizontal_{step}', features), ((pad, pad), (pad, pad), (0, 0)))
+            horizontal = horizontal[row * factor :, column * factor :][:side, :side]
+            mask = np.kron(relu(horizontal + layers(f'vertical_{step}', mask)), np.ones((2, 2, 1)))
+        expected = convolve_3x3(mask, params['output']['kernel'], params['output']['bias'])[..., 0]
+        np.testing.assert_allclose(found[0, window], expected, atol=1e-4 * np.abs(expected).max())
+        assert expected.std() > 0.1
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ SPREADS = [
     ('/box_head/cls_logits/', '0.01'),
     ('/box_head/box_deltas/', '0.001'),
     ('/mask_head/logits/', '0.01'),
-    ('^(deepmask|sharpmask)/(reduce|score_hidden|refine_.)/', 'he_fan_in'),
+    ('^(deepmask|sharpmask)/(reduce|score_hidden|(horizontal|vertical)_.)/', 'he_fan_in'),
     ('^(deepmask|sharpmask)/score/', '0.01'),
     ('^(deepmask|sharpmask)/(code|mask|coarse|output)/', 'fan_in'),
     ('^retinanet/(cls|box)_head/conv', 'he_fan_in'),  # before a norm
