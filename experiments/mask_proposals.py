@@ -27,9 +27,8 @@ BUDGET = {
 MANY = {'model.proposals.pre_nms_topk': 1000, 'model.proposals.max_detections': 1000}
 NMS = {'model.proposals.iou_threshold': 0.7}
 DEEPMASK, SHARPMASK = 'configs/deepmask_shapes.py', 'configs/sharpmask_shapes.py'
-SECOND_STAGE = (
-    BUDGET | MANY | {'training.steps': 300, 'initialize_from': None}
-)  # the sweep fills in the run to start from
+# The sweep fills in the run to start from.
+SECOND_STAGE = BUDGET | MANY | {'training.steps': 300, 'initialize_from': None}
 MASK_RCNN = {
     'model.backbone.norm': 'group_norm',
     'model.rpn.pre_nms_topk': 1000,

@@ -44,7 +44,7 @@ from detzoo.inference.predictor import (
     to_coco,
 )
 from detzoo.run import parallel
-from detzoo.run.classes import OBJECT, Classes, classes_of
+from detzoo.run.classes import Classes, classes_of
 from detzoo.types import Batch, Detections, Detector, PixelClasses, Segmenter
 
 OTHER_FOLDER = 'give another folder for the files as output'
@@ -341,18 +341,17 @@ def evaluate_workdir(
     variables = parallel.replicate((predictor.params, predictor.model_state))
     tally = Tally(truth, predictor.classes, config, recall=recall or predictor.detector.class_agnostic)
 
-    def detect(detector: Detector | Segmenter, truth: dict[str, Any], **arguments: Any) -> list[dict[str, Any]]:
+    def detect(detector: Detector | Segmenter, **arguments: Any) -> list[dict[str, Any]]:
         step = make_predict_step(detector, canvases_for(truth, config))
         return predict_dataset(step, *variables, dataset, truth, config, proposals=given, **arguments)
 
-    results = detect(predictor.detector, truth, classes=predictor.classes, on_image=tally.add)
+    results = detect(predictor.detector, classes=predictor.classes, on_image=tally.add)
     metrics = {'step': predictor.step, **tally.metrics(results)}
     if proposals is not None:
         metrics = {'proposals': proposals, **metrics}
     if recall and predictor.detector.propose is not None:
-        objects, _ = class_agnostic(truth, [])
         proposing = predictor.detector._replace(predict=predictor.detector.propose)
-        metrics['proposal_recall'] = object_recall(objects, detect(proposing, objects, classes=OBJECT))
+        metrics['proposal_recall'] = object_recall(truth, detect(proposing))
     try:
         if jax.process_index() == 0:
             _write_evaluation(folder, file_suffix(proposals, exact, split), metrics, results)

@@ -82,7 +82,9 @@ def rcnn_variant(arguments):
 
 
 VARIANTS = {
-    'deepmask': Variant(TINY_DEEPMASK, {'windows': SAMPLES}, AP=0.5),  # boxes around masks of 16 x 16 cells a window
+    'deepmask': Variant(
+        TINY_DEEPMASK, {'windows': SAMPLES}, steps=150, AP=0.5
+    ),  # boxes around masks of 16 x 16 cells a window
     'faster_rcnn': rcnn_variant(TINY_FASTER_RCNN),
     'mask_rcnn': rcnn_variant(TINY_MASK_RCNN),
     'retinanet': Variant(TINY_RETINANET, {'anchors': COUNTS}),
