@@ -183,6 +183,21 @@ MODEL: Mapping[str, Allowed] = {
     ),
     'border_sigma': Allowed('above 0 and at most 22', lambda x: 0 < x <= 22),
     **dict.fromkeys(('auxiliary_loss_weight', 'border_weight'), AMOUNT),
+    # windows at several scales
+    'scales': Allowed(
+        'one or more numbers above 0 and at most 16', lambda x: len(x) > 0 and all(0 < y <= 16 for y in x)
+    ),
+    'size': COUNT,
+    'object_share': POSITIVE,
+    **dict.fromkeys(('shift', 'octaves', 'negative_shift', 'negative_octaves'), POSITIVE),
+    'rank': COUNT,
+    'score_features': COUNT,
+    'score_loss_weight': AMOUNT,
+    'mask_size': COUNT,
+    'mask_threshold': Allowed('above 0 and below 1', lambda x: 0 < x < 1),
+    'refine_strides': Allowed('whole numbers of at least 1, or none', lambda x: all(map(is_count, x))),
+    'refine_features': COUNT,
+    'hidden_features': COUNTS,
     # regions of interest
     'output_size': COUNT,
     'samples_per_bin': AMOUNT,

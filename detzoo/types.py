@@ -133,6 +133,9 @@ class Detector(NamedTuple):
     takes_labels: whether it also learns from images of which only a label is known (`GroundTruth.boxed`).
     propose(params, model_state, inputs): the boxes that a first stage hands to the second, as Detections of class 0, best first,
         with scores that say no more than their order; None for a detector of one stage.
+    class_agnostic: whether it finds objects whatever their class. All its detections have label 0, and it is evaluated with all
+        classes as one.
+    extends: name of the detector with whose trained variables it can start: those that both have. '': none but its own.
     """
 
     init: Callable[[Array, tuple[int, int]], tuple[Params, ModelState]]
@@ -144,6 +147,8 @@ class Detector(NamedTuple):
     finds_masks: bool = False
     takes_labels: bool = False
     propose: Callable[[Params, ModelState, Inputs], Detections] | None = None
+    class_agnostic: bool = False
+    extends: str = ''
 
 
 class Segmenter(NamedTuple):
@@ -158,6 +163,7 @@ class Segmenter(NamedTuple):
     takes_proposals, needs_proposals, takes_labels: see `Detector`.
     finds_masks: True, as it is trained on ground truth with masks.
     propose: None, as it has one stage.
+    class_agnostic, extends: see `Detector`.
     """
 
     init: Callable[[Array, tuple[int, int]], tuple[Params, ModelState]]
@@ -168,3 +174,5 @@ class Segmenter(NamedTuple):
     finds_masks: bool = True
     takes_labels: bool = False
     propose: None = None
+    class_agnostic: bool = False
+    extends: str = ''

@@ -66,9 +66,14 @@ CASES = {
     ),
     'yolo_v1': Case('yolo_shapes.py:v1'),
     'yolo_v2': Case('yolo_shapes.py:v2', {'model.head_features': '(64, 64, 64)'}),
+    'deepmask': Case('deepmask_shapes.py', {'model.windows.scales': '(0.5, 1.0)'}),
+    'sharpmask': Case('sharpmask_shapes.py', {'model.windows.scales': '(0.5, 1.0)', 'optimizer.frozen': "''"}),
     'unet': Case('unet_shapes.py', {'model.backbone_strides': '(1, 2)'}, stages=('backbone', 'neck', 'heads', 'other')),
 }
-MARKS = {name: pytest.mark.full for name in ('faster_rcnn', 'mask_rcnn_c4', 'yolo_v1', 'yolo_v2', 'unet')}
+MARKS = {
+    name: pytest.mark.full
+    for name in ('faster_rcnn', 'mask_rcnn_c4', 'yolo_v1', 'yolo_v2', 'deepmask', 'sharpmask', 'unet')
+}
 
 
 def environment():

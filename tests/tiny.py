@@ -92,6 +92,31 @@ TINY_MASK_RCNN_C4 = TINY_FASTER_RCNN_C4 | dict(name='mask_rcnn', mask=dict(layer
 TINY_MASK_RCNN_V2 = (
     TINY_MASK_RCNN | TINY_FASTER_RCNN_V2 | dict(name='mask_rcnn', mask=dict(layers=1, features=24, norm='batch_norm'))
 )
+TINY_DEEPMASK = dict(
+    name='deepmask',
+    backbone=dict(name='resnet18', width=0.125, norm='batch_norm'),
+    backbone_stride=4,
+    windows=dict(
+        size=32,
+        scales=(0.75, 1.5),
+        object_share=0.6,
+        shift=0.1,
+        octaves=0.5,
+        negative_shift=0.2,
+        samples=24,
+    ),
+    features=24,
+    rank=32,
+    score_features=32,
+    dropout=0.0,
+    score_loss_weight=1.0,
+    mask_size=16,
+    proposals=dict(mask_threshold=0.5, pre_nms_topk=64, iou_threshold=0.5, max_detections=10),
+)
+TINY_SHARPMASK = {
+    **{key: value for key, value in TINY_DEEPMASK.items() if key != 'mask_size'},
+    **dict(name='sharpmask', backbone_stride=8, refine_strides=(4,), refine_features=8, hidden_features=(8, 8)),
+}
 TINY_SSD = dict(
     name='ssd',
     backbone=dict(name='vgg16', width=0.125, norm='batch_norm', fc6_dilation=2),

@@ -8,6 +8,10 @@ Every image counts once, on any number of devices. Where the run keeps an averag
 
 --proposals=ground_truth gives the second stage of a two-stage detector the objects as proposals: what it still gets wrong is
 not the fault of its RPN. The files are then called evaluation_given_proposals.json and detections_given_proposals.json.gz.
+
+Of a class-agnostic detector (DeepMask) it also prints the recall of the best 1, 10, 100 and 1000 boxes and masks of an image.
+--split=train evaluates it on the images of training: detections_train.json.gz are proposals for --config.data.train_proposals of
+another detector, as detections.json.gz are for --config.data.validation_proposals.
 """
 
 from typing import Any
@@ -40,11 +44,12 @@ PANOPTIC = flags.DEFINE_bool(
     'Evaluate a detector as segmenters always are: error of the number of objects and, by masks, panoptic quality and mean IoU.',
 )
 CLASS_AGNOSTIC = flags.DEFINE_bool('class_agnostic', False, 'Also print the table with all classes taken as one.')
+SPLIT = flags.DEFINE_enum('split', 'validation', ['validation', 'train'], 'The images: of validation, or of training.')
 RECALL = flags.DEFINE_bool(
     'recall',
     False,
-    'Also print the recall of the best 1, 10, 100 and 1000 boxes of an image, whatever their class: of the detections, and of the '
-    'proposals where a detector has two stages.',
+    'Also print the recall of the best 1, 10, 100 and 1000 boxes of an image, whatever their class, and of their masks: of the '
+    'detections, and of the boxes of proposals where a detector has two stages.',
 )
 
 
@@ -69,7 +74,7 @@ def main(settings: list[str]) -> None:
         if CLASS_AGNOSTIC.value:
             print('\nall classes as one')
             print(format_table(coco_metrics(*class_agnostic(truth, results))))
-        for key, what in (('recall', 'detections'), ('proposal_recall', 'proposals')):
+        for key, what in (('recall', 'detections'), ('mask_recall', 'masks'), ('proposal_recall', 'proposals')):
             if key in metrics:
                 print('\n' + format_recall(metrics[key], what))
         if VOC.value:
@@ -83,11 +88,11 @@ def main(settings: list[str]) -> None:
 
     keep_compilations()
     checkpoint = WORKDIR.value, CHECKPOINT.value, DATA_DIR.value, PROPOSALS.value
-    evaluate_workdir(
-        *checkpoint,
+    options = dict(
         exact=EXACT.value,
         panoptic=PANOPTIC.value,
         recall=RECALL.value,
+        split=SPLIT.value,
         output=OUTPUT.value,
-        on_results=show,
     )
+    evaluate_workdir(*checkpoint, **options, on_results=show)

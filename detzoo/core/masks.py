@@ -148,6 +148,55 @@ def _tent(place: Array, cells: int) -> Array:
     return jnp.maximum(1 - abs(place[..., None] - jnp.arange(cells)), 0)
 
 
+def resample_masks(masks: Array, frames: Array, boxes: Array, *, size: int) -> Array:
+    """Moves masks from one frame to another, by linear interpolation at the centres of the new cells.
+
+    Args:
+        masks: [D, m, m] float.
+        frames: [D, 4] float xyxy, where the masks lie.
+        boxes: [D, 4] float xyxy, the new frames.
+        size: cells along a side.
+
+    Returns:
+        [D, size, size] float32; 0 outside of the old frame, or where there is no area. It carries no gradient.
+    """
+    rows = jnp.arange(len(masks))
+    return _resample(masks, rows, *_weights_along(_point_weights, masks, frames, rows, boxes, size))
+
+
+def tight_boxes(masks: Array, frames: Array, *, threshold: float) -> tuple[Array, Array]:
+    """Finds the boxes around the parts of masks that reach a threshold.
+
+    An edge lies where the largest value of the rows, or columns, interpolated between the centres of cells, passes the threshold.
+    A mask that reaches it in the first cell begins with its frame.
+
+    Args:
+        masks: [D, m, m] float.
+        frames: [D, 4] float xyxy, where the masks lie.
+        threshold: value from which on a cell belongs to the object.
+
+    Returns:
+        boxes [D, 4] float xyxy, and [D] bool, whether there is any such cell; without one the box is the frame.
+    """
+    chex.assert_shape(frames, (len(masks), 4))
+    cells = masks.shape[1]
+
+    def begin(values: Array) -> Array:
+        """Where [D, m] values pass the threshold first, in cells from the left edge of the first one."""
+        first = (values >= threshold).argmax(axis=1)
+        below, above = (
+            jnp.take_along_axis(values, jnp.maximum(index, 0)[:, None], axis=1)[:, 0] for index in (first - 1, first)
+        )
+        rise = jnp.where(above > below, above - below, 1)
+        return jnp.where(first > 0, first - 0.5 + (threshold - below) / rise, 0)
+
+    low, extent = frames[:, :2], frames[:, 2:] - frames[:, :2]
+    along = [masks.max(axis=1), masks.max(axis=2)]  # x, y: [D, m]
+    first = jnp.stack([begin(values) for values in along], axis=1) / cells
+    last = 1 - jnp.stack([begin(values[:, ::-1]) for values in along], axis=1) / cells
+    return jnp.concatenate([low + first * extent, low + last * extent], axis=1), (masks >= threshold).any(axis=(1, 2))
+
+
 def paste_masks(
     masks: np.ndarray,
     boxes: np.ndarray,

@@ -202,6 +202,49 @@ def match_by_cell(
     return matched, jnp.where(candidate, taken, len(anchors)).astype(jnp.int32)
 
 
+def match_windows(
+    windows: Array,
+    gt: GroundTruth,
+    *,
+    object_share: float,
+    shift: float,
+    octaves: float,
+    negative_shift: float,
+    negative_octaves: float,
+) -> Array:
+    """Matches each window to the object that lies in its middle and has the canonical size (DeepMask, 1506.06204, section 3.1).
+
+    An object's place is the distance of its centre from that of the window along x or y, the larger one, in sides of the window;
+    its size is that of its longer side. A window is positive for the object that is nearest to the canonical place and size, in
+    units of shift and octaves, if both are within these. It is negative if each object is at least negative_shift or
+    negative_octaves away, and ignored otherwise. Crowds are never matched; windows that lie at least half inside a crowd are not
+    negative.
+
+    Args:
+        windows: [A, 4] float xyxy.
+        gt: the ground truth of one image, M rows.
+        object_share: the canonical size, in sides of the window.
+        shift: largest distance of a positive window, in its sides.
+        octaves: largest ratio of an object's size to the canonical one, or of that to it, of a positive window; its logarithm to
+            base 2.
+        negative_shift, negative_octaves: distance and ratio from which on a window is negative, likewise.
+
+    Returns:
+        matched: [A] int32, a row of gt, NEGATIVE or IGNORE.
+    """
+    chex.assert_shape([windows, gt.boxes], (None, 4))
+    if not len(gt.boxes):
+        return jnp.full(len(windows), NEGATIVE, jnp.int32)
+    candidate = (gt.valid & ~gt.crowd)[:, None]
+    window, box = box_ops.xyxy_to_cxcywh(windows), box_ops.xyxy_to_cxcywh(gt.boxes)[:, None]
+    place = (abs(box[..., :2] - window[:, :2]) / window[:, 2:]).max(axis=-1)  # [M, A]
+    size = abs(jnp.log2((box[..., 2:] / window[:, 2:]).max(axis=-1) / object_share))
+    distance = jnp.where(candidate, jnp.maximum(place / shift, size / octaves), jnp.inf)
+    near = candidate & (place < negative_shift * (1 - TIE)) & (size < negative_octaves * (1 - TIE))
+    unmatched = jnp.where(near.any(axis=0) | inside_crowd(windows, gt), IGNORE, NEGATIVE)
+    return jnp.where(distance.min(axis=0) <= 1 + TIE, distance.argmin(axis=0), unmatched).astype(jnp.int32)
+
+
 def last_winner(best: Array, candidate: Array, num_anchors: int) -> Array:
     """Gives each anchor to the last of the boxes that chose it.
 

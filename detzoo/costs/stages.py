@@ -32,7 +32,6 @@ from detzoo.data.proposals import load_proposals
 from detzoo.inference.predictor import Predictor, detector_of, evaluation_canvases
 from detzoo.run import parallel
 from detzoo.run.classes import Classes
-from detzoo.segmenters import SEGMENTERS
 from detzoo.training.finetune import initial_state
 from detzoo.types import Inputs
 
@@ -226,10 +225,10 @@ def _in_turn(program: Callable[..., Any], arguments: Sequence[Any]) -> Callable[
 
 
 def lowest_score_threshold(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the change of arguments that lets every candidate reach the NMS; none for a segmenter, which has no candidates."""
-    if model['name'] in SEGMENTERS:
-        return {}
-    return {'head': {'score_threshold': 0.0}} if 'head' in model else {'score_threshold': 0.0}
+    """Returns the change of arguments that lets every candidate reach the NMS; none for a network without a score threshold."""
+    if 'head' in model:
+        return {'head': {'score_threshold': 0.0}}
+    return {'score_threshold': 0.0} if 'score_threshold' in model else {}
 
 
 def measure(prepared: Mapping[str, Prepared], *, repeats: int = 50, budget: float = 300) -> list[dict[str, Any]]:

@@ -2,14 +2,16 @@
 
 from typing import Any
 
-from detzoo.detectors import faster_rcnn, mask_rcnn, retinanet, ssd, yolo_v1, yolo_v2, yolo_v3
+from detzoo.detectors import deepmask, faster_rcnn, mask_rcnn, retinanet, sharpmask, ssd, yolo_v1, yolo_v2, yolo_v3
 from detzoo.detectors.network import check_arguments
 from detzoo.types import Detector
 
 DETECTORS = {
+    'deepmask': deepmask.make,
     'faster_rcnn': faster_rcnn.make,
     'mask_rcnn': mask_rcnn.make,
     'retinanet': retinanet.make,
+    'sharpmask': sharpmask.make,
     'ssd': ssd.make,
     'yolo_v1': yolo_v1.make,
     'yolo_v2': yolo_v2.make,

@@ -8,7 +8,7 @@ from detzoo.evaluation.coco import (
     read_detections,
     write_detections,
 )
-from detzoo.evaluation.recall import format_recall, object_recall
+from detzoo.evaluation.recall import format_recall, is_recall, object_recall, recall_numbers
 from detzoo.evaluation.voc import format_voc_table, voc_metrics
 
 __all__ = [
@@ -17,9 +17,11 @@ __all__ = [
     'format_recall',
     'format_table',
     'format_voc_table',
+    'is_recall',
     'object_recall',
     'pr_curves',
     'read_detections',
+    'recall_numbers',
     'voc_metrics',
     'write_detections',
 ]

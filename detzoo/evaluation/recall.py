@@ -2,7 +2,7 @@
 
     ground truth (a COCO dict), detections or proposals (a COCO results list): the same as for `evaluation.coco`
       -> all classes as one (`coco.class_agnostic`) -> recall [T, 1, A, M] by the evaluator
-      -> `object_recall`: its mean over the IoU thresholds .50, .55, ... .95    -> `format_recall`
+      -> `object_recall`: its mean over the IoU thresholds .50, .55, ... .95    -> `format_recall`, `recall_numbers`
 
     A  areas: all, small, medium, large        M  boxes an image: the best 1, 10, 100, 1000
 
@@ -14,6 +14,8 @@ from typing import Any
 from detzoo.evaluation.coco import AREAS, class_agnostic, mean_present, precision_recall, show
 
 COUNTS = (1, 10, 100, 1000)  # axis M
+# Recalls among the metrics of an evaluation, by their keys, and what the names of their numbers begin with.
+RECALLS = {'recall': 'object_', 'mask_recall': 'mask_object_', 'proposal_recall': 'proposal_'}
 
 
 def object_recall(ground_truth: dict[str, Any], detections: list[dict[str, Any]], kind: str = 'bbox') -> dict[str, Any]:
@@ -40,6 +42,29 @@ def object_recall(ground_truth: dict[str, Any], detections: list[dict[str, Any]]
             for a, area in enumerate(AREAS)
         },
     }
+
+
+def recall_numbers(metrics: dict[str, Any]) -> dict[str, float | None]:
+    """Names the numbers of the recalls among the metrics of an evaluation, for objects of all areas.
+
+    Args:
+      metrics: for each of RECALLS that was computed, a result of `object_recall`; other keys are left out.
+
+    Returns:
+      'object_AR1', ... 'object_AR1000' of the boxes of detections, 'mask_object_AR1', ... of their masks, and 'proposal_AR1', ...
+      of the boxes of proposals.
+    """
+    return {
+        prefix + name: value
+        for key, prefix in RECALLS.items()
+        if key in metrics
+        for name, value in metrics[key]['recall']['all'].items()
+    }
+
+
+def is_recall(name: str) -> bool:
+    """Tells whether `recall_numbers` may have a number of this name."""
+    return any(name == f'{prefix}AR{count}' for prefix in RECALLS.values() for count in COUNTS)
 
 
 def format_recall(found: dict[str, Any], what: str = 'detections') -> str:

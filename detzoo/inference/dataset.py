@@ -25,7 +25,7 @@ from detzoo.data.pipeline import evaluation_batches, shard
 from detzoo.data.proposals import Proposals, load_proposals
 from detzoo.data.records import Dataset, ground_truth
 from detzoo.errors import DataError
-from detzoo.evaluation import coco_metrics, object_recall, write_detections
+from detzoo.evaluation import class_agnostic, coco_metrics, object_recall, recall_numbers, write_detections
 from detzoo.evaluation.counts import count_metrics
 from detzoo.evaluation.semantic import (
     confusion_matrix,
@@ -69,6 +69,12 @@ def canvases_for(truth: Mapping[str, Any], config: ml_collections.ConfigDict) ->
 def evaluated_kinds(config: ml_collections.ConfigDict) -> tuple[str, ...]:
     """Returns what is evaluated, in COCO's terms: boxes, and masks if the run reads them."""
     return ('bbox', 'segm') if config.data.mask_size else ('bbox',)
+
+
+def truth_for(detector: Detector | Segmenter, dataset: Dataset) -> dict[str, Any]:
+    """Collects what a detector is evaluated on: the split's `records.ground_truth`, all classes as one if it is class-agnostic."""
+    truth = ground_truth(dataset)
+    return class_agnostic(truth, [])[0] if detector.class_agnostic else truth
 
 
 def check_truth(truth: dict[str, Any], kinds: Sequence[str], dataset: Dataset) -> None:
@@ -157,10 +163,10 @@ def predict_dataset(
         predict_step: function of `make_predict_step`.
         params, model_state: variables, replicated over devices.
         dataset: the split.
-        truth: the split's `records.ground_truth`.
+        truth: what the detector is evaluated on, see `truth_for`.
         config: config of the run.
-        classes: classes of the detector, by default those of the data set. Detections of classes that the data set lacks are
-            left out of the results.
+        classes: classes of the detector, by default those of the data set. Detections of classes that the truth lacks are left out
+            of the results.
         proposals: proposals of the split for the detector; None for none.
         on_batch: called with each sharded batch.
         on_image: called with the index of each record, its detections and its candidates_dropped, in no order.
@@ -183,7 +189,7 @@ def predict_dataset(
         processes=jax.process_count(),
         threads=config.data.threads,
     )
-    known, results = set(dataset.category_ids), {}
+    known, results = {category['id'] for category in truth['categories']}, {}
 
     def collect(gathered: Any) -> None:
         found_on_canvases, indices, valid = parallel.first_replica(gathered)
@@ -214,15 +220,18 @@ def predict_dataset(
 class Tally:
     """The metrics of a split: what single images add to them, and what the results of all give."""
 
-    def __init__(self, truth: dict[str, Any], classes: Classes, config: ml_collections.ConfigDict):
+    def __init__(
+        self, truth: dict[str, Any], classes: Classes, config: ml_collections.ConfigDict, *, recall: bool = False
+    ):
         """Makes a tally without images.
 
         Args:
-            truth: the split's `records.ground_truth`.
+            truth: what the detector is evaluated on, see `truth_for`.
             classes: classes of the detector.
             config: config of the run.
+            recall: whether the recall of objects whatever their class is wanted too.
         """
-        self._truth, self._classes, self._config = truth, classes, config
+        self._truth, self._classes, self._config, self._recall = truth, classes, config, recall
         self._annotations: dict[Any, list[dict[str, Any]]] = {}
         for row in truth['annotations']:
             self._annotations.setdefault(row['image_id'], []).append(row)
@@ -259,7 +268,8 @@ class Tally:
         Returns:
             those of `coco_metrics`, and 'candidates_dropped', the mean over images (see `Detections`). A segmenter's also have
             'pixels', see `semantic_metrics`, 'panoptic', see `panoptic_quality`, and 'counts', see `count_metrics`. With the config
-            key evaluation.panoptic a detector's have them too, without masks 'counts' alone.
+            key evaluation.panoptic a detector's have them too, without masks 'counts' alone. If wanted, there are 'recall' of the
+            boxes and 'mask_recall' of the masks, see `object_recall`.
         """
         kinds, evaluation = evaluated_kinds(self._config), self._config.evaluation
         threshold = evaluation.panoptic_score
@@ -270,22 +280,28 @@ class Tally:
             metrics['panoptic'] = panoptic_quality(self._truth, results, score_threshold=threshold)
         if self._confusion is not None or evaluation.panoptic:
             metrics['counts'] = count_metrics(self._truth, results, kinds[-1], score_threshold=threshold)
+        if self._recall:
+            for kind in kinds:
+                prefix = 'mask_' if kind == 'segm' else ''
+                metrics[f'{prefix}recall'] = object_recall(self._truth, results, kind)
         return metrics
 
 
-def segment_numbers(metrics: Mapping[str, Any]) -> dict[str, float | None]:
-    """Lists what metrics of `Tally.metrics` say of pixels, segments and counts, of all classes together: {name: number}."""
+def further_numbers(metrics: Mapping[str, Any]) -> dict[str, float | None]:
+    """Lists what metrics of `Tally.metrics` have besides COCO's numbers, for all classes together: {name: number}."""
     sections = (metrics.get(section, {}) for section in ('pixels', 'panoptic', 'counts'))
-    return {name: value for section in sections for name, value in section.items() if name != 'per_class'}
+    numbers = {name: value for section in sections for name, value in section.items() if name != 'per_class'}
+    return numbers | recall_numbers(metrics)
 
 
-def file_suffix(proposals: str | None, exact: bool | None) -> str:
+def file_suffix(proposals: str | None, exact: bool | None, split: str = 'validation') -> str:
     """Returns the end of the names of the files of an evaluation, so that those of the usual one stay.
 
     Args:
-        proposals, exact: arguments of `evaluate_workdir`.
+        proposals, exact, split: arguments of `evaluate_workdir`.
     """
-    suffix = '' if proposals is None else '_given_proposals'
+    suffix = '' if split == 'validation' else f'_{split}'
+    suffix += '' if proposals is None else '_given_proposals'
     return suffix if exact is None else suffix + ('_exact' if exact else '_static')
 
 
@@ -298,29 +314,32 @@ def evaluate_workdir(
     exact: bool | None = None,
     panoptic: bool = False,
     recall: bool = False,
+    split: str = 'validation',
     output: str | os.PathLike | None = None,
     on_results: Callable[[dict[str, Any], dict[str, Any], list[dict[str, Any]]], None] = lambda *results: None,
 ) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
     """Evaluates a checkpoint on all devices, and writes evaluation.json and detections.json.gz.
 
-    The names of the files end in `_given_proposals` where `proposals` are given, and in `_exact` or `_static` where `exact` is
-    given, so that the files of the usual evaluation stay.
+    The names of the files end in `_train` where the split is 'train', in `_given_proposals` where `proposals` are given, and in
+    `_exact` or `_static` where `exact` is given, so that the files of the usual evaluation stay.
 
     Args:
         workdir: folder of the run.
         step: step of the checkpoint; the newest by default.
         data_dir: folder of the data sets; the config's by default.
-        proposals: proposals on the validation split, as `load_proposals` takes them; the config's by default.
+        proposals: proposals on the split, as `load_proposals` takes them; the config's by default.
         exact: replaces the config's `evaluation.exact` if given, see `canvas_for`.
         panoptic: whether to evaluate a detector as segmenters always are, also where the config's `evaluation.panoptic` is not set.
         recall: whether to compute the recall of objects whatever their class too, that of the detections and, of a detector of two
-            stages, that of the proposals that its second stage gets.
+            stages, that of the proposals that its second stage gets. A class-agnostic detector's is always computed.
+        split: 'validation' or 'train'. Detections on 'train' may be the proposals that another detector is trained with
+            (`data.train_proposals`).
         output: folder for the files, made if missing; the workdir, into which else nothing is written, by default.
         on_results: called with what is returned, even if the files cannot be written.
 
     Returns:
-        the metrics of `Tally.metrics`, with 'step', any given 'proposals', and with `recall` the results of `object_recall` as
-            'recall' and 'proposal_recall'; the ground truth; the detections as COCO results.
+        the metrics of `Tally.metrics`, with 'step', any given 'proposals', and with `recall` also 'proposal_recall', a result of
+            `object_recall`; what the detector is evaluated on, see `truth_for`; the detections as COCO results.
 
     Raises:
         DataError: the data set is not there, cannot be evaluated, or its classes are not those of the run; the proposals
@@ -331,22 +350,23 @@ def evaluate_workdir(
     """
     predictor = load(workdir, step, exact=exact)
     config = predictor.config
-    source = proposals or config.data.validation_proposals
+    source = proposals or config.data[f'{split}_proposals']
     check_proposals(predictor.detector, config.model.name, source is not None, 'proposals')
-    dataset = open_split(config.data, 'validation', data_dir)
-    check_classes(predictor.classes, dataset, workdir)
+    dataset = open_split(config.data, split, data_dir)
+    if not predictor.detector.class_agnostic:
+        check_classes(predictor.classes, dataset, workdir)
     devices = jax.local_device_count() * jax.process_count()
     config = config.copy_and_resolve_references()
     config.evaluation.batch_size = -(-config.evaluation.batch_size // devices) * devices  # any machine may evaluate
     config.evaluation.panoptic |= panoptic
     given = load_proposals(source, dataset, config.data.max_proposals)
-    truth = ground_truth(dataset)
+    truth = truth_for(predictor.detector, dataset)
     check_truth(truth, evaluated_kinds(config), dataset)
     folder = pathlib.Path(output or workdir)
     if output is not None:
         parallel.from_first_process(lambda: check_writable(folder, OTHER_FOLDER))
     variables = parallel.replicate((predictor.params, predictor.model_state))
-    tally = Tally(truth, predictor.classes, config)
+    tally = Tally(truth, predictor.classes, config, recall=recall or predictor.detector.class_agnostic)
 
     def detect(detector: Detector | Segmenter, **arguments: Any) -> list[dict[str, Any]]:
         step = make_predict_step(detector, canvases_for(truth, config))
@@ -356,30 +376,15 @@ def evaluate_workdir(
     metrics = {'step': predictor.step, **tally.metrics(results)}
     if proposals is not None:
         metrics = {'proposals': proposals, **metrics}
-    if recall:
-        metrics |= _recalls(predictor.detector, detect, truth, results)
+    if recall and predictor.detector.propose is not None:
+        proposing = predictor.detector._replace(predict=predictor.detector.propose)
+        metrics['proposal_recall'] = object_recall(truth, detect(proposing))
     try:
         if jax.process_index() == 0:
-            _write_evaluation(folder, file_suffix(proposals, exact), metrics, results)
+            _write_evaluation(folder, file_suffix(proposals, exact, split), metrics, results)
     finally:
         on_results(metrics, truth, results)
     return metrics, truth, results
-
-
-def _recalls(
-    detector: Detector | Segmenter, detect: Callable[..., Any], truth: dict[str, Any], results: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """Computes the recall of detections and, of a detector of two stages, that of its proposals.
-
-    Args:
-        detector: the detector.
-        detect: returns the COCO results of a detector on the split.
-        truth, results: the split's `records.ground_truth`, and the detections.
-    """
-    recalls = {'recall': object_recall(truth, results)}
-    if detector.propose is not None:
-        recalls['proposal_recall'] = object_recall(truth, detect(detector._replace(predict=detector.propose)))
-    return recalls
 
 
 def _write_evaluation(

@@ -28,7 +28,7 @@ from detzoo.detectors import make_detector
 from detzoo.errors import DataError
 from detzoo.evaluation.semantic import instances_of
 from detzoo.run.checkpoint import Checkpoints
-from detzoo.run.classes import Classes, read_classes
+from detzoo.run.classes import OBJECT, Classes, read_classes
 from detzoo.segmenters import SEGMENTERS, make_segmenter
 from detzoo.types import Array, Detections, Detector, Inputs, PixelClasses, Segmenter
 
@@ -68,13 +68,14 @@ class Predictor:
 
         Args:
             config: config of the run.
-            classes: classes of the run.
+            classes: classes of the run; a class-agnostic detector's detections have the class OBJECT instead.
             step: step of the checkpoint.
             params, model_state: the detector's variables.
         """
-        self.config, self.classes, self.step = config, classes, step
+        self.config, self.step = config, step
         self.params, self.model_state = params, model_state
         self.detector = detector_of(config, len(classes.class_names))
+        self.classes = OBJECT if self.detector.class_agnostic else classes
         self._predict = jax.jit(prediction_of(self.detector))
 
     def __call__(self, image: np.ndarray, proposals: np.ndarray | None = None) -> ImageDetections:

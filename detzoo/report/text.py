@@ -21,7 +21,7 @@ def percent(value: float | None) -> str:
 
 
 def name_of(metric: str) -> str:
-    """Writes mask_AP50 as mask AP50, APs with the size in words, and mean_iou as mean IoU."""
+    """Writes mask_AP50 as mask AP50, mask_object_AR10 as mask object AR10, APs with the size in words, mean_iou as mean IoU."""
     name = metric.removeprefix('mask_')
     sizes = {'APs': 'AP small', 'APm': 'AP medium', 'APl': 'AP large'}
     name = sizes.get(name, name).replace('_', ' ').replace(' iou', ' IoU')

@@ -24,6 +24,11 @@ class Classes(NamedTuple):
         return json.dumps(self._asdict(), indent=2) + '\n'
 
 
+OBJECT = Classes(
+    ('object',), (1,)
+)  # of a detector that finds objects whatever their class, see `evaluation.coco.class_agnostic`
+
+
 def classes_of(dataset: Dataset) -> Classes:
     """Takes the classes of a data set."""
     return Classes(dataset.class_names, dataset.category_ids)

@@ -89,7 +89,7 @@ def _train(store: Store, planned: Result) -> Result:
     from detzoo.costs.counts import parameter_count
     from detzoo.costs.latency import device_name
     from detzoo.evaluation import write_detections
-    from detzoo.inference.dataset import segment_numbers
+    from detzoo.inference.dataset import further_numbers
     from detzoo.inference.predictor import load
     from detzoo.run.memory import keep_memory
     from detzoo.run.parallel import keep_compilations
@@ -101,15 +101,19 @@ def _train(store: Store, planned: Result) -> Result:
     workdir, folder = store.workdir(planned.run), store.results_of(planned.run)
     if planned.trained:
         _take_training(store.workdir(planned.trained), workdir)
+    if planned.initialized:
+        config.initialize_from = str(store.workdir(planned.initialized).absolute())
     results: list[Any] = []
     train_and_evaluate(config, workdir, on_results=lambda *last: results.extend(last))
     metrics, truth, detections = results
     predictor = load(workdir)
 
-    name = truth_name(config.data.name, config.data.validation_split)
+    whole = '-objects' if predictor.detector.class_agnostic else ''  # another ground truth: all classes are one
+    name = truth_name(config.data.name, config.data.validation_split + whole)
     store.write_ground_truth(name, truth)
     write_detections(folder / 'detections.json.gz', detections)
     write_text(folder / 'curves.json', json.dumps(curves(read_metrics(workdir))) + '\n')
+    metrics |= _wanted_recalls(store, workdir, metrics)
     _draw(store, name, planned.run, predictor, detections)
     if 'panoptic' in metrics:
         _draw_pixels(store, name, planned.run, predictor, truth, detections)
@@ -121,10 +125,23 @@ def _train(store: Store, planned: Result) -> Result:
         device={'kind': device_name(), 'count': environment['devices']},
         steps=predictor.step,
         parameters=parameter_count(predictor.params),
-        metrics=metrics['boxes'] | masks | segment_numbers(metrics),
+        metrics=metrics['boxes'] | masks | further_numbers(metrics),
         per_class=metrics['per_class'],
         truth=name,
     )
+
+
+def _wanted_recalls(store: Store, workdir: pathlib.Path, metrics: dict[str, Any]) -> dict[str, Any]:
+    """Computes the recalls of objects whatever their class, if the sweep names some that the metrics of the training lack."""
+    from detzoo.evaluation import is_recall, recall_numbers
+    from detzoo.evaluation.recall import RECALLS
+    from detzoo.inference.dataset import evaluate_workdir
+
+    wanted = {name for name in store.sweep()['metrics'] if is_recall(name)}
+    if wanted <= recall_numbers(metrics).keys():
+        return {}
+    found, _, _ = evaluate_workdir(workdir, recall=True)
+    return {key: found[key] for key in RECALLS if key in found}
 
 
 def _take_training(source: pathlib.Path, workdir: pathlib.Path) -> None:
@@ -149,7 +166,7 @@ def _draw(store: Store, truth: str, run: str, predictor: Any, detections: Any) -
     config = predictor.config
     dataset = open_split(config.data, 'validation')
     _write_pictures(store.truth(truth) / 'panels', draw_objects(dataset))
-    _write_pictures(store.results_of(run) / 'panels', draw_results(dataset, detections))
+    _write_pictures(store.results_of(run) / 'panels', draw_results(dataset, detections, predictor.classes))
     _write_pictures(store.results_of(run) / 'assignment', draw_assignments(predictor, dataset))
 
 

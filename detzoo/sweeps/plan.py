@@ -45,6 +45,7 @@ def plan(experiment: str, settings: Sequence[str] = ()) -> dict[str, Any]:
                 seed=config.seed,
                 published=run.published,
                 trained=run.trained,
+                initialized=run.initialized,
             )._asdict()
         )
     return dict(

@@ -59,7 +59,8 @@ def run_sweep(
         running: dict[str, tuple[Result, Handle]] = {}
         board = Board(store, runs)
         while waiting or running:
-            for run in [run for run in waiting if not run.trained or run.trained in done][: jobs - len(running)]:
+            ready = [run for run in waiting if {run.trained, run.initialized} - {''} <= done.keys()]
+            for run in ready[: jobs - len(running)]:
                 waiting.remove(run)
                 running[run.run] = run, launcher.start(run.run)
             for name, (run, handle) in list(running.items()):

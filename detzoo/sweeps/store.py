@@ -29,7 +29,7 @@ WAITING, FINISHED, FAILED = 'waiting', 'finished', 'failed'
 class Result(NamedTuple):
     """The outcome of a run.
 
-    run, group, series, trained: see `sweep.Run`.
+    run, group, series, trained, initialized: see `sweep.Run`.
     status: FINISHED or FAILED; WAITING in a plan.
     reason: why it failed, one line; or ''.
     config: complete config, as nested dicts.
@@ -41,7 +41,7 @@ class Result(NamedTuple):
     steps: number of training steps done.
     seconds: wall time of all attempts together; the machine may have done other things at the same time.
     parameters: number of the detector's parameters.
-    metrics: the 12 numbers of boxes, those of masks as 'mask_AP', ..., and any of `inference.dataset.segment_numbers`; None, or in
+    metrics: the 12 numbers of boxes, those of masks as 'mask_AP', ..., and any of `inference.dataset.further_numbers`; None, or in
         0..1, except for errors of counts.
     per_class: {name: {'AP': ..., 'AP50': ...}}.
     truth: name of the ground truth used for the evaluation.
@@ -57,6 +57,7 @@ class Result(NamedTuple):
     seed: int
     published: dict[str, float]
     trained: str = ''
+    initialized: str = ''
     versions: dict[str, str] = {}
     device: dict[str, Any] = {}
     steps: int = 0

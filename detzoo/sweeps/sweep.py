@@ -27,6 +27,7 @@ class Run(NamedTuple):
     group: name of the group of runs that differ only in their seed; if empty, the run's own name.
     series: name of the runs that a figure joins by a line, for example those of one detector; if empty, the group's name.
     trained: name of the run whose training it shares, since the two differ only in prediction; '': it is trained itself.
+    initialized: name of the run from whose trained weights it starts (`initialize_from`); '': from none.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Run(NamedTuple):
     group: str = ''
     series: str = ''
     trained: str = ''
+    initialized: str = ''
 
 
 class Axes(NamedTuple):
@@ -71,9 +73,18 @@ class Sweep(NamedTuple):
 
 
 def with_seeds(runs: Iterable[Run], seeds: Sequence[int]) -> list[Run]:
-    """Repeats runs with each seed: the seed is added to their names, and their groups stay."""
+    """Repeats runs with each seed: the seed is added to their names, and their groups stay.
+
+    A run that shares the training of another one, or starts from its weights, does so with its own seed.
+    """
     return [
-        run._replace(name=f'{run.name}_seed{seed}', changes={**run.changes, 'seed': seed}, group=run.group or run.name)
+        run._replace(
+            name=f'{run.name}_seed{seed}',
+            changes={**run.changes, 'seed': seed},
+            group=run.group or run.name,
+            trained=run.trained and f'{run.trained}_seed{seed}',
+            initialized=run.initialized and f'{run.initialized}_seed{seed}',
+        )
         for run in runs
         for seed in seeds
     ]
@@ -105,6 +116,8 @@ def load_sweep(experiment: str) -> tuple[Sweep, str]:
         config_of(run)
         if run.trained and run.trained not in names:
             raise ConfigError(f'{path}: run {run.name!r} shares the training of {run.trained!r}, which is no run')
+        if run.initialized and run.initialized not in names:
+            raise ConfigError(f'{path}: run {run.name!r} starts from {run.initialized!r}, which is no run')
     return sweep, content['__doc__'] or ''
 
 

@@ -51,7 +51,7 @@ def check(
         check_canvases(config, detector)
         state = state_shapes(config, detector)
         template = state.params, state.model_state
-        learnt = Learnt() if begun else read_learnt(config, data.class_names, template)
+        learnt = Learnt() if begun else read_learnt(config, data.class_names, template, detector.extends)
     except (ValueError, TypeError, OSError) as error:
         raise ConfigError(str(error)) from error
     if config.training.num_replicas > 1 and len(config.data.canvases) > 1:

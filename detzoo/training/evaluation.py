@@ -17,21 +17,22 @@ import numpy as np
 from detzoo import visualize
 from detzoo.core.boxes import xywh_to_xyxy
 from detzoo.data.proposals import Proposals
-from detzoo.data.records import Dataset, decode_image, ground_truth
+from detzoo.data.records import Dataset, decode_image
 from detzoo.evaluation.semantic import label_map, paint_annotations, paint_results, without_overlaps
 from detzoo.inference.dataset import (
     Tally,
     canvases_for,
     check_truth,
     evaluated_kinds,
+    further_numbers,
     make_predict_step,
     predict_dataset,
-    segment_numbers,
+    truth_for,
 )
 from detzoo.inference.predictor import ImageDetections, decode_masks, from_coco
 from detzoo.run import parallel
 from detzoo.run.checkpoint import TrainState
-from detzoo.run.classes import classes_of
+from detzoo.run.classes import OBJECT, Classes, classes_of
 from detzoo.run.metrics import MetricsLog
 from detzoo.training.replicas import unstack
 from detzoo.types import Array, Batch, Detector, Segmenter
@@ -45,7 +46,7 @@ class Evaluation(NamedTuple):
     metrics: see `inference.dataset.Tally.metrics`.
     loss: mean loss.
     pictures: {image id: [h, w, 3] uint8}, detections on the first images.
-    truth: the split's `records.ground_truth`.
+    truth: what the detector is evaluated on, see `inference.dataset.truth_for`.
     results: all detections, as COCO results.
     """
 
@@ -69,7 +70,7 @@ def make_evaluation(
     Raises:
         DataError: detections on these data could not be evaluated.
     """
-    truth, classes = ground_truth(dataset), classes_of(dataset)
+    truth, classes = truth_for(detector, dataset), OBJECT if detector.class_agnostic else classes_of(dataset)
     check_truth(truth, evaluated_kinds(config), dataset)
     canvases = set(canvases_for(truth, config))
     predict_step = make_predict_step(detector, canvases)
@@ -82,7 +83,8 @@ def make_evaluation(
 
     def evaluate(state: TrainState) -> Evaluation:
         params = state.params if state.ema_params is None else state.ema_params
-        losses, drawn, tally = [], {}, Tally(truth, classes, config)
+        losses, drawn = [], {}
+        tally = Tally(truth, classes, config, recall=detector.class_agnostic)
 
         def keep(index: int, found: ImageDetections, count: int) -> None:
             tally.add(index, found, count)
@@ -96,6 +98,7 @@ def make_evaluation(
             dataset,
             truth,
             config,
+            classes=classes,
             proposals=proposals,
             on_batch=lambda batch: losses.append(loss_step(params, state.model_state, batch)),
             on_image=keep,
@@ -105,7 +108,7 @@ def make_evaluation(
         return Evaluation(
             metrics=tally.metrics(results),
             loss=float(losses[whole if whole.any() else slice(None), 0].mean()),
-            pictures=draw_pictures(dataset, drawn),
+            pictures=draw_pictures(dataset, drawn, classes),
             truth=truth,
             results=results,
         )
@@ -127,40 +130,47 @@ def evaluate_each(evaluate: Callable[[TrainState], Evaluation], state: TrainStat
 
 
 def log_evaluation(log: MetricsLog, step: int, evaluation: Evaluation) -> None:
-    """Writes the loss, the 12 numbers of COCO, the candidates that found no room, a segmenter's metrics, and the pictures."""
+    """Writes the loss, the 12 numbers of COCO, the candidates without room, a segmenter's metrics, recalls, and the pictures."""
     boxes = {f'validation/{name}': value for name, value in evaluation.metrics['boxes'].items()}
     masks = {f'validation/mask_{name}': value for name, value in evaluation.metrics.get('masks', {}).items()}
     dropped = {'validation/candidates_dropped': evaluation.metrics['candidates_dropped']}
-    pixels = {f'validation/{name}': value for name, value in segment_numbers(evaluation.metrics).items()}
-    log.write(step, {'validation/loss': evaluation.loss, **boxes, **masks, **pixels, **dropped})
+    further = {f'validation/{name}': value for name, value in further_numbers(evaluation.metrics).items()}
+    log.write(step, {'validation/loss': evaluation.loss, **boxes, **masks, **further, **dropped})
     log.write_images(step, {f'validation/{name}': picture for name, picture in evaluation.pictures.items()})
 
 
 def draw_pictures(
-    dataset: Dataset, found: Mapping[int, ImageDetections], score_threshold: float = 0.3
+    dataset: Dataset,
+    found: Mapping[int, ImageDetections],
+    classes: Classes | None = None,
+    score_threshold: float = 0.3,
 ) -> dict[str, np.ndarray]:
     """Draws detections on the first images of a split.
 
     Args:
         dataset: the split.
         found: {index of the record: its detections}; those of the first PICTURES records are drawn.
+        classes: classes of the detector, by default those of the data set.
         score_threshold: detections with lower scores are left out.
 
     Returns:
         {image id: [h', w', 3] uint8}, in the order of the records.
     """
-    pictures = {}
+    pictures, names = {}, (classes or classes_of(dataset)).class_names
     for index in sorted(found)[:PICTURES]:
         record, shown = dataset.records[index], found[index].at_least(score_threshold)
         image = decode_image(record['image'], name=record['file_name'])
         pictures[str(record['image_id'])] = visualize.draw_boxes(
-            image, shown.boxes, shown.labels, shown.scores, dataset.class_names, masks=shown.masks
+            image, shown.boxes, shown.labels, shown.scores, names, masks=shown.masks
         )
     return pictures
 
 
 def draw_results(
-    dataset: Dataset, results: Sequence[Mapping[str, Any]], score_threshold: float = 0.3
+    dataset: Dataset,
+    results: Sequence[Mapping[str, Any]],
+    classes: Classes | None = None,
+    score_threshold: float = 0.3,
 ) -> dict[str, np.ndarray]:
     """Draws COCO results, such as those in detections.json.gz, as `draw_pictures` draws detections.
 
@@ -171,9 +181,9 @@ def draw_results(
     for result in results:
         if result['image_id'] in rows and result['score'] >= score_threshold:
             rows[result['image_id']].append(result)
-    classes = classes_of(dataset)
+    classes = classes or classes_of(dataset)
     found = {index: from_coco(of_image, classes) for index, of_image in enumerate(rows.values())}
-    return draw_pictures(dataset, found, score_threshold)
+    return draw_pictures(dataset, found, classes, score_threshold)
 
 
 def draw_objects(dataset: Dataset) -> dict[str, np.ndarray]:

@@ -1,7 +1,8 @@
 """The state of step 0: drawn variables, or those that another run or a classifier has learnt.
 
     read_learnt
-      another run          -> its variables; with other classes, all but those whose shape depends on the number of classes
+      another run          -> its variables; with other classes, all but those whose shape depends on the number of classes; of a
+                          detector that this one extends, those that both have
       a classifier's file  -> the variables of the backbone that both have
     initial_state          drawn variables, with the learnt ones in their places; state_shapes: its shapes alone
 
@@ -50,13 +51,16 @@ class Learnt(NamedTuple):
     changes: Mapping[str, tuple[Any, Any]] = {}
 
 
-def read_learnt(config: ml_collections.ConfigDict, class_names: tuple[str, ...], template: Template) -> Learnt:
+def read_learnt(
+    config: ml_collections.ConfigDict, class_names: tuple[str, ...], template: Template, extends: str = ''
+) -> Learnt:
     """Reads the run or the classifier that a config starts from, if any.
 
     Args:
         config: config of the run that is to start; `initialize_from` or `initialize_backbone` names the source.
         class_names: class names of its data.
         template: the shapes of its detector's (params, model_state).
+        extends: see `Detector`.
 
     Returns:
         the learnt variables that fit this run.
@@ -68,7 +72,7 @@ def read_learnt(config: ml_collections.ConfigDict, class_names: tuple[str, ...],
     if config.initialize_from and config.initialize_backbone:
         raise ConfigError('initialize_from and initialize_backbone exclude each other: set one of them to None')
     if config.initialize_from:
-        return read_run(config.initialize_from, config, class_names, template)
+        return read_run(config.initialize_from, config, class_names, template, extends)
     if config.initialize_backbone:
         filled = flatten(load_backbone(os.path.expanduser(config.initialize_backbone), *template))
         arrays = {path: leaf for path, leaf in filled.items() if isinstance(leaf, np.ndarray)}
@@ -79,13 +83,17 @@ def read_learnt(config: ml_collections.ConfigDict, class_names: tuple[str, ...],
 
 
 def read_run(
-    workdir: str | os.PathLike, config: ml_collections.ConfigDict, class_names: tuple[str, ...], template: Template
+    workdir: str | os.PathLike,
+    config: ml_collections.ConfigDict,
+    class_names: tuple[str, ...],
+    template: Template,
+    extends: str = '',
 ) -> Learnt:
     """Reads the variables of another run's newest checkpoint, with the averaged parameters if it has them.
 
     If the classes or their order differ, all variables whose shape depends on the number of classes start anew.
-    `model.backbone.norm` may change between 'batch_norm' and 'frozen_batch_norm': the variables of one fit the other. Arguments
-    and errors are those of `read_learnt`.
+    `model.backbone.norm` may change between 'batch_norm' and 'frozen_batch_norm': the variables of one fit the other. Of a run of
+    the detector that this one extends, the variables that both have are taken. Arguments and errors are those of `read_learnt`.
     """
     workdir = pathlib.Path(workdir).expanduser()
     if not (workdir / 'config.json').exists():
@@ -100,9 +108,13 @@ def read_run(
     anew = ()
     if read_classes(workdir / 'classes.json').class_names != class_names:
         anew = class_dependent(config, len(class_names))
+    source = read_config(workdir / 'config.json')
+    if extends and source.model.name == extends:
+        anew = (*anew, *(path for path in places.values() if path not in learnt))
+        learnt = {path: array for path, array in learnt.items() if path in places.values()}
     arrays = {path: array for path, array in learnt.items() if path not in anew}
     check_fit(arrays, anew, template, str(workdir))
-    changes = differences(read_config(workdir / 'config.json'), config)
+    changes = differences(source, config)
     return Learnt(arrays, anew, {key: pair for key, pair in changes.items() if _CHANGES.match(key)})
 
 

@@ -196,6 +196,14 @@ def prepared():
     return {name: stages.prepare(config_of(TINY[name]), 3, batch_sizes) for name, batch_sizes in sizes.items()}
 
 
+def test_lowest_score_threshold_is_for_models_that_have_one():
+    thresholds = {name: stages.lowest_score_threshold({'name': name, **model}) for name, model in {
+        'ssd': {'score_threshold': 0.1}, 'faster_rcnn': {'head': {'score_threshold': 0.1}}, 'deepmask': {}, 'unet': {}
+    }.items()}  # fmt: skip
+    ours = {'score_threshold': 0.0}
+    assert thresholds == {'ssd': ours, 'faster_rcnn': {'head': ours}, 'deepmask': {}, 'unet': {}}
+
+
 @pytest.mark.parametrize('name', ['yolo_v1', 'mask_rcnn'])
 def test_the_last_prefix_is_prediction(prepared, name):
     """The same weights and images are drawn again."""

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from tiny import (
     OPTIMIZED,
+    TINY_DEEPMASK,
     TINY_FASTER_RCNN,
     TINY_FASTER_RCNN_C4,
     TINY_FASTER_RCNN_MOBILENET,
@@ -20,6 +21,7 @@ from tiny import (
     TINY_MASK_RCNN_C4,
     TINY_MASK_RCNN_V2,
     TINY_RETINANET,
+    TINY_SHARPMASK,
     TINY_SSD,
     TINY_SSD_RESNET,
     TINY_SSDLITE,
@@ -80,6 +82,9 @@ def rcnn_variant(arguments):
 
 
 VARIANTS = {
+    'deepmask': Variant(
+        TINY_DEEPMASK, {'windows': SAMPLES}, steps=150, AP=0.5
+    ),  # boxes around masks of 16 x 16 cells a window
     'faster_rcnn': rcnn_variant(TINY_FASTER_RCNN),
     'mask_rcnn': rcnn_variant(TINY_MASK_RCNN),
     'retinanet': Variant(TINY_RETINANET, {'anchors': COUNTS}),
@@ -92,6 +97,7 @@ VARIANTS = {
 
 # The contract of these runs with --full only.
 MORE_VARIANTS = {
+    'sharpmask': Variant(TINY_SHARPMASK, {'windows': SAMPLES}, AP=0.5),
     'retinanet_giou': Variant(
         with_backbone(TINY_RETINANET, norm='group_norm') | dict(box_loss='giou'), {'anchors': COUNTS}
     ),

@@ -13,7 +13,7 @@ def test_attempt_predicts_its_validation_split_once(tiny_config, tiny_run, tmp_p
     store.workdir('tiny').parent.mkdir()
     store.workdir('tiny').symlink_to(tiny_run)
     run = Result('again', 'again', 'again', 'waiting', '', tiny_config().to_dict(), {}, 0, {}, trained='tiny')
-    (tmp_path / 'sweep.json').write_text(json.dumps({'runs': [run._asdict()]}))
+    (tmp_path / 'sweep.json').write_text(json.dumps({'runs': [run._asdict()], 'metrics': ['AP']}))
 
     def count(split, *arguments, **options):
         predicted.append(split.split)

@@ -202,6 +202,17 @@ def test_a_run_that_shares_a_training_waits_for_it(experiment, tmp_path):
         plan(experiment("[Run('b', CONFIG, trained='c')]"))
 
 
+def test_a_run_that_starts_from_another_waits_for_it(experiment, tmp_path):
+    runs = "[Run('b', CONFIG, initialized='a'), Run('a', CONFIG)]"
+    fake = Fake(tmp_path / 'sweep', {'a': FINISHED, 'b': FINISHED})
+    planned = plan(experiment(runs))
+    runner.run_sweep(tmp_path / 'sweep', planned, fake, jobs=2)
+    assert fake.started == ['a', 'b'] and fake.most == 1
+    assert [run['initialized'] for run in planned['runs']] == ['a', '']
+    with pytest.raises(ConfigError, match="'b' starts from 'c', which is no run"):
+        plan(experiment("[Run('b', CONFIG, initialized='c')]"))
+
+
 def test_a_training_is_taken_by_a_run_without_checkpoints_of_its_own(tmp_path):
     source, workdir = tmp_path / 'a', tmp_path / 'b'
 

@@ -192,12 +192,17 @@ def test_speed_accuracy_refuses_variants_that_it_does_not_have():
 
 
 def test_with_seeds_repeats_runs_under_their_names():
-    runs = with_seeds([Run('a', '', {'x': 1}), Run('b', '', group='c')], (0, 7))
+    runs = with_seeds([Run('a', '', {'x': 1}), Run('b', '', group='c', trained='a', initialized='d')], (0, 7))
     assert [(run.name, run.group, run.changes) for run in runs] == [
         ('a_seed0', 'a', {'x': 1, 'seed': 0}),
         ('a_seed7', 'a', {'x': 1, 'seed': 7}),
         ('b_seed0', 'c', {'seed': 0}),
         ('b_seed7', 'c', {'seed': 7}),
+    ]
+    assert [(run.trained, run.initialized) for run in runs[1:]] == [
+        ('', ''),
+        ('a_seed0', 'd_seed0'),
+        ('a_seed7', 'd_seed7'),
     ]
 
 
