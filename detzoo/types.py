@@ -15,7 +15,7 @@ Boxes are xyxy, float32, absolute pixels of the canvas, x1 < x2 and y1 < y2, in 
 spans 0..1; no "+1"). Labels are 0..K-1. Padding is marked by a `valid` array, never by a value.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -133,6 +133,8 @@ class Detector(NamedTuple):
     takes_labels: whether it also learns from images of which only a label is known (`GroundTruth.boxed`).
     propose(params, model_state, inputs): the boxes that a first stage hands to the second, as Detections of class 0, best first,
         with scores that say no more than their order; None for a detector of one stage.
+    oracle(stages): `predict` with the ground truth as a fourth argument, which takes the place of what these stages find:
+        'proposals', 'boxes' or 'classes', see `detectors.oracles`; None: no stage can be replaced.
     """
 
     init: Callable[[Array, tuple[int, int]], tuple[Params, ModelState]]
@@ -144,6 +146,7 @@ class Detector(NamedTuple):
     finds_masks: bool = False
     takes_labels: bool = False
     propose: Callable[[Params, ModelState, Inputs], Detections] | None = None
+    oracle: Callable[[Collection[str]], Callable[[Params, ModelState, Inputs, GroundTruth], Detections]] | None = None
 
 
 class Segmenter(NamedTuple):

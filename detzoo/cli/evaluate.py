@@ -8,6 +8,9 @@ Every image counts once, on any number of devices. Where the run keeps an averag
 
 --proposals=ground_truth gives the second stage of a two-stage detector the objects as proposals: what it still gets wrong is
 not the fault of its RPN. The files are then called evaluation_given_proposals.json and detections_given_proposals.json.gz.
+
+--oracles prints what each stage of a Mask R-CNN would be worth if it never erred: its AP where the proposals, the boxes, the
+classes or the masks are those of the objects. It writes evaluation_oracles.json and nothing else.
 """
 
 from typing import Any
@@ -15,6 +18,7 @@ from typing import Any
 from absl import flags, logging
 
 from detzoo.cli.paths import define_path
+from detzoo.errors import ConfigError
 
 WORKDIR = define_path('workdir', None, 'The workdir of a run.', required=True)
 CHECKPOINT = flags.DEFINE_integer('checkpoint', None, 'The step of the checkpoint; the newest by default.')
@@ -34,6 +38,11 @@ RECALL = flags.DEFINE_bool(
     'Also print the recall of the best 1, 10, 100 and 1000 boxes of an image, whatever their class: of the detections, and of the '
     'proposals where a detector has two stages.',
 )
+ORACLES = flags.DEFINE_bool(
+    'oracles',
+    False,
+    'Print only what each stage would be worth if it never erred: a table of AP with its results given.',
+)
 
 
 def main(settings: list[str]) -> None:
@@ -47,7 +56,9 @@ def main(settings: list[str]) -> None:
         format_voc_table,
         voc_metrics,
     )
+    from detzoo.evaluation.oracles import format_oracles
     from detzoo.inference.dataset import evaluate_workdir
+    from detzoo.inference.oracles import evaluate_oracles
     from detzoo.run.parallel import keep_compilations
 
     def show(metrics: dict[str, Any], truth: dict[str, Any], results: list[dict[str, Any]]) -> None:
@@ -62,5 +73,15 @@ def main(settings: list[str]) -> None:
             print('\n' + format_voc_table(voc_metrics(truth, results)))
 
     keep_compilations()
+    if ORACLES.value:
+        if PROPOSALS.value or CLASS_AGNOSTIC.value or RECALL.value or VOC.value:
+            raise ConfigError(
+                '--oracles prints a table of its own: leave out --proposals, --class_agnostic, --recall and --voc'
+            )
+        oracles = evaluate_oracles(
+            WORKDIR.value, CHECKPOINT.value, DATA_DIR.value, exact=EXACT.value, output=OUTPUT.value
+        )
+        print(format_oracles(oracles))
+        return
     checkpoint = WORKDIR.value, CHECKPOINT.value, DATA_DIR.value, PROPOSALS.value
     evaluate_workdir(*checkpoint, exact=EXACT.value, recall=RECALL.value, output=OUTPUT.value, on_results=show)

@@ -370,14 +370,14 @@ def assignments(anchors: TrainedAnchors | None, rois: TrainedRoIs) -> dict[str, 
     return stages
 
 
-def detect(net: nn.Module, head: RoIHead, proposed: Proposed, window: Array) -> Detections:
+def detect(net: nn.Module, proposed: Proposed, window: Array, *, head: RoIHead) -> Detections:
     """Classifies the proposals of a batch, moves them onto objects and prunes them.
 
     Args:
         net: a FasterRCNN, bound to its variables.
-        head: the head on RoIs.
         proposed: what `propose` made of the batch.
         window: [B, 4], where the images lie on their canvases.
+        head: the head on RoIs.
     """
     outputs = net.boxes(net.roi_features(proposed.levels, proposed.boxes, proposed.valid, train=False))
     with jax.named_scope('post'):
