@@ -149,6 +149,8 @@ MODEL: Mapping[str, Allowed] = {
     'passthrough_features': COUNT,
     'head_depth': AMOUNT,
     'layers': AMOUNT,
+    'mask_features': COUNT,
+    'mask_layers': AMOUNT,
     'trunk_conv_layers': AMOUNT,
     'trunk_fc_layers': AMOUNT,
     'extra_layers': Allowed(
@@ -205,6 +207,7 @@ MODEL: Mapping[str, Allowed] = {
     **dict.fromkeys(
         ('pre_nms_topk', 'train_pre_nms_topk', 'post_nms_topk', 'train_post_nms_topk', 'max_detections'), COUNT
     ),
+    'rounds': COUNT,
     'score_threshold': SHARE,
     'iou_threshold': SHARE,
     'min_size': AMOUNT,

@@ -112,6 +112,13 @@ ODD_MODEL = {
         'head.max_detections': NO_COUNT,
     },
     'mask_rcnn': {'mask.layers': (-1,), 'mask.features': NO_COUNT, 'mask_roi.output_size': NO_COUNT},
+    'mnc': {
+        'mask_layers': (-1,),
+        'mask_features': NO_COUNT,
+        'output_size': NO_COUNT,
+        'rounds': NO_COUNT,
+        'head.iou_threshold': NO_SHARE,
+    },
     'ssd': {
         'anchor_sizes': ((), (12, 20, 28, -36), (12, 20, 28, NAN)),
         'anchor_strides': ((0, 16, 32), (8, 16, NAN), 'x'),

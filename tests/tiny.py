@@ -92,6 +92,14 @@ TINY_MASK_RCNN_C4 = TINY_FASTER_RCNN_C4 | dict(name='mask_rcnn', mask=dict(layer
 TINY_MASK_RCNN_V2 = (
     TINY_MASK_RCNN | TINY_FASTER_RCNN_V2 | dict(name='mask_rcnn', mask=dict(layers=1, features=24, norm='batch_norm'))
 )
+TINY_MNC = dict(
+    name='mnc',
+    backbone=TINY_FASTER_RCNN['backbone'],
+    rpn=TINY_FASTER_RCNN_C4['rpn'],
+    output_size=6,
+    mask_features=24,
+    head=TINY_FASTER_RCNN['head'],
+)
 TINY_SSD = dict(
     name='ssd',
     backbone=dict(name='vgg16', width=0.125, norm='batch_norm', fc6_dilation=2),

@@ -148,6 +148,23 @@ def _tent(place: Array, cells: int) -> Array:
     return jnp.maximum(1 - abs(place[..., None] - jnp.arange(cells)), 0)
 
 
+def mask_features(features: Array, masks: Array) -> Array:
+    """Weighs the features of RoIs by masks in the same frames (MNC, 1512.04412, section 3.3; CFM, 1412.1283).
+
+    Args:
+        features: [R, s, s, C] float.
+        masks: [R, m, m] float in 0..1, or bool. At the centre of each cell of the features the mask is interpolated between the
+            four nearest centres of its own cells.
+
+    Returns:
+        [R, s, s, C], the dtype of the features.
+    """
+    chex.assert_shape(masks, (len(features), None, masks.shape[1]))
+    shape = features.shape[:3]
+    resized = jax.image.resize(masks.astype(features.dtype), shape, 'linear', antialias=False, precision='highest')
+    return features * resized[..., None]
+
+
 def paste_masks(
     masks: np.ndarray,
     boxes: np.ndarray,

@@ -70,6 +70,8 @@ TESTS = {
     'detzoo/data/proposals.py': ['data/test_proposals.py'],
     'detzoo/detectors/faster_rcnn.py': ['detectors/test_faster_rcnn.py', 'detectors/test_detectors.py -k faster_rcnn'],
     'detzoo/detectors/chunks.py': ['detectors/test_chunks.py'],
+    'detzoo/core/roi_warp.py': ['core/test_roi_warp.py'],
+    'detzoo/detectors/mnc.py': ['detectors/test_mnc.py', 'detectors/test_detectors.py --full -k mnc'],
     'detzoo/detectors/mask_rcnn.py': ['detectors/test_mask_rcnn.py', 'detectors/test_detectors.py -k mask_rcnn'],
     'detzoo/detectors/network.py': ['detectors/test_detectors.py -k "yolo_v2 or retinanet"'],
     'detzoo/detectors/rpn.py': ['detectors/test_faster_rcnn.py', 'detectors/test_detectors.py -k faster_rcnn'],
