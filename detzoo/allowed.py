@@ -96,6 +96,7 @@ ALLOWED: Mapping[str, Allowed] = {
     'data.labelled_share': Allowed('above 0 and below 1', lambda x: 0 < x < 1),
     'data.threads': COUNT,
     'data.max_proposals': COUNT,
+    'data.proposal_mask_size': AMOUNT,
     'training.steps': COUNT,
     'training.batch_size': COUNT,
     'training.accumulate': COUNT,

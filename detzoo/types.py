@@ -32,12 +32,14 @@ class Inputs(NamedTuple):
     window: [B, 4] float32 xyxy, where the image lies on its canvas. The detector zeroes what is outside.
     proposals: [B, P, 4] float32 boxes from outside (Fast R-CNN), or None.
     proposals_valid: [B, P] bool, or None.
+    proposal_masks: [B, P, S, S] bool, the masks of the proposals in their frames, or None.
     """
 
     images: Array
     window: Array
     proposals: Array | None = None
     proposals_valid: Array | None = None
+    proposal_masks: Array | None = None
 
 
 class GroundTruth(NamedTuple):
@@ -129,6 +131,7 @@ class Detector(NamedTuple):
     assign(params, model_state, batch, rng): {stage: Assignment}, exactly what `loss` trains on.
     takes_proposals: whether it uses the proposals among the inputs.
     needs_proposals: whether it cannot do without them.
+    needs_proposal_masks: whether it cannot do without their masks.
     finds_masks: whether it detects masks, and is trained on ground truth with masks.
     takes_labels: whether it also learns from images of which only a label is known (`GroundTruth.boxed`).
     propose(params, model_state, inputs): the boxes that a first stage hands to the second, as Detections of class 0, best first,
@@ -146,6 +149,7 @@ class Detector(NamedTuple):
     finds_masks: bool = False
     takes_labels: bool = False
     propose: Callable[[Params, ModelState, Inputs], Detections] | None = None
+    needs_proposal_masks: bool = False
     oracle: Callable[[Collection[str]], Callable[[Params, ModelState, Inputs, GroundTruth], Detections]] | None = None
 
 
@@ -158,7 +162,7 @@ class Segmenter(NamedTuple):
     loss(params, model_state, batch, rng): (loss [], (model_state, metrics)), metrics a flat dict of scalars.
     predict(params, model_state, inputs): [B, H, W, K + 1] float32, the probabilities of the classes at each pixel of the canvas,
         background last. They sum to 1, and mean nothing outside of the window.
-    takes_proposals, needs_proposals, takes_labels: see `Detector`.
+    takes_proposals, needs_proposals, needs_proposal_masks, takes_labels: see `Detector`.
     finds_masks: True, as it is trained on ground truth with masks.
     propose: None, as it has one stage.
     """
@@ -171,3 +175,4 @@ class Segmenter(NamedTuple):
     finds_masks: bool = True
     takes_labels: bool = False
     propose: None = None
+    needs_proposal_masks: bool = False

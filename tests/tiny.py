@@ -100,6 +100,14 @@ TINY_MNC = dict(
     mask_features=24,
     head=TINY_FASTER_RCNN['head'],
 )
+TINY_SDS = dict(
+    name='sds',
+    backbone=TINY_FASTER_RCNN['backbone'],
+    fpn_features=24,
+    trunk_features=64,
+    roi=TINY_FASTER_RCNN['roi'],
+    head=dict(samples=16, positive_share=0.5, score_threshold=0.001, max_detections=10),
+)
 TINY_SSD = dict(
     name='ssd',
     backbone=dict(name='vgg16', width=0.125, norm='batch_norm', fc6_dilation=2),

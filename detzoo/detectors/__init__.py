@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from detzoo.detectors import faster_rcnn, mask_rcnn, mnc, retinanet, ssd, yolo_v1, yolo_v2, yolo_v3
+from detzoo.detectors import faster_rcnn, mask_rcnn, mnc, retinanet, sds, ssd, yolo_v1, yolo_v2, yolo_v3
 from detzoo.detectors.network import check_arguments
 from detzoo.types import Detector
 
@@ -11,6 +11,7 @@ DETECTORS = {
     'mask_rcnn': mask_rcnn.make,
     'mnc': mnc.make,
     'retinanet': retinanet.make,
+    'sds': sds.make,
     'ssd': ssd.make,
     'yolo_v1': yolo_v1.make,
     'yolo_v2': yolo_v2.make,

@@ -322,7 +322,7 @@ def evaluate_workdir(
     devices = jax.local_device_count() * jax.process_count()
     config = config.copy_and_resolve_references()
     config.evaluation.batch_size = -(-config.evaluation.batch_size // devices) * devices  # any machine may evaluate
-    given = load_proposals(source, dataset, config.data.max_proposals)
+    given = load_proposals(source, dataset, config.data.max_proposals, config.data.proposal_mask_size)
     truth = ground_truth(dataset)
     check_truth(truth, evaluated_kinds(config), dataset)
     folder = pathlib.Path(output or workdir)
