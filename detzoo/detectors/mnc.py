@@ -94,20 +94,21 @@ class MNC(nn.Module):
             batch, count, size, _, channels = x.shape
             return x.reshape(batch, count, size // 2, 2, size // 2, 2, channels).max(axis=(3, 5))
 
-    def cascade(self, x: Array, valid: Array, *, train: bool) -> tuple[Array, Array, Array]:
+    def cascade(self, x: Array, valid: Array | None, *, train: bool) -> tuple[Array, Array, Array]:
         """Maps features [B, R, s, s, C] to mask_logits [B, R, 2 s, 2 s, 1], cls_logits and box_deltas.
 
-        valid: [B, R] bool, in training the RoIs that count in batch statistics, in prediction those that are needed.
+        valid: [B, R] bool, in training the RoIs that count in batch statistics, in prediction those that are needed; None: all.
         """
         with jax.named_scope('heads'):
-            rows, needed = x.reshape(-1, *x.shape[2:]), valid.reshape(-1)
+            lead = x.shape[:2]
+            rows, needed = x.reshape(-1, *x.shape[2:]), valid if valid is None else valid.reshape(-1)
             parts = self.mask_head, self.boxes.trunk, self.masked_trunk
-            if train:
-                outputs = classify_masked(*(partial(part, valid=needed, train=True) for part in parts), rows)
+            if train or valid is None:
+                outputs = classify_masked(*(partial(part, valid=needed, train=train) for part in parts), rows)
             else:
                 unbound = partial(classify_masked, *map(chunks.without_training, parts))
                 outputs = chunks.map_valid(unbound, (rows,), needed, size=chunks.BOXES)
-            mask_logits, x = (y.reshape(*valid.shape, *y.shape[1:]) for y in outputs)
+            mask_logits, x = (y.reshape(*lead, *y.shape[1:]) for y in outputs)
         return mask_logits, *self.boxes.boxes(x)
 
     def predict_masks(self, levels: Sequence[Array], rois: Array, valid: Array) -> Array:
@@ -123,7 +124,7 @@ class MNC(nn.Module):
         levels = self.boxes.levels(x, train=train)
         rois = jnp.broadcast_to(jnp.asarray(EMPTY_ROI), (len(x), 1, 4))
         proposed = None if self.boxes.rpn_head is None else self.boxes.rpn(levels)
-        return proposed, self.cascade(self.features(levels, rois), jnp.ones((len(x), 1), bool), train=True)
+        return proposed, self.cascade(self.features(levels, rois), None, train=train)
 
 
 def best_boxes(

@@ -73,32 +73,32 @@ class SDS(nn.Module):
             self.num_classes + 1, kernel_init=nn.initializers.normal(0.01), dtype=self.dtype, name='cls_logits'
         )
 
-    def classify(self, x: Array, rois: Array, roi_masks: Array, valid: Array, *, train: bool) -> Array:
+    def classify(self, x: Array, rois: Array, roi_masks: Array, valid: Array | None, *, train: bool) -> Array:
         """Maps images [B, H, W, 3], rois [B, R, 4] and their masks [B, R, S, S] to cls_logits [B, R, K + 1].
 
-        valid: [B, R] bool, in training the RoIs that count in batch statistics, in prediction those that are needed.
+        valid: [B, R] bool, in training the RoIs that count in batch statistics, in prediction those that are needed; None: all.
         """
         levels = self.boxes.levels(x, train=train)
         features = self.boxes.read_rois(levels[: self.boxes.body.roi_levels], rois)
         with jax.named_scope('heads'):
-            rows, needed = features.reshape(-1, *features.shape[2:]), valid.reshape(-1)
+            rows, needed = features.reshape(-1, *features.shape[2:]), valid if valid is None else valid.reshape(-1)
             inputs = rows, masks.mask_features(rows, roi_masks.reshape(-1, *roi_masks.shape[2:]))
             trunks = self.boxes.trunk, self.masked_trunk
-            if train:
-                outputs = [trunk(y, needed, train=True) for trunk, y in zip(trunks, inputs)]
+            if train or valid is None:
+                outputs = [trunk(y, needed, train=train) for trunk, y in zip(trunks, inputs)]
             else:
                 of_box, of_region = map(chunks.without_training, trunks)
                 outputs = chunks.map_valid(lambda a, b: (of_box(a), of_region(b)), inputs, needed, size=chunks.BOXES)
             joined = jnp.concatenate(outputs, axis=-1)
             if joined.ndim == 4:  # of C4
                 joined = joined.mean(axis=(1, 2))
-            return self.cls_logits(joined).astype(jnp.float32).reshape(*valid.shape, -1)
+            return self.cls_logits(joined).astype(jnp.float32).reshape(*rois.shape[:2], -1)
 
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Runs all parts on one RoI an image, to draw their parameters."""
         rois = jnp.broadcast_to(jnp.asarray(EMPTY_ROI), (len(x), 1, 4))
-        one = jnp.ones((len(x), 1, 1, 1), bool)
-        return self.classify(x, rois, one, one[..., 0, 0], train=True)
+        whole = jnp.ones((len(x), 1, 1, 1), bool)
+        return self.classify(x, rois, whole, None, train=train)
 
 
 def region_overlaps(boxes: Array, region_masks: Array, gt: GroundTruth) -> tuple[Array, Array]:

@@ -9,6 +9,7 @@ from tiny import TINY_MNC
 
 from detzoo.core.box_coding import encode
 from detzoo.detectors import make_detector, mnc
+from detzoo.weights.torchvision import load_backbone
 
 KEY = jax.random.key(0)
 
@@ -57,6 +58,17 @@ def test_best_boxes_by_hand():
     np.testing.assert_allclose(found, [[12, 8, 20, 28], [0, 2, 30, 60], [4, 4, 10, 10]], atol=1e-4)
     agnostic = deltas[np.arange(3), [1, 0, 1]][:, None]
     np.testing.assert_allclose(mnc.best_boxes(logits, agnostic, rois, np.float32([0, 0, 50, 60]), weights), found)
+
+
+def test_init_and_a_classifier_fill_both_trunks(write_classifier, tmp_path):
+    # With the axis of devices, on which no collective may run here; both trunks are the last stage of the classifier.
+    detector = make_detector(num_classes=CLASSES, axis_name='devices', **TINY_MNC)
+    template = jax.eval_shape(lambda key: detector.init(key, CANVAS), KEY)
+    write_classifier(tmp_path / 'resnet18.safetensors', template)
+    params, model_state = load_backbone(str(tmp_path / 'resnet18.safetensors'), *template)
+    for tree in (params, model_state['batch_stats']):
+        jax.tree.map(np.testing.assert_array_equal, tree['trunk'], tree['masked_trunk'])
+        assert jax.tree.leaves(tree['trunk']) and all(isinstance(x, np.ndarray) for x in jax.tree.leaves(tree['trunk']))
 
 
 def test_class_trains_the_mask_that_it_sees():

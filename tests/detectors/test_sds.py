@@ -141,6 +141,12 @@ def test_sds_on_c4_learns_too():
     assert np.isfinite(loss) and all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
 
 
+def test_init_runs_no_collective():
+    detector = make_detector(num_classes=CLASSES, axis_name='devices', **TINY_SDS)
+    params, _ = jax.eval_shape(lambda key: detector.init(key, CANVAS), KEY)
+    assert set(params) == {'backbone', 'fpn', 'trunk', 'masked_trunk', 'cls_logits'}
+
+
 def test_sds_asks_for_masks():
     detector, variables, *_ = tiny()
     batch = with_proposals(BLOCKS)
