@@ -96,6 +96,7 @@ ALLOWED: Mapping[str, Allowed] = {
     'data.labelled_share': Allowed('above 0 and below 1', lambda x: 0 < x < 1),
     'data.threads': COUNT,
     'data.max_proposals': COUNT,
+    'data.proposal_mask_size': AMOUNT,
     'training.steps': COUNT,
     'training.batch_size': COUNT,
     'training.accumulate': COUNT,
@@ -149,6 +150,8 @@ MODEL: Mapping[str, Allowed] = {
     'passthrough_features': COUNT,
     'head_depth': AMOUNT,
     'layers': AMOUNT,
+    'mask_features': COUNT,
+    'mask_layers': AMOUNT,
     'trunk_conv_layers': AMOUNT,
     'trunk_fc_layers': AMOUNT,
     'extra_layers': Allowed(
@@ -220,6 +223,7 @@ MODEL: Mapping[str, Allowed] = {
     **dict.fromkeys(
         ('pre_nms_topk', 'train_pre_nms_topk', 'post_nms_topk', 'train_post_nms_topk', 'max_detections'), COUNT
     ),
+    'rounds': COUNT,
     'score_threshold': SHARE,
     'iou_threshold': SHARE,
     'min_size': AMOUNT,

@@ -77,6 +77,7 @@ def data_defaults() -> ml_collections.ConfigDict:
     c.train_proposals = config_dict.placeholder(str)
     c.validation_proposals = config_dict.placeholder(str)
     c.max_proposals = 2000  # rows an image, for the best by score; what finds none is counted when the file is read
+    c.proposal_mask_size = 0  # side of the masks of proposals, cells of their boxes' frames; 0: no masks
     c.recipe = recipe_defaults()
     return c
 

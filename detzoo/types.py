@@ -15,7 +15,7 @@ Boxes are xyxy, float32, absolute pixels of the canvas, x1 < x2 and y1 < y2, in 
 spans 0..1; no "+1"). Labels are 0..K-1. Padding is marked by a `valid` array, never by a value.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -32,12 +32,14 @@ class Inputs(NamedTuple):
     window: [B, 4] float32 xyxy, where the image lies on its canvas. The detector zeroes what is outside.
     proposals: [B, P, 4] float32 boxes from outside (Fast R-CNN), or None.
     proposals_valid: [B, P] bool, or None.
+    proposal_masks: [B, P, S, S] bool, the masks of the proposals in their frames, or None.
     """
 
     images: Array
     window: Array
     proposals: Array | None = None
     proposals_valid: Array | None = None
+    proposal_masks: Array | None = None
 
 
 class GroundTruth(NamedTuple):
@@ -129,6 +131,7 @@ class Detector(NamedTuple):
     assign(params, model_state, batch, rng): {stage: Assignment}, exactly what `loss` trains on.
     takes_proposals: whether it uses the proposals among the inputs.
     needs_proposals: whether it cannot do without them.
+    needs_proposal_masks: whether it cannot do without their masks.
     finds_masks: whether it detects masks, and is trained on ground truth with masks.
     takes_labels: whether it also learns from images of which only a label is known (`GroundTruth.boxed`).
     propose(params, model_state, inputs): the boxes that a first stage hands to the second, as Detections of class 0, best first,
@@ -136,6 +139,8 @@ class Detector(NamedTuple):
     class_agnostic: whether it finds objects whatever their class. All its detections have label 0, and it is evaluated with all
         classes as one.
     extends: name of the detector with whose trained variables it can start: those that both have. '': none but its own.
+    oracle(stages): `predict` with the ground truth as a fourth argument, which takes the place of what these stages find:
+        'proposals', 'boxes' or 'classes', see `detectors.oracles`; None: no stage can be replaced.
     """
 
     init: Callable[[Array, tuple[int, int]], tuple[Params, ModelState]]
@@ -149,6 +154,8 @@ class Detector(NamedTuple):
     propose: Callable[[Params, ModelState, Inputs], Detections] | None = None
     class_agnostic: bool = False
     extends: str = ''
+    needs_proposal_masks: bool = False
+    oracle: Callable[[Collection[str]], Callable[[Params, ModelState, Inputs, GroundTruth], Detections]] | None = None
 
 
 class Segmenter(NamedTuple):
@@ -160,7 +167,7 @@ class Segmenter(NamedTuple):
     loss(params, model_state, batch, rng): (loss [], (model_state, metrics)), metrics a flat dict of scalars.
     predict(params, model_state, inputs): [B, H, W, K + 1] float32, the probabilities of the classes at each pixel of the canvas,
         background last. They sum to 1, and mean nothing outside of the window.
-    takes_proposals, needs_proposals, takes_labels: see `Detector`.
+    takes_proposals, needs_proposals, needs_proposal_masks, takes_labels: see `Detector`.
     finds_masks: True, as it is trained on ground truth with masks.
     propose: None, as it has one stage.
     class_agnostic, extends: see `Detector`.
@@ -176,3 +183,4 @@ class Segmenter(NamedTuple):
     propose: None = None
     class_agnostic: bool = False
     extends: str = ''
+    needs_proposal_masks: bool = False

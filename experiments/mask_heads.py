@@ -1,4 +1,4 @@
-"""What should a mask head look like: joint or split, classes that compete or not, convolutions or not?
+"""What should a mask head look like: joint or split or before the class, classes that compete or not, convolutions or not?
 
     detzoo sweep --experiment=mask_heads --workdir=runs/mask_heads
     detzoo report --workdir=runs/mask_heads
@@ -7,13 +7,17 @@ The paper's answers (Mask R-CNN, arXiv 1703.06870): the split head on a pyramid 
 masks per class by a sigmoid each are far better than a softmax over classes (2b), and one mask for all classes is nearly as good as
 one a class (section 4.2); convolutions are better than fully connected layers (2e).
 
+MNC (arXiv 1512.04412) finds the mask before the class, which sees the object without its background: `cascade`, on C4 like the
+joint heads, beside which the other heads of Mask R-CNN find both at once. It reads RoIs by RoIWarp and has masks of twice as many
+cells.
+
 Held fixed: data, recipe, steps, seed, and within each pair all but one thing. Varied: one thing per pair. As in the paper, 2b and
 class-agnostic masks are on C4, 2e is on the pyramid. Laptop scale.
 """
 
 from detzoo.sweeps.sweep import Run, Sweep
 
-PYRAMID, C4 = 'configs/mask_rcnn_shapes.py', 'configs/mask_rcnn_shapes.py:c4'
+PYRAMID, C4, CASCADE = 'configs/mask_rcnn_shapes.py', 'configs/mask_rcnn_shapes.py:c4', 'configs/mnc_shapes.py'
 BUDGET = {'training.steps': 700, 'training.checkpoint_every': 350, 'training.evaluate_every': 350}
 METRICS = 'mask_AP', 'mask_AP50', 'mask_AP75'
 # Published: mask AP, AP50, AP75 of tables 2a, 2b and 2e; for class-agnostic masks only AP.
@@ -23,6 +27,7 @@ ROWS = {
     'joint_class_agnostic': (C4, {'model.mask.class_agnostic': True}, (29.7,)),
     'split_fcn': (PYRAMID, {}, (33.6, 55.2, 35.3)),
     'split_mlp': (PYRAMID, {'model.mask.head': 'mlp', 'model.mask.features': 256}, (31.5, 53.7, 32.8)),
+    'cascade': (CASCADE, {}, ()),
 }
 
 

@@ -112,6 +112,14 @@ ODD_MODEL = {
         'head.max_detections': NO_COUNT,
     },
     'mask_rcnn': {'mask.layers': (-1,), 'mask.features': NO_COUNT, 'mask_roi.output_size': NO_COUNT},
+    'mnc': {
+        'mask_layers': (-1,),
+        'mask_features': NO_COUNT,
+        'output_size': NO_COUNT,
+        'rounds': NO_COUNT,
+        'head.iou_threshold': NO_SHARE,
+    },
+    'sds': {'head.negative_iou': (*NO_SHARE, 0.9), 'head.samples': NO_COUNT, 'roi.output_size': NO_COUNT},
     'ssd': {
         'anchor_sizes': ((), (12, 20, 28, -36), (12, 20, 28, NAN)),
         'anchor_strides': ((0, 16, 32), (8, 16, NAN), 'x'),
@@ -253,6 +261,12 @@ def test_every_number_has_a_range():
 @pytest.mark.parametrize(
     'name, changes, words',
     [
+        ('sds', {}, 'data.mask_size is 0, and sds learns masks'),
+        (
+            'retinanet',
+            {'data.proposal_mask_size': 28},
+            'data.proposal_mask_size is 28, and retinanet reads no masks of',
+        ),
         ('retinanet', {'data.mask_size': 28}, 'data.mask_size is 28, and retinanet finds no masks: set it to 0'),
         ('mask_rcnn', {}, 'data.mask_size is 0, and mask_rcnn learns masks: set it'),
         ('retinanet', {'model.anchor_sizes': ((8.0,),) * 4}, 'anchor_sizes has 4 levels, the pyramid 5'),

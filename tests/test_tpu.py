@@ -64,6 +64,9 @@ CASES = {
     'mask_rcnn_c4': Case(
         'mask_rcnn_shapes.py:c4', {'model.roi.operator': 'pool'}, stages=('backbone', 'rpn', 'roi', 'heads', 'other')
     ),
+    'mnc': Case(
+        'mnc_shapes.py', {'model.rpn.train_post_nms_topk': 50}, stages=('backbone', 'rpn', 'roi', 'heads', 'other')
+    ),
     'yolo_v1': Case('yolo_shapes.py:v1'),
     'yolo_v2': Case('yolo_shapes.py:v2', {'model.head_features': '(64, 64, 64)'}),
     'deepmask': Case('deepmask_shapes.py', {'model.windows.scales': '(0.5, 1.0)'}),
@@ -72,7 +75,7 @@ CASES = {
 }
 MARKS = {
     name: pytest.mark.full
-    for name in ('faster_rcnn', 'mask_rcnn_c4', 'yolo_v1', 'yolo_v2', 'deepmask', 'sharpmask', 'unet')
+    for name in ('faster_rcnn', 'mask_rcnn_c4', 'mnc', 'yolo_v1', 'yolo_v2', 'deepmask', 'sharpmask', 'unet')
 }
 
 

@@ -117,6 +117,22 @@ TINY_SHARPMASK = {
     **{key: value for key, value in TINY_DEEPMASK.items() if key != 'mask_size'},
     **dict(name='sharpmask', backbone_stride=8, refine_strides=(4,), refine_features=8, hidden_features=(8, 8)),
 }
+TINY_MNC = dict(
+    name='mnc',
+    backbone=TINY_FASTER_RCNN['backbone'],
+    rpn=TINY_FASTER_RCNN_C4['rpn'],
+    output_size=6,
+    mask_features=24,
+    head=TINY_FASTER_RCNN['head'],
+)
+TINY_SDS = dict(
+    name='sds',
+    backbone=TINY_FASTER_RCNN['backbone'],
+    fpn_features=24,
+    trunk_features=64,
+    roi=TINY_FASTER_RCNN['roi'],
+    head=dict(samples=16, positive_share=0.5, score_threshold=0.001, max_detections=10),
+)
 TINY_SSD = dict(
     name='ssd',
     backbone=dict(name='vgg16', width=0.125, norm='batch_norm', fc6_dilation=2),

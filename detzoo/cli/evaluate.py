@@ -12,6 +12,9 @@ not the fault of its RPN. The files are then called evaluation_given_proposals.j
 Of a class-agnostic detector (DeepMask) it also prints the recall of the best 1, 10, 100 and 1000 boxes and masks of an image.
 --split=train evaluates it on the images of training: detections_train.json.gz are proposals for --config.data.train_proposals of
 another detector, as detections.json.gz are for --config.data.validation_proposals.
+
+--oracles prints what each stage of a Mask R-CNN would be worth if it never erred: its AP where the proposals, the boxes, the
+classes or the masks are those of the objects. It writes evaluation_oracles.json and nothing else.
 """
 
 from typing import Any
@@ -19,6 +22,7 @@ from typing import Any
 from absl import flags, logging
 
 from detzoo.cli.paths import define_path
+from detzoo.errors import ConfigError
 
 WORKDIR = define_path('workdir', None, 'The workdir of a run.', required=True)
 CHECKPOINT = flags.DEFINE_integer('checkpoint', None, 'The step of the checkpoint; the newest by default.')
@@ -51,6 +55,11 @@ RECALL = flags.DEFINE_bool(
     'Also print the recall of the best 1, 10, 100 and 1000 boxes of an image, whatever their class, and of their masks: of the '
     'detections, and of the boxes of proposals where a detector has two stages.',
 )
+ORACLES = flags.DEFINE_bool(
+    'oracles',
+    False,
+    'Print only what each stage would be worth if it never erred: a table of AP with its results given.',
+)
 
 
 def main(settings: list[str]) -> None:
@@ -65,8 +74,10 @@ def main(settings: list[str]) -> None:
         voc_metrics,
     )
     from detzoo.evaluation.boundary import boundary_metrics, format_boundary
+    from detzoo.evaluation.oracles import format_oracles
     from detzoo.evaluation.region import format_region_table, region_metrics
     from detzoo.inference.dataset import evaluate_workdir
+    from detzoo.inference.oracles import evaluate_oracles
     from detzoo.run.parallel import keep_compilations
 
     def show(metrics: dict[str, Any], truth: dict[str, Any], results: list[dict[str, Any]]) -> None:
@@ -87,6 +98,24 @@ def main(settings: list[str]) -> None:
             print('\nno boundary AP: the run has no masks')
 
     keep_compilations()
+    if ORACLES.value:
+        others = dict(
+            proposals=PROPOSALS,
+            class_agnostic=CLASS_AGNOSTIC,
+            recall=RECALL,
+            voc=VOC,
+            boundary=BOUNDARY,
+            panoptic=PANOPTIC,
+        )
+        given = [f'--{name}' for name, flag in others.items() if flag.value]
+        given += ['--split'] if SPLIT.value != 'validation' else []
+        if given:
+            raise ConfigError(f'--oracles prints a table of its own: leave out {", ".join(given)}')
+        oracles = evaluate_oracles(
+            WORKDIR.value, CHECKPOINT.value, DATA_DIR.value, exact=EXACT.value, output=OUTPUT.value
+        )
+        print(format_oracles(oracles))
+        return
     checkpoint = WORKDIR.value, CHECKPOINT.value, DATA_DIR.value, PROPOSALS.value
     options = dict(
         exact=EXACT.value,

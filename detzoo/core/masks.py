@@ -197,6 +197,23 @@ def tight_boxes(masks: Array, frames: Array, *, threshold: float) -> tuple[Array
     return jnp.concatenate([low + first * extent, low + last * extent], axis=1), (masks >= threshold).any(axis=(1, 2))
 
 
+def mask_features(features: Array, masks: Array) -> Array:
+    """Weighs the features of RoIs by masks in the same frames (MNC, 1512.04412, section 3.3; CFM, 1412.1283).
+
+    Args:
+        features: [R, s, s, C] float.
+        masks: [R, m, m] float in 0..1, or bool. At the centre of each cell of the features the mask is interpolated between the
+            four nearest centres of its own cells.
+
+    Returns:
+        [R, s, s, C], the dtype of the features.
+    """
+    chex.assert_shape(masks, (len(features), None, masks.shape[1]))
+    shape = features.shape[:3]
+    resized = jax.image.resize(masks.astype(features.dtype), shape, 'linear', antialias=False, precision='highest')
+    return features * resized[..., None]
+
+
 def paste_masks(
     masks: np.ndarray,
     boxes: np.ndarray,

@@ -67,7 +67,9 @@ def postprocess(
     boxes = clipped if clip_before_nms else boxes
     large = (box_ops.area(boxes) > 0) & (boxes[:, 2:] - boxes[:, :2] >= min_size).all(axis=-1)
     valid = (score > score_threshold) & large
-    indices, kept = nms(boxes, score, label, valid, iou_threshold=iou_threshold, max_detections=max_detections)
+    # Boxes may have a gradient; the choice among them has none.
+    ranked = jax.lax.stop_gradient((boxes, score))
+    indices, kept = nms(*ranked, label, valid, iou_threshold=iou_threshold, max_detections=max_detections)
     boxes = clipped[indices]
     if not clip_before_nms:
         kept &= (box_ops.area(boxes) > 0) & (boxes[:, 2:] - boxes[:, :2] >= min_size).all(axis=-1)
@@ -76,7 +78,7 @@ def postprocess(
         scores=jnp.where(kept, score[indices], 0),
         labels=jnp.where(kept, label[indices], 0),
         valid=kept,
-        candidates_dropped=_count_dropped(scores, candidates, score_threshold),
+        candidates_dropped=_count_dropped(*jax.lax.stop_gradient((scores, candidates)), score_threshold),
     )
 
 

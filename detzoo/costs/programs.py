@@ -61,7 +61,12 @@ def random_batch(
     window = np.tile(np.float32([0, 0, width, height]), (count, 1))
     given = ()
     if config.data.train_proposals or config.data.validation_proposals:
-        given = draw_boxes(config.data.max_proposals), np.ones((count, config.data.max_proposals), bool)
+        rows, side = config.data.max_proposals, config.data.proposal_mask_size
+        given = (
+            draw_boxes(rows),
+            np.ones((count, rows), bool),
+            *([np.ones((count, rows, side, side), bool)] if side else []),
+        )
     return Batch(Inputs(images, window, *given), gt, np.arange(count, dtype=np.int32), np.ones(count, bool))
 
 

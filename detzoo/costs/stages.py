@@ -183,7 +183,8 @@ def prepare_trained(predictor: Predictor, batch_sizes: Sequence[int] = (1, 8)) -
     config = predictor.config
     dataset = open_split(config.data, 'validation')
     canvases = [evaluation_canvases(config)[0]] * len(dataset.records)
-    given = load_proposals(config.data.validation_proposals, dataset, config.data.max_proposals)
+    limits = config.data.max_proposals, config.data.proposal_mask_size
+    given = load_proposals(config.data.validation_proposals, dataset, *limits)
     inputs = {}
     for size in batch_sizes:
         batches = evaluation_batches(

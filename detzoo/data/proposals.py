@@ -1,7 +1,7 @@
 """Proposals from outside, in place of those that a detector makes itself (Fast R-CNN, arXiv 1504.08083).
 
     load_proposals: a file in COCO's results format, or the objects of a split -> Proposals, in the order of the records
-    Proposals.on_canvas: a record's proposals, mapped onto its canvas and padded -> [P, 4], [P]
+    Proposals.on_canvas: a record's proposals, mapped onto its canvas and padded -> [P, 4], [P], and their masks [P, S, S]
 
 With the objects themselves as proposals (the source 'ground_truth'), errors of the proposals can be told from errors of the
 stages after them.
@@ -14,18 +14,25 @@ import os
 import pathlib
 import sys
 import zlib
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import pycocotools.mask
 from tqdm.auto import tqdm
 
 from detzoo.core.boxes import xywh_to_xyxy
 from detzoo.data.augment import MIN_SIDE
+from detzoo.data.geometry import mask_in_frame
+from detzoo.data.readers.segmentation import read_mask
 from detzoo.data.records import Dataset
 from detzoo.errors import DataError
 
 ENTRY = 'a proposal is {"image_id": integer, "bbox": [x, y, width, height] in pixels, "score": number}'
+
+
+MAX_CELLS = 2**27  # of the masks of an image's proposals, a byte each
 
 
 class Proposals(NamedTuple):
@@ -33,12 +40,16 @@ class Proposals(NamedTuple):
 
     boxes: for each record [n, 4] float32 xyxy, pixels of its image, best first, n <= rows.
     rows: P, to which they are padded.
+    mask_size: S, side of their masks, cells; 0: they have none.
+    masks: for each record n masks, run-length codes of its image; empty if mask_size is 0.
     """
 
     boxes: list[np.ndarray]
     rows: int
+    mask_size: int = 0
+    masks: Sequence[Sequence[Mapping[str, Any]]] = ()
 
-    def on_canvas(self, index: int, to_record: np.ndarray, window: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def on_canvas(self, index: int, to_record: np.ndarray, window: np.ndarray) -> tuple[np.ndarray, ...]:
         """Maps the proposals of a record onto a canvas, clips them to the window and pads them.
 
         Args:
@@ -48,19 +59,28 @@ class Proposals(NamedTuple):
                 left out.
 
         Returns:
-            boxes [P, 4] float32 xyxy, canvas pixels, best first, and which rows are valid [P] bool.
+            boxes [P, 4] float32 xyxy, canvas pixels, best first; which rows are valid [P] bool; and, unless mask_size is 0, the
+            masks in the frames of these boxes, [P, S, S] bool.
         """
         corners = self.boxes[index].reshape(-1, 2, 2)
         corners = (corners - to_record[:, 2]) @ np.linalg.inv(to_record[:, :2]).T
         boxes = np.sort(corners, axis=1).reshape(-1, 4)  # turns and flips make other corners the upper left ones
         boxes = np.clip(boxes, np.tile(window[:2], 2), np.tile(window[2:], 2))
-        boxes = boxes[(boxes[:, 2:] - boxes[:, :2] > MIN_SIDE).all(axis=1)]
+        (kept,) = np.nonzero((boxes[:, 2:] - boxes[:, :2] > MIN_SIDE).all(axis=1))
         padded = np.zeros((self.rows, 4), np.float32)
-        padded[: len(boxes)] = boxes
-        return padded, np.arange(self.rows) < len(boxes)
+        padded[: len(kept)] = boxes[kept]
+        valid = np.arange(self.rows) < len(kept)
+        if not self.mask_size:
+            return padded, valid
+        size = self.mask_size, self.mask_size
+        masks = np.zeros((self.rows, *size), bool)
+        for row, proposal in enumerate(kept):
+            mask = pycocotools.mask.decode(self.masks[index][proposal])
+            masks[row] = mask_in_frame(mask, padded[row], to_record, size)
+        return padded, valid, masks
 
 
-def load_proposals(source: str | None, dataset: Dataset, max_proposals: int) -> Proposals | None:
+def load_proposals(source: str | None, dataset: Dataset, max_proposals: int, mask_size: int = 0) -> Proposals | None:
     """Collects the proposals of a split, and prints how many there are and how many are left out.
 
     Args:
@@ -68,25 +88,34 @@ def load_proposals(source: str | None, dataset: Dataset, max_proposals: int) -> 
             split without crowds; or None.
         dataset: the split.
         max_proposals: P. An image keeps those with the best scores.
+        mask_size: S, side of the masks of proposals, cells; 0 for no masks.
 
     Returns:
         Proposals, none for an image that the source does not list; None if the source is None.
 
     Raises:
-        DataError: the file is malformed, or lists no image of the split.
+        DataError: the file is malformed, or lists no image of the split; a proposal has no mask, or one that is not of its
+            image; masks would take too much memory.
     """
     if source is None:
         return None
+    if max_proposals * mask_size**2 > MAX_CELLS:
+        raise DataError(
+            f'{max_proposals} proposals with masks of {mask_size} x {mask_size} cells are more than {MAX_CELLS} cells an image: '
+            'lower data.max_proposals or data.proposal_mask_size'
+        )
     listed = None if source == 'ground_truth' else read_proposals(os.path.expanduser(source))
-    boxes, none = [], np.zeros((0, 4))
+    boxes, masks, none = [], [], Listed(np.zeros((0, 4)), [], [])
     count = images = dropped = 0
     for record in tqdm(dataset.records, desc='proposals', unit='image', leave=False):
-        xywh = record['boxes'][~record['is_crowd']] if listed is None else listed.get(record['image_id'], none)
-        count += len(xywh)
-        images += len(xywh) > 0
-        dropped += max(0, len(xywh) - max_proposals)
-        xywh = xywh[:max_proposals]
-        boxes.append(xywh_to_xyxy(xywh).astype(np.float32))
+        found = _objects(record) if listed is None else listed.get(record['image_id'], none)
+        count += len(found.boxes)
+        images += len(found.boxes) > 0
+        dropped += max(0, len(found.boxes) - max_proposals)
+        found = Listed(*(values[:max_proposals] for values in found))
+        boxes.append(xywh_to_xyxy(found.boxes).astype(np.float32))
+        if mask_size:
+            masks.append(_masks(found, record, source))
     split = f'split {dataset.split!r} of {dataset.name!r}'
     if listed is not None and not images:
         first = dataset.records[0]
@@ -100,20 +129,57 @@ def load_proposals(source: str | None, dataset: Dataset, max_proposals: int) -> 
             f'{dropped} over data.max_proposals={max_proposals} are left out',
             file=sys.stderr,
         )
-    return Proposals(boxes, max_proposals)
+    return Proposals(boxes, max_proposals, mask_size, masks)
 
 
-def read_proposals(path: str | os.PathLike) -> dict[int, np.ndarray]:
+class Listed(NamedTuple):
+    """The proposals of an image, best first.
+
+    boxes: [n, 4] float64 xywh, pixels of the image.
+    segmentations: what the source has as their masks, unchecked; None where it has nothing.
+    entries: where in the source they stand, for messages.
+    """
+
+    boxes: np.ndarray
+    segmentations: list[Any]
+    entries: list[int]
+
+
+def _objects(record: Mapping[str, Any]) -> Listed:
+    """Takes the objects of a record, without crowds, for proposals."""
+    rows = np.flatnonzero(~record['is_crowd']).tolist()
+    size = [record['height'], record['width']]
+    codes = [record['segmentations'][row] for row in rows]
+    segmentations = [{'size': size, 'counts': code} if code else None for code in codes]
+    return Listed(record['boxes'][rows], segmentations, record['annotation_ids'][rows].tolist())
+
+
+def _masks(found: Listed, record: Mapping[str, Any], source: str) -> list[dict[str, Any]]:
+    """Checks the masks of a record's proposals, and compresses them."""
+    masks = []
+    for entry, segmentation in zip(found.entries, found.segmentations):
+        mask = read_mask(segmentation, record['height'], record['width'])
+        if mask.rle is None:
+            what = mask.left_out[0] if mask.left_out else "no 'segmentation'"
+            raise DataError(
+                f'{source}: entry {entry}, of {record["file_name"]} ({record["height"]} x {record["width"]} pixels): {what}; '
+                'data.proposal_mask_size asks for the masks of proposals: give each its COCO segmentation, or set it to 0'
+            )
+        masks.append(mask.rle)
+    return masks
+
+
+def read_proposals(path: str | os.PathLike) -> dict[int, Listed]:
     """Reads proposals in COCO's results format, JSON or gzipped JSON: the detections of a detector, for example.
 
-    The file is a list of {"image_id", "bbox": [x, y, width, height], "score"}; other keys are ignored. It is held in memory
-    while it is read, about 1 kB a proposal.
+    The file is a list of {"image_id", "bbox": [x, y, width, height], "score"}, of which each may have a "segmentation"; other
+    keys are ignored. It is held in memory while it is read, about 1 kB a proposal without its mask.
 
     Args:
         path: the file.
 
     Returns:
-        {image_id: [n, 4] float64 xywh pixels, best score first}; of equal scores the earlier one.
+        {image_id: its proposals}; of equal scores the earlier one comes first.
 
     Raises:
         DataError: it cannot be read, or an entry is malformed; the message names the file and the entry.
@@ -136,13 +202,17 @@ def read_proposals(path: str | os.PathLike) -> dict[int, np.ndarray]:
         raise DataError(f'{path} is not JSON, or was cut short ({error}); copy or export it again') from error
     if not isinstance(entries, list):
         raise DataError(f'{path} is not a list of proposals: export it in the format of COCO results, where {ENTRY}')
-    rows = collections.defaultdict(list)  # of each image (score, x, y, w, h)
+    numbers = collections.defaultdict(list)  # of the entries of each image
     for i, entry in enumerate(entries):
         if reason := _flaw(entry):
             raise DataError(f'{path}: entry {i} (counted from 0): {reason}; {ENTRY}. Fix or remove the entry')
-        rows[entry['image_id']].append((entry['score'], *entry['bbox']))
-    arrays = {image_id: np.array(found, np.float64) for image_id, found in rows.items()}
-    return {image_id: array[np.argsort(-array[:, 0], kind='stable'), 1:] for image_id, array in arrays.items()}
+        numbers[entry['image_id']].append(i)
+    listed = {}
+    for image_id, rows in numbers.items():
+        rows.sort(key=lambda i: -entries[i]['score'])
+        boxes = np.array([entries[i]['bbox'] for i in rows], np.float64)
+        listed[image_id] = Listed(boxes, [entries[i].get('segmentation') for i in rows], rows)
+    return listed
 
 
 def _flaw(entry: Any) -> str | None:

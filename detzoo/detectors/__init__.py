@@ -2,7 +2,19 @@
 
 from typing import Any
 
-from detzoo.detectors import deepmask, faster_rcnn, mask_rcnn, retinanet, sharpmask, ssd, yolo_v1, yolo_v2, yolo_v3
+from detzoo.detectors import (
+    deepmask,
+    faster_rcnn,
+    mask_rcnn,
+    mnc,
+    retinanet,
+    sds,
+    sharpmask,
+    ssd,
+    yolo_v1,
+    yolo_v2,
+    yolo_v3,
+)
 from detzoo.detectors.network import check_arguments
 from detzoo.types import Detector
 
@@ -10,7 +22,9 @@ DETECTORS = {
     'deepmask': deepmask.make,
     'faster_rcnn': faster_rcnn.make,
     'mask_rcnn': mask_rcnn.make,
+    'mnc': mnc.make,
     'retinanet': retinanet.make,
+    'sds': sds.make,
     'sharpmask': sharpmask.make,
     'ssd': ssd.make,
     'yolo_v1': yolo_v1.make,

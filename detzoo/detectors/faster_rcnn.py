@@ -377,7 +377,7 @@ def make(**arguments: Any) -> Detector:
     def predict(params: Any, model_state: Any, inputs: Inputs) -> Detections:
         def find(net: FasterRCNN, x: Array, *, train: bool) -> Detections:
             proposed = stages.propose(net, rpn, x, inputs, train=train)
-            return stages.detect(net, roi_head, proposed, inputs.window)
+            return stages.detect(net, proposed, inputs.window, head=roi_head)
 
         return run(params, model_state, inputs, train=False, method=find)[0]
 

@@ -32,11 +32,11 @@ import optax
 from detzoo.backbones.conv import Conv, ConvTranspose
 from detzoo.backbones.norms import make_norm
 from detzoo.core import losses, masks, matching
-from detzoo.detectors import chunks, faster_rcnn, stages
+from detzoo.detectors import chunks, faster_rcnn, oracles, stages
 from detzoo.detectors import network as network_ops
 from detzoo.detectors.faster_rcnn import FasterRCNN
 from detzoo.detectors.network import arguments_of, with_arguments_of
-from detzoo.detectors.stages import EMPTY_ROI, TrainedAnchors, TrainedRoIs, make_roi_reader
+from detzoo.detectors.stages import EMPTY_ROI, TrainedAnchors, TrainedRoIs, make_roi_head, make_roi_reader
 from detzoo.types import Array, Assignment, Batch, Detections, Detector, GroundTruth, Inputs
 
 
@@ -326,10 +326,10 @@ def make(
         mask_loss = jax.vmap(mask_head.loss)(trained.mask_logits, rois, matched, gt)['mask_loss'].sum()
         return metrics | dict(mask_loss=mask_loss / losses.normalizer((matched >= 0).sum(), parts.axis_name))
 
-    def predict(params: Any, model_state: Any, inputs: Inputs) -> Detections:
+    def predict_by(detect: Callable[..., Detections], params: Any, model_state: Any, inputs: Inputs) -> Detections:
         def find(net: MaskRCNN, x: Array, *, train: bool) -> Detections:
             proposed = stages.propose(net.boxes, rpn, x, inputs, train=train)
-            found = stages.detect(net.boxes, roi_head, proposed, inputs.window)
+            found = detect(net.boxes, proposed, inputs.window)
             with jax.named_scope('post'):
                 rois = jnp.where(found.valid[..., None], found.boxes, jnp.asarray(EMPTY_ROI))
             features = net.boxes.roi_features(proposed.levels, rois, found.valid, train=train) if joint else None
@@ -350,14 +350,15 @@ def make(
         trained, _ = run(params, model_state, batch.inputs, train=True, method=train_on, batch=batch, rng=rng)
         return stages.assignments(trained.anchors, trained.rois)
 
-    init = partial(network_ops.init, network)
+    head_without_nms = make_roi_head(parts.num_classes, **{**arguments.get('head', {}), 'iou_threshold': 1.0})
     return Detector(
-        init,
+        partial(network_ops.init, network),
         loss,
-        predict,
+        partial(predict_by, partial(stages.detect, head=roi_head)),
         assign,
         takes_proposals=True,
         needs_proposals=rpn is None,
         finds_masks=True,
         propose=propose,
+        oracle=oracles.make_oracle(predict_by, roi_head, head_without_nms),
     )

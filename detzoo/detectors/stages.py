@@ -273,7 +273,9 @@ class TrainedRoIs(NamedTuple):
     matched: Array
 
 
-def propose(net: nn.Module, rpn: RPN | None, x: Array, inputs: Inputs, *, train: bool) -> Proposed:
+def propose(
+    net: nn.Module, rpn: RPN | None, x: Array, inputs: Inputs, *, train: bool, boxes_learn: bool = False
+) -> Proposed:
     """Runs the backbone and the RPN, or takes the given proposals instead of the RPN's.
 
     Args:
@@ -282,6 +284,7 @@ def propose(net: nn.Module, rpn: RPN | None, x: Array, inputs: Inputs, *, train:
         x: [B, H, W, 3] float, normalised images.
         inputs: the windows, and proposals or None.
         train: whether to run as in training.
+        boxes_learn: whether the gradient of the proposals goes on to the RPN's deltas.
     """
     levels = net.levels(x, train=train)
     if inputs.proposals is not None:
@@ -295,7 +298,9 @@ def propose(net: nn.Module, rpn: RPN | None, x: Array, inputs: Inputs, *, train:
     with jax.named_scope('rpn'):
         anchors = rpn.anchors(x.shape[1:3], [level.shape[1:3] for level in levels])
         propose_one = partial(rpn.propose, anchors=anchors, train=train)
-        proposals = jax.vmap(lambda *arrays: propose_one(*arrays))(*jax.lax.stop_gradient(outputs), inputs.window)
+        objectness_logits, deltas = jax.lax.stop_gradient(outputs)
+        deltas = outputs[1] if boxes_learn else deltas
+        proposals = jax.vmap(lambda *arrays: propose_one(*arrays))(objectness_logits, deltas, inputs.window)
     return Proposed(levels, outputs, jnp.asarray(np.concatenate(anchors)), *proposals)
 
 
@@ -370,14 +375,14 @@ def assignments(anchors: TrainedAnchors | None, rois: TrainedRoIs) -> dict[str, 
     return stages
 
 
-def detect(net: nn.Module, head: RoIHead, proposed: Proposed, window: Array) -> Detections:
+def detect(net: nn.Module, proposed: Proposed, window: Array, *, head: RoIHead) -> Detections:
     """Classifies the proposals of a batch, moves them onto objects and prunes them.
 
     Args:
         net: a FasterRCNN, bound to its variables.
-        head: the head on RoIs.
         proposed: what `propose` made of the batch.
         window: [B, 4], where the images lie on their canvases.
+        head: the head on RoIs.
     """
     outputs = net.boxes(net.roi_features(proposed.levels, proposed.boxes, proposed.valid, train=False))
     with jax.named_scope('post'):

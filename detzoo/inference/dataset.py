@@ -134,11 +134,20 @@ def make_predict_step(
         (detections, or a segmenter's PixelClasses; indices of the records; valid).
     """
     predict = prediction_of(detector)
+    return on_all_devices(
+        lambda params, model_state, batch: predict(params, model_state, batch.inputs), canvases, devices
+    )
+
+
+def on_all_devices(
+    predict: Callable[[Any, Any, Batch], Detections | PixelClasses], canvases: Collection[Any], devices: Any = None
+) -> Callable[..., Any]:
+    """Maps a prediction that sees the whole batch, its ground truth too, over devices; see `make_predict_step`."""
 
     def predict_step(
         params: Any, model_state: Any, batch: Batch
     ) -> tuple[Detections | PixelClasses, jax.Array, jax.Array]:
-        result = predict(params, model_state, batch.inputs), batch.image_id, batch.valid
+        result = predict(params, model_state, batch), batch.image_id, batch.valid
         return jax.tree.map(lambda x: jax.lax.all_gather(x, parallel.AXIS, tiled=True), result)
 
     return parallel.parallel(predict_step, name='the predict step', traces=len(set(canvases)), devices=devices)
@@ -359,7 +368,7 @@ def evaluate_workdir(
     config = config.copy_and_resolve_references()
     config.evaluation.batch_size = -(-config.evaluation.batch_size // devices) * devices  # any machine may evaluate
     config.evaluation.panoptic |= panoptic
-    given = load_proposals(source, dataset, config.data.max_proposals)
+    given = load_proposals(source, dataset, config.data.max_proposals, config.data.proposal_mask_size)
     truth = truth_for(predictor.detector, dataset)
     check_truth(truth, evaluated_kinds(config), dataset)
     folder = pathlib.Path(output or workdir)

@@ -39,7 +39,9 @@ def draw_assignments(predictor: Predictor, dataset: Dataset, index: int = 0) -> 
             batch_size=1,
             rounded=not config.evaluation.exact,
             mask_size=config.data.mask_size,
-            proposals=load_proposals(config.data.validation_proposals, part, config.data.max_proposals),
+            proposals=load_proposals(
+                config.data.validation_proposals, part, config.data.max_proposals, config.data.proposal_mask_size
+            ),
             threads=1,
         )
     )

@@ -91,6 +91,13 @@ def check_given(config: ml_collections.ConfigDict, detector: Detector | Segmente
         )
     for key in ('train_proposals', 'validation_proposals'):
         check_proposals(detector, name, config.data[key] is not None, f'data.{key}')
+    side = config.data.proposal_mask_size
+    if side and not detector.needs_proposal_masks:
+        raise ConfigError(f'data.proposal_mask_size is {side}, and {name} reads no masks of proposals: set it to 0')
+    if detector.needs_proposal_masks and not side:
+        raise ConfigError(
+            f'data.proposal_mask_size is 0, and {name} reads masks of proposals: set it, to 56 for example'
+        )
 
 
 def check_canvases(config: ml_collections.ConfigDict, detector: Detector | Segmenter) -> None:

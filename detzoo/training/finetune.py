@@ -35,6 +35,7 @@ from detzoo.weights.mapping import Template, check_values, flatten
 from detzoo.weights.torchvision import load_backbone
 
 _LISTED = 4  # variables in an error message
+_PRETRAINED = 'backbone', 'trunk', 'masked_trunk'  # the parts of a detector that a classifier may fill
 _CHANGES = re.compile(r'model\.|data\.recipe\.(resize|interpolation|shorter_side|longer_side)$')
 
 
@@ -77,7 +78,7 @@ def read_learnt(
         filled = flatten(load_backbone(os.path.expanduser(config.initialize_backbone), *template))
         arrays = {path: leaf for path, leaf in filled.items() if isinstance(leaf, np.ndarray)}
         check_values(arrays, config.initialize_backbone)
-        anew = [path for path in filled if path.split('/')[1] in ('backbone', 'trunk') and path not in arrays]
+        anew = [path for path in filled if path.split('/')[1] in _PRETRAINED and path not in arrays]
         return Learnt(arrays, tuple(anew))
     return Learnt()
 

@@ -79,8 +79,9 @@ def train_and_evaluate(
     config, runs, annotations = settle(config, pathlib.Path(workdir), data)
     detector, template, learnt = check(config, data, begun=all(has_checkpoints(folder) for _, folder in runs))
     data = training_images(config, data, validation, annotations)
-    proposals = load_proposals(config.data.train_proposals, data, config.data.max_proposals)
-    validation_proposals = load_proposals(config.data.validation_proposals, validation, config.data.max_proposals)
+    limits = config.data.max_proposals, config.data.proposal_mask_size
+    proposals = load_proposals(config.data.train_proposals, data, *limits)
+    validation_proposals = load_proposals(config.data.validation_proposals, validation, *limits)
     evaluate = make_evaluation(config, detector, validation, validation_proposals)
 
     with contextlib.ExitStack() as cleanup:  # closes what was opened last first

@@ -113,7 +113,7 @@ def load_backbone(path: str, params: Params, model_state: ModelState) -> Templat
 
     Args:
         path: a file with torchvision's names, written by torch or safetensors, or one of darknet's ('darknet53.conv.74').
-        params: the detector's; its backbone lies under 'backbone', a last stage that runs on RoIs under 'trunk'.
+        params: the detector's; its backbone lies under 'backbone', last stages that run on RoIs under 'trunk' and 'masked_trunk'.
         model_state: the detector's, with the same modules in each of its collections.
 
     Returns:
@@ -130,7 +130,8 @@ def load_backbone(path: str, params: Params, model_state: ModelState) -> Templat
         raise ValueError(
             f'{path}: torchvision has no classifier for the backbone of this model: leave it uninitialised'
         )
-    parts = ['backbone', 'trunk'] if 'stage4_block1' in params.get('trunk', ()) else ['backbone']
+    trunks = [part for part in ('trunk', 'masked_trunk') if 'stage4_block1' in params.get(part, ())]
+    parts = ['backbone', *trunks]
 
     def joined(tree: Any) -> Any:
         return {name: module for part in parts for name, module in tree[part].items()}

@@ -42,6 +42,8 @@ why one cannot. `python scripts/dev/backbones.py` prints this page.
 
 {reasons}
 
+MNC can have those of Faster R-CNN on C4, SDS those of Faster R-CNN on a pyramid or on C4.
+
 The strides of a backbone's feature maps, in pixels, and the keys of `model.backbone` that it alone has:
 
 {backbones}

@@ -73,6 +73,8 @@ TESTS = {
     'detzoo/detectors/deepmask.py': ['detectors/test_deepmask.py', 'detectors/test_detectors.py -k deepmask'],
     'detzoo/detectors/sharpmask.py': ['detectors/test_deepmask.py', 'detectors/test_detectors.py --full -k sharpmask'],
     'detzoo/detectors/windows.py': ['detectors/test_deepmask.py', 'detectors/test_detectors.py -k deepmask'],
+    'detzoo/core/roi_warp.py': ['core/test_roi_warp.py'],
+    'detzoo/detectors/mnc.py': ['detectors/test_mnc.py', 'detectors/test_detectors.py --full -k mnc'],
     'detzoo/detectors/mask_rcnn.py': ['detectors/test_mask_rcnn.py', 'detectors/test_detectors.py -k mask_rcnn'],
     'detzoo/detectors/network.py': ['detectors/test_detectors.py -k "yolo_v2 or retinanet"'],
     'detzoo/detectors/rpn.py': ['detectors/test_faster_rcnn.py', 'detectors/test_detectors.py -k faster_rcnn'],

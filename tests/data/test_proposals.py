@@ -60,9 +60,10 @@ def test_read_proposals_by_hand(tmp_path):
     )
     assert set(found) == {7, 9}
     np.testing.assert_array_equal(
-        found[7], [[5, 6, 7, 8], [1, 2, 3, 4], [9, 9, 9, 9]]
+        found[7].boxes, [[5, 6, 7, 8], [1, 2, 3, 4], [9, 9, 9, 9]]
     )  # of equal scores the earlier one
-    np.testing.assert_array_equal(found[9], [[0, 0, 10.5, 2]])
+    np.testing.assert_array_equal(found[9].boxes, [[0, 0, 10.5, 2]])
+    assert found[7].entries == [2, 0, 3] and found[9].segmentations == ['x'] and found[7].segmentations == [None] * 3
 
 
 def test_read_proposals_reads_what_evaluation_writes(toy, tmp_path):
@@ -73,8 +74,8 @@ def test_read_proposals_reads_what_evaluation_writes(toy, tmp_path):
     )
     assert set(found) == set(expected) == {record['image_id'] for record in toy().records if len(record['boxes'])}
     for record in toy().records[1:]:
-        np.testing.assert_array_equal(found[record['image_id']], record['boxes'])
-        np.testing.assert_array_equal(expected[record['image_id']], record['boxes'])
+        np.testing.assert_array_equal(found[record['image_id']].boxes, record['boxes'])
+        np.testing.assert_array_equal(expected[record['image_id']].boxes, record['boxes'])
 
 
 GOOD = dict(image_id=7, bbox=[1, 2, 3, 4], score=0.5)

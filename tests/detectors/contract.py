@@ -20,6 +20,7 @@ from tiny import (
     TINY_MASK_RCNN,
     TINY_MASK_RCNN_C4,
     TINY_MASK_RCNN_V2,
+    TINY_MNC,
     TINY_RETINANET,
     TINY_SHARPMASK,
     TINY_SSD,
@@ -106,6 +107,7 @@ MORE_VARIANTS = {
     'faster_rcnn_mobilenet': rcnn_variant(TINY_FASTER_RCNN_MOBILENET)._replace(AP=0.75),
     'mask_rcnn_c4': rcnn_variant(TINY_MASK_RCNN_C4),
     'mask_rcnn_v2': rcnn_variant(TINY_MASK_RCNN_V2)._replace(steps=500),
+    'mnc': rcnn_variant(TINY_MNC)._replace(rounding=0.2),
     'ssd_resnet18': ssd_variant(TINY_SSD_RESNET),
     'ssdlite': ssd_variant(TINY_SSDLITE),
     'yolo_v1_local': Variant(

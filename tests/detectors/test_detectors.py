@@ -114,7 +114,7 @@ SPREADS = [
     ('^ssd/(cls|box)_head/level[0-9]+/conv/', 'xavier'),
     ('^ssd/extra_layers_without_norm/', 'xavier'),
     ('/conv/kernel', 'he_fan_in'),  # of ConvNorm: VGG, MobileNet, darknet, and what SSD and YOLO add
-    ('/(backbone|trunk)/(stem_conv|stage[1-4]_block[0-9]+)/', 'he_fan_out'),  # of ResNet
+    ('/(backbone|(masked_)?trunk)/(stem_conv|stage[1-4]_block[0-9]+)/', 'he_fan_out'),  # of ResNet
     ('/fpn/', 'fan_in'),
     ('/(trunk|mask_head)/(conv|fc|deconv)[0-9]*/', 'he_fan_in'),
     ('/box_head/cls_logits/', '0.01'),
