@@ -58,10 +58,19 @@ def make_evaluation(
     detector: Detector | Segmenter,
     dataset: Dataset,
     proposals: Proposals | None = None,
+    *,
+    on_batch: Callable[[], None] = lambda: None,
 ) -> Callable[[TrainState], Evaluation]:
     """Makes a function that evaluates a replicated state on the validation split.
 
     The loss is computed as in training, with batch statistics, on the batches that need no filler.
+
+    Args:
+        config: config of the program.
+        detector: its detector.
+        dataset: the split.
+        proposals: its proposals, or None.
+        on_batch: called after each batch; what it raises ends the evaluation.
 
     Raises:
         DataError: detections on these data could not be evaluated.
@@ -81,6 +90,10 @@ def make_evaluation(
         params = state.params if state.ema_params is None else state.ema_params
         losses, drawn, tally = [], {}, Tally(truth, classes, config)
 
+        def add_loss(batch: Batch) -> None:
+            losses.append(loss_step(params, state.model_state, batch))
+            on_batch()
+
         def keep(index: int, found: ImageDetections, count: int) -> None:
             tally.add(index, found, count)
             if index < PICTURES:
@@ -94,7 +107,7 @@ def make_evaluation(
             truth,
             config,
             proposals=proposals,
-            on_batch=lambda batch: losses.append(loss_step(params, state.model_state, batch)),
+            on_batch=add_loss,
             on_image=keep,
         )
         losses = np.array([parallel.first_replica(pair) for pair in losses], np.float64)  # [batches, (loss, whole)]

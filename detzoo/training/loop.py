@@ -4,8 +4,9 @@
     each step: batch of the step -> pmap(gradients of detector.loss, averaged; update) -> metrics, logged one step later
     every so many steps: a checkpoint, and the evaluation of that checkpoint (`evaluation.make_evaluation`)
 
-A run that was cut goes on with the same command and ends with the same bits: its state is the checkpoint, its data a
-function of seed and step, its random numbers fold_in(key(seed), step).
+A run that is asked to stop (`run.stopping`) finishes its step, and saves its state. One that was stopped or cut goes on with
+the same command and ends with the same bits: its state is the checkpoint, its data a function of seed and step, its random
+numbers fold_in(key(seed), step).
 
 With `training.num_replicas` several seeds are trained by one program, mapped over them with `vmap`: state and batches have an
 axis of replicas after that of devices. What is written is what each would have written alone, in a workdir of its own.
@@ -35,6 +36,7 @@ from detzoo.data.records import Dataset, with_objects
 from detzoo.data.statistics import Annotations, read_annotations
 from detzoo.run import parallel
 from detzoo.run.checkpoint import Checkpoints, TrainState
+from detzoo.run.stopping import Stopped, StopRequest
 from detzoo.run.workdir import has_checkpoints
 from detzoo.training.checks import check
 from detzoo.training.data_checks import summary, warnings
@@ -52,6 +54,7 @@ def train_and_evaluate(
     workdir: str | os.PathLike,
     *,
     profile_steps: int = 0,
+    stop: StopRequest | None = None,
     on_results: Callable[[dict[str, Any], dict[str, Any], list[dict[str, Any]]], None] = lambda *results: None,
 ) -> dict[str, Any]:
     """Trains the detector of a config on all devices, and evaluates it.
@@ -60,6 +63,7 @@ def train_and_evaluate(
         config: config of the run, see `detzoo.config`.
         workdir: the folder of the run; a run that is there goes on. With several replicas, a folder of workdirs.
         profile_steps: number of steps to record with JAX's profiler, into the workdir's TensorBoard.
+        stop: may ask the run to stop, on any of its processes; see `run.stopping`.
         on_results: called at the end with the last metrics, the ground truth of the validation split, and the detections as
             COCO results; of several replicas, with the first one's.
 
@@ -73,17 +77,22 @@ def train_and_evaluate(
         InUseError: another process trains in the workdir.
         RecompilationError: a step would be compiled more often than there are canvases.
         StorageError: the workdir cannot be written.
+        Stopped: the run was asked to stop; the same call goes on.
     """
-    config = complete(config)
+    config, stop = complete(config), stop or StopRequest()
+    largest = parallel.LargestNumber()
     data, validation = open_split(config.data, 'train'), open_split(config.data, 'validation')
     config, runs, annotations = settle(config, pathlib.Path(workdir), data)
     detector, template, learnt = check(config, data, begun=all(has_checkpoints(folder) for _, folder in runs))
     data = training_images(config, data, validation, annotations)
     proposals = load_proposals(config.data.train_proposals, data, config.data.max_proposals)
     validation_proposals = load_proposals(config.data.validation_proposals, validation, config.data.max_proposals)
-    evaluate = make_evaluation(config, detector, validation, validation_proposals)
+    evaluate = make_evaluation(
+        config, detector, validation, validation_proposals, on_batch=lambda: leave_if(asked_for(stop, largest))
+    )
 
     with contextlib.ExitStack() as cleanup:  # closes what was opened last first
+        cleanup.callback(setattr, stop, 'running', False)
         start = parallel.from_first_process(lambda: take_over(config, runs, data, validation, cleanup))
         states = [
             Checkpoints(folder).restore(template) if start else initial_state(own, detector, learnt.arrays)
@@ -110,13 +119,15 @@ def train_and_evaluate(
                 batches = [next(stream) for stream in streams]
             batch = stack([shard(batch, jax.local_device_count()) for batch in batches], axis=1)
             state, metrics = train_step(state, parallel.put(batch))
+            stop.running, signal = True, asked_for(stop, largest)
             pending.append(Pending(step, [batch.image_id for batch in batches], metrics))
             due = evaluation_due(config, step)
-            saved = due or step % config.training.checkpoint_every == 0
+            saved = due or signal > 0 or step % config.training.checkpoint_every == 0
             while len(pending) > (0 if saved else 1):  # one step behind, so that the devices never wait for the log
                 log_step(pending.popleft(), replicas, data, progress)
             if saved:
                 save(state, replicas)
+            leave_if(signal, f'after step {step}')
             if due:  # after the checkpoint, which stays if the evaluation fails
                 with progress.paused():
                     evaluations = evaluate_and_log(evaluate, state, replicas, step)
@@ -276,6 +287,28 @@ def evaluate_and_log(
         if replica.log.evaluated != step:
             log_evaluation(replica.log, step, evaluation)
     return evaluations
+
+
+def asked_for(stop: StopRequest, largest: parallel.LargestNumber) -> int:
+    """Returns the signal by which one of the processes is asked to stop, 0 for none; all stop at the same call."""
+    signal = largest(stop.number)
+    if signal:
+        stop.accept()
+    return signal
+
+
+def leave_if(signal: int, where: str = 'in an evaluation') -> None:
+    """Ends a run whose checkpoint is saved, or is being written, if it is asked to stop.
+
+    Args:
+        signal: the signal that asks for it; 0 for none.
+        where: where the run is.
+
+    Raises:
+        Stopped: it is asked to stop.
+    """
+    if signal:
+        raise Stopped(signal, f'{where}, whose checkpoint is saved: the same command goes on from there')
 
 
 def make_batches(
