@@ -379,7 +379,7 @@ def processes_of(folder, run=''):
 
 
 def test_sweep_killed_at_will_ends_with_the_same_results(experiment, tiny_run, data_dir, tmp_path):
-    """SIGKILL to the process of a run, SIGTERM to that of the sweep, then SIGKILL; one run cannot succeed, one shares a training."""
+    """SIGKILL to the process of a run; SIGTERM and SIGKILL to that of the sweep; one run cannot succeed, one shares a training."""
     store = Store(tmp_path / 'sweep')
     path = experiment(
         "[Run('a', CONFIG), Run('nan', CONFIG, {'optimizer.learning_rate': 1e30}),"
@@ -397,17 +397,13 @@ def test_sweep_killed_at_will_ends_with_the_same_results(experiment, tiny_run, d
     assert results['strict'].status == FINISHED  # went on where the other's training was cut
 
     sweep = sweep_script(path, store.folder)
-    wait_for_step(store, 'a', 9)
+    wait_for_step(store, 'a', 11)
     sweep.terminate()
     output, errors = sweep.communicate(timeout=60)
     assert sweep.returncode == 42 and 'stopped by SIGTERM when ' in errors, errors
     assert not processes_of(store.folder)
     step = Checkpoints(store.workdir('a')).latest_step()
-    assert step == read_metrics(store.workdir('a'))[-1]['step'] and step not in (
-        5,
-        10,
-        15,
-    )  # its own, not one that was due
+    assert step == read_metrics(store.workdir('a'))[-1]['step'] and 11 <= step < 15  # between two that were due
     assert 'stopped by SIGTERM after step' in (store.folder / 'runs' / 'a.log').read_text()
 
     sweep = sweep_script(path, store.folder)
