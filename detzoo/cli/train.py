@@ -5,6 +5,11 @@
 Each key of the config can be set: --config.training.steps=500 --config.data.name=NAME. An interrupted run goes on with the same
 command on the same workdir. On a pod, start the command on every host.
 
+A run whose loss or gradient is not finite ends, and writes the batch and the state before it into nonfinite/ of its workdir.
+This repeats the step, and says which losses, images and gradients are not finite:
+
+    detzoo train --replay=runs/shapes/nonfinite/120.safetensors
+
 SIGTERM and Ctrl-C end the run after its step, with a checkpoint. It exits with 42 after SIGTERM, with 130 after Ctrl-C. A second
 Ctrl-C ends it at once, and so does either during start-up.
 """
@@ -19,8 +24,8 @@ from detzoo.cli.paths import define_path
 from detzoo.run.stopping import GRACE as DEFAULT_GRACE
 from detzoo.run.stopping import Stopped, StopRequest
 
-CONFIG = define_config()
-WORKDIR = define_path('workdir', None, 'The folder for checkpoints, metrics and the config.', required=True)
+CONFIG = define_config(required=False)  # not for --replay, see below
+WORKDIR = define_path('workdir', None, 'The folder for checkpoints, metrics and the config.')
 PROFILE = flags.DEFINE_integer(
     'profile', 0, 'The number of steps to record with the profiler, for TensorBoard.', lower_bound=0
 )
@@ -32,6 +37,13 @@ GRACE = flags.DEFINE_float(
     'the run then ends without a new checkpoint.',
     lower_bound=0.0,
 )
+REPLAY = define_path('replay', None, 'A file in nonfinite/ of a workdir: its step is repeated, and nothing is trained.')
+for required in ('config', 'workdir'):
+    flags.register_validator(
+        required,
+        lambda value: value is not None or flags.FLAGS['replay'].value is not None,
+        f'Flag --{required} must have a value other than None.',  # absl's words for a required flag
+    )
 STOP = StopRequest()
 
 
@@ -55,6 +67,11 @@ def main(settings: list[str]) -> None:
     from detzoo.training.loop import train_and_evaluate
 
     keep_compilations()
+    if REPLAY.value is not None:
+        from detzoo.training.nonfinite import describe, replay
+
+        print(describe(replay(REPLAY.value)))
+        return
     STOP.grace = GRACE.value
     try:
         metrics = train_and_evaluate(CONFIG.value, WORKDIR.value, profile_steps=PROFILE.value, stop=STOP)

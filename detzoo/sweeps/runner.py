@@ -123,7 +123,7 @@ def _check(store: Store, planned: dict[str, Any]) -> dict[str, Result]:
             raise ConfigError(
                 f'{store.folder}: run {result.run!r} was finished with another config ({keys}): take another folder'
             )
-        if result.steps >= row['config']['training']['steps']:
+        if not changed or result.steps >= row['config']['training']['steps']:  # the same config may end a run early
             store.write_result(result)  # the run may have outlived the sweep that started it
             done[result.run] = result
     return done

@@ -17,6 +17,8 @@ from detzoo import visualize
 from detzoo.core.boxes import xywh_to_xyxy
 from detzoo.data.proposals import Proposals
 from detzoo.data.records import Dataset, decode_image, ground_truth
+from detzoo.errors import ConfigError, nearest
+from detzoo.evaluation import coco_metrics
 from detzoo.inference.dataset import (
     Tally,
     canvases_for,
@@ -73,10 +75,17 @@ def make_evaluation(
         on_batch: called after each batch; what it raises ends the evaluation.
 
     Raises:
+        ConfigError: `training.keep_best` is no metric of this evaluation.
         DataError: detections on these data could not be evaluated.
     """
     truth, classes = ground_truth(dataset), classes_of(dataset)
     check_truth(truth, evaluated_kinds(config), dataset)
+    known, best = metric_names(truth, config, detector), config.training.keep_best
+    if best is not None and best not in known:
+        raise ConfigError(
+            f'training.keep_best is {best!r}, which this evaluation does not have: the nearest is {nearest(best, known)!r}; it has '
+            f'{", ".join(known)}'
+        )
     canvases = set(canvases_for(truth, config))
     predict_step = make_predict_step(detector, canvases)
 
@@ -134,6 +143,15 @@ def evaluate_each(evaluate: Callable[[TrainState], Evaluation], state: TrainStat
     if count == 1:
         return [evaluate(state)]
     return [evaluate(parallel.replicate(own)) for own in unstack(parallel.first_replica(state), count)]
+
+
+def metric_names(truth: dict[str, Any], config: ml_collections.ConfigDict, detector: Detector | Segmenter) -> list[str]:
+    """Lists the metrics that an evaluation logs, as `training.keep_best` names them."""
+    nothing = coco_metrics({**truth, 'annotations': []}, [], evaluated_kinds(config))
+    names = [*nothing['boxes'], *(f'mask_{name}' for name in nothing.get('masks', {}))]
+    if isinstance(detector, Segmenter):
+        names += ['pixel_accuracy', 'mean_accuracy', 'mean_iou', 'weighted_iou', 'PQ', 'SQ', 'RQ']
+    return ['loss', *names, 'candidates_dropped']
 
 
 def log_evaluation(log: MetricsLog, step: int, evaluation: Evaluation) -> None:
