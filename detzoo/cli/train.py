@@ -38,10 +38,11 @@ GRACE = flags.DEFINE_float(
     lower_bound=0.0,
 )
 REPLAY = define_path('replay', None, 'A file in nonfinite/ of a workdir: its step is repeated, and nothing is trained.')
+replay_flag = flags.FLAGS['replay']
 for required in ('config', 'workdir'):
     flags.register_validator(
         required,
-        lambda value: value is not None or flags.FLAGS['replay'].value is not None,
+        lambda value: value is not None or replay_flag.value is not None,
         f'Flag --{required} must have a value other than None.',  # absl's words for a required flag
     )
 STOP = StopRequest()

@@ -20,7 +20,6 @@ import numpy as np
 from jax.experimental import checkify
 from jax.extend.core import Literal
 
-import detzoo
 from detzoo.config import from_json, to_json
 from detzoo.data.pipeline import shard
 from detzoo.data.records import Dataset
@@ -236,7 +235,7 @@ def backward_order(record: Record, batch: Batch) -> dict[str, int]:
 
 
 def first_nan(record: Record, batch: Batch) -> str:
-    """Finds the first operation of loss and gradient that makes a NaN: its name, and its place in detzoo's code if known."""
+    """Finds the first operation of loss and gradient that makes a NaN: its name, and the line of code that asks for it."""
     loss_of, rng = loss_of_record(record, None)
     checked = checkify.checkify(jax.value_and_grad(loss_of, has_aux=True), errors=checkify.nan_checks)
     try:
@@ -247,12 +246,9 @@ def first_nan(record: Record, batch: Batch) -> str:
     if raised is None:
         return ''
     frames = traceback.extract_tb(raised.traceback_info.as_python_traceback())
-    ours = [f'{frame.filename}, line {frame.lineno}: {frame.line}' for frame in frames if _is_ours(frame.filename)]
-    return f'{raised.prim}' + (f' in {ours[-1]}' if ours else '')
-
-
-def _is_ours(filename: str) -> bool:
-    return pathlib.Path(filename).is_relative_to(pathlib.Path(detzoo.__file__).parent) and filename != __file__
+    libraries = tuple(str(pathlib.Path(library.__file__).parent) for library in (jax, flax))
+    ours = [frame for frame in frames if not frame.filename.startswith(libraries)]
+    return f'{raised.prim} in {ours[-1].filename}, line {ours[-1].lineno}: {ours[-1].line}'
 
 
 def describe(found: Findings) -> str:
