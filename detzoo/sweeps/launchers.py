@@ -58,11 +58,11 @@ class _Process:
         code = self.process.poll()
         if code is None:
             return None
+        if code in EXIT_CODES.values() or -code in EXIT_CODES:  # the signal itself ends a process that is just starting
+            return STOPPED
         if code < 0:
             hint = ', often because memory ran out' if -code == signal.SIGKILL else ''
             return f'killed by {signal.Signals(-code).name}{hint}'
-        if code in EXIT_CODES.values():
-            return STOPPED
         return f'exit code {code}, see {self.log}'
 
     def stop(self) -> bool:

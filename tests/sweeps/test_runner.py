@@ -217,6 +217,19 @@ def test_run_sweep_goes_on_with_more_steps(experiment, tmp_path):
     assert fake.started == ['a'] and result.steps == 32 and len(Store(folder).results()) == 1
 
 
+def test_run_sweep_does_not_repeat_a_run_that_ended_early(experiment, tmp_path):
+    path, folder = experiment("[Run('a', CONFIG)]"), tmp_path / 'sweep'
+    settings = ['training.keep_best=AP', 'training.early_stopping_patience=2']
+    (result,) = runner.run_sweep(folder, plan(path, settings), Fake(folder, {'a': FINISHED}))
+    early = result._replace(steps=5)
+    write_text(folder / 'results' / 'a' / 'result.json', json.dumps(early._asdict()))
+    fake = Fake(folder, {'a': FINISHED})
+    assert runner.run_sweep(folder, plan(path, settings), fake) == [early] and not fake.started
+    settings[1] = 'training.early_stopping_patience=3'
+    runner.run_sweep(folder, plan(path, settings), fake)
+    assert fake.started == ['a']
+
+
 def test_run_sweep_refuses_a_folder_of_something_else(experiment, tmp_path):
     path, folder = experiment("[Run('a', CONFIG)]"), tmp_path / 'sweep'
     runner.run_sweep(folder, plan(path), Fake(folder, {'a': FINISHED}))
@@ -296,7 +309,7 @@ def test_attempt_keeps_runs_apart_whose_names_have_dots(experiment, tmp_path, mo
     folder.mkdir()
     planned = plan(experiment("[Run('a_0.25', CONFIG), Run('a_0.5', CONFIG, {'seed': 1})]"))
     write_text(folder / 'sweep.json', json.dumps(planned))
-    monkeypatch.setattr(attempt, '_train', lambda store, planned: planned._replace(status=FINISHED))
+    monkeypatch.setattr(attempt, '_train', lambda store, planned, stop: planned._replace(status=FINISHED))
     assert attempt.attempt(str(folder), 'a_0.25') and attempt.attempt(str(folder), 'a_0.5')
     assert sorted(path.name for path in (folder / 'runs').iterdir()) == [
         'a_0.25.lock',
@@ -306,12 +319,26 @@ def test_attempt_keeps_runs_apart_whose_names_have_dots(experiment, tmp_path, mo
     ]
 
 
+def test_attempt_records_nothing_of_a_run_that_was_stopped(experiment, tmp_path, monkeypatch):
+    folder = tmp_path / 'sweep'
+    folder.mkdir()
+    write_text(folder / 'sweep.json', json.dumps(plan(experiment("[Run('a', CONFIG)]"))))
+
+    def stop(store, planned, request):
+        raise Stopped(signal.SIGINT, 'here')
+
+    monkeypatch.setattr(attempt, '_train', stop)
+    with pytest.raises(Stopped):
+        attempt.attempt(str(folder), 'a')
+    assert not list((folder / 'results' / 'a').iterdir())
+
+
 def test_attempt_records_what_was_raised(experiment, tmp_path, monkeypatch):
     folder = tmp_path / 'sweep'
     folder.mkdir()
     write_text(folder / 'sweep.json', json.dumps(plan(experiment("[Run('a', CONFIG)]"))))
 
-    def fail(store, planned):
+    def fail(store, planned, stop):
         raise MemoryError('no room\nfor 3 arrays')
 
     monkeypatch.setattr(attempt, '_train', fail)
