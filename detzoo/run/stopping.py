@@ -62,7 +62,7 @@ class StopRequest:
         """
         self._interrupts += number == signal.SIGINT
         if self._interrupts == 2:
-            _leave(number, 'again: leaves at once')
+            _leave(number, 'at once')
         elif self.number == 0:
             self.number = number
             if not self.running:
@@ -86,7 +86,7 @@ class StopRequest:
 
     def _end_unless_accepted(self) -> None:
         if not self._accepted:
-            _leave(self.number, f'in the middle of something that took the {self.grace:g} s of grace')
+            _leave(self.number, f'in a step, compilation or evaluation that took all of the {self.grace:g} s of grace')
 
 
 def _ignore(*_: object) -> None:

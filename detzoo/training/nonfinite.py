@@ -140,18 +140,30 @@ def read_record(path: str | os.PathLike) -> Record:
             group(**{name: fields[name] for name in group._fields if name in fields}) for group in (Inputs, GroundTruth)
         )
         config, num_classes = from_json(metadata['config']), int(metadata['num_classes'])
-        collections = state_shapes(config, detector_of(config, num_classes)).model_state
+        shapes = state_shapes(config, detector_of(config, num_classes))
+        params = variables['params']
+        model_state = {name: variables.get(name, {}) for name in shapes.model_state}
+        if not have_shapes((params, model_state), (shapes.params, shapes.model_state)):
+            raise ValueError('its variables are not those of its config')
         return Record(
             config=config,
             num_classes=num_classes,
             step=int(metadata['step']),
             image_ids=json.loads(metadata['image_ids']),
-            params=variables['params'],
-            model_state={name: variables.get(name, {}) for name in collections},
+            params=params,
+            model_state=model_state,
             batch=Batch(inputs, gt, fields['image_id'], np.ones(len(inputs.images), bool)),
         )
     except (ValueError, TypeError, LookupError) as error:
         raise DataError(str(error) if str(path) in str(error) else f'{path} is damaged ({error})') from error
+
+
+def have_shapes(tree: Any, shapes: Any) -> bool:
+    """Tells whether a tree has the structure of another, and leaves of the same shapes and dtypes."""
+    same_structure = jax.tree.structure(tree) == jax.tree.structure(shapes)
+    return same_structure and jax.tree.all(
+        jax.tree.map(lambda x, y: (x.shape, x.dtype) == (y.shape, y.dtype), tree, shapes)
+    )
 
 
 def replay(path: str | os.PathLike) -> Findings:

@@ -104,13 +104,18 @@ def test_replay_of_a_step_that_is_finite_here_says_so(tmp_path, tiny_config, lin
     assert np.isfinite([found.loss, found.grad_norm]).all() and 'everything is finite here' in nonfinite.describe(found)
 
 
-def test_read_record_names_what_it_cannot_read(tmp_path, run_script):
+def test_read_record_names_what_it_cannot_read(tmp_path, tiny_config, linear, run_script):
     (tmp_path / 'cut').write_bytes(b'\x08\0\0\0\0\0\0\0{"a": 1')
     with pytest.raises(DataError, match=f'{tmp_path}/cut'):
         nonfinite.read_record(tmp_path / 'cut')
     nonfinite.write_entries(tmp_path / 'other', {'a': np.ones(2)}, {'step': '3'})
     with pytest.raises(DataError, match='other holds no batch: give a file that a training wrote into nonfinite/'):
         nonfinite.read_record(tmp_path / 'other')
+    config, data = tiny_config(), loop.open_split(tiny_config().data, 'train')
+    state = loop.initial_state(config, linear_detector(None))  # and the config is that of a RetinaNet
+    nonfinite.write_record(tmp_path / 'a' / '1', config, data, 1, state, first_batches(config, 1)[0])
+    with pytest.raises(DataError, match='a/1 is damaged .its variables are not those of its config'):
+        nonfinite.read_record(tmp_path / 'a' / '1')
     finished = run_script('train', f'--replay={tmp_path}/nothing')
     assert finished.code == 1 and f'{tmp_path}/nothing' in finished.stderr
     finished = run_script('train')
