@@ -103,6 +103,8 @@ ALLOWED: Mapping[str, Allowed] = {
     'training.num_replicas': COUNT,
     'training.checkpoint_every': COUNT,
     'training.evaluate_every': AMOUNT,
+    'training.early_stopping_patience': AMOUNT,
+    'training.skip_nonfinite': AMOUNT,
     'optimizer.name': one_of('adamw', 'sgd'),
     'optimizer.learning_rate': AMOUNT,
     'optimizer.schedule': one_of('cosine', 'steps', 'constant'),

@@ -29,7 +29,8 @@ from detzoo.segmenters import SEGMENTERS
 
 NETWORKS = ChainMap(SEGMENTERS, DETECTORS)  # what model.name may name
 FILLED_IN = ('num_classes', 'axis_name')  # of a detector's arguments: known from the data and the devices
-MUTABLE = ('data.data_dir', 'training.steps', 'training.checkpoint_every', 'training.evaluate_every')
+_MUTABLE_TRAINING = ('steps', 'checkpoint_every', 'evaluate_every', 'early_stopping_patience')
+MUTABLE = ('data.data_dir', *(f'training.{key}' for key in _MUTABLE_TRAINING))
 # Keys that may be None: training then takes them from its data (`training.from_data`), in this order.
 FROM_DATA = ('data.canvases', 'data.max_boxes', 'model.anchor_sizes', 'model.rpn.anchor_sizes', 'training.steps')
 
@@ -127,6 +128,12 @@ def training_defaults() -> ml_collections.ConfigDict:
     c.num_replicas = 1  # trainings with the seeds seed, seed + 1, ... in one program, each with a workdir seed_S
     c.checkpoint_every = 500  # steps
     c.evaluate_every = 500  # steps; 0: at the end only
+    # Metric whose best checkpoint is kept beside the newest: what follows 'validation/' in metrics.jsonl, like 'AP'; default: none.
+    c.keep_best = config_dict.placeholder(str)
+    c.early_stopping_patience = 0  # evaluations in a row without a better keep_best, after which the run ends; 0: none
+    c.skip_nonfinite = (
+        0  # updates in a row that are skipped if their loss or gradient is not finite; one more ends the run
+    )
     return c
 
 

@@ -6,9 +6,11 @@ import importlib.metadata
 import io
 import os
 import runpy
+import signal
 import sys
 import tempfile
 import traceback
+from signal import SIGINT, SIGTERM
 
 # Of two processes that share the tests (scripts/test.sh) each takes half of the cores: their threads would wait for one another.
 if 'DETZOO_TESTS_HALF' in os.environ and hasattr(os, 'sched_setaffinity'):
@@ -259,7 +261,7 @@ def run_script():
     app.define_help_flags()  # once, or the first script's would be the last
 
     def run(name, *arguments):
-        before = set(flags.FLAGS)
+        before, handlers = set(flags.FLAGS), {number: signal.getsignal(number) for number in (SIGINT, SIGTERM)}
         stdout, stderr = io.StringIO(), io.StringIO()
         path = str(ROOT / 'scripts' / f'{name}.py')
         try:
@@ -279,6 +281,8 @@ def run_script():
             stderr.write(traceback.format_exc())
             code = 1
         finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
             for module in COMMANDS.values():  # the next import defines the flags again
                 sys.modules.pop(f'detzoo.cli.{module}', None)
             for flag in set(flags.FLAGS) - before:

@@ -1,6 +1,7 @@
 """Detectors that compile in no time, and what tests of runs look at."""
 
 import itertools
+import signal
 
 import flax.linen as nn
 import jax
@@ -12,6 +13,7 @@ from detzoo.core import losses
 from detzoo.data.catalog import open_dataset
 from detzoo.run.checkpoint import Checkpoints, TrainState
 from detzoo.run.metrics import read_metrics
+from detzoo.run.stopping import StopRequest
 from detzoo.training.loop import make_batches
 from detzoo.types import Detections, Detector
 
@@ -45,6 +47,23 @@ def linear_detector(axis_name):
         return Detections(boxes, jnp.full(count, 0.5), jnp.zeros(count, jnp.int32), jnp.ones(count, bool))
 
     return Detector(init, loss, predict, assign=None)
+
+
+class AskedAt(StopRequest):
+    """A request that comes after a number of looks, by SIGTERM."""
+
+    def __init__(self, look):
+        self.looks = itertools.count(1)
+        self.look = look
+        super().__init__()
+
+    @property
+    def number(self):
+        return signal.SIGTERM if next(self.looks) >= self.look else 0
+
+    @number.setter
+    def number(self, value):
+        pass
 
 
 def find_windows(seen):

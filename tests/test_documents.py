@@ -191,7 +191,8 @@ def wrong_command(program, arguments, whole, command_flags):
             except ValueError as error:
                 wrong.append(f'--{name}={value}: {error}')
     if whole and '...' not in arguments:
-        wrong += [f'{program} needs --{name}' for name in known if is_required(known[name]) and name not in values]
+        needed = [] if 'replay' in values else [name for name in known if is_required(known[name])]
+        wrong += [f'{program} needs --{name}' for name in needed if name not in values]
         wrong += [f'{program} takes no {word!r}' for word in arguments if not word.startswith('--')]
     return wrong
 

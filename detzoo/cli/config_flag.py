@@ -44,8 +44,8 @@ def keys_set(argv: list[str], value: str = '') -> list[str]:
     return [match[1] for match in found if match]
 
 
-def define_config() -> flags.FlagHolder[Any]:
-    """Defines the required flag --config; its value is a `ConfigDict`."""
+def define_config(*, required: bool = True) -> flags.FlagHolder[Any]:
+    """Defines the flag --config; its value is a `ConfigDict`."""
     holder = config_flags.DEFINE_config_file(
         'config',
         None,
@@ -53,5 +53,6 @@ def define_config() -> flags.FlagHolder[Any]:
         '--config.KEY=VALUE sets a key of it, for example --config.training.steps=500; detzoo/config.py lists the keys.',
     )
     flags.FLAGS['config'].parser = _ConfigParser()
-    flags.mark_flag_as_required('config')
+    if required:
+        flags.mark_flag_as_required('config')
     return holder

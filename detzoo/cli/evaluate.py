@@ -21,11 +21,12 @@ from typing import Any
 
 from absl import flags, logging
 
+from detzoo.cli.checkpoint_flag import define_checkpoint
 from detzoo.cli.paths import define_path
 from detzoo.errors import ConfigError
 
 WORKDIR = define_path('workdir', None, 'The workdir of a run.', required=True)
-CHECKPOINT = flags.DEFINE_integer('checkpoint', None, 'The step of the checkpoint; the newest by default.')
+CHECKPOINT = define_checkpoint()
 OUTPUT = define_path('output', None, 'A folder for the files; the workdir by default.')
 DATA_DIR = define_path('data_dir', None, 'The folder of the data sets; that of the training by default.')
 PROPOSALS = define_path(

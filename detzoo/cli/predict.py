@@ -15,6 +15,7 @@ import sys
 
 from absl import flags, logging
 
+from detzoo.cli.checkpoint_flag import define_checkpoint
 from detzoo.cli.paths import define_path
 
 WORKDIR = define_path('workdir', None, 'The workdir of a run.', required=True)
@@ -26,7 +27,7 @@ IMAGES = flags.DEFINE_multi_string(
 )
 OUTPUT = define_path('output', None, 'A folder for the results.', required=True)
 SCORE_THRESHOLD = flags.DEFINE_float('score_threshold', 0.5, 'Detections with a lower score are left out.', 0, 1)
-CHECKPOINT = flags.DEFINE_integer('checkpoint', None, 'The step of the checkpoint; the newest by default.')
+CHECKPOINT = define_checkpoint()
 ON_BAD_RECORD = flags.DEFINE_enum(
     'on_bad_record', 'error', ['error', 'skip'], 'Whether an unreadable image is an error, or is left out and listed.'
 )

@@ -4,8 +4,9 @@
     detzoo report --workdir=runs/focal_loss
 
 The same command continues a sweep: finished runs are not repeated, interrupted ones go on, failed ones are tried again. A run
-that fails is recorded with its reason and stops no other. Results go to results.jsonl in the workdir; `detzoo/sweeps/store.py`
-describes the other files. --config.KEY=VALUE changes every run, for example --config.training.steps=100.
+that fails is recorded with its reason and stops no other. After SIGTERM or Ctrl-C the runs save their states, and the command
+exits with 42 or 130. Results go to results.jsonl in the workdir; `detzoo/sweeps/store.py` describes the other files.
+--config.KEY=VALUE changes every run, for example --config.training.steps=100.
 
 --costs also measures what prediction costs, with the trained weights of each group's first run on validation images, in one
 pass that should have the machine to itself. With --tpu=v5e:2x4 the TPU compiler estimates it for such chips too, which need
@@ -22,6 +23,7 @@ import sys
 from absl import flags, logging
 
 from detzoo.cli.paths import define_path
+from detzoo.run.stopping import Stopped, StopRequest
 
 EXPERIMENT = define_path(
     'experiment',
@@ -38,6 +40,15 @@ CLUSTER = flags.DEFINE_enum(
 )
 OPTIONS = flags.DEFINE_list('cluster_options', [], 'Parameters of submitit, as KEY=VALUE, separated by commas.')
 ERRORS = (ImportError, ValueError)  # an extra that is not installed; a variant that an experiment does not have
+
+
+STOP = StopRequest()
+
+
+def before_flags(argv: list[str]) -> None:
+    """Takes SIGTERM and SIGINT from the beginning."""
+    del argv
+    STOP.listen()
 
 
 def table(rows):
@@ -103,8 +114,12 @@ def main(settings: list[str]) -> None:
         pairs = (option.partition('=') for option in OPTIONS.value)
         options = {key: int(value) if value.isdigit() else value for key, _, value in pairs}
         launcher = Cluster(folder, CLUSTER.value, options)
-    with Shown() as show:
-        results = run_sweep(folder, planned, launcher, jobs=JOBS.value, show=show)
+    try:
+        with Shown() as show:
+            results = run_sweep(folder, planned, launcher, jobs=JOBS.value, stop=STOP, show=show)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(stopped.exit_code)
     if COSTS.value:
         measure_costs(Store(folder))
         if TPU.value:

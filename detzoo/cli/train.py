@@ -4,9 +4,16 @@
 
 Each key of the config can be set: --config.training.steps=500 --config.data.name=NAME. An interrupted run goes on with the same
 command on the same workdir. On a pod, start the command on every host.
+
+A run whose loss or gradient is not finite ends, and writes the batch and the state before it into nonfinite/ of its workdir.
+This repeats the step, and says which losses, images and gradients are not finite:
+
+    detzoo train --replay=runs/shapes/nonfinite/120.safetensors
+
+SIGTERM and Ctrl-C end the run after its step, with a checkpoint. It exits with 42 after SIGTERM, with 130 after Ctrl-C. A second
+Ctrl-C ends it at once, and so does either during start-up.
 """
 
-import signal
 import sys
 from typing import Any
 
@@ -14,19 +21,37 @@ from absl import flags, logging
 
 from detzoo.cli.config_flag import define_config
 from detzoo.cli.paths import define_path
+from detzoo.run.stopping import GRACE as DEFAULT_GRACE
+from detzoo.run.stopping import Stopped, StopRequest
 
-CONFIG = define_config()
-WORKDIR = define_path('workdir', None, 'The folder for checkpoints, metrics and the config.', required=True)
+CONFIG = define_config(required=False)  # not for --replay, see below
+WORKDIR = define_path('workdir', None, 'The folder for checkpoints, metrics and the config.')
 PROFILE = flags.DEFINE_integer(
     'profile', 0, 'The number of steps to record with the profiler, for TensorBoard.', lower_bound=0
 )
 MULTIHOST = flags.DEFINE_bool('multihost', False, 'Whether this is one of several processes of a run (TPU pod, SLURM).')
+GRACE = flags.DEFINE_float(
+    'grace',
+    DEFAULT_GRACE,
+    'The seconds that the system leaves the process after SIGTERM. A step or a compilation that takes them all is given up: '
+    'the run then ends without a new checkpoint.',
+    lower_bound=0.0,
+)
+REPLAY = define_path('replay', None, 'A file in nonfinite/ of a workdir: its step is repeated, and nothing is trained.')
+replay_flag = flags.FLAGS['replay']
+for required in ('config', 'workdir'):
+    flags.register_validator(
+        required,
+        lambda value: value is not None or replay_flag.value is not None,
+        f'Flag --{required} must have a value other than None.',  # absl's words for a required flag
+    )
+STOP = StopRequest()
 
 
 def before_flags(argv: list[str]) -> None:
-    """Lets Ctrl-C end the process at once, as SIGTERM does: checkpoints are whole, and libraries swallow KeyboardInterrupt."""
+    """Takes SIGTERM and SIGINT from the beginning; libraries swallow KeyboardInterrupt."""
     del argv
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    STOP.listen()
 
 
 def main(settings: list[str]) -> None:
@@ -36,14 +61,24 @@ def main(settings: list[str]) -> None:
     import jax
 
     if MULTIHOST.value:
-        jax.config.update('jax_enable_preemption_service', False)  # it would keep SIGTERM from ending the process
+        jax.config.update('jax_enable_preemption_service', False)  # it would take SIGTERM for itself
         jax.distributed.initialize()
     from detzoo.evaluation.coco import format_table
     from detzoo.run.parallel import keep_compilations
     from detzoo.training.loop import train_and_evaluate
 
     keep_compilations()
-    metrics = train_and_evaluate(CONFIG.value, WORKDIR.value, profile_steps=PROFILE.value)
+    if REPLAY.value is not None:
+        from detzoo.training.nonfinite import describe, replay
+
+        print(describe(replay(REPLAY.value)))
+        return
+    STOP.grace = GRACE.value
+    try:
+        metrics = train_and_evaluate(CONFIG.value, WORKDIR.value, profile_steps=PROFILE.value, stop=STOP)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(stopped.exit_code)
     if jax.process_index() == 0:
         print(format_table(metrics))
 

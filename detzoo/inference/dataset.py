@@ -316,7 +316,7 @@ def file_suffix(proposals: str | None, exact: bool | None, split: str = 'validat
 
 def evaluate_workdir(
     workdir: str | os.PathLike,
-    step: int | None = None,
+    step: int | str | None = None,
     data_dir: str | None = None,
     proposals: str | None = None,
     *,
@@ -334,7 +334,7 @@ def evaluate_workdir(
 
     Args:
         workdir: folder of the run.
-        step: step of the checkpoint; the newest by default.
+        step: step of the checkpoint, or 'best' (see `training.keep_best`); the newest by default.
         data_dir: folder of the data sets; the config's by default.
         proposals: proposals on the split, as `load_proposals` takes them; the config's by default.
         exact: replaces the config's `evaluation.exact` if given, see `canvas_for`.

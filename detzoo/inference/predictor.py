@@ -27,6 +27,7 @@ from detzoo.data.proposals import Proposals
 from detzoo.detectors import make_detector
 from detzoo.errors import DataError
 from detzoo.evaluation.semantic import instances_of
+from detzoo.run.best import best_step
 from detzoo.run.checkpoint import Checkpoints
 from detzoo.run.classes import OBJECT, Classes, read_classes
 from detzoo.segmenters import SEGMENTERS, make_segmenter
@@ -117,12 +118,12 @@ class Predictor:
         return interpret(found, where, image.shape[:2], self.classes, self.config.evaluation)
 
 
-def load(workdir: str | os.PathLike, step: int | None = None, *, exact: bool | None = None) -> Predictor:
+def load(workdir: str | os.PathLike, step: int | str | None = None, *, exact: bool | None = None) -> Predictor:
     """Loads a trained detector, with the averaged parameters if the run has them.
 
     Args:
         workdir: folder of a run, trained or imported.
-        step: step of the checkpoint; the newest by default.
+        step: step of the checkpoint, or 'best' (see `training.keep_best`); the newest by default.
         exact: replaces the config's `evaluation.exact` if given, see `canvas_for`.
 
     Raises:
@@ -138,6 +139,8 @@ def load(workdir: str | os.PathLike, step: int | None = None, *, exact: bool | N
     if exact is not None:
         config.evaluation.exact = exact
     classes = read_classes(workdir / 'classes.json')
+    if step == 'best':
+        step = best_step(workdir, config.training.keep_best)
     step, variables = Checkpoints(workdir).restore_variables(step)
     return Predictor(config, classes, step, variables.get('ema_params', variables['params']), variables['model_state'])
 

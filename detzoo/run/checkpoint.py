@@ -15,7 +15,7 @@ import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -58,6 +58,7 @@ class Checkpoints:
             keep: number of checkpoints to keep, the newest ones.
         """
         self.folder = pathlib.Path(workdir).resolve() / 'checkpoints'
+        self.best = 0  # step of a checkpoint to keep as well; 0 for none
         self._keep, self._saving = keep, None  # step of the last `save`, which may be unfinished
 
     @functools.cached_property
@@ -68,7 +69,10 @@ class Checkpoints:
             create_directories_asynchronously=False, post_finalization_callback=self._write_sums
         )
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=self._keep, async_options=how, cleanup_tmp_directories=True, lightweight_initialize=True
+            preservation_policy=_Kept(self, self._keep),
+            async_options=how,
+            cleanup_tmp_directories=True,
+            lightweight_initialize=True,
         )
         return ocp.CheckpointManager(self.folder, options=options)
 
@@ -140,13 +144,22 @@ class Checkpoints:
         self._save(0, variables=dict(params=params, model_state=model_state))
 
     def _save(self, step: int, **items: Any) -> None:
-        with self._writing():
-            self._manager.wait_until_finished()
+        self.wait()
         self._saving = step
         with self._writing():
             self._manager.save(
                 step, args=ocp.args.Composite(**{name: ocp.args.StandardSave(items[name]) for name in items})
             )
+
+    def wait(self) -> None:
+        """Waits until the checkpoint of the last `save` is complete.
+
+        Raises:
+            StorageError: it could not be written.
+        """
+        if '_manager' in self.__dict__:
+            with self._writing():
+                self._manager.wait_until_finished()
 
     def restore(self, template: TrainState) -> TrainState:
         """Reads the newest state, as numpy arrays of the template's structure, shapes and dtypes.
@@ -225,6 +238,22 @@ class Checkpoints:
         except Exception as error:
             step, self._saving = self._saving, None
             raise failed(self.folder if step is None else self.folder / str(step), error) from error
+
+
+class _Kept(NamedTuple):
+    """Orbax's policy for what it removes once a new checkpoint is complete: all but the newest and the best.
+
+    checkpoints: names the best one.
+    newest: number of the newest ones.
+    """
+
+    checkpoints: Checkpoints
+    newest: int
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Tells of each checkpoint, in the order of their steps, whether it is kept."""
+        first = len(checkpoints) - self.newest
+        return [index >= first or info.step == self.checkpoints.best for index, info in enumerate(checkpoints)]
 
 
 def is_checkpoint(path: pathlib.Path) -> bool:

@@ -40,7 +40,11 @@ class MetricsLog:
             DataError: a line of metrics.jsonl is damaged.
             StorageError: the disk is full, or the like; all methods raise it.
         """
-        self._active, self.evaluated = active, 0  # step of the last evaluation in the log
+        self._active = active
+        self.evaluations: list[
+            Mapping[str, Any]
+        ] = []  # the lines of evaluations; empty where this process does not write
+        self.skipped = 0  # number of the last steps whose update was skipped, one after the other
         if not active:
             return
         self._path, self._events = pathlib.Path(workdir) / 'metrics.jsonl', pathlib.Path(workdir) / 'tensorboard'
@@ -50,7 +54,8 @@ class MetricsLog:
             if not lock(self._file):
                 raise InUseError(f'{self._path} is being written by another process')
             with writing(self._path):
-                self.evaluated = _cut_back(self._file, step)
+                for row in _cut_back(self._file, step):
+                    self._count(row)
             with writing(self._events):
                 self._events.mkdir(exist_ok=True)
                 self._board = EventsWriter(str(self._events / 'events'))
@@ -58,15 +63,20 @@ class MetricsLog:
                 self._board.write_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
             failure.pop_all()
 
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+    @property
+    def evaluated(self) -> int:
+        """The step of the last evaluation in the log, 0 if there is none."""
+        return self.evaluations[-1]['step'] if self.evaluations else 0
+
+    def write(self, step: int, metrics: Mapping[str, float | None]) -> None:
         """Adds a line to metrics.jsonl, and its numbers to TensorBoard."""
+        row = {'step': step, **metrics}
+        self._count(row)
         if self._active:
             with writing(self._path):
-                self._file.write(json.dumps({'step': step, **metrics}).encode() + b'\n')
+                self._file.write(json.dumps(row).encode() + b'\n')
                 self._file.flush()  # a line at a time: `tail -f` keeps up
             self.write_scalars(step, {name: value for name, value in metrics.items() if value is not None})
-            if _is_evaluation(metrics):
-                self.evaluated = step
 
     def write_scalars(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds numbers to TensorBoard alone: those that differ when a run is repeated, like its speed."""
@@ -95,6 +105,12 @@ class MetricsLog:
             with writing(self._path), contextlib.closing(self._file), contextlib.closing(self._board):
                 self.flush()
 
+    def _count(self, row: Mapping[str, Any]) -> None:
+        if _is_evaluation(row):
+            self.evaluations += [row] if self._active else []
+        else:
+            self.skipped = self.skipped + 1 if row.get('skipped') else 0
+
     def _write_event(self, step: int, what: Any) -> None:
         with writing(self._events):
             self._board.write_event(Event(wall_time=time.time(), step=step, summary=what))
@@ -114,20 +130,19 @@ def _is_evaluation(row: Mapping[str, Any]) -> bool:
     return 'validation/loss' in row
 
 
-def _cut_back(file: BinaryIO, step: int) -> int:
-    """Removes the lines beyond a step, and a last line that was cut short; returns the step of the last evaluation, or 0.
+def _cut_back(file: BinaryIO, step: int) -> Iterator[dict[str, Any]]:
+    """Yields the lines up to a step, and then removes the others, and a last line that was cut short.
 
     The file is truncated and not replaced, so that `tail -f` goes on.
     """
     file.seek(0)
-    end = evaluated = 0
+    end = 0
     for line_end, row in _whole_lines(file):
         if row['step'] > step:
             break
         end = line_end
-        evaluated = row['step'] if _is_evaluation(row) else evaluated
+        yield row
     file.truncate(end)
-    return evaluated
 
 
 def _whole_lines(file: BinaryIO) -> Iterator[tuple[int, dict[str, Any]]]:

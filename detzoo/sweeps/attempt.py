@@ -3,7 +3,7 @@
 `attempt`: train_and_evaluate in runs/RUN -> results/RUN/{detections.json.gz, curves.json, panels/, pixels/, assignment/}
   -> result.json, at the end, even if the run failed
 
-python -m detzoo.sweeps.attempt DIR RUN       the command of a run's process
+python -m detzoo.sweeps.attempt DIR RUN       the command of a run's process; it stops with its parent
 """
 
 import fcntl
@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from typing import Any
 from detzoo.config import from_json
 from detzoo.files import write_text
 from detzoo.run.metrics import read_metrics
+from detzoo.run.stopping import Stopped, StopRequest
 from detzoo.run.workdir import has_checkpoints
 from detzoo.sweeps.curves import curves
 from detzoo.sweeps.store import FAILED, FINISHED, Result, Store, truth_name
@@ -27,15 +29,19 @@ from detzoo.sweeps.store import FAILED, FINISHED, Result, Store, truth_name
 ROOT = pathlib.Path(__file__).parents[2]  # the checkout, or the folder of installed packages
 
 
-def attempt(folder: str, run: str) -> bool:
+def attempt(folder: str, run: str, stop: StopRequest | None = None) -> bool:
     """Trains, evaluates and draws a run of a sweep, and writes its result.json, unless the process is killed.
 
     Args:
         folder: the folder of the sweep.
         run: its name.
+        stop: may ask the run to stop.
 
     Returns:
         whether it is finished.
+
+    Raises:
+        Stopped: the run was asked to stop; there is no result.json.
     """
     store = Store(folder)
     planned = next(Result(**row) for row in store.sweep()['runs'] if row['run'] == run)
@@ -48,7 +54,9 @@ def attempt(folder: str, run: str) -> bool:
         path.unlink(missing_ok=True)
         with _Clock(runs / f'{run}.seconds') as clock:
             try:
-                result = _train(store, planned)
+                result = _train(store, planned, stop)
+            except Stopped:
+                raise
             except Exception as error:
                 lines = str(error).splitlines() or ['']
                 result = planned._replace(status=FAILED, reason=f'{type(error).__name__}: {lines[0]}')
@@ -84,7 +92,7 @@ class _Clock:
         write_text(self.path, str(self.seconds()))
 
 
-def _train(store: Store, planned: Result) -> Result:
+def _train(store: Store, planned: Result, stop: StopRequest | None) -> Result:
     """Trains a run, and writes the files that its report needs."""
     from detzoo.costs.counts import parameter_count
     from detzoo.costs.latency import device_name
@@ -104,7 +112,7 @@ def _train(store: Store, planned: Result) -> Result:
     if planned.initialized:
         config.initialize_from = str(store.workdir(planned.initialized).absolute())
     results: list[Any] = []
-    train_and_evaluate(config, workdir, on_results=lambda *last: results.extend(last))
+    train_and_evaluate(config, workdir, stop=stop, on_results=lambda *last: results.extend(last))
     metrics, truth, detections = results
     predictor = load(workdir)
 
@@ -206,13 +214,24 @@ def code_version() -> str:
     return commit[:12] + ('+' if changed.strip() else '')
 
 
-def _end_with(parent: int) -> None:
-    """Ends this process when its parent has ended."""
+def _stop_with(parent: int, stop: StopRequest) -> None:
+    """Asks this process to stop when its parent has ended."""
     while os.getppid() == parent:
         time.sleep(1)
-    os._exit(1)
+    stop.ask(signal.SIGTERM)
+
+
+def main(folder: str, run: str) -> int:
+    """Makes an attempt in a process of its own, and returns its exit code."""
+    stop = StopRequest()
+    stop.listen()
+    threading.Thread(target=_stop_with, args=[os.getppid(), stop], daemon=True).start()
+    try:
+        return 0 if attempt(folder, run, stop) else 1
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)  # into the log
+        return stopped.exit_code
 
 
 if __name__ == '__main__':
-    threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
-    sys.exit(0 if attempt(*sys.argv[1:]) else 1)
+    sys.exit(main(*sys.argv[1:]))

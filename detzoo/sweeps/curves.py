@@ -8,8 +8,11 @@ POINTS = 300  # largest number of points of a curve
 
 
 def curves(rows: list[dict[str, Any]]) -> dict[str, dict[str, list[float | None]]]:
-    """Makes the curves of a run from the lines of its metrics.jsonl; the training loss is averaged down to POINTS points."""
-    training = [row for row in rows if 'loss' in row]
+    """Makes the curves of a run from the lines of its metrics.jsonl; the training loss is averaged down to POINTS points.
+
+    Steps that were skipped have no loss.
+    """
+    training = [row for row in rows if row.get('loss') is not None]
     parts = np.array_split(np.arange(len(training)), min(POINTS, max(1, len(training))))
     parts = [part for part in parts if len(part)]
     validation = [row for row in rows if 'validation/loss' in row]

@@ -8,15 +8,19 @@ import sys
 from typing import Any, Protocol
 
 from detzoo.files import write_text
+from detzoo.run.stopping import EXIT_CODES
 from detzoo.sweeps.attempt import ROOT, attempt
-from detzoo.sweeps.store import Store
+from detzoo.sweeps.store import STOPPED, Store
 
 
 class Handle(Protocol):
     """A run that was started."""
 
     def ended(self) -> str | None:
-        """Returns None while the run goes on, then a line that says how it ended."""
+        """Returns None while the run goes on, then a line that says how it ended: STOPPED if it was asked to stop."""
+
+    def stop(self) -> bool:
+        """Asks the run to stop; returns False if it goes on without the process of the sweep."""
 
 
 class Launcher(Protocol):
@@ -54,10 +58,16 @@ class _Process:
         code = self.process.poll()
         if code is None:
             return None
+        if code in EXIT_CODES.values() or -code in EXIT_CODES:  # the signal itself ends a process that is just starting
+            return STOPPED
         if code < 0:
             hint = ', often because memory ran out' if -code == signal.SIGKILL else ''
             return f'killed by {signal.Signals(-code).name}{hint}'
         return f'exit code {code}, see {self.log}'
+
+    def stop(self) -> bool:
+        self.process.terminate()
+        return True
 
 
 class Cluster:
@@ -104,6 +114,9 @@ class _Job:
         if self.result.exists() or self.job.done():
             return f'job {self.job.job_id} {self.job.state.lower()}, see {self.job.paths.stderr}'
         return None
+
+    def stop(self) -> bool:
+        return False
 
 
 def process_environment() -> dict[str, str]:

@@ -6,7 +6,8 @@
       -> results.jsonl
 
 The same call continues an interrupted sweep: finished runs stay, interrupted ones continue from their last checkpoint, and
-failed ones are tried again.
+failed ones are tried again. A sweep that is asked to stop asks its runs to, and waits for them. A run that is stopped alone
+is started again.
 """
 
 import contextlib
@@ -20,9 +21,10 @@ from typing import Any
 from detzoo.config import MUTABLE, differences, from_json
 from detzoo.errors import ConfigError
 from detzoo.files import write_text
+from detzoo.run.stopping import Stopped, StopRequest
 from detzoo.sweeps.board import Board
 from detzoo.sweeps.launchers import Handle, Launcher, Processes
-from detzoo.sweeps.store import FAILED, Result, Store, read_file
+from detzoo.sweeps.store import FAILED, STOPPED, Result, Store, read_file
 
 
 def run_sweep(
@@ -31,6 +33,7 @@ def run_sweep(
     launcher: Launcher | None = None,
     *,
     jobs: int = 1,
+    stop: StopRequest | None = None,
     show: Callable[[list[dict[str, Any]]], None] = lambda rows: None,
 ) -> list[Result]:
     """Trains the runs of a sweep that are not finished.
@@ -40,6 +43,7 @@ def run_sweep(
         planned: the contents of sweep.json, see `plan`.
         launcher: starts the runs, by default as processes on this machine.
         jobs: largest number of runs at once.
+        stop: may ask the sweep to stop.
         show: function called twice a second with a row for each run: 'run', 'status', 'step', 'steps', 'left' (seconds, or
             None), 'AP', 'reason'.
 
@@ -48,8 +52,9 @@ def run_sweep(
 
     Raises:
         ConfigError: the folder holds another sweep, or results of other configs; or a sweep is running there.
+        Stopped: the sweep was asked to stop.
     """
-    store = Store(folder)
+    store, stop = Store(folder), stop or StopRequest()
     launcher = launcher or Processes(store.folder)
     with _only_one(store):
         done = _check(store, planned)
@@ -57,23 +62,32 @@ def run_sweep(
         runs = [Result(**row) for row in planned['runs']]
         waiting = [run for run in runs if run.run not in done]
         running: dict[str, tuple[Result, Handle]] = {}
-        board = Board(store, runs)
-        while waiting or running:
+        board, asked = Board(store, runs), False
+        while running or (waiting and not stop.number):
             ready = [run for run in waiting if {run.trained, run.initialized} - {''} <= done.keys()]
-            for run in ready[: jobs - len(running)]:
+            for run in [] if stop.number else ready[: jobs - len(running)]:
                 waiting.remove(run)
                 running[run.run] = run, launcher.start(run.run)
+                stop.running = True
             for name, (run, handle) in list(running.items()):
                 how = handle.ended()
                 if how is not None:
-                    result = _left_by(store, name) or run._replace(status=FAILED, reason=how)
-                    store.write_result(result)
-                    done[name] = result
                     del running[name]
+                    done |= _outcome(store, run, how)
+                    waiting = [run, *waiting] if name not in done else waiting
+            if stop.number and not asked:
+                asked = True
+                stop.accept()
+                for name, (_, handle) in list(running.items()):
+                    if not handle.stop():
+                        del running[name]
             show(board.rows(running, done))
             if running:
                 time.sleep(0.5)
         show(board.rows(running, done))
+        stop.running = False
+    if len(done) < len(runs):
+        raise Stopped(stop.number, f'when {len(done)} of {len(runs)} runs had ended: the same command goes on')
     return [done[run.run] for run in runs]
 
 
@@ -109,10 +123,25 @@ def _check(store: Store, planned: dict[str, Any]) -> dict[str, Result]:
             raise ConfigError(
                 f'{store.folder}: run {result.run!r} was finished with another config ({keys}): take another folder'
             )
-        if result.steps >= row['config']['training']['steps']:
+        if not changed or result.steps >= row['config']['training']['steps']:  # the same config may end a run early
             store.write_result(result)  # the run may have outlived the sweep that started it
             done[result.run] = result
     return done
+
+
+def _outcome(store: Store, run: Result, how: str) -> dict[str, Result]:
+    """Records the result of a run that has ended: {its name: the result}, or nothing if it was asked to stop.
+
+    Args:
+        store: the folder of the sweep.
+        run: the run as planned.
+        how: what `Handle.ended` said.
+    """
+    result = _left_by(store, run.run) or run._replace(status=FAILED, reason=how)
+    if how == STOPPED and result.status == FAILED:
+        return {}
+    store.write_result(result)
+    return {run.run: result}
 
 
 def _left_by(store: Store, run: str) -> Result | None:

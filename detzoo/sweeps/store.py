@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from detzoo.files import new_file, write_text
 
 WAITING, FINISHED, FAILED = 'waiting', 'finished', 'failed'
+STOPPED = 'stopped'  # how a run ended that was asked to stop: it waits again
 
 
 class Result(NamedTuple):

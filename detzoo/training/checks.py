@@ -58,6 +58,8 @@ def check(
         raise ConfigError(
             'training.num_replicas needs a single canvas in data.canvases: each seed draws its own at a step'
         )
+    if config.training.early_stopping_patience:
+        check_patience(config)
     devices = jax.device_count()
     for key, size, parts in (
         ('training.batch_size', config.training.batch_size, devices * config.training.accumulate),
@@ -69,6 +71,21 @@ def check(
                 f'set it to {max(1, round(size / parts)) * parts}, for example'
             )
     return detector, state, learnt
+
+
+def check_patience(config: ml_collections.ConfigDict) -> None:
+    """Checks that a run can tell when it has stopped getting better.
+
+    Raises:
+        ConfigError: no metric is named; nothing is evaluated before the end; or several seeds would end at different steps.
+    """
+    key = 'training.early_stopping_patience'
+    if config.training.keep_best is None:
+        raise ConfigError(f"{key} needs a metric to wait for: set training.keep_best, to 'AP' for example")
+    if not config.training.evaluate_every:
+        raise ConfigError(f'{key} needs evaluations before the end: set training.evaluate_every')
+    if config.training.num_replicas > 1:
+        raise ConfigError(f'{key} needs training.num_replicas of 1: one program cannot end a single seed')
 
 
 def check_given(config: ml_collections.ConfigDict, detector: Detector | Segmenter) -> None:

@@ -18,6 +18,7 @@ from detzoo import visualize
 from detzoo.core.boxes import xywh_to_xyxy
 from detzoo.data.proposals import Proposals
 from detzoo.data.records import Dataset, decode_image
+from detzoo.errors import ConfigError, nearest
 from detzoo.evaluation.semantic import label_map, paint_annotations, paint_results, without_overlaps
 from detzoo.inference.dataset import (
     Tally,
@@ -62,16 +63,32 @@ def make_evaluation(
     detector: Detector | Segmenter,
     dataset: Dataset,
     proposals: Proposals | None = None,
+    *,
+    on_batch: Callable[[], None] = lambda: None,
 ) -> Callable[[TrainState], Evaluation]:
     """Makes a function that evaluates a replicated state on the validation split.
 
     The loss is computed as in training, with batch statistics, on the batches that need no filler.
 
+    Args:
+        config: config of the program.
+        detector: its detector.
+        dataset: the split.
+        proposals: its proposals, or None.
+        on_batch: called after each batch; what it raises ends the evaluation.
+
     Raises:
+        ConfigError: `training.keep_best` is no metric of this evaluation.
         DataError: detections on these data could not be evaluated.
     """
     truth, classes = truth_for(detector, dataset), OBJECT if detector.class_agnostic else classes_of(dataset)
     check_truth(truth, evaluated_kinds(config), dataset)
+    known, best = metric_names(truth, classes, config, detector), config.training.keep_best
+    if best is not None and best not in known:
+        raise ConfigError(
+            f'training.keep_best is {best!r}, which this evaluation does not have: the nearest is {nearest(best, known)!r}; it has '
+            f'{", ".join(known)}'
+        )
     canvases = set(canvases_for(truth, config))
     predict_step = make_predict_step(detector, canvases)
 
@@ -85,6 +102,10 @@ def make_evaluation(
         params = state.params if state.ema_params is None else state.ema_params
         losses, drawn = [], {}
         tally = Tally(truth, classes, config, recall=detector.class_agnostic)
+
+        def add_loss(batch: Batch) -> None:
+            losses.append(loss_step(params, state.model_state, batch))
+            on_batch()
 
         def keep(index: int, found: ImageDetections, count: int) -> None:
             tally.add(index, found, count)
@@ -100,7 +121,7 @@ def make_evaluation(
             config,
             classes=classes,
             proposals=proposals,
-            on_batch=lambda batch: losses.append(loss_step(params, state.model_state, batch)),
+            on_batch=add_loss,
             on_image=keep,
         )
         losses = np.array([parallel.first_replica(pair) for pair in losses], np.float64)  # [batches, (loss, whole)]
@@ -127,6 +148,18 @@ def evaluate_each(evaluate: Callable[[TrainState], Evaluation], state: TrainStat
     if count == 1:
         return [evaluate(state)]
     return [evaluate(parallel.replicate(own)) for own in unstack(parallel.first_replica(state), count)]
+
+
+def metric_names(
+    truth: dict[str, Any], classes: Classes, config: ml_collections.ConfigDict, detector: Detector | Segmenter
+) -> list[str]:
+    """Lists the metrics that an evaluation logs, as `training.keep_best` names them."""
+    tally = Tally({**truth, 'annotations': []}, classes, config, recall=detector.class_agnostic)
+    nothing = tally.metrics([])
+    names = [*nothing['boxes'], *(f'mask_{name}' for name in nothing.get('masks', {})), *further_numbers(nothing)]
+    if isinstance(detector, Segmenter) or (config.evaluation.panoptic and detector.finds_masks):
+        names += ['pixel_accuracy', 'mean_accuracy', 'mean_iou', 'weighted_iou', 'PQ', 'SQ', 'RQ', 'count_error']
+    return ['loss', *dict.fromkeys(name for name in names if name != 'count_bias'), 'candidates_dropped']
 
 
 def log_evaluation(log: MetricsLog, step: int, evaluation: Evaluation) -> None:

@@ -1,13 +1,14 @@
 """Optimisers and their learning rates, from the `optimizer` section of a config."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import ml_collections
 import optax
 
-from detzoo.types import Params
+from detzoo.types import Array, Detector, ModelState, Params, Segmenter
 
 
 def make_schedule(config: ml_collections.ConfigDict, steps: int) -> optax.Schedule:
@@ -102,3 +103,25 @@ def frozen_parameters(config: ml_collections.ConfigDict, params: Params) -> Para
 def parameter_path(path: tuple[Any, ...]) -> str:
     """Writes the path of a parameter in JAX's tree as text, for example 'backbone/stem_conv/kernel'."""
     return '/'.join(key.key for key in path)
+
+
+def make_loss(
+    config: ml_collections.ConfigDict, detector: Detector | Segmenter, params: Params
+) -> Callable[..., tuple[Array, tuple[ModelState, dict[str, Array]]]]:
+    """Makes a detector's loss with a gradient of 0 for frozen parameters, so that nothing is computed for them.
+
+    Args:
+        config: the config's `optimizer` section.
+        detector: the detector or segmenter.
+        params: its parameters, for their paths.
+
+    Returns:
+        a function with the arguments and the result of `detector.loss`.
+    """
+    frozen = frozen_parameters(config, params)
+
+    def loss_of(params: Params, *arguments: Any) -> tuple[Array, tuple[ModelState, dict[str, Array]]]:
+        params = jax.tree.map(lambda x, still: jax.lax.stop_gradient(x) if still else x, params, frozen)
+        return detector.loss(params, *arguments)
+
+    return loss_of

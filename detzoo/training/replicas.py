@@ -17,6 +17,8 @@ import numpy as np
 
 from detzoo.data.records import Dataset
 from detzoo.errors import ConfigError
+from detzoo.run import parallel
+from detzoo.run.best import find_best
 from detzoo.run.checkpoint import Checkpoints
 from detzoo.run.metrics import MetricsLog
 from detzoo.run.storage import held
@@ -119,9 +121,19 @@ def open_replica(
     """Opens a replica at the step from which it goes on; its log is cut back to that step, and `cleanup` closes it."""
     log = MetricsLog(workdir, step=start, active=jax.process_index() == 0)
     cleanup.callback(log.close)
+    log.skipped = parallel.from_first_process(lambda: log.skipped)
     checkpoints = Checkpoints(workdir)
     cleanup.callback(checkpoints.close)
-    return Replica(config, workdir, checkpoints, log)
+    replica = Replica(config, workdir, checkpoints, log)
+    keep_best(replica)
+    return replica
+
+
+def keep_best(replica: Replica) -> None:
+    """Keeps the checkpoint of the best evaluation in the log from being removed, if the config says so."""
+    metric = replica.config.training.keep_best
+    if metric is not None:
+        replica.checkpoints.best = parallel.from_first_process(lambda: find_best(replica.log.evaluations, metric).step)
 
 
 def stack(trees: Sequence[Any], axis: int = 0) -> Any:

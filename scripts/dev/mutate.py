@@ -108,12 +108,16 @@ TESTS = {
     'detzoo/training/evaluation.py': ['training/test_validation.py', RUNS],
     'detzoo/training/finetune.py': ['training/test_finetune.py', STEP],
     'detzoo/training/loop.py': [STEP, RUNS],
+    'detzoo/training/nonfinite.py': ['training/test_nonfinite.py'],
     'detzoo/training/optimizer.py': ['training/test_optimizer.py', STEP],
     'detzoo/training/replicas.py': ['training/test_replicas.py', RUNS],
+    'detzoo/run/best.py': ['run/test_best.py', 'training/test_best_checkpoint.py'],
+    'detzoo/run/stopping.py': ['training/test_stopping.py'],
     'detzoo/run/parallel.py': [STEP, RUNS, 'training/test_loop.py -k of_two_processes'],
 }
 MESSAGES = {
     'announce',
+    'describe',
     'diverged',
     'format_table',
     'format_voc_table',

@@ -52,7 +52,8 @@ def test_scripts_are_commands_that_explain_themselves(run_script, script):
     finished = run_script(script.stem, '--help')
     assert finished.code == 0 and f'\n    detzoo {command} --' in finished.stdout, finished.stderr
     source = (ROOT / 'detzoo' / 'cli' / f'{main.COMMANDS[command]}.py').read_text()
-    defined = re.findall(r"(?:DEFINE_\w+|define_path)\(\s*'(\w+)'", source) + ['config'] * ('define_config' in source)
+    defined = re.findall(r"(?:DEFINE_\w+|define_path)\(\s*'(\w+)'", source)
+    defined += [name for name in ('config', 'checkpoint') if f'define_{name}' in source]
     listed = re.findall(r'^  --(?:\[no\])?(\w+) ', finished.stdout, re.MULTILINE)
     assert sorted(listed) == sorted(defined)  # and none of absl's own
     entries = re.split(r'\n  (?=--)', finished.stdout.partition('\nFlags:')[2])[1:]

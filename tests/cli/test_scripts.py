@@ -101,6 +101,10 @@ def test_scripts_name_what_is_missing(run_script, tmp_path, picture, tiny_run, n
     assert is_one_error(finished, f'{tmp_path}/nothing is not the workdir of a run', 'a training')
     finished = run_script(name, f'--workdir={tiny_run}', '--checkpoint=7', *others)
     assert is_one_error(finished, 'no checkpoint of step 7', '16')
+    finished = run_script(name, f'--workdir={tiny_run}', '--checkpoint=best', *others)
+    assert is_one_error(finished, f'{tiny_run} keeps no best checkpoint', 'training.keep_best is None')
+    finished = run_script(name, f'--workdir={tiny_run}', '--checkpoint=-1', *others)
+    assert is_one_error(finished, "'-1' is neither a step nor 'best'")
     assert run_script(name, *others).code == 1  # no --workdir
     assert run_script(name, f'--workdir={tiny_run}', *others, 'a.png').code == 1
     assert not (tmp_path / 'output').exists() and not (tmp_path / 'nothing').exists()

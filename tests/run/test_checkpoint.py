@@ -38,6 +38,26 @@ def test_checkpoints_keep_the_newest(tmp_path):
     assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['2', '3']
 
 
+def test_checkpoints_keep_the_best_until_its_successor_is_complete(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (1, 2, 3, 4):
+        checkpoints.save(state_of(step))
+        checkpoints.best = min(step, 2)
+    checkpoints.wait()
+    assert checkpoints.steps() == [2, 3, 4]
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path, keep=2)  # as a run that goes on
+    checkpoints.best = 2
+    checkpoints.save(state_of(5))
+    checkpoints.wait()
+    assert checkpoints.steps() == [2, 4, 5]
+    checkpoints.best = 5
+    assert checkpoints.steps() == [2, 4, 5]
+    checkpoints.save(state_of(6))
+    checkpoints.close()
+    assert checkpoints.steps() == [5, 6]
+
+
 @pytest.mark.parametrize('bad', [np.nan, np.inf])
 def test_checkpoints_refuse_what_is_not_finite(tmp_path, bad):
     checkpoints = Checkpoints(tmp_path)

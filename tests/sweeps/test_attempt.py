@@ -1,11 +1,16 @@
-"""One run of a sweep, in this process."""
+"""One run of a sweep: in this process, and how its process ends."""
 
 import json
+import subprocess
+import sys
+
+import pytest
 
 from detzoo.evaluation import read_detections
 from detzoo.inference import dataset
 from detzoo.sweeps.attempt import attempt
-from detzoo.sweeps.store import FINISHED, Result, Store
+from detzoo.sweeps.launchers import _Process
+from detzoo.sweeps.store import FINISHED, STOPPED, Result, Store
 
 
 def test_attempt_predicts_its_validation_split_once(tiny_config, tiny_run, tmp_path, monkeypatch):
@@ -28,3 +33,14 @@ def test_attempt_predicts_its_validation_split_once(tiny_config, tiny_run, tmp_p
     assert read_detections(store.results_of('again') / 'detections.json.gz') == detections
     assert store.ground_truth(result['truth']) == json.loads(json.dumps(truth))
     assert (metrics['step'], metrics['boxes'], metrics['per_class']) == (16, result['metrics'], result['per_class'])
+
+
+@pytest.mark.parametrize(
+    'code, expected',
+    [(42, STOPPED), (130, STOPPED), (-15, STOPPED), (-9, 'killed by SIGKILL, often because memory ran out')],
+)
+def test_processes_that_were_asked_to_stop_are_stopped(tmp_path, code, expected):
+    end = f'import os, sys; os.kill(os.getpid(), {-code}) if {code} < 0 else sys.exit({code})'
+    process = subprocess.Popen([sys.executable, '-S', '-c', end])
+    process.wait(30)
+    assert _Process(process, tmp_path).ended() == expected

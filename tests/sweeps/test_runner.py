@@ -16,13 +16,15 @@ from detzoo.config import to_json
 from detzoo.errors import ConfigError
 from detzoo.evaluation import coco_metrics, read_detections
 from detzoo.files import write_text
+from detzoo.run.checkpoint import Checkpoints
 from detzoo.run.metrics import read_metrics
+from detzoo.run.stopping import Stopped, StopRequest
 from detzoo.sweeps import attempt, estimates, runner
 from detzoo.sweeps.costs import estimate_costs
 from detzoo.sweeps.curves import curves
 from detzoo.sweeps.launchers import Cluster
 from detzoo.sweeps.plan import plan
-from detzoo.sweeps.store import FAILED, FINISHED, WAITING, Result, Store, truth_name
+from detzoo.sweeps.store import FAILED, FINISHED, STOPPED, WAITING, Result, Store, truth_name
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -48,10 +50,11 @@ def experiment(tiny_config, tmp_path):
 
 
 class Fake:
-    """A launcher of runs that end after some looks, as FINISHED or by a word."""
+    """A launcher of runs that end after some looks, as FINISHED, by a word, or because they are asked to stop."""
 
-    def __init__(self, folder, ends):
+    def __init__(self, folder, ends, outlives=False):
         self.store, self.ends, self.started, self.alive, self.most = Store(folder), ends, [], 0, 0
+        self.outlives = outlives
 
     def start(self, run):
         fake, looks = self, [0]
@@ -65,6 +68,9 @@ class Fake:
                 if looks[0] < 3:
                     return None
                 fake.alive -= 1
+                if fake.ends[run] == STOPPED:
+                    fake.ends[run] = FINISHED  # when it is started again
+                    return STOPPED
                 if fake.ends[run] == FINISHED:
                     planned = next(Result(**row) for row in fake.store.sweep()['runs'] if row['run'] == run)
                     result = planned._replace(
@@ -73,6 +79,11 @@ class Fake:
                     fake.store.results_of(run).mkdir(parents=True, exist_ok=True)
                     write_text(fake.store.results_of(run) / 'result.json', json.dumps(result._asdict()))
                 return 'killed by SIGKILL'
+
+            def stop(self):
+                if not fake.outlives:
+                    fake.ends[run] = STOPPED
+                return not fake.outlives
 
         return Handle()
 
@@ -160,6 +171,34 @@ def test_run_sweep_records_what_fails_and_tries_it_again(experiment, tmp_path):
     assert runner.run_sweep(folder, plan(path), fake) == second and not fake.started
 
 
+def test_run_sweep_starts_a_run_again_that_was_stopped_alone(experiment, tmp_path):
+    path, folder = experiment(SEEDS), tmp_path / 'sweep'
+    ends = dict.fromkeys(['a_seed0', 'a_seed2', 'a_seed3'], FINISHED) | {'a_seed1': STOPPED}
+    fake = Fake(folder, ends)
+    results = runner.run_sweep(folder, plan(path), fake)
+    assert [result.status for result in results] == [FINISHED] * 4
+    assert fake.started == ['a_seed0', 'a_seed1', 'a_seed1', 'a_seed2', 'a_seed3']
+
+
+@pytest.mark.parametrize('outlives', [False, True])
+def test_run_sweep_asked_to_stop_waits_for_its_runs_and_records_no_failure(experiment, tmp_path, outlives):
+    path, folder, stop = experiment(SEEDS), tmp_path / 'sweep', StopRequest()
+    fake = Fake(folder, dict.fromkeys(['a_seed0', 'a_seed1', 'a_seed2', 'a_seed3'], FINISHED), outlives)
+
+    def ask(rows):
+        if (rows[1]['status'], rows[2]['status']) == (FINISHED, 'running'):
+            stop.number = signal.SIGTERM
+
+    with pytest.raises(Stopped, match='stopped by SIGTERM when 2 of 4 runs had ended: the same') as raised:
+        runner.run_sweep(folder, plan(path), fake, jobs=2, stop=stop, show=ask)
+    assert raised.value.exit_code == 42 and not stop.running
+    assert fake.alive == (2 if outlives else 0)
+    assert [result.run for result in Store(folder).results()] == ['a_seed0', 'a_seed1']
+    again = Fake(folder, dict.fromkeys(['a_seed2', 'a_seed3'], FINISHED))
+    assert [result.status for result in runner.run_sweep(folder, plan(path), again)] == [FINISHED] * 4
+    assert again.started == ['a_seed2', 'a_seed3']
+
+
 def test_run_sweep_takes_what_outlived_an_earlier_sweep(experiment, tmp_path):
     path, folder = experiment(SEEDS), tmp_path / 'sweep'
     fake = Fake(folder, dict.fromkeys(['a_seed0', 'a_seed1', 'a_seed2', 'a_seed3'], FINISHED))
@@ -176,6 +215,19 @@ def test_run_sweep_goes_on_with_more_steps(experiment, tmp_path):
     fake = Fake(folder, {'a': FINISHED})
     (result,) = runner.run_sweep(folder, plan(path, ['training.steps=32']), fake)
     assert fake.started == ['a'] and result.steps == 32 and len(Store(folder).results()) == 1
+
+
+def test_run_sweep_does_not_repeat_a_run_that_ended_early(experiment, tmp_path):
+    path, folder = experiment("[Run('a', CONFIG)]"), tmp_path / 'sweep'
+    settings = ['training.keep_best=AP', 'training.early_stopping_patience=2']
+    (result,) = runner.run_sweep(folder, plan(path, settings), Fake(folder, {'a': FINISHED}))
+    early = result._replace(steps=5)
+    write_text(folder / 'results' / 'a' / 'result.json', json.dumps(early._asdict()))
+    fake = Fake(folder, {'a': FINISHED})
+    assert runner.run_sweep(folder, plan(path, settings), fake) == [early] and not fake.started
+    settings[1] = 'training.early_stopping_patience=3'
+    runner.run_sweep(folder, plan(path, settings), fake)
+    assert fake.started == ['a']
 
 
 def test_run_sweep_refuses_a_folder_of_something_else(experiment, tmp_path):
@@ -268,7 +320,7 @@ def test_attempt_keeps_runs_apart_whose_names_have_dots(experiment, tmp_path, mo
     folder.mkdir()
     planned = plan(experiment("[Run('a_0.25', CONFIG), Run('a_0.5', CONFIG, {'seed': 1})]"))
     write_text(folder / 'sweep.json', json.dumps(planned))
-    monkeypatch.setattr(attempt, '_train', lambda store, planned: planned._replace(status=FINISHED))
+    monkeypatch.setattr(attempt, '_train', lambda store, planned, stop: planned._replace(status=FINISHED))
     assert attempt.attempt(str(folder), 'a_0.25') and attempt.attempt(str(folder), 'a_0.5')
     assert sorted(path.name for path in (folder / 'runs').iterdir()) == [
         'a_0.25.lock',
@@ -278,12 +330,26 @@ def test_attempt_keeps_runs_apart_whose_names_have_dots(experiment, tmp_path, mo
     ]
 
 
+def test_attempt_records_nothing_of_a_run_that_was_stopped(experiment, tmp_path, monkeypatch):
+    folder = tmp_path / 'sweep'
+    folder.mkdir()
+    write_text(folder / 'sweep.json', json.dumps(plan(experiment("[Run('a', CONFIG)]"))))
+
+    def stop(store, planned, request):
+        raise Stopped(signal.SIGINT, 'here')
+
+    monkeypatch.setattr(attempt, '_train', stop)
+    with pytest.raises(Stopped):
+        attempt.attempt(str(folder), 'a')
+    assert not list((folder / 'results' / 'a').iterdir())
+
+
 def test_attempt_records_what_was_raised(experiment, tmp_path, monkeypatch):
     folder = tmp_path / 'sweep'
     folder.mkdir()
     write_text(folder / 'sweep.json', json.dumps(plan(experiment("[Run('a', CONFIG)]"))))
 
-    def fail(store, planned):
+    def fail(store, planned, stop):
         raise MemoryError('no room\nfor 3 arrays')
 
     monkeypatch.setattr(attempt, '_train', fail)
@@ -351,7 +417,7 @@ def processes_of(folder, run=''):
 
 
 def test_sweep_killed_at_will_ends_with_the_same_results(experiment, tiny_run, data_dir, tmp_path):
-    """SIGKILL to the process of a run, then to that of the sweep; one run cannot succeed, one shares a training."""
+    """SIGKILL to the process of a run; SIGTERM and SIGKILL to that of the sweep; one run cannot succeed, one shares a training."""
     store = Store(tmp_path / 'sweep')
     path = experiment(
         "[Run('a', CONFIG), Run('nan', CONFIG, {'optimizer.learning_rate': 1e30}),"
@@ -369,7 +435,17 @@ def test_sweep_killed_at_will_ends_with_the_same_results(experiment, tiny_run, d
     assert results['strict'].status == FINISHED  # went on where the other's training was cut
 
     sweep = sweep_script(path, store.folder)
-    wait_for_step(store, 'a', 12)
+    wait_for_step(store, 'a', 11)
+    sweep.terminate()
+    output, errors = sweep.communicate(timeout=60)
+    assert sweep.returncode == 42 and 'stopped by SIGTERM when ' in errors, errors
+    assert not processes_of(store.folder)
+    step = Checkpoints(store.workdir('a')).latest_step()
+    assert step == read_metrics(store.workdir('a'))[-1]['step'] and 11 <= step < 15  # between two that were due
+    assert 'stopped by SIGTERM after step' in (store.folder / 'runs' / 'a.log').read_text()
+
+    sweep = sweep_script(path, store.folder)
+    wait_for_step(store, 'a', 13)
     sweep.kill()
     sweep.communicate()
     end = time.monotonic() + 60

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from detzoo.data.statistics import read_annotations
+from detzoo.training.begin import training_images
 from detzoo.training.data_checks import summary, warnings
-from detzoo.training.loop import training_images
 
 
 @pytest.fixture

@@ -160,8 +160,8 @@ def train_script(tiny_config, tmp_path, workdir):
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def killed_after(process, workdir, step, signal=signal.SIGKILL, seconds=300):
-    """Ends a run by a signal once its metrics show a step; returns the last step they show then."""
+def ended_after(process, workdir, step, signal=signal.SIGKILL, code=-signal.SIGKILL, seconds=300):
+    """Ends a run by a signal, with an exit code, once its metrics show a step; returns the last step they show then."""
     path, end = workdir / 'metrics.jsonl', time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < end:
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
@@ -169,18 +169,19 @@ def killed_after(process, workdir, step, signal=signal.SIGKILL, seconds=300):
         if done and done[-1] >= step:
             process.send_signal(signal)
             process.communicate(timeout=30)
-            assert process.returncode == -signal
+            assert process.returncode == code
             return done[-1]
         time.sleep(0.002)
     process.kill()
     raise AssertionError(f'the run ended before step {step}: {process.communicate()[0][-3000:]}')
 
 
-def test_train_script_killed_and_started_again_ends_with_the_same_bits(tiny_run, tiny_config, tmp_path):
+def test_train_script_stopped_killed_and_started_again_ends_with_the_same_bits(tiny_run, tiny_config, tmp_path):
     workdir = tmp_path / 'run'
-    # Killed between the checkpoints of steps 5 and 10, and while that of step 15 is being written.
-    first = killed_after(train_script(tiny_config, tmp_path, workdir), workdir, 7, signal.SIGINT)
-    second = killed_after(train_script(tiny_config, tmp_path, workdir), workdir, max(first + 1, 15))
+    # Stopped and killed between the checkpoints of steps 5 and 10, and killed while that of step 15 is being written.
+    first = ended_after(train_script(tiny_config, tmp_path, workdir), workdir, 7, signal.SIGTERM, 42)
+    assert saved(workdir)[0] >= first
+    second = ended_after(train_script(tiny_config, tmp_path, workdir), workdir, max(first + 1, 15))
     assert first < second
     process = train_script(tiny_config, tmp_path, workdir)
     output, _ = process.communicate(timeout=300)
@@ -197,8 +198,9 @@ rank, port, tests, workdir, config = sys.argv[1:]
 jax.config.update('jax_num_cpu_devices', 4)
 jax.distributed.initialize(f'localhost:{port}', 2, int(rank))
 sys.path.insert(0, tests)
-from linear import linear_detector
+from linear import AskedAt, linear_detector
 from detzoo.config import from_json
+from detzoo.run.stopping import Stopped
 from detzoo.training import checks, loop
 checks.detector_of = lambda config, num_classes, axis_name=None: linear_detector(axis_name)
 assert jax.device_count() == 8 and jax.local_device_count() == 4
@@ -207,6 +209,10 @@ try:
     loop.train_and_evaluate(config, workdir + '_in_use')
 except RuntimeError as error:
     print(type(error).__name__)
+try:
+    loop.train_and_evaluate(config, workdir, stop=AskedAt(3 if rank == '1' else 99))
+except Stopped as stopped:
+    print(stopped.exit_code, stopped)
 print(loop.train_and_evaluate(config, workdir))
 """
 
@@ -240,5 +246,7 @@ def test_train_and_evaluate_of_two_processes_equals_that_of_one(tmp_path, tiny_c
         assert process.returncode == 0, stderr[-3000:]
         lines = stdout.strip().splitlines()
         assert refused in lines and lines[-1] == str(metrics)
+        # One process was asked after step 3; all know it one step later.
+        assert any(line.startswith('42 stopped by SIGTERM after step 4, whose checkpoint') for line in lines), lines
     np.testing.assert_allclose(losses_of(tmp_path / 'two'), losses_of(tmp_path / 'one'), rtol=1e-5)
     assert_close(saved(tmp_path / 'two')[1], saved(tmp_path / 'one')[1], 1e-5)
