@@ -51,7 +51,7 @@ def export_program(
         DataError: the detector needs proposals from outside.
         ValueError: the folder exists and is not empty.
     """
-    check_new_folder(output)
+    check_new_folder(pathlib.Path(output))
     predictor = load(workdir, step, exact=False)
     if predictor.detector.needs_proposals:
         raise DataError(

@@ -39,7 +39,7 @@ def detect(image):
         probabilities in the frames of the boxes. Of a segmenter: labels and scores of each pixel, [h, w].
     """
     height, width = image.shape[:2]
-    canvas = min(model()['canvases'], key=lambda c: (-scale_on(c, height, width), c['height'] * c['width']))
+    canvas = choose_canvas(height, width)
     pixels, window = place(image, canvas)
     found = program(canvas['file'])(pixels[None], window[None])
     found = {name: np.asarray(x)[0] for name, x in found.items()}
@@ -54,8 +54,13 @@ def detect(image):
     return found
 
 
-def scale_on(canvas, height, width, limits=True):
-    """Computes canvas pixels per image pixel of an image that keeps its aspect ratio; without a canvas the limits count alone."""
+def choose_canvas(height, width):
+    """Chooses the canvas on which an image is largest, the smallest of equals."""
+    return min(model()['canvases'], key=lambda c: (-scale_on(c, height, width), c['height'] * c['width']))
+
+
+def scale_on(canvas, height, width):
+    """Computes canvas pixels per image pixel of an image that keeps its aspect ratio; without a canvas only the limits count."""
     rule = model()['resize']
     scales = [] if canvas is None else [canvas['height'] / height, canvas['width'] / width]
     if rule['shorter_side'] is not None:
@@ -108,7 +113,7 @@ def resize(image, size):
             last = image.shape[axis] - 1
             at = (np.arange(count, dtype=np.float32) * np.float32(last / max(1, count - 1))).clip(0, last)
             first = at.astype(int)
-            part = (at - first).reshape([-1 if i == axis else 1 for i in range(3)])
+            part = (at - first).astype(np.float32).reshape([-1 if i == axis else 1 for i in range(3)])
             second = np.minimum(first + 1, last)
             image = (1 - part) * image.take(first, axis) + part * image.take(second, axis)
         return np.rint(image).astype(np.uint8)
