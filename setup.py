@@ -32,6 +32,7 @@ setup(
         'absl-py',
         'array_record',  # the file format of prepared data
         'chex',
+        'flatbuffers',  # jax.export writes its files with it, and does not ask for it
         'flax>=0.12',
         'grain>=0.2.18',
         'hotcoco>=1.3,<2',  # COCO's metric, and its RLE in files; tested against pycocotools
