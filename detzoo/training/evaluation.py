@@ -83,8 +83,8 @@ def make_evaluation(
     """
     truth, classes = truth_for(detector, dataset), OBJECT if detector.class_agnostic else classes_of(dataset)
     check_truth(truth, evaluated_kinds(config), dataset)
-    known, best = metric_names(truth, classes, config, detector), config.training.keep_best
-    if best is not None and best not in known:
+    best = config.training.keep_best
+    if best is not None and best not in (known := metric_names(truth, classes, config, detector)):
         raise ConfigError(
             f'training.keep_best is {best!r}, which this evaluation does not have: the nearest is {nearest(best, known)!r}; it has '
             f'{", ".join(known)}'

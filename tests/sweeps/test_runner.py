@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from detzoo.config import to_json
 from detzoo.errors import ConfigError
 from detzoo.evaluation import coco_metrics, read_detections
 from detzoo.files import write_text
@@ -24,29 +23,9 @@ from detzoo.sweeps.costs import estimate_costs
 from detzoo.sweeps.curves import curves
 from detzoo.sweeps.launchers import Cluster
 from detzoo.sweeps.plan import plan
-from detzoo.sweeps.store import FAILED, FINISHED, STOPPED, WAITING, Result, Store, truth_name
+from detzoo.sweeps.store import FAILED, FINISHED, STOPPED, Result, Store, truth_name
 
 ROOT = pathlib.Path(__file__).parents[2]
-
-
-@pytest.fixture
-def experiment(tiny_config, tmp_path):
-    """A function: the source of a list of runs -> the path of an experiment on the tiny RetinaNet of 16 steps."""
-
-    def write(runs):
-        config = tmp_path / 'tiny.py'
-        config.write_text(
-            'from detzoo.config import from_json\n\n\n'
-            f'def get_config(arg=None):\n    return from_json({to_json(tiny_config())!r})\n'
-        )
-        path = tmp_path / 'experiment.py'
-        path.write_text(
-            '"""What is asked?"""\n\nfrom detzoo.sweeps.sweep import Axes, Run, Sweep, with_seeds\n\n'
-            f'CONFIG = {str(config)!r}\n\n\ndef get_sweep(arg=None):\n    return Sweep({runs}, ("AP",), (Axes("seed"),))\n'
-        )
-        return str(path)
-
-    return write
 
 
 class Fake:
@@ -95,47 +74,6 @@ def impatient(monkeypatch):
 
 
 SEEDS = "with_seeds([Run('a', CONFIG, {'model.backbone.width': 0.25}, series='s')], range(4))"
-
-
-def test_plan_writes_configs_and_differences_to_the_first_run(experiment):
-    planned = plan(experiment(SEEDS), ['training.steps=5'])
-    assert planned['docstring'] == 'What is asked?' and planned['metrics'] == ['AP']
-    assert planned['figures'] == [{'x': 'seed', 'y': 'AP', 'log': False, 'pareto': False, 'batch': 1}]
-    runs = [Result(**row) for row in planned['runs']]
-    assert [run.run for run in runs] == ['a_seed0', 'a_seed1', 'a_seed2', 'a_seed3']
-    assert {(run.group, run.series, run.status) for run in runs} == {('a', 's', WAITING)}
-    assert [run.config['seed'] for run in runs] == [run.seed for run in runs] == [0, 1, 2, 3]
-    assert {run.config['training']['steps'] for run in runs} == {5} and {
-        run.config['model']['backbone']['width'] for run in runs
-    } == {0.25}
-    assert [run.changes for run in runs] == [{}, {'seed': [0, 1]}, {'seed': [0, 2]}, {'seed': [0, 3]}]
-    assert json.loads(json.dumps(planned)) == json.loads(json.dumps(planned))  # it can be stored
-
-
-def test_plan_refuses_settings_that_no_run_takes(experiment):
-    for setting, words in (
-        ('model.head_dept=1', "no config key 'model.head_dept': the nearest is 'model.head_depth'"),
-        ('training.steps=many', "training.steps cannot be 'many': malformed"),
-        ('training.steps=0.5', 'training.steps cannot be 0.5: '),
-        ('training.steps', "'training.steps' sets no key: write KEY=VALUE"),
-    ):
-        with pytest.raises(ConfigError, match=words):
-            plan(experiment(SEEDS), [setting])
-
-
-def test_plan_refuses_what_is_no_number(experiment):
-    with pytest.raises(ConfigError, match="run 'a': optimizer.learning_rate is nan: it must be a finite number"):
-        plan(experiment("[Run('a', CONFIG, {'optimizer.learning_rate': float('nan')})]"))
-
-
-def test_plan_refuses_replicas(experiment):
-    with pytest.raises(ConfigError, match="run 'a_seed0': a run is one training, not 2 replicas: list seeds"):
-        plan(experiment(SEEDS), ['training.num_replicas=2'])
-
-
-def test_plan_needs_the_number_of_steps(experiment):
-    with pytest.raises(ConfigError, match="run 'a_seed0': training.steps is None: a sweep plans with it, so set it"):
-        plan(experiment(SEEDS), ['training.steps=None'])
 
 
 def test_run_sweep_keeps_to_the_number_of_jobs_and_to_the_order(experiment, tmp_path):
