@@ -14,7 +14,7 @@ SEEDS = "with_seeds([Run('a', CONFIG, {'model.backbone.width': 0.25}, series='s'
 def test_plan_writes_configs_and_differences_to_the_first_run(experiment):
     planned = plan(experiment(SEEDS), ['training.steps=5'])
     assert planned['docstring'] == 'What is asked?' and planned['metrics'] == ['AP']
-    assert planned['figures'] == [{'x': 'seed', 'y': 'AP', 'log': False, 'pareto': False, 'batch': 1}]
+    assert planned['figures'] == [{'x': 'seed', 'y': 'AP', 'log': False, 'pareto': False, 'batch': 1, 'ordered': False}]
     runs = [Result(**row) for row in planned['runs']]
     assert [run.run for run in runs] == ['a_seed0', 'a_seed1', 'a_seed2', 'a_seed3']
     assert {(run.group, run.series, run.status) for run in runs} == {('a', 's', WAITING)}
