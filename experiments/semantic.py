@@ -3,10 +3,10 @@
     detzoo sweep --experiment=semantic --workdir=runs/semantic
     detzoo report --workdir=runs/semantic
 
-No paper that we know compares the two on equal terms. A U-Net (arXiv 1505.04597) gives each pixel a class, and connected components
-of a class are taken as objects; it learns to leave a line of background between objects that touch. A Mask R-CNN (1703.06870) finds objects
-first, and their pixels within. A guess: where objects stand apart, the U-Net is as good, and cheaper; where they overlap, an object
-that another one cuts in two, or whose outline is hidden, is no component any more.
+No paper that we know compares the two on equal terms. A U-Net (arXiv 1505.04597) gives each pixel a class, and connected
+components of a class are taken as objects; it learns to leave a line of background between objects that touch. A Mask R-CNN
+(1703.06870) finds objects first, and their pixels within. A guess: where objects stand apart, the U-Net is as good, and cheaper;
+where they overlap, an object that another one cuts in two, or whose outline is hidden, is no component any more.
 
 Held fixed: within each data set pictures, recipe, and how many of them training sees. Varied: the network, and how close objects
 stand: `shapes_apart`, `shapes_touching` and `shapes_overlapping` show the same shapes, of one class in a picture, closer and closer
