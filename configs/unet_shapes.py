@@ -2,7 +2,8 @@
 
     detzoo train --config=unet_shapes --workdir=runs/unet
 
-Mean IoU, panoptic quality and AP are not measured yet.
+Measured half-way, after 300 of 600 steps, seed 0, on 2 cores of an AMD EPYC beside other work: mean IoU 0.308, PQ 0.091, mask AP
+0.050. What the whole run reaches is not measured yet.
 """
 
 import ml_collections

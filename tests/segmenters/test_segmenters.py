@@ -247,6 +247,13 @@ def test_loss_on_8_devices_equals_that_on_one(tiny):
         assert_close(jax.tree.map(lambda x: np.asarray(x)[device], results), expected, 2e-6)  # noqa: B023
 
 
+def test_a_fresh_unet_tells_pixels_apart():
+    # With logits of tiny weights, of few features, every object becomes background long before its class is learnt.
+    tiny = tiny_variant('unet')
+    probabilities = np.asarray(tiny.predict(tiny.params, tiny.model_state, BLOCKS.inputs))
+    assert probabilities.std(axis=(0, 1, 2)).max() > 0.1
+
+
 @pytest.mark.parametrize('tiny', SOME, indirect=True)
 def test_segmenter_learns_a_batch_by_heart(tiny):
     rate, steps = LEARNING[tiny.name]
