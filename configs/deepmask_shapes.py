@@ -3,7 +3,8 @@
     detzoo train --config=deepmask_shapes --workdir=runs/deepmask
     detzoo evaluate --workdir=runs/deepmask
 
-Recall is not measured yet.
+Measured, seed 0, after 600 steps: average recall of the best 10 and 100 boxes of an image 0.561 and 0.735, of their masks 0.400 and
+0.509. The time was not measured: other programs had most of the machine.
 """
 
 import ml_collections

@@ -4,7 +4,9 @@
     detzoo train --config=sharpmask_shapes:runs/deepmask --workdir=runs/sharpmask
     detzoo evaluate --workdir=runs/sharpmask
 
-Recall is not measured yet.
+Measured, seed 0, after 300 steps on the DeepMask of 600: average recall of the best 10 and 100 boxes of an image 0.590 and 0.772,
+of their masks 0.468 and 0.583; that DeepMask has 0.561, 0.735, 0.400 and 0.509. The time was not measured: other programs had most
+of the machine.
 """
 
 import pathlib

@@ -12,6 +12,8 @@ most. Varied: the detector, and for DeepMask and SharpMask whether an NMS remove
 one, they have none in the papers. Average recall counts objects whatever their class, over IoU 0.50 to 0.95: of boxes (object AR),
 of masks (mask object AR), and of the boxes that the RPN hands to the second stage (proposal AR). The detections of Mask R-CNN are
 those of all classes, after the NMS within each.
+
+No results are recorded yet, and its time is not measured.
 """
 
 from detzoo.sweeps.sweep import Run, Sweep, with_seeds

@@ -116,6 +116,7 @@ TINY_DEEPMASK = dict(
 TINY_SHARPMASK = {
     **{key: value for key, value in TINY_DEEPMASK.items() if key != 'mask_size'},
     **dict(name='sharpmask', backbone_stride=8, refine_strides=(4,), refine_features=8, hidden_features=(8, 8)),
+    'windows': TINY_DEEPMASK['windows'] | dict(shift=0.13, negative_shift=0.26),  # windows lie twice as far apart
 }
 TINY_MNC = dict(
     name='mnc',
