@@ -164,7 +164,7 @@ class Segmenter(NamedTuple):
         background last. They sum to 1, and mean nothing outside of the window.
     takes_proposals, needs_proposals, needs_proposal_masks, takes_labels: see `Detector`.
     finds_masks: True, as it is trained on ground truth with masks.
-    propose: None, as it has one stage.
+    propose, oracle: None, as it has one stage.
     """
 
     init: Callable[[Array, tuple[int, int]], tuple[Params, ModelState]]
@@ -176,3 +176,4 @@ class Segmenter(NamedTuple):
     takes_labels: bool = False
     propose: None = None
     needs_proposal_masks: bool = False
+    oracle: None = None
