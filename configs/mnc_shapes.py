@@ -31,7 +31,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             post_nms_topk=50,
             train_post_nms_topk=100,
         ),
-        output_size=10,
+        output_size=6,  # the last stage halves it to 3; masks have 12 x 12 cells
         mask_features=128,
         head=dict(samples=32, score_threshold=0.01, max_detections=32),
     )

@@ -169,7 +169,7 @@ class Segmenter(NamedTuple):
         background last. They sum to 1, and mean nothing outside of the window.
     takes_proposals, needs_proposals, needs_proposal_masks, takes_labels: see `Detector`.
     finds_masks: True, as it is trained on ground truth with masks.
-    propose: None, as it has one stage.
+    propose, oracle: None, as it has one stage.
     class_agnostic, extends: see `Detector`.
     """
 
@@ -184,3 +184,4 @@ class Segmenter(NamedTuple):
     class_agnostic: bool = False
     extends: str = ''
     needs_proposal_masks: bool = False
+    oracle: None = None

@@ -350,7 +350,7 @@ def make(
         trained, _ = run(params, model_state, batch.inputs, train=True, method=train_on, batch=batch, rng=rng)
         return stages.assignments(trained.anchors, trained.rois)
 
-    head_without_nms = make_roi_head(parts.num_classes, **{**arguments.get('head', {}), 'iou_threshold': 1.0})
+    make_head = partial(make_roi_head, parts.num_classes, **arguments.get('head', {}))
     return Detector(
         partial(network_ops.init, network),
         loss,
@@ -360,5 +360,5 @@ def make(
         needs_proposals=rpn is None,
         finds_masks=True,
         propose=propose,
-        oracle=oracles.make_oracle(predict_by, roi_head, head_without_nms),
+        oracle=oracles.make_oracle(predict_by, make_head),
     )

@@ -2,7 +2,7 @@
 
     'proposals'  the boxes of the objects are the proposals
     'boxes'      they are the boxes of the detections too: the head moves none of them, and the NMS drops none
-    'classes'    the class of a RoI is that of the object that it covers; a RoI that covers none is background
+    'classes'    the class of a RoI is that of the object that it covers, whatever its score; one that covers none is background
       -> `detect`: the detections of the stages that are left
 
 A RoI covers an object if their IoU is at least a half, as in training. It keeps its score: the network's probability that it
@@ -25,21 +25,22 @@ COVERS = 0.5  # IoU
 
 
 def make_oracle(
-    predict_by: Callable[..., Detections], roi_head: RoIHead, head_without_nms: RoIHead
+    predict_by: Callable[..., Detections], make_head: Callable[..., RoIHead]
 ) -> Callable[[Collection[str]], Callable[..., Detections]]:
     """Makes the function `oracle` of a `Detector`.
 
     Args:
         predict_by: predict_by(detect, params, model_state, inputs): `Detector.predict`, with a function that takes the place of
             `stages.detect`, its head bound.
-        roi_head: the head on RoIs.
-        head_without_nms: the same with an iou_threshold of 1.
+        make_head: make_head(**changes): the detector's head on RoIs, with other arguments of `make_roi_head`.
     """
 
     def oracle(stages: Collection[str]) -> Callable[..., Detections]:
         if unknown := set(stages) - set(STAGES):
             raise ValueError(f'stages has {", ".join(sorted(unknown))}: {", ".join(STAGES)} are known')
-        head = head_without_nms if 'boxes' in stages else roi_head
+        without_nms = {'iou_threshold': 1.0} if 'boxes' in stages else {}
+        without_threshold = {'score_threshold': 0.0} if 'classes' in stages else {}
+        head = make_head(**without_nms, **without_threshold)
 
         def predict(params: Params, model_state: ModelState, inputs: Inputs, gt: GroundTruth) -> Detections:
             if not {'proposals', 'boxes'}.isdisjoint(stages):

@@ -67,7 +67,7 @@ def evaluate_oracles(
     """
     predictor = load(workdir, step, exact=exact)
     config, detector = predictor.config.copy_and_resolve_references(), predictor.detector
-    if getattr(detector, 'oracle', None) is None:
+    if detector.oracle is None:
         raise DataError(
             f'no stage of {config.model.name} can be given the ground truth: evaluate the run of a mask_rcnn'
         )
