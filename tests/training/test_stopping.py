@@ -93,7 +93,7 @@ def test_listen_hears_signals_while_the_main_thread_hears_none():
     code = (
         'import ctypes; from detzoo.run.stopping import StopRequest\n'
         'stop = StopRequest(); stop.listen(); stop.running = True; print("ready", flush=True)\n'
-        'for _ in range(9): ctypes.CDLL(None).sleep(60)'
+        'for _ in range(4): ctypes.CDLL(None).sleep(10)'  # a signal ends one of them
     )
     process = subprocess.Popen(
         [sys.executable, '-c', code],
