@@ -8,6 +8,7 @@ Python calls its handlers in the main thread, between two instructions: not whil
 a signal into a socket at once, and a thread reads it there.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -94,7 +95,8 @@ def _ignore(*_: object) -> None:
 
 
 def _say(text: str) -> None:
-    os.write(2, f'\n{text}\n'.encode())  # not through Python's buffers, of which the main thread may hold the lock
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        os.write(2, f'\n{text}\n'.encode())  # not through Python's buffers, of which the main thread may hold the lock
 
 
 def _leave(number: int, where: str) -> None:

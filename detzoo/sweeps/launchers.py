@@ -111,7 +111,10 @@ class _Job:
 
     def ended(self) -> str | None:
         # The file comes first, since submitit asks the scheduler less and less often.
-        if self.result.exists() or self.job.done():
+        done = self.result.exists() or self.job.done()
+        if done and self.job.state == 'PREEMPTED':
+            return STOPPED
+        if done:
             return f'job {self.job.job_id} {self.job.state.lower()}, see {self.job.paths.stderr}'
         return None
 

@@ -3,13 +3,14 @@
 import json
 import subprocess
 import sys
+import types
 
 import pytest
 
 from detzoo.evaluation import read_detections
 from detzoo.inference import dataset
 from detzoo.sweeps.attempt import attempt
-from detzoo.sweeps.launchers import _Process
+from detzoo.sweeps.launchers import _Job, _Process
 from detzoo.sweeps.store import FINISHED, STOPPED, Result, Store
 
 
@@ -33,6 +34,16 @@ def test_attempt_predicts_its_validation_split_once(tiny_config, tiny_run, tmp_p
     assert read_detections(store.results_of('again') / 'detections.json.gz') == detections
     assert store.ground_truth(result['truth']) == json.loads(json.dumps(truth))
     assert (metrics['step'], metrics['boxes'], metrics['per_class']) == (16, result['metrics'], result['per_class'])
+
+
+@pytest.mark.parametrize(
+    'state, expected', [('PREEMPTED', STOPPED), ('FAILED', 'job 7 failed, see log'), ('RUNNING', None)]
+)
+def test_jobs_that_were_preempted_are_stopped(tmp_path, state, expected):
+    job = types.SimpleNamespace(
+        job_id=7, state=state, done=lambda: state != 'RUNNING', paths=types.SimpleNamespace(stderr='log')
+    )
+    assert _Job(job, tmp_path / 'result.json').ended() == expected
 
 
 @pytest.mark.parametrize(

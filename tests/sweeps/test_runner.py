@@ -375,7 +375,7 @@ def test_sweep_killed_at_will_ends_with_the_same_results(experiment, tiny_run, d
     sweep = sweep_script(path, store.folder)
     wait_for_step(store, 'a', 11)
     sweep.terminate()
-    output, errors = sweep.communicate(timeout=60)
+    output, errors = sweep.communicate(timeout=300)
     assert sweep.returncode == 42 and 'stopped by SIGTERM when ' in errors, errors
     assert not processes_of(store.folder)
     step = Checkpoints(store.workdir('a')).latest_step()
