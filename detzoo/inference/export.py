@@ -92,7 +92,7 @@ def make_program(predictor: Predictor, canvas: tuple[int, int]) -> export.Export
 
     @jax.jit
     def program(images: Array, window: Array) -> dict[str, Array]:
-        # The barrier keeps the compiler from computing with weights, which takes minutes, and rounds otherwise than `Predictor`.
+        # Behind the barrier the compiler does not see that weights are constants: it computes what `Predictor` does.
         variables = jax.lax.optimization_barrier((predictor.params, predictor.model_state))
         return jax.lax.platform_dependent(variables, images, window, cpu=one_by_one, default=at_once)
 

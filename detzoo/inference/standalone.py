@@ -127,12 +127,24 @@ def resize(image, size):
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
-if __name__ == '__main__':
-    for name in sys.argv[1:]:
-        image = cv2.imread(name, cv2.IMREAD_COLOR)
+def main():
+    """Prints what is found in photographs: boxes with a score of at least 0.5, or the pixels of each class."""
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    names = [*model()['class_names'], 'background']
+    for path in sys.argv[1:]:
+        image = cv2.imread(path, cv2.IMREAD_COLOR)
         if image is None:
-            sys.exit(f'error: {name} is not an image that OpenCV reads')
+            sys.exit(f'error: {path} is not an image that OpenCV reads')
         found = detect(np.ascontiguousarray(image[..., ::-1]))
-        for box, score, label in zip(*(found.get(key, ()) for key in ('boxes', 'scores', 'labels'))):
+        if 'boxes' not in found:
+            for label, count in zip(*np.unique(found['labels'], return_counts=True)):
+                print(path, names[label], count, 'pixels')
+            continue
+        for box, score, label in zip(found['boxes'], found['scores'], found['labels']):
             if score >= 0.5:
-                print(name, model()['class_names'][label], f'{score:.3f}', *(f'{x:.1f}' for x in box))
+                print(path, names[label], f'{score:.3f}', *(f'{x:.1f}' for x in box))
+
+
+if __name__ == '__main__':
+    main()

@@ -25,10 +25,14 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import PIL.Image
+import pycocotools.mask
 from darknet_models import CANVAS, model_of, template_of
 from weight_files import ARRAYS, FIXTURES, dict_of, legacy, tensor, zipped
 
 from detzoo.data.proposals import read_proposals
+from detzoo.data.readers import coco
+from detzoo.data.readers.data_yaml import read_description
+from detzoo.data.readers.prepare import BadRecords
 from detzoo.data.records import decode_image
 from detzoo.weights.darknet import model_of_cfg, parse_weights
 from detzoo.weights.darknet_layers import cfg_text
@@ -157,7 +161,48 @@ def images() -> Target:
     return Target(seeds, lambda content: decode_image(content, name=NAME, max_pixels=2**20, strict=True))
 
 
-TARGETS = dict(pickles=pickles, safetensors=safetensors, weights=weights, cfg=cfg, proposals=proposals, images=images)
+def annotations() -> Target:
+    """COCO's JSON, of two images with boxes and masks of all kinds."""
+    PIL.Image.new('RGB', (30, 20)).save(picture := io.BytesIO(), 'PNG')
+    encoded = pycocotools.mask.encode(np.asfortranarray(np.eye(20, 30, dtype=np.uint8)))
+    masks = [[[1, 1, 9, 1, 9, 9]], [[1, 1], [9, 1], [9, 9]], {'size': [20, 30], 'counts': [100, 60, 440]}, None]
+    masks.append({'size': [20, 30], 'counts': encoded['counts'].decode()})
+    rows = [
+        dict(id=i, image_id=i % 2, category_id=3, bbox=[1, 1, 8, 8.5], area=64, iscrowd=i % 2, segmentation=mask)
+        for i, mask in enumerate(masks)
+    ]
+    listed = [dict(id=i, file_name=f'{i}.png', height=20, width=30) for i in range(2)]
+    text = json.dumps(dict(images=listed, annotations=rows, categories=[dict(id=3, name='a'), dict(id=5, name='b')]))
+
+    def read(path: pathlib.Path) -> object:
+        for image in listed:
+            (path.parent / image['file_name']).write_bytes(picture.getvalue())
+        document = coco.read_document(path)
+        categories = list(coco.read_categories(path, document))
+        return coco.check_split(path, document, categories, path.parent, BadRecords(skip=True), max_pixels=2**20)
+
+    return Target([text.encode()], _through_a_file(read))
+
+
+def descriptions() -> Target:
+    """YOLO's data.yaml."""
+    text = (
+        'path: ../birds\ntrain: [images/a, images/b]\nval: images/v\nnc: 2\n'
+        'names:\n  0: wren\n  1: "robin"\nkpt_shape: [17, 3]\n'
+    )
+    return Target([text.encode()], _through_a_file(read_description))
+
+
+TARGETS = dict(
+    pickles=pickles,
+    safetensors=safetensors,
+    weights=weights,
+    cfg=cfg,
+    proposals=proposals,
+    images=images,
+    annotations=annotations,
+    descriptions=descriptions,
+)
 
 
 def read_or_refuse(target: Target, content: bytes) -> bool:

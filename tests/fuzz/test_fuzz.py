@@ -10,7 +10,9 @@ from fuzzing import TARGETS, damage, read_or_refuse
 from detzoo.data.proposals import read_proposals
 from detzoo.errors import DataError
 
-COUNTS = dict(pickles=300, safetensors=300, weights=100, cfg=30, proposals=200, images=300)
+COUNTS = dict(
+    pickles=300, safetensors=300, weights=40, cfg=30, proposals=100, images=150, annotations=60, descriptions=100
+)
 
 
 @pytest.mark.parametrize('name', TARGETS)

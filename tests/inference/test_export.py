@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import sys
 
 import cv2
 import jax
@@ -95,7 +96,7 @@ def photographs(folder):
     return paths
 
 
-def test_run_py_finds_in_photographs_what_predict_finds(exported, tiny_run, tmp_path, capsys):
+def test_run_py_finds_in_photographs_what_predict_finds(exported, tiny_run, tmp_path):
     predictor, run = load(tiny_run), module_of(exported / 'run.py')
     for path in photographs(tmp_path):
         expected = predictor(decode_image(path.read_bytes(), name=''))
@@ -163,7 +164,7 @@ def export_of(monkeypatch, tiny_config, tmp_path):
 
 
 @pytest.mark.parametrize('resize', RESIZES)
-def test_run_py_takes_the_canvas_on_which_an_image_is_largest(export_of, resize):
+def test_run_py_takes_the_canvas_on_which_an_image_is_largest(export_of, resize, monkeypatch, capsys, tmp_path):
     canvases = ((32, 64), (64, 32))
     seen, recipe = set(), dict(data__recipe__resize=resize, data__recipe__interpolation='bilinear')
     folder = export_of(find_windows(seen), evaluation__canvases=canvases, **recipe)
@@ -174,6 +175,13 @@ def test_run_py_takes_the_canvas_on_which_an_image_is_largest(export_of, resize)
         found = run.detect(np.zeros((*size, 3), np.uint8))
         np.testing.assert_allclose(found['boxes'], [[0, 0, *size[::-1]]], rtol=1e-6)
         assert found['labels'].tolist() == [1]
+    photo, other = tmp_path / 'photo.png', tmp_path / 'other.png'
+    cv2.imwrite(str(photo), np.zeros((50, 120, 3), np.uint8))
+    other.write_text('not an image')
+    monkeypatch.setattr(sys, 'argv', ['run.py', str(photo), str(other)])
+    with pytest.raises(SystemExit, match='other.png is not an image that OpenCV reads'):
+        run.main()
+    assert capsys.readouterr().out == f'{photo} green 1.000 0.0 0.0 120.0 50.0\n'
 
 
 def test_a_detector_that_needs_proposals_is_not_exported(export_of, tmp_path):
