@@ -83,6 +83,15 @@ TINY_FASTER_RCNN_MOBILENET = TINY_FASTER_RCNN | dict(
     backbone_strides=(32, 32),
     rpn=TINY_FASTER_RCNN['rpn'] | dict(anchor_sizes=((8.0, 12.0, 20.0, 32.0, 48.0),) * 3, score_threshold=0.05),
 )
+TINY_RCNN = dict(
+    name='rcnn',
+    backbone=dict(name='tiny', width=0.25, norm='batch_norm'),
+    backbone_stride=8,
+    crop_size=24,
+    context=3,
+    trunk_features=64,
+    head=dict(samples=16, positive_share=0.5, score_threshold=0.001, max_detections=10),
+)
 TINY_MASK_RCNN = TINY_FASTER_RCNN | dict(
     name='mask_rcnn',
     mask_roi=dict(output_size=4, canonical_size=32.0),

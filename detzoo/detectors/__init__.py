@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from detzoo.detectors import faster_rcnn, mask_rcnn, retinanet, ssd, yolo_v1, yolo_v2, yolo_v3
+from detzoo.detectors import faster_rcnn, mask_rcnn, rcnn, retinanet, ssd, yolo_v1, yolo_v2, yolo_v3
 from detzoo.detectors.network import check_arguments
 from detzoo.types import Detector
 
 DETECTORS = {
     'faster_rcnn': faster_rcnn.make,
     'mask_rcnn': mask_rcnn.make,
+    'rcnn': rcnn.make,
     'retinanet': retinanet.make,
     'ssd': ssd.make,
     'yolo_v1': yolo_v1.make,

@@ -287,8 +287,12 @@ def make(
     parts = faster_rcnn.make_parts(**arguments)
     rpn, roi_head, body = parts.rpn, parts.roi_head, parts.network.body
     mask_head = make_mask_head(parts.num_classes, parts.dtype, parts.axis_name, **mask)
-    joint = body.make_fpn is None
+    joint = body.is_c4
     mask_reader = None if joint else make_roi_reader(body.strides[0], body.roi_levels, **mask_roi)
+    if not joint and not mask_reader.keeps_cells:
+        raise ValueError(
+            "mask_roi.operator is 'pyramid': its bins are no map, and so no mask: use one of align, pool, warp"
+        )
     network = MaskRCNN(
         lambda: parts.network,
         mask_head.module,

@@ -29,6 +29,7 @@ ROWS: Mapping[str, dict[str, Any]] = {
     'Faster R-CNN, C4': {'name': 'faster_rcnn', **C4},
     'Mask R-CNN, pyramid': {'name': 'mask_rcnn'},
     'Mask R-CNN, C4': {'name': 'mask_rcnn', **C4},
+    'R-CNN': {'name': 'rcnn'},
 }
 TEXT = """# Backbones under detectors
 
@@ -45,8 +46,8 @@ The strides of a backbone's feature maps, in pixels, and the keys of `model.back
 {backbones}
 
 A detector asks for the strides that it needs. RetinaNet's are fixed; `model.backbone_strides` changes those of SSD and of a
-pyramid under an R-CNN, `model.backbone_stride` the last one of a YOLO. The MobileNets have two feature maps of stride 32, which
-`model.backbone_strides = (32, 32)` puts into a pyramid, as torchvision does.
+pyramid under an R-CNN, `model.backbone_stride` the last one of a YOLO and of R-CNN. The MobileNets have two feature maps of
+stride 32, which `model.backbone_strides = (32, 32)` puts into a pyramid, as torchvision does.
 
 `dilation` of a ResNet keeps its last stages at a finer stride, with the same parameters: with 2 its strides are {two}, with 4 they
 are {four}.
