@@ -237,7 +237,7 @@ def pyramid_pool(
         ValueError: if a number of bins or of strides cannot be.
     """
     pooled = [roi_pool(levels, rois, level, strides=strides, output_size=size) for size in output_sizes]
-    return jnp.concatenate([x.reshape(len(rois), 1, -1, x.shape[-1]) for x in pooled], axis=2)
+    return jnp.concatenate([x.reshape(len(rois), 1, x.shape[1] ** 2, x.shape[3]) for x in pooled], axis=2)
 
 
 class _Frame(NamedTuple):

@@ -1,5 +1,6 @@
 """Proposals from outside, in place of those that a detector makes itself (Fast R-CNN, arXiv 1504.08083).
 
+    `detzoo proposals`: sliding windows, selective search or an RPN -> a file        (data.windows)
     load_proposals: a file in COCO's results format, or the objects of a split -> Proposals, in the order of the records
     Proposals.on_canvas: a record's proposals, mapped onto its canvas and padded -> [P, 4], [P]
 
@@ -12,6 +13,7 @@ import gzip
 import json
 import os
 import pathlib
+import re
 import sys
 import zlib
 from typing import Any, NamedTuple
@@ -25,6 +27,7 @@ from detzoo.data.augment import MIN_SIDE
 from detzoo.data.records import Dataset
 from detzoo.errors import DataError
 
+METHODS = ('sliding_window', 'selective_search', 'rpn')  # of `detzoo proposals`
 ENTRY = 'a proposal is {"image_id": integer, "bbox": [x, y, width, height] in pixels, "score": number}'
 
 
@@ -77,7 +80,7 @@ def load_proposals(source: str | None, dataset: Dataset, max_proposals: int) -> 
     """
     if source is None:
         return None
-    listed = None if source == 'ground_truth' else read_proposals(os.path.expanduser(source))
+    listed = None if source == 'ground_truth' else read_proposals(os.path.expanduser(source), data=dataset.name)
     boxes, none = [], np.zeros((0, 4))
     count = images = dropped = 0
     for record in tqdm(dataset.records, desc='proposals', unit='image', leave=False):
@@ -103,7 +106,7 @@ def load_proposals(source: str | None, dataset: Dataset, max_proposals: int) -> 
     return Proposals(boxes, max_proposals)
 
 
-def read_proposals(path: str | os.PathLike) -> dict[int, np.ndarray]:
+def read_proposals(path: str | os.PathLike, data: str = 'NAME') -> dict[int, np.ndarray]:
     """Reads proposals in COCO's results format, JSON or gzipped JSON: the detections of a detector, for example.
 
     The file is a list of {"image_id", "bbox": [x, y, width, height], "score"}; other keys are ignored. It is held in memory
@@ -111,6 +114,7 @@ def read_proposals(path: str | os.PathLike) -> dict[int, np.ndarray]:
 
     Args:
         path: the file.
+        data: name of the data set, for the message about a file that is missing.
 
     Returns:
         {image_id: [n, 4] float64 xywh pixels, best score first}; of equal scores the earlier one.
@@ -122,7 +126,8 @@ def read_proposals(path: str | os.PathLike) -> dict[int, np.ndarray]:
         data = pathlib.Path(path).read_bytes()
     except OSError as error:
         raise DataError(
-            f"cannot read the proposals {path}: {error.strerror}; give a file's path, or 'ground_truth'"
+            f"cannot read the proposals {path}: {error.strerror}; give a file's path, or 'ground_truth'. To write such files: "
+            f'{_command(pathlib.Path(path), data)}'
         ) from error
     try:
         entries = json.loads(gzip.decompress(data) if data.startswith(b'\x1f\x8b') else data)
@@ -143,6 +148,17 @@ def read_proposals(path: str | os.PathLike) -> dict[int, np.ndarray]:
         rows[entry['image_id']].append((entry['score'], *entry['bbox']))
     arrays = {image_id: np.array(found, np.float64) for image_id, found in rows.items()}
     return {image_id: array[np.argsort(-array[:, 0], kind='stable'), 1:] for image_id, array in arrays.items()}
+
+
+def file_name(data: str, method: str, split: str) -> str:
+    """Names the file of a split's proposals: 'coco', 'rpn', 'train[:10%]' -> 'coco_rpn_train-10.json.gz'."""
+    return f'{data}_{method}_{re.sub("[^A-Za-z0-9.]+", "-", split).strip("-")}.json.gz'
+
+
+def _command(path: pathlib.Path, data: str) -> str:
+    """Writes the command that makes a file, as far as its name tells."""
+    method = next((name for name in METHODS if f'_{name}_' in path.name), METHODS[0])
+    return f'detzoo proposals --data={data} --method={method} --output={path.parent}'
 
 
 def _flaw(entry: Any) -> str | None:
