@@ -95,10 +95,10 @@ TINY_RCNN = dict(
     name='rcnn',
     backbone=dict(name='tiny', width=0.25, norm='batch_norm'),
     backbone_stride=8,
-    crop_size=24,
-    context=3,
+    crop_size=32,
+    context=4,
     trunk_features=64,
-    head=dict(samples=16, positive_share=0.5, score_threshold=0.001, max_detections=10),
+    head=dict(samples=24, positive_share=0.5, score_threshold=0.001, max_detections=10),
 )
 TINY_MASK_RCNN = TINY_FASTER_RCNN | dict(
     name='mask_rcnn',

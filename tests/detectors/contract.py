@@ -83,7 +83,7 @@ def rcnn_variant(arguments):
 VARIANTS = {
     'faster_rcnn': rcnn_variant(TINY_FASTER_RCNN),
     'mask_rcnn': rcnn_variant(TINY_MASK_RCNN),
-    'rcnn': Variant(TINY_RCNN, {'rois': SAMPLES}, rates=(4e-3, 1e-4), steps=150, AP=0.85),
+    'rcnn': Variant(TINY_RCNN, {'rois': SAMPLES}, rates=(4e-3, 1e-4), steps=300, AP=0.9),
     'retinanet': Variant(TINY_RETINANET, {'anchors': COUNTS}),
     'ssd': ssd_variant(TINY_SSD),
     'yolo_v1': Variant(TINY_YOLO_V1, {'cells': COUNTS}, any_canvas=False),
