@@ -208,6 +208,9 @@ MODEL: Mapping[str, Allowed] = {
     'samples_per_bin': AMOUNT,
     'max_samples_per_bin': COUNT,
     'canonical_size': POSITIVE,
+    'pyramid': COUNTS,
+    'crop_size': COUNT,
+    'context': AMOUNT,
     # losses
     'focal_gamma': AMOUNT,
     'focal_alpha': SHARE,

@@ -108,6 +108,8 @@ ODD_MODEL = {
         'roi.output_size': NO_COUNT,
         'roi.canonical_size': (0.0, -1.0),
         'roi.samples_per_bin': (-1,),
+        'roi.pyramid': ((), (0, 1), (1.5,), 3),
+        'roi.stop_gradient': (1, None),
         'head.delta_weights': ((), (10.0,), (10.0, 10.0, 5.0, 0.0)),
         'head.max_detections': NO_COUNT,
     },
@@ -120,6 +122,7 @@ ODD_MODEL = {
         'head.iou_threshold': NO_SHARE,
     },
     'sds': {'head.negative_iou': (*NO_SHARE, 0.9), 'head.samples': NO_COUNT, 'roi.output_size': NO_COUNT},
+    'rcnn': {'crop_size': NO_COUNT, 'context': NO_AMOUNT, 'head.samples': NO_COUNT},
     'ssd': {
         'anchor_sizes': ((), (12, 20, 28, -36), (12, 20, 28, NAN)),
         'anchor_strides': ((0, 16, 32), (8, 16, NAN), 'x'),

@@ -24,8 +24,10 @@ NEEDS_FILES = ('yolo9000',)  # tests/detectors/test_yolo9000.py makes them
 FILES = sorted(path for path in pathlib.Path(__file__).parents[1].glob('configs/*.py') if path.stem not in NEEDS_FILES)
 VARIANTS = {  # beside the default
     'deeplab_shapes': ('fcn',),
+    'fast_rcnn_shapes': ('spp',),
     'fcn_shapes': ('16s', '32s'),
     'mask_rcnn_shapes': ('c4',),
+    'rcnn_shapes': ('selective_search',),
     'retinanet_r50_fpn_coco': ('scratch',),
     'ssd_histology': ('mobilenet_v2',),
     'ssd_vgg16_coco': ('512',),

@@ -61,6 +61,16 @@ CASES = {
         {'model.fpn_features': 16, 'model.trunk_features': 32, 'model.rpn.train_post_nms_topk': 50},
         stages=('backbone', 'neck', 'rpn', 'roi', 'heads', 'other'),
     ),
+    'rcnn': Case(
+        'rcnn_shapes.py',
+        {'model.trunk_features': 32, 'model.head.samples': 8, 'data.max_proposals': 80},
+        stages=('backbone', 'heads', 'other'),
+    ),
+    'spp': Case(
+        'fast_rcnn_shapes.py:spp',
+        {'model.trunk_features': 32, 'model.head.samples': 8, 'data.max_proposals': 16},
+        stages=('backbone', 'roi', 'heads', 'other'),
+    ),
     'mask_rcnn_c4': Case(
         'mask_rcnn_shapes.py:c4', {'model.roi.operator': 'pool'}, stages=('backbone', 'rpn', 'roi', 'heads', 'other')
     ),
@@ -75,7 +85,18 @@ CASES = {
 }
 MARKS = {
     name: pytest.mark.full
-    for name in ('faster_rcnn', 'mask_rcnn_c4', 'mnc', 'yolo_v1', 'yolo_v2', 'deepmask', 'sharpmask', 'unet')
+    for name in (
+        'faster_rcnn',
+        'rcnn',
+        'spp',
+        'mask_rcnn_c4',
+        'mnc',
+        'yolo_v1',
+        'yolo_v2',
+        'deepmask',
+        'sharpmask',
+        'unet',
+    )
 }
 
 

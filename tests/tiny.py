@@ -83,6 +83,23 @@ TINY_FASTER_RCNN_MOBILENET = TINY_FASTER_RCNN | dict(
     backbone_strides=(32, 32),
     rpn=TINY_FASTER_RCNN['rpn'] | dict(anchor_sizes=((8.0, 12.0, 20.0, 32.0, 48.0),) * 3, score_threshold=0.05),
 )
+# As Fast R-CNN was published: one feature map, and fully connected layers; its bins are those of SPP-net.
+TINY_SPP = TINY_FASTER_RCNN | dict(
+    fpn_features=None,
+    trunk_last_stage=False,
+    backbone_strides=(8,),
+    rpn=TINY_FASTER_RCNN['rpn'] | dict(anchor_sizes=((8.0, 12.0, 20.0, 32.0, 48.0),)),
+    roi=dict(operator='pyramid', pyramid=(1, 2, 3)),
+)
+TINY_RCNN = dict(
+    name='rcnn',
+    backbone=dict(name='tiny', width=0.25, norm='batch_norm'),
+    backbone_stride=8,
+    crop_size=32,
+    context=4,
+    trunk_features=64,
+    head=dict(samples=24, positive_share=0.5, score_threshold=0.001, max_detections=10),
+)
 TINY_MASK_RCNN = TINY_FASTER_RCNN | dict(
     name='mask_rcnn',
     mask_roi=dict(output_size=4, canonical_size=32.0),

@@ -34,6 +34,7 @@ COMMANDS = {
     'prepare': 'prepare',
     'browse': 'browse',
     'anchors': 'anchors',
+    'proposals': 'proposals',
     'sweep': 'sweep',
     'report': 'report',
     'benchmark': 'benchmark',

@@ -1,15 +1,16 @@
-"""Features of regions: RoIAlign, RoIPool and RoIWarp, over one level or a pyramid.
+"""Features of regions: RoIAlign, RoIPool, RoIWarp and spatial pyramid pooling, over one level or a pyramid of them.
 
     levels of one image -> one list of cells; for each RoI, where its level begins and how wide it is
     RoIAlign, RoIWarp: sample points along y and along x -> `roi_samples`
-    RoIPool: the rows and columns of each bin -> `roi_cells`
+    RoIPool: the rows and columns of each bin -> `roi_cells`; spatial pyramid pooling: RoIPool with several numbers of bins
 
 A RoI has a cost on its own level only. Gradients go to the features, not to the RoIs (`stop_gradient`). Sums and weights
 are float64 if the features are, else float32, also for features in half precision. A RoI with a coordinate that is not
 finite gives zeros; coordinates beyond a million pixels are clipped to a million.
 
 RoIPool: Fast R-CNN, 1504.08083, section 2.1. RoIAlign: Mask R-CNN, 1703.06870, section 3. RoIWarp: Multi-task Network
-Cascades, 1512.04412, section 3.2, as ablated in Mask R-CNN, table 2c. Levels: FPN, 1612.03144, section 4.2.
+Cascades, 1512.04412, section 3.2, as ablated in Mask R-CNN, table 2c. Spatial pyramid pooling: SPP-net, 1406.4729, section 2.2.
+Levels: FPN, 1612.03144, section 4.2.
 """
 
 from collections.abc import Sequence
@@ -215,6 +216,30 @@ def roi_pool(
     return pool_cells(cells, frame.start, frame.sides[:, 1], low, high)
 
 
+def pyramid_pool(
+    levels: Sequence[Array], rois: Array, level: Array, *, strides: Sequence[float], output_sizes: Sequence[int]
+) -> Array:
+    """Takes the maximum over the cells of each bin of a pyramid of bins (SPP-net, 1406.4729, section 2.2).
+
+    Each RoI is divided as `roi_pool` does, once for each number of bins along a side.
+
+    Args:
+        levels: L times [h, w, C] float, features.
+        rois: [R, 4] float xyxy, pixels of the canvas.
+        level: [R] int32 in 0..L-1, which level a RoI is pooled from.
+        strides: L numbers, pixels a cell.
+        output_sizes: bins along a side, for each level of the pyramid of bins.
+
+    Returns:
+        [R, 1, n, C], the dtype of the features: all n bins in one row, in the order of output_sizes.
+
+    Raises:
+        ValueError: if a number of bins or of strides cannot be.
+    """
+    pooled = [roi_pool(levels, rois, level, strides=strides, output_size=size) for size in output_sizes]
+    return jnp.concatenate([x.reshape(len(rois), 1, x.shape[1] ** 2, x.shape[3]) for x in pooled], axis=2)
+
+
 class _Frame(NamedTuple):
     """The place of each RoI's level among all cells: its start [R], its height and width [R, 2], and its stride [R]."""
 
@@ -266,13 +291,17 @@ def _extent(rois: Array, stride: Array, aligned: bool) -> tuple[Array, Array]:
 
 def _quantize(rois: Array, stride: Array) -> tuple[Array, Array]:
     """Rounds RoIs to whole cells: the first cell and the number of cells along y and x, each [R, 2] int32."""
-    corners, stride = _coordinates(rois), stride[:, None]
-    whole = jnp.floor(abs(corners) / stride)
-    # The remainder decides on rounding half away from zero: a compiled division by a constant is an inexact multiplication.
-    whole += 2 * (abs(corners) - whole * stride) >= stride
-    x1, y1, x2, y2 = jnp.split((jnp.sign(corners) * whole).astype(jnp.int32), 4, axis=1)
+    x1, y1, x2, y2 = jnp.split(round_ratio(_coordinates(rois), stride[:, None]), 4, axis=1)
     start, end = jnp.concatenate([y1, x1], axis=1), jnp.concatenate([y2, x2], axis=1)
     return start, jnp.maximum(end - start + 1, 1)
+
+
+def round_ratio(values: Array, divisor: Array | float) -> Array:
+    """Divides values by a positive divisor and rounds to whole numbers, half away from zero: int32."""
+    whole = jnp.floor(abs(values) / divisor)
+    # The remainder decides: a compiled division by a constant is an inexact multiplication.
+    whole += 2 * (abs(values) - whole * divisor) >= divisor
+    return (jnp.sign(values) * whole).astype(jnp.int32)
 
 
 def _samples_needed(extent: Array, output_size: int) -> Array:

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from detzoo.core import roi_products
 from detzoo.types import Array
 
+FEWEST_CHANNELS = 8  # of products on TPUs
+
 
 class _Taps(NamedTuple):
     """The two cells on either side of each sample point, along y (axis 1: 0) and x.
@@ -74,7 +76,7 @@ def _combine(
 ) -> Array:
     """Reduces the samples of each bin: [R, size, size, C]. start and width [R] are those of the RoIs' levels."""
     few, all_of_two = (functools.partial(_reduce_samples, reduce, unroll) for unroll in (2, 4))
-    tpu = functools.partial(_average_as_product, levels) if reduce == 'average' else few
+    tpu = functools.partial(_average_as_product, levels) if _suits_products(reduce, cells) else few
     return jax.lax.platform_dependent(cells, start, width, taps, cuda=all_of_two, tpu=tpu, default=few)
 
 
@@ -85,12 +87,17 @@ def _combine_forward(reduce: str, levels: tuple[tuple[int, int], ...], *argument
 def _combine_backward(reduce: str, levels: tuple[tuple[int, int], ...], arguments, gradient: Array):
     """Computes the gradient of the cells. On a GPU all RoIs are added at once: a step of a loop costs a launch of kernels."""
     at_once, one_by_one = (functools.partial(add, reduce) for add in (_cells_gradient, _cells_gradient_one_by_one))
-    tpu = functools.partial(_cells_gradient_as_product, levels) if reduce == 'average' else one_by_one
+    tpu = functools.partial(_cells_gradient_as_product, levels) if _suits_products(reduce, arguments[0]) else one_by_one
     total = jax.lax.platform_dependent(*arguments, gradient, cuda=at_once, tpu=tpu, default=one_by_one)
     return total, None, None, None
 
 
 _combine.defvjp(_combine_forward, _combine_backward)
+
+
+def _suits_products(reduce: str, cells: Array) -> bool:
+    """Tells whether a TPU takes products; its compiler aborts at those of the 3 channels of an image."""
+    return reduce == 'average' and cells.shape[-1] >= FEWEST_CHANNELS
 
 
 def _average_as_product(

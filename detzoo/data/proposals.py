@@ -1,5 +1,6 @@
 """Proposals from outside, in place of those that a detector makes itself (Fast R-CNN, arXiv 1504.08083).
 
+    `detzoo proposals`: sliding windows, selective search or an RPN -> a file        (data.windows)
     load_proposals: a file in COCO's results format, or the objects of a split -> Proposals, in the order of the records
     Proposals.on_canvas: a record's proposals, mapped onto its canvas and padded -> [P, 4], [P], and their masks [P, S, S]
 
@@ -11,6 +12,7 @@ import collections
 import json
 import os
 import pathlib
+import re
 import sys
 import zlib
 from collections.abc import Mapping, Sequence
@@ -28,6 +30,7 @@ from detzoo.data.readers.segmentation import read_mask
 from detzoo.data.records import Dataset
 from detzoo.errors import DataError
 
+METHODS = ('sliding_window', 'selective_search', 'rpn')  # of `detzoo proposals`
 ENTRY = 'a proposal is {"image_id": integer, "bbox": [x, y, width, height] in pixels, "score": number}'
 
 
@@ -103,7 +106,7 @@ def load_proposals(source: str | None, dataset: Dataset, max_proposals: int, mas
             f'{max_proposals} proposals with masks of {mask_size} x {mask_size} cells are more than {MAX_CELLS} cells an image: '
             'lower data.max_proposals or data.proposal_mask_size'
         )
-    listed = None if source == 'ground_truth' else read_proposals(os.path.expanduser(source))
+    listed = None if source == 'ground_truth' else read_proposals(os.path.expanduser(source), data=dataset.name)
     boxes, masks, none = [], [], Listed(np.zeros((0, 4)), [], [])
     count = images = dropped = 0
     for record in tqdm(dataset.records, desc='proposals', unit='image', leave=False):
@@ -168,7 +171,7 @@ def _masks(found: Listed, record: Mapping[str, Any], source: str) -> list[dict[s
     return masks
 
 
-def read_proposals(path: str | os.PathLike) -> dict[int, Listed]:
+def read_proposals(path: str | os.PathLike, data: str = 'NAME') -> dict[int, Listed]:
     """Reads proposals in COCO's results format, JSON or gzipped JSON: the detections of a detector, for example.
 
     The file is a list of {"image_id", "bbox": [x, y, width, height], "score"}, of which each may have a "segmentation"; other
@@ -176,6 +179,7 @@ def read_proposals(path: str | os.PathLike) -> dict[int, Listed]:
 
     Args:
         path: the file.
+        data: name of the data set, for the message about a file that is missing.
 
     Returns:
         {image_id: its proposals}; of equal scores the earlier one comes first.
@@ -187,7 +191,8 @@ def read_proposals(path: str | os.PathLike) -> dict[int, Listed]:
         data = pathlib.Path(path).read_bytes()
     except OSError as error:
         raise DataError(
-            f"cannot read the proposals {path}: {error.strerror}; give a file's path, or 'ground_truth'"
+            f"cannot read the proposals {path}: {error.strerror}; give a file's path, or 'ground_truth'. To write such files: "
+            f'{_command(pathlib.Path(path), data)}'
         ) from error
     try:
         entries = json.loads(_unpacked(data) if data.startswith(b'\x1f\x8b') else data)
@@ -226,6 +231,17 @@ def _unpacked(data: bytes) -> bytes:
             raise EOFError('the gzip file ends early')
         data = unpacker.unused_data.lstrip(b'\0')  # padding
     return text
+
+
+def file_name(data: str, method: str, split: str) -> str:
+    """Names the file of a split's proposals: 'coco', 'rpn', 'train[:10%]' -> 'coco_rpn_train-10.json.gz'."""
+    return f'{data}_{method}_{re.sub("[^A-Za-z0-9.]+", "-", split).strip("-")}.json.gz'
+
+
+def _command(path: pathlib.Path, data: str) -> str:
+    """Writes the command that makes a file, as far as its name tells."""
+    method = next((name for name in METHODS if f'_{name}_' in path.name), METHODS[0])
+    return f'detzoo proposals --data={data} --method={method} --output={path.parent}'
 
 
 def _flaw(entry: Any) -> str | None:

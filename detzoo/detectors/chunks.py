@@ -24,6 +24,7 @@ from detzoo.types import Array
 BOXES = 250
 MASKS = 10
 TRAINED_MASKS = 16  # with gradients
+CROPS = 64  # of an image, each through a whole network
 
 
 def without_training(module: nn.Module) -> Callable[[Array], Any]:
@@ -41,6 +42,24 @@ def map_valid(function: Callable[..., Any], rows: tuple[Array, ...], valid: Arra
     GPUs and TPUs want large products, and a branch between chunks makes them wait; the loop was measured on a CPU only.
 
     Args:
+        function, rows, valid, size: see `map_chunks`.
+
+    Returns:
+        a tree of arrays [N, ...]. Rows that are not valid hold 0, or the function's result.
+    """
+    if len(valid) <= size:
+        return function(*rows)
+
+    def in_chunks(valid: Array, *rows: Array) -> Any:
+        return map_chunks(function, rows, valid, size=size)
+
+    return jax.lax.platform_dependent(valid, *rows, cpu=in_chunks, default=lambda valid, *rows: function(*rows))
+
+
+def map_chunks(function: Callable[..., Any], rows: tuple[Array, ...], valid: Array, *, size: int) -> Any:
+    """Applies a function of rows to the chunks that have a valid row, one after the other: memory is that of one chunk.
+
+    Args:
         function: maps arrays [n, ...] to a tree of arrays [n, ...], row by row.
         rows: its arguments, [N, ...] each.
         valid: [N] bool, rows whose results are needed.
@@ -49,23 +68,18 @@ def map_valid(function: Callable[..., Any], rows: tuple[Array, ...], valid: Arra
     Returns:
         a tree of arrays [N, ...]. Rows that are not valid hold 0, or the function's result.
     """
-    count = len(valid)
-    if count <= size:
+    if len(valid) <= size:
         return function(*rows)
+    needed, *chunks = (_split(x, size) for x in (valid, *rows))
 
-    def in_chunks(valid: Array, *rows: Array) -> Any:
-        needed, *chunks = (_split(x, size) for x in (valid, *rows))
+    def run(chunk: tuple[Array, ...]) -> Any:
+        needed, *rows = chunk
+        result = jax.eval_shape(function, *rows)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), result)
+        return jax.lax.cond(needed.any(), function, lambda *_: zeros, *rows)
 
-        def run(chunk: tuple[Array, ...]) -> Any:
-            needed, *rows = chunk
-            result = jax.eval_shape(function, *rows)
-            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), result)
-            return jax.lax.cond(needed.any(), function, lambda *_: zeros, *rows)
-
-        results = jax.lax.map(run, (needed, *chunks))
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], results)
-
-    return jax.lax.platform_dependent(valid, *rows, cpu=in_chunks, default=lambda valid, *rows: function(*rows))
+    results = jax.lax.map(run, (needed, *chunks))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: len(valid)], results)
 
 
 def _split(x: Array, size: int) -> Array:

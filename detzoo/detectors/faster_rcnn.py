@@ -1,7 +1,7 @@
 """Faster R-CNN: *Towards Real-Time Object Detection with Region Proposal Networks* (arXiv 1506.01497), on a feature
-pyramid (1612.03144) or on C4 alone (1512.03385, appendix A).
+pyramid (1612.03144), on C4 alone (1512.03385, appendix A), or on any one feature map, as in the paper.
 
-    images [B, H, W, 3] -> normalise -> backbone -> levels: FPN P2..P6 (strides 4..64), or C4 (stride 16)
+    images [B, H, W, 3] -> normalise -> backbone -> levels: FPN P2..P6 (strides 4..64), C4 (stride 16), or one feature map
       -> RPN, on every level: objectness_logits [B, A], deltas [B, A, 4]
       -> decode -> the best of each level -> clip -> NMS -> proposals [B, P, 4]
       -> rois [B, R, 4]: in training sampled from proposals and ground truth, else the proposals
@@ -13,7 +13,8 @@ pyramid (1612.03144) or on C4 alone (1512.03385, appendix A).
     predict: softmax -> decode class by class -> clip -> class-aware NMS
 
 With proposals among the inputs it is Fast R-CNN (1504.08083): they replace those of the RPN, which is not trained then and may
-be missing.
+be missing. Fast R-CNN whose RoIs are read by a pyramid of bins (`roi.operator`), and whose gradients end there
+(`roi.stop_gradient`), is SPP-net (1406.4729).
 
 The RPN, the sampling of RoIs, their features and the losses are in `rpn` and `stages`; here are the network and how all of it is
 put together.
@@ -27,6 +28,12 @@ Differences from the paper:
   best of all images of a GPU.
 - Fully connected layers of the trunk start with a deviation of sqrt(2 / fan_in); those of Detectron with sqrt(1 / fan_in).
 - The pyramid and the convolutions of the head may be normalised (2111.11429, section 2.2), the RPN may be deeper.
+
+Differences from SPP-net's paper:
+- A softmax classifies, and boxes are regressed with the classes, as in Fast R-CNN. The paper trains linear SVMs and a ridge
+  regression on the features of the fully connected layers.
+- A RoI has the cells to which its corners are rounded, as in RoIPool. The paper takes those whose centres lie inside of it.
+- All RoIs are read at the one scale of the canvas, as in the paper's "1-scale"; its five scales gain a point.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -79,7 +86,7 @@ def run_convolutions(
 
 
 class Trunk(nn.Module):
-    """The layers of the head on a pyramid: convolutions, if any, then fully connected layers (1612.03144, section 4.2).
+    """The layers of the head, but on C4: convolutions, if any, then fully connected layers (1612.03144, section 4.2).
 
     features: outputs of a fully connected layer; a convolution has as many as its input. norm: after each convolution, or None.
     """
@@ -122,13 +129,14 @@ class BoxHead(nn.Module):
 
 
 class Body(NamedTuple):
-    """The parts in which a pyramid and C4 differ.
+    """The parts in which a pyramid, C4 and a single feature map differ.
 
     make_backbone: constructor of the module that maps images to stages.
-    make_fpn: constructor of the module that maps stages to levels; None for C4, whose only level is the last stage.
+    make_fpn: constructor of the module that maps stages to levels; None: the last stage is the only level.
     make_trunk: constructor of the module that maps features of RoIs [N, s, s, C] to what the heads read.
     strides: strides of the levels, pixels, finest first.
     roi_levels: number of levels from which RoIs are read, the finest.
+    is_c4: whether the trunk is the last stage of the backbone, which maps cells to cells.
     """
 
     make_backbone: Callable[[], nn.Module]
@@ -136,6 +144,7 @@ class Body(NamedTuple):
     make_trunk: Callable[[], nn.Module]
     strides: Sequence[int]
     roi_levels: int
+    is_c4: bool = False
 
 
 def make_body(
@@ -146,6 +155,7 @@ def make_body(
     backbone_strides: Sequence[int] = (4, 8, 16, 32),
     fpn_features: int | None = 256,
     fpn_norm: str | None = None,
+    trunk_last_stage: bool = True,
     trunk_conv_layers: int = 0,
     trunk_fc_layers: int = 2,
     trunk_features: int = 1024,
@@ -157,10 +167,12 @@ def make_body(
         dtype: data type in which they compute.
         axis_name: the mapped axis of the devices, or None.
         backbone: arguments of `make_backbone`. For C4 it needs a last stage that can run on features of RoIs, as ResNets have.
-        backbone_strides: strides of the feature maps from which the pyramid is made, pixels, finest first. C4 has stride 16.
-        fpn_features: channels of the pyramid; None: no pyramid, but C4, whose trunk is the last stage of the backbone.
+        backbone_strides: strides of the feature maps from which the pyramid is made, pixels, finest first; without a pyramid one
+            stride. C4 has stride 16.
+        fpn_features: channels of the pyramid; None: no pyramid, but a single feature map.
         fpn_norm: normalisation after the convolutions of the pyramid: None, or as that of the backbone.
-        trunk_conv_layers, trunk_fc_layers: number of convolutions and of fully connected layers of the trunk on a pyramid.
+        trunk_last_stage: whether the trunk is the last stage of the backbone where there is no pyramid, which is C4.
+        trunk_conv_layers, trunk_fc_layers: number of convolutions and of fully connected layers of any other trunk.
         trunk_features: outputs of a fully connected layer.
         trunk_norm: normalisation after the convolutions of the trunk: None, or as that of the backbone.
     """
@@ -173,21 +185,29 @@ def make_body(
             raise ValueError(
                 f'backbone_strides is {backbone_strides}: each must be the one before it, or twice as much'
             )
-    if fpn_features is None and (fpn_norm is not None or trunk_conv_layers):
+    is_c4 = fpn_features is None and trunk_last_stage
+    if is_c4 and (fpn_norm is not None or trunk_conv_layers):
         raise ValueError(
             'fpn_features is None: C4 has neither a pyramid nor a head of its own, set fpn_norm to None and '
             'trunk_conv_layers to 0'
         )
+    if fpn_features is None and not is_c4 and (fpn_norm is not None or len(backbone_strides) > 1):
+        raise ValueError(
+            'fpn_features is None and trunk_last_stage is False: there is one feature map and no pyramid, set fpn_norm to None '
+            'and backbone_strides to one stride, like (16,)'
+        )
     backbone = {**BACKBONE, **backbone}
-    strides = (16,) if fpn_features is None else tuple(backbone_strides)
+    strides = (16,) if is_c4 else tuple(backbone_strides)
     make_stages = partial(make_backbone, strides, dtype, axis_name, **backbone)
     make_stages()  # raises its errors here, not where parameters are drawn
-    if fpn_features is None:
+    if is_c4:
         make_trunk = partial(make_last_stage, dtype, axis_name, **backbone)
         make_trunk()
+        return Body(make_stages, None, make_trunk, strides, roi_levels=1, is_c4=True)
+    make_trunk = partial(Trunk, trunk_conv_layers, trunk_fc_layers, trunk_features, trunk_norm, axis_name, dtype)
+    if fpn_features is None:
         return Body(make_stages, None, make_trunk, strides, roi_levels=1)
     make_fpn = partial(FPN, fpn_features, 'pool', fpn_norm, axis_name, dtype)
-    make_trunk = partial(Trunk, trunk_conv_layers, trunk_fc_layers, trunk_features, trunk_norm, axis_name, dtype)
     # The last level is the RPN's alone. Where two levels have one stride, RoIs are read from the first, as in torchvision.
     return Body(make_stages, make_fpn, make_trunk, (*strides, 2 * strides[-1]), roi_levels=len(set(strides)))
 
@@ -317,9 +337,15 @@ def make_parts(
         **body: arguments of `make_body`.
     """
     dtype = jnp.dtype(dtype)
+    has_convolutions = body.get('trunk_conv_layers', 0) > 0
     body = make_body(dtype, axis_name, **body)
     rpn = None if rpn is None else make_rpn(body.strides, dtype, **rpn)
     reader = make_roi_reader(body.strides[0], body.roi_levels, **roi)
+    if not reader.keeps_cells and (body.is_c4 or has_convolutions):
+        raise ValueError(
+            "roi.operator is 'pyramid': its bins are no map for convolutions: set trunk_conv_layers to 0, and on C4 "
+            'trunk_last_stage to False'
+        )
     make_rpn_head = None if rpn is None else rpn.make_head
     return Parts(
         num_classes,

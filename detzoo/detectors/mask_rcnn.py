@@ -36,7 +36,7 @@ from detzoo.detectors import chunks, faster_rcnn, oracles, stages
 from detzoo.detectors import network as network_ops
 from detzoo.detectors.faster_rcnn import FasterRCNN
 from detzoo.detectors.network import arguments_of, with_arguments_of
-from detzoo.detectors.stages import EMPTY_ROI, TrainedAnchors, TrainedRoIs, make_roi_head, make_roi_reader
+from detzoo.detectors.stages import EMPTY_ROI, RoIReader, TrainedAnchors, TrainedRoIs, make_roi_head, make_roi_reader
 from detzoo.types import Array, Assignment, Batch, Detections, Detector, GroundTruth, Inputs
 
 
@@ -263,6 +263,18 @@ class Trained(NamedTuple):
     mask_logits: Array
 
 
+def make_mask_reader(body: faster_rcnn.Body, **mask_roi: Any) -> RoIReader | None:
+    """Makes the reader of the mask head's features; None on C4, where the head takes those of the box head."""
+    if body.is_c4:
+        return None
+    reader = make_roi_reader(body.strides[0], body.roi_levels, **mask_roi)
+    if not reader.keeps_cells:
+        raise ValueError(
+            "mask_roi.operator is 'pyramid': its bins are no map, and so no mask: use one of align, pool, warp"
+        )
+    return reader
+
+
 @with_arguments_of(faster_rcnn.make_parts)
 def make(
     *,
@@ -287,8 +299,8 @@ def make(
     parts = faster_rcnn.make_parts(**arguments)
     rpn, roi_head, body = parts.rpn, parts.roi_head, parts.network.body
     mask_head = make_mask_head(parts.num_classes, parts.dtype, parts.axis_name, **mask)
-    joint = body.make_fpn is None
-    mask_reader = None if joint else make_roi_reader(body.strides[0], body.roi_levels, **mask_roi)
+    mask_reader = make_mask_reader(body, **mask_roi)
+    joint = mask_reader is None
     network = MaskRCNN(
         lambda: parts.network,
         mask_head.module,

@@ -152,12 +152,15 @@ def roi_loss(
 class RoIReader(NamedTuple):
     """Functions that read the features of RoIs from levels.
 
-    read(levels, rois): features [B, R, s, s, C] from levels [B, h, w, C], finest first, and rois [B, R, 4].
+    read(levels, rois): features [B, R, s, s, C] from levels [B, h, w, C], finest first, and rois [B, R, 4]; of a pyramid of bins
+        [B, R, 1, bins, C].
     metrics(rois, matched): metrics of rois [B, R, 4] with rows [B, R] of the ground truth, IGNORE where there is no RoI.
+    keeps_cells: whether features are a map [s, s], on which convolutions can run.
     """
 
     read: Callable[[Sequence[Array], Array], Array]
     metrics: Callable[[Array, Array], Sums]
+    keeps_cells: bool
 
 
 def make_roi_reader(
@@ -171,20 +174,24 @@ def make_roi_reader(
     aligned: bool = True,
     reduce: str = 'average',
     canonical_size: float = 224.0,
+    pyramid: Sequence[int] = (1, 2, 3, 6),
+    stop_gradient: bool = False,
 ) -> RoIReader:
     """Makes the functions that read the features of RoIs from levels (see `core.roi_features`).
 
     Args:
         first_stride: stride of the finest level, pixels.
         num_levels: number of levels from which RoIs are read.
-        operator: 'align' (RoIAlign), 'pool' (RoIPool) or 'warp' (RoIWarp).
-        output_size: s, bins along a side.
+        operator: 'align' (RoIAlign), 'pool' (RoIPool), 'warp' (RoIWarp) or 'pyramid' (spatial pyramid pooling).
+        output_size: s, bins along a side. Unused by 'pyramid'.
         samples_per_bin: samples along a side of a bin; 0, for 'align' only: as many as the size of the RoI needs. Unused by
             'pool'.
         max_samples_per_bin: largest number of samples along a side of a bin if samples_per_bin is 0.
         aligned: whether the features of a cell lie at its centre (detectron2) or at its corner (torchvision). For 'align' only.
         reduce: 'average' or 'max' of the samples of a bin. Unused by 'pool'.
         canonical_size: size of a RoI that is read from the level of stride 16, pixels (1612.03144, equation 1).
+        pyramid: bins along a side at each level of 'pyramid', whose features are one row of all bins (1406.4729, section 2.2).
+        stop_gradient: whether gradients end at the features of RoIs, so that nothing below them learns from RoIs, as in SPP-net.
 
     Returns:
         A RoIReader. If samples_per_bin is 0, its metric is 'undersampled_rois', the number of RoIs of an image that need more
@@ -197,9 +204,11 @@ def make_roi_reader(
             aligned=aligned,
             reduce=reduce,
             max_samples_per_bin=max_samples_per_bin,
+            output_size=output_size,
         ),
-        'pool': roi_features.roi_pool,
-        'warp': partial(roi_features.roi_warp, samples_per_bin=samples_per_bin, reduce=reduce),
+        'pool': partial(roi_features.roi_pool, output_size=output_size),
+        'warp': partial(roi_features.roi_warp, samples_per_bin=samples_per_bin, reduce=reduce, output_size=output_size),
+        'pyramid': partial(roi_features.pyramid_pool, output_sizes=pyramid),
     }
     if operator not in operators:
         raise ValueError(f'roi.operator is {operator!r}: use one of {", ".join(operators)}')
@@ -207,23 +216,23 @@ def make_roi_reader(
     level_of = partial(
         roi_features.assign_levels, min_level=finest, max_level=finest + num_levels - 1, canonical_size=canonical_size
     )
-    bins = dict(strides=[first_stride * 2**number for number in range(num_levels)], output_size=output_size)
+    strides = [first_stride * 2**number for number in range(num_levels)]
 
     def read(levels: Sequence[Array], rois: Array) -> Array:
         with jax.named_scope('roi'):
-            read_image = partial(operators[operator], **bins)
+            read_image = partial(operators[operator], strides=strides)
+            levels = jax.lax.stop_gradient(levels) if stop_gradient else levels
             return jax.vmap(lambda levels, rois: read_image(levels, rois, level_of(rois)))(levels, rois)
 
     def metrics(rois: Array, matched: Array) -> Sums:
         if operator != 'align' or samples_per_bin:
             return {}
-        needed = jax.vmap(lambda rois: roi_features.adaptive_samples(rois, level_of(rois), **bins, aligned=aligned))(
-            rois
-        )
+        bins = dict(strides=strides, output_size=output_size, aligned=aligned)
+        needed = jax.vmap(lambda rois: roi_features.adaptive_samples(rois, level_of(rois), **bins))(rois)
         undersampled = (needed > max_samples_per_bin) & (matched != matching.IGNORE)
         return {'undersampled_rois': undersampled.sum(axis=1).mean()}
 
-    return RoIReader(read, metrics)
+    return RoIReader(read, metrics, keeps_cells=operator != 'pyramid')
 
 
 class Proposed(NamedTuple):

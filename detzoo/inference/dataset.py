@@ -4,6 +4,7 @@ make_predict_step   a detector or segmenter -> a step on all devices
 predict_dataset     a step and a split -> COCO results, each image once, on every process
 Tally               images one by one, and the results of all -> metrics
 evaluate_workdir    a workdir -> COCO metrics; writes evaluation.json and detections.json.gz
+propose_workdir     a workdir -> the proposals of its first stage
 """
 
 import json
@@ -364,9 +365,7 @@ def evaluate_workdir(
     dataset = open_split(config.data, split, data_dir)
     if not predictor.detector.class_agnostic:
         check_classes(predictor.classes, dataset, workdir)
-    devices = jax.local_device_count() * jax.process_count()
-    config = config.copy_and_resolve_references()
-    config.evaluation.batch_size = -(-config.evaluation.batch_size // devices) * devices  # any machine may evaluate
+    config = for_all_devices(config)
     config.evaluation.panoptic |= panoptic
     given = load_proposals(source, dataset, config.data.max_proposals, config.data.proposal_mask_size)
     truth = truth_for(predictor.detector, dataset)
@@ -394,6 +393,46 @@ def evaluate_workdir(
     finally:
         on_results(metrics, truth, results)
     return metrics, truth, results
+
+
+def for_all_devices(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Copies a config with `evaluation.batch_size` rounded up to a multiple of all devices: any machine may evaluate."""
+    devices = jax.local_device_count() * jax.process_count()
+    config = config.copy_and_resolve_references()
+    config.evaluation.batch_size = -(-config.evaluation.batch_size // devices) * devices
+    return config
+
+
+def propose_workdir(
+    workdir: str | os.PathLike, split: str, *, data_dir: str | None = None
+) -> tuple[Dataset, list[dict[str, Any]]]:
+    """Runs the first stage of a run's detector on a split of its data.
+
+    Args:
+        workdir: folder of the run.
+        split: split of its data set.
+        data_dir: folder of the data sets; the config's by default.
+
+    Returns:
+        the split, and the proposals as COCO results of the first class, with scores that say no more than their order.
+
+    Raises:
+        DataError: the detector has no first stage, or the data are not there.
+    """
+    predictor = load(workdir)
+    detector, config = predictor.detector, for_all_devices(predictor.config)
+    if detector.propose is None or detector.needs_proposals:
+        raise DataError(
+            f'{workdir} holds a {config.model.name} without an RPN, which makes no proposals: give the workdir of a Faster or '
+            'Mask R-CNN'
+        )
+    config.data.validation_split = split
+    dataset = open_split(config.data, 'validation', data_dir)
+    check_classes(predictor.classes, dataset, workdir)
+    truth = ground_truth(dataset)
+    step = make_predict_step(detector._replace(predict=detector.propose), canvases_for(truth, config))
+    variables = parallel.replicate((predictor.params, predictor.model_state))
+    return dataset, predict_dataset(step, *variables, dataset, truth, config, classes=predictor.classes)
 
 
 def _write_evaluation(

@@ -185,7 +185,7 @@ def check_proposals(detector: Detector | Segmenter, name: str, given: bool, what
     if given and not detector.takes_proposals:
         raise DataError(f'{name} takes no proposals: leave out {what}')
     if not given and detector.needs_proposals:
-        raise DataError(f'this {name} has no RPN (model.rpn is None) and detects nothing by itself: give {what}')
+        raise DataError(f'this {name} has no RPN and detects nothing by itself: give {what}')
 
 
 def evaluation_canvases(config: ml_collections.ConfigDict) -> Sequence[tuple[int, int]]:

@@ -31,6 +31,7 @@ ROWS: Mapping[str, dict[str, Any]] = {
     'Mask R-CNN, C4': {'name': 'mask_rcnn', **C4},
     'DeepMask': {'name': 'deepmask'},
     'SharpMask': {'name': 'sharpmask'},
+    'R-CNN': {'name': 'rcnn'},
 }
 TEXT = """# Backbones under detectors
 
@@ -49,9 +50,8 @@ The strides of a backbone's feature maps, in pixels, and the keys of `model.back
 {backbones}
 
 A detector asks for the strides that it needs. RetinaNet's are fixed; `model.backbone_strides` changes those of SSD and of a
-pyramid under an R-CNN, `model.backbone_stride` the last one of a YOLO, and the only
-one of a DeepMask. The MobileNets have two feature maps of stride 32, which
-`model.backbone_strides = (32, 32)` puts into a pyramid, as torchvision does.
+pyramid under an R-CNN, `model.backbone_stride` the last one of a YOLO and of R-CNN, and the only one of a DeepMask. The MobileNets
+have two feature maps of stride 32, which `model.backbone_strides = (32, 32)` puts into a pyramid, as torchvision does.
 
 `dilation` of a ResNet keeps its last stages at a finer stride, with the same parameters: with 2 its strides are {two}, with 4 they
 are {four}.

@@ -21,6 +21,7 @@ from tiny import (
     TINY_MASK_RCNN_C4,
     TINY_MASK_RCNN_V2,
     TINY_MNC,
+    TINY_RCNN,
     TINY_RETINANET,
     TINY_SHARPMASK,
     TINY_SSD,
@@ -88,6 +89,7 @@ VARIANTS = {
     ),  # boxes around masks of 16 x 16 cells a window
     'faster_rcnn': rcnn_variant(TINY_FASTER_RCNN),
     'mask_rcnn': rcnn_variant(TINY_MASK_RCNN),
+    'rcnn': Variant(TINY_RCNN, {'rois': SAMPLES}, rates=(4e-3, 1e-4), steps=300, AP=0.9),
     'retinanet': Variant(TINY_RETINANET, {'anchors': COUNTS}),
     'ssd': ssd_variant(TINY_SSD),
     'yolo_v1': Variant(TINY_YOLO_V1, {'cells': COUNTS}, any_canvas=False),
@@ -165,11 +167,41 @@ BLOCKS = make_batch()
 NOTHING = BLOCKS._replace(gt=BLOCKS.gt._replace(valid=np.zeros_like(BLOCKS.gt.valid)))
 
 
+# Windows of four shapes all over the canvas, for detectors that need proposals.
+SHAPES = np.array([(w, h) for w in (12, 22) for h in (12, 22)])
+PLACES = np.stack(np.meshgrid(np.arange(0, 60, 6), np.arange(0, 60, 6)), axis=-1).reshape(-1, 1, 2)
+WINDOWS = np.concatenate(np.broadcast_arrays(PLACES, PLACES + SHAPES), axis=-1).reshape(-1, 4).astype(np.float32)
+
+
+def with_windows(detector):
+    """A detector that needs no proposals: if it did, it now gets WINDOWS where they lie in the image's window."""
+    if not detector.needs_proposals:
+        return detector
+
+    def given(inputs):
+        boxes = jax.numpy.clip(
+            WINDOWS, jax.numpy.tile(inputs.window[:, None, :2], 2), inputs.window[:, None, [2, 3, 2, 3]]
+        )
+        valid = (boxes[..., 2:] - boxes[..., :2] > 4).all(axis=-1)
+        return inputs._replace(proposals=boxes, proposals_valid=valid)
+
+    def loss(params, model_state, batch, rng):
+        return detector.loss(params, model_state, batch._replace(inputs=given(batch.inputs)), rng)
+
+    def predict(params, model_state, inputs):
+        return detector.predict(params, model_state, given(inputs))
+
+    def assign(params, model_state, batch, rng):
+        return detector.assign(params, model_state, batch._replace(inputs=given(batch.inputs)), rng)
+
+    return detector._replace(loss=loss, predict=predict, assign=assign)
+
+
 @functools.cache
 def tiny_variant(name):
     """A variant's detector, its parameters, and its functions compiled; `traces` counts their traces."""
     variant = (VARIANTS | MORE_VARIANTS)[name]
-    detector = make_detector(num_classes=CLASSES, **variant.arguments)
+    detector = with_windows(make_detector(num_classes=CLASSES, **variant.arguments))
     traces = collections.Counter()
 
     def compiled(name, function, options=None):

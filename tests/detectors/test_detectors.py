@@ -24,6 +24,7 @@ from contract import (
     VARIANTS,
     make_batch,
     tiny_variant,
+    with_windows,
 )
 from tiny import CATEGORY_IDS
 
@@ -319,7 +320,9 @@ def test_loss_on_8_devices_equals_that_on_one(tiny):
     # In float64: what is 0 but for rounding may pass a ReLU or not, and one such number changes gradients by a percent.
     # A channel that is constant comes out of a norm as its bias, which begins with 0: all parameters are moved a little.
     def make_step(axis_name):
-        detector = make_detector(num_classes=CLASSES, **tiny.variant.arguments, dtype='float64', axis_name=axis_name)
+        detector = with_windows(
+            make_detector(num_classes=CLASSES, **tiny.variant.arguments, dtype='float64', axis_name=axis_name)
+        )
 
         def step(params, model_state, batch):
             (loss, (model_state, _)), grads = jax.value_and_grad(detector.loss, has_aux=True)(

@@ -9,7 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import TINY_FASTER_RCNN, TINY_FASTER_RCNN_C4, TINY_FASTER_RCNN_V2, TINY_MASK_RCNN, TINY_RETINANET
+from tiny import (
+    TINY_FASTER_RCNN,
+    TINY_FASTER_RCNN_C4,
+    TINY_FASTER_RCNN_V2,
+    TINY_MASK_RCNN,
+    TINY_RETINANET,
+    TINY_SPP,
+)
 
 from detzoo.core import box_coding
 from detzoo.core.matching import IGNORE, NEGATIVE
@@ -306,6 +313,18 @@ def test_padding_is_no_part_of_batch_statistics():
     assert np.abs(before - state['batch_stats']['trunk']['norm2']['mean']).max() > 1e-3
 
 
+def test_spp_net_trains_its_fully_connected_layers_alone():
+    detector = make_detector(num_classes=3, **TINY_SPP | dict(rpn=None, roi=TINY_SPP['roi'] | dict(stop_gradient=True)))
+    variables = jax.jit(detector.init, static_argnums=1)(KEY, (64, 64))
+    assert variables[0]['trunk']['fc1']['kernel'].shape[0] == (1 + 4 + 9) * 16  # bins, and channels of stride 8
+    near = boxes_of([9, 8, 24, 25], [30, 28, 54, 50], [40, 2, 60, 20])
+    batch = given([near, near], [[True] * 3] * 2)
+    _, gradient = jax.jit(jax.value_and_grad(detector.loss, has_aux=True))(*variables, batch, KEY)
+    assert set(gradient) == {'backbone', 'trunk', 'box_head'}
+    assert not any(leaf.any() for leaf in jax.tree.leaves(gradient['backbone']))
+    assert all(leaf.any() for leaf in jax.tree.leaves((gradient['trunk'], gradient['box_head'])))
+
+
 def test_without_an_rpn_proposals_must_be_given():
     detector = make_detector(num_classes=3, **TINY_FASTER_RCNN | dict(rpn=None))
     variables = jax.eval_shape(lambda: detector.init(KEY, (64, 64)))
@@ -368,7 +387,7 @@ def test_large_rois_are_read_from_the_first_of_two_levels_of_one_stride():
     [
         (dict(rpn=dict(anchor_strides='canvas')), "rpn.anchor_strides is 'canvas'"),
         (dict(rpn=dict(anchor_sizes=((8,), (8, 9)))), 'rpn.anchor_sizes must have equally many'),
-        (dict(roi=dict(operator='crop')), "roi.operator is 'crop': use one of align, pool, warp"),
+        (dict(roi=dict(operator='crop')), "roi.operator is 'crop': use one of align, pool, warp, pyramid"),
         (dict(backbone=dict(name='vgg')), "backbone.name is 'vgg': use one of resnet18"),
         (dict(backbone=dict(name='vgg16'), fpn_features=None), 'vgg16.: it has no last stage that could run on'),
         (dict(backbone_strides=(4, 16)), r'backbone_strides is \(4, 16\): each must be'),
@@ -376,6 +395,10 @@ def test_large_rois_are_read_from_the_first_of_two_levels_of_one_stride():
         (dict(fpn_features=None), 'rpn.anchor_sizes has 5 levels, the pyramid 1'),
         (TINY_FASTER_RCNN_C4 | dict(fpn_norm='batch_norm'), 'fpn_features is None: C4 has neither a pyramid'),
         (TINY_FASTER_RCNN_C4 | dict(trunk_conv_layers=1), 'fpn_features is None: C4 has neither a pyramid'),
+        (TINY_SPP | dict(backbone_strides=(8, 16)), 'there is one feature map and no pyramid'),
+        (TINY_SPP | dict(fpn_norm='batch_norm'), 'there is one feature map and no pyramid'),
+        (TINY_SPP | dict(trunk_conv_layers=1), "roi.operator is 'pyramid': its bins are no map"),
+        (TINY_FASTER_RCNN_C4 | dict(roi=dict(operator='pyramid')), "roi.operator is 'pyramid': its bins are no map"),
     ],
 )
 def test_faster_rcnn_refuses(changes, words):

@@ -184,3 +184,8 @@ def test_mask_rcnn_asks_for_masks(make_ground_truth):
 def test_mask_rcnn_refuses(changes, words):
     with pytest.raises(ValueError, match=words):
         make_detector(num_classes=3, **TINY_MASK_RCNN | dict(mask=changes))
+
+
+def test_masks_are_not_read_by_a_pyramid_of_bins():
+    with pytest.raises(ValueError, match="mask_roi.operator is 'pyramid': its bins are no map"):
+        make_detector(num_classes=3, **TINY_MASK_RCNN | dict(mask_roi=dict(operator='pyramid')))

@@ -9,12 +9,13 @@ import runpy
 import jax
 import numpy as np
 import pytest
-from contract import BLOCKS, CLASSES, shapes_of
+from contract import BLOCKS, CLASSES, shapes_of, with_windows
 from tiny import (
     TINY_FASTER_RCNN,
     TINY_FASTER_RCNN_C4,
     TINY_MASK_RCNN,
     TINY_MASK_RCNN_C4,
+    TINY_RCNN,
     TINY_RETINANET,
     TINY_SSD,
     TINY_YOLO_V1,
@@ -36,6 +37,7 @@ DETECTORS = {
     'faster_rcnn_c4': TINY_FASTER_RCNN_C4,
     'mask_rcnn': TINY_MASK_RCNN,
     'mask_rcnn_c4': TINY_MASK_RCNN_C4,
+    'rcnn': TINY_RCNN,
 }
 OF_C4 = [name for name in BACKBONES if name.startswith('resnet')]  # only a ResNet has a last stage
 PAIRS = [(detector, name) for detector in DETECTORS for name in (OF_C4 if detector.endswith('c4') else BACKBONES)]
@@ -53,6 +55,7 @@ TRAINED = [
     ('faster_rcnn', 'tiny'),
     ('faster_rcnn_c4', 'resnet34'),
     ('mask_rcnn', 'darknet19'),
+    ('rcnn', 'tiny'),
 ]
 FEW = jax.tree.map(lambda x: x[:2], BLOCKS)
 
@@ -61,7 +64,7 @@ def made(detector, name, **changes):
     """A tiny detector with a narrow backbone."""
     width = 0.25 if 'mobilenet' in name else 0.125
     backbone = dict(name=name, width=width, norm='batch_norm')
-    return make_detector(num_classes=CLASSES, **DETECTORS[detector] | dict(backbone=backbone) | changes)
+    return with_windows(make_detector(num_classes=CLASSES, **DETECTORS[detector] | dict(backbone=backbone) | changes))
 
 
 def drawn(variables):

@@ -16,6 +16,7 @@ from tiny import (
     TINY_MASK_RCNN_C4,
     TINY_MASK_RCNN_V2,
     TINY_RETINANET,
+    TINY_SPP,
     TINY_SSD,
     TINY_SSD_RESNET,
     TINY_SSDLITE,
@@ -59,6 +60,8 @@ SWITCHES = [
     with_backbone(TINY_FASTER_RCNN_MOBILENET, norm='frozen_batch_norm') | dict(dtype='bfloat16'),
     with_backbone(TINY_FASTER_RCNN_C4, name='resnet50', norm='frozen_batch_norm')
     | dict(dtype='bfloat16', roi=dict(operator='pool', output_size=14)),
+    TINY_SPP | dict(roi=TINY_SPP['roi'] | dict(stop_gradient=True)),
+    TINY_SPP | dict(name='mask_rcnn', roi=dict(output_size=4), trunk_conv_layers=1, mask=dict(layers=1, features=16)),
     TINY_MASK_RCNN | dict(mask=dict(head='mlp', layers=1, features=16, class_agnostic=True)),
     TINY_MASK_RCNN | dict(mask=dict(layers=1, features=16, activation='softmax'), dtype='bfloat16'),
     TINY_MASK_RCNN_V2,

@@ -2,13 +2,14 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
 
 from detzoo.errors import DataError
 from detzoo.evaluation import read_detections
-from detzoo.inference.dataset import evaluate_workdir
+from detzoo.inference.dataset import evaluate_workdir, propose_workdir
 from detzoo.inference.photos import predict_files
 from detzoo.inference.predictor import Predictor, load
 from detzoo.run.classes import Classes
@@ -113,6 +114,28 @@ def test_evaluate_workdir_tells_the_recall_of_detections_and_of_proposals(two_st
     assert json.loads((workdir / 'evaluation_given_proposals.json').read_text()) == metrics
     finished = run_script('evaluate', f'--workdir={workdir}', '--proposals=ground_truth', '--recall')
     assert 'detections an image' in finished.stdout and 'proposals an image' in finished.stdout
+
+
+def find_corners(params, model_state, inputs):
+    """Two boxes an image, as a first stage would propose them."""
+    boxes = jnp.stack([inputs.window * 0.5, inputs.window], axis=1)
+    scores = jnp.broadcast_to(jnp.array([1.0, 0.5]), boxes.shape[:2])
+    return Detections(boxes, scores, jnp.zeros(scores.shape, jnp.int32), scores > 0)
+
+
+def test_propose_workdir_writes_what_the_first_stage_proposes(two_stages, workdir_of, tmp_path, run_script):
+    predictor = two_stages(True)
+    predictor.detector = predictor.detector._replace(propose=find_corners)
+    workdir = workdir_of(predictor)
+    dataset, results = propose_workdir(workdir, 'train[:3]')
+    assert dataset.split == 'train[:3]' and len(results) == 6
+    for record, of_image in zip(dataset.records, (results[i : i + 2] for i in (0, 2, 4))):
+        size = np.array([0, 0, record['width'], record['height']])
+        assert [row['image_id'] for row in of_image] == [record['image_id']] * 2
+        np.testing.assert_allclose([row['bbox'] for row in of_image], [size / 2, size], atol=1e-3)
+    predictor.detector = predictor.detector._replace(needs_proposals=True)
+    with pytest.raises(DataError, match='holds a retinanet without an RPN, which makes no proposals'):
+        propose_workdir(workdir, 'train')
 
 
 def test_evaluate_workdir_takes_the_proposals_of_the_config(two_stages, workdir_of):
