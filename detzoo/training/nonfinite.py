@@ -249,8 +249,8 @@ def backward_order(record: Record, batch: Batch) -> dict[str, int]:
 def first_nan(record: Record, batch: Batch) -> str:
     """Finds the first operation of loss and gradient that makes a NaN: its name, and the line of code that asks for it."""
     loss_of, rng = loss_of_record(record, None)
-    checked = checkify.checkify(jax.value_and_grad(loss_of, has_aux=True), errors=checkify.nan_checks)
     try:
+        checked = checkify.checkify(jax.value_and_grad(loss_of, has_aux=True), errors=checkify.nan_checks)
         error, _ = jax.jit(checked)(record.params, record.model_state, batch, rng)
     except (
         NotImplementedError,
