@@ -249,10 +249,13 @@ def backward_order(record: Record, batch: Batch) -> dict[str, int]:
 def first_nan(record: Record, batch: Batch) -> str:
     """Finds the first operation of loss and gradient that makes a NaN: its name, and the line of code that asks for it."""
     loss_of, rng = loss_of_record(record, None)
-    checked = checkify.checkify(jax.value_and_grad(loss_of, has_aux=True), errors=checkify.nan_checks)
     try:
+        checked = checkify.checkify(jax.value_and_grad(loss_of, has_aux=True), errors=checkify.nan_checks)
         error, _ = jax.jit(checked)(record.params, record.model_state, batch, rng)
-    except NotImplementedError:  # an operation that checkify does not know
+    except (
+        NotImplementedError,
+        ValueError,
+    ):  # what checkify cannot follow, such as the loops of an RPN's NMS over images
         return ''
     raised = error.get_exception()
     if raised is None:

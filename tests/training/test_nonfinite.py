@@ -76,7 +76,7 @@ def test_train_and_evaluate_writes_the_state_before_the_step(tmp_path, tiny_conf
     assert record.image_ids == [100 + index for index in batch.image_id]
 
 
-def test_replay_names_terms_images_gradients_and_the_operation(tmp_path, tiny_config, poison, run_script):
+def test_replay_names_terms_images_gradients_and_the_operation(tmp_path, tiny_config, poison, run_script, monkeypatch):
     config = tiny_config(seed=SEED)
     with pytest.raises(FloatingPointError):
         loop.train_and_evaluate(config, tmp_path)
@@ -91,6 +91,13 @@ def test_replay_names_terms_images_gradients_and_the_operation(tmp_path, tiny_co
     assert 'the gradient of head/bias is the first that is not finite, of 4 that are not' in said
     finished = run_script('train', f'--replay={path}')
     assert (finished.code, finished.stdout) == (0, said + '\n')
+
+    def refuse(*arguments, **options):
+        raise ValueError('Checkify does not support batched while-loops')
+
+    monkeypatch.setattr(nonfinite.checkify, 'checkify', refuse)
+    record = nonfinite.read_record(path)
+    assert nonfinite.first_nan(record, record.batch) == ''
 
 
 def test_replay_of_a_step_that_is_finite_here_says_so(tmp_path, tiny_config, linear, monkeypatch):
