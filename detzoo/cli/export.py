@@ -18,10 +18,11 @@ import sys
 
 from absl import flags, logging
 
+from detzoo.cli.checkpoint_flag import define_checkpoint
 from detzoo.cli.paths import define_path
 
 WORKDIR = define_path('workdir', None, 'The workdir of a run that is written.')
-CHECKPOINT = flags.DEFINE_integer('checkpoint', None, 'The step of the checkpoint; the newest by default.')
+CHECKPOINT = define_checkpoint()
 FORMAT = flags.DEFINE_enum(
     'format',
     'safetensors',

@@ -32,7 +32,7 @@ _NOT_OUTPUTS = ('candidates_dropped',)  # a figure about the detector, not about
 
 
 def export_program(
-    workdir: str | os.PathLike, output: str | os.PathLike, *, step: int | None = None
+    workdir: str | os.PathLike, output: str | os.PathLike, *, step: int | str | None = None
 ) -> list[tuple[int, int]]:
     """Writes what a run predicts with (averaged parameters if it has them) as StableHLO, one program for each canvas.
 
@@ -41,7 +41,7 @@ def export_program(
     Args:
         workdir: the run's folder.
         output: the folder to make.
-        step: the checkpoint's step; the newest by default.
+        step: the checkpoint's step, or 'best'; the newest by default.
 
     Returns:
         the canvases.

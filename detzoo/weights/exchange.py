@@ -217,13 +217,13 @@ def write_workdir(workdir: pathlib.Path, imported: Imported, **details: Any) -> 
         write_text(folder / 'config.json', to_json(imported.config))
 
 
-def export_weights(workdir: str | os.PathLike, output: str | os.PathLike, *, step: int | None = None) -> None:
+def export_weights(workdir: str | os.PathLike, output: str | os.PathLike, *, step: int | str | None = None) -> None:
     """Writes what a run predicts with (averaged parameters if it has them) as safetensors with its config.
 
     Args:
         workdir: the run's folder.
         output: the folder to make; its weights.safetensors names variables by their paths ('backbone/stem_conv/kernel').
-        step: the checkpoint's step; the newest by default.
+        step: the checkpoint's step, or 'best'; the newest by default.
 
     Raises:
         FileNotFoundError: there is no such run or checkpoint.
@@ -241,14 +241,14 @@ def export_weights(workdir: str | os.PathLike, output: str | os.PathLike, *, ste
 
 
 def export_darknet(
-    workdir: str | os.PathLike, output: str | os.PathLike, *, step: int | None = None
+    workdir: str | os.PathLike, output: str | os.PathLike, *, step: int | str | None = None
 ) -> dict[str, tuple[Any, Any]]:
     """Writes a YOLO for darknet and OpenCV: MODEL.weights, MODEL.cfg and MODEL.names, for its first evaluation canvas.
 
     Args:
         workdir: the folder of a YOLO's run.
         output: the folder to make.
-        step: the checkpoint's step; the newest by default.
+        step: the checkpoint's step, or 'best'; the newest by default.
 
     Returns:
         {key of the config: (its value, the value for what darknet does)} for what darknet does differently outside of the
