@@ -7,7 +7,7 @@
       -> the last stage of the backbone on the features, another one on the masked features -> concatenated
       -> cls_logits [B, R, K + 1], background last; box_deltas [B, R, K, 4]
     loss:    that of Faster R-CNN, and the binary cross-entropy of the masks of positive rois. The class trains the mask that it
-             sees, and both train, through RoIWarp, the RPN's boxes in which they look.
+             sees, and both train, through RoIWarp, the RPN's boxes of positive rois.
     predict: proposals -> masks, classes, boxes -> once more in the boxes of the best classes -> softmax, decode, clip,
              class-aware NMS of the results of all rounds -> the masks in the boxes of the detections, [B, D, 2 s, 2 s]
 
@@ -15,6 +15,8 @@ Mask R-CNN finds class, box and mask beside each other; here each stage depends 
 
 Differences from the paper:
 - Those of `faster_rcnn` on C4. The paper's network is VGG-16, whose fully connected layers read both kinds of features.
+- The gradient to the boxes is that of positive rois. With that of negatives too, the RPN of a small network learnt to propose
+  boxes beside the objects, which are easy to tell from them.
 - Training has three stages. The authors also train five, as the second round of prediction.
 - The mask of a detection is predicted in its final box. The authors keep the masks of the boxes that the last round started
   with, and average those of overlapping instances (mask voting).
@@ -148,6 +150,14 @@ def best_boxes(
         return box_ops.clip(box_coding.decode(deltas, rois, weights=delta_weights), window)
 
 
+def boxes_that_learn(rois: Assignment) -> Array:
+    """Returns the boxes of RoIs [B, R, 4], of which those of positives alone have a gradient.
+
+    A negative would learn to look away from the object that it should be moved onto.
+    """
+    return jnp.where((rois.matched >= 0)[..., None], rois.boxes, jax.lax.stop_gradient(rois.boxes))
+
+
 def make(
     *,
     num_classes: int,
@@ -220,7 +230,7 @@ def make(
         """Samples anchors and RoIs, and runs the network on them."""
         proposed = stages.propose(net.boxes, rpn_functions, x, batch.inputs, train=train, boxes_learn=True)
         anchors, rois = stages.sample(rpn_functions, roi_head, proposed, batch, rng)
-        features = net.features(proposed.levels, rois.boxes)
+        features = net.features(proposed.levels, boxes_that_learn(rois))
         mask_logits, *outputs = net.cascade(features, rois.matched != matching.IGNORE, train=train)
         # Targets are relative to the RoIs as they are: the gradient to their boxes comes through their features.
         return Trained(anchors, TrainedRoIs(*outputs, jax.lax.stop_gradient(rois.boxes), rois.matched), mask_logits)

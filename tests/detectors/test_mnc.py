@@ -8,7 +8,9 @@ from contract import BLOCKS, CANVAS, CLASSES, NOTHING
 from tiny import TINY_MNC
 
 from detzoo.core.box_coding import encode
+from detzoo.core.matching import IGNORE, NEGATIVE
 from detzoo.detectors import make_detector, mnc
+from detzoo.types import Assignment
 from detzoo.weights.torchvision import load_backbone
 
 KEY = jax.random.key(0)
@@ -101,3 +103,9 @@ def test_second_round_looks_in_the_boxes_of_the_first():
                 assert np.abs(detections - box + [shift, 0, shift, 0]).max(axis=1).min() < 1e-3
             seen += 1
     assert seen > 5 and np.abs(found.boxes[..., 0]).max() < 64
+
+
+def test_boxes_of_positives_alone_learn():
+    boxes, matched = jnp.ones((1, 4, 4)), jnp.int32([[0, NEGATIVE, 2, IGNORE]])
+    gradient = jax.grad(lambda x: mnc.boxes_that_learn(Assignment(x, matched)).sum())(boxes)
+    assert gradient[0].any(axis=1).tolist() == [True, False, True, False]
