@@ -33,6 +33,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         ),
         output_size=6,  # the last stage halves it to 3; masks have 12 x 12 cells
         mask_features=128,
+        boxes_learn=False,  # else the RPN of so small a network learns badly
+        rounds=1,
         head=dict(samples=32, score_threshold=0.01, max_detections=32),
     )
     c.training = dict(steps=700, batch_size=16, checkpoint_every=350, evaluate_every=350)

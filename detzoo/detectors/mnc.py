@@ -168,6 +168,7 @@ def make(
     mask_layers: int = 1,
     mask_features: int = 256,
     head: Mapping[str, Any] = HEAD,
+    boxes_learn: bool = True,
     rounds: int = 2,
     rpn_loss_weight: float = 1.0,
     cls_loss_weight: float = 1.0,
@@ -190,6 +191,7 @@ def make(
         mask_layers: number of fully connected layers before the mask.
         mask_features: outputs of each of them.
         head: arguments of `make_roi_head`.
+        boxes_learn: whether the losses of masks, classes and boxes train the RPN's boxes too, through RoIWarp.
         rounds: how often prediction runs the mask and the class: 2 for the paper's five stages, 1 for three.
         rpn_loss_weight: weight of both losses of the RPN.
         cls_loss_weight, box_loss_weight, mask_loss_weight: weights of the other losses.
@@ -228,7 +230,7 @@ def make(
 
     def train_on(net: MNC, x: Array, batch: Batch, rng: Array, *, train: bool) -> Trained:
         """Samples anchors and RoIs, and runs the network on them."""
-        proposed = stages.propose(net.boxes, rpn_functions, x, batch.inputs, train=train, boxes_learn=True)
+        proposed = stages.propose(net.boxes, rpn_functions, x, batch.inputs, train=train, boxes_learn=boxes_learn)
         anchors, rois = stages.sample(rpn_functions, roi_head, proposed, batch, rng)
         features = net.features(proposed.levels, boxes_that_learn(rois))
         mask_logits, *outputs = net.cascade(features, rois.matched != matching.IGNORE, train=train)
