@@ -2,8 +2,8 @@
 
     detzoo train --config=unet_shapes --workdir=runs/unet
 
-Measured half-way, after 300 of 600 steps, seed 0, on 2 cores of an AMD EPYC beside other work: mean IoU 0.308, PQ 0.091, mask AP
-0.050. What the whole run reaches is not measured yet.
+Measured after the 600 steps, seed 0, on one core of an AMD EPYC beside other work: mean IoU 0.407, PQ 0.227, mask AP 0.113; 0.308,
+0.091 and 0.050 half-way. The time was not measured.
 """
 
 import ml_collections
