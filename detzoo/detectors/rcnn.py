@@ -188,7 +188,7 @@ def make(
     def predict(params: Any, model_state: Any, inputs: Inputs) -> Detections:
         def find(net: RCNN, x: Array, *, train: bool) -> Detections:
             del train
-            return stages.detect(net, roi_head, given(x, inputs), inputs.window)
+            return stages.detect(net, given(x, inputs), inputs.window, head=roi_head)
 
         return run(params, model_state, inputs, train=False, method=find)[0]
 

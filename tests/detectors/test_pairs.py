@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from contract import BLOCKS, CLASSES, shapes_of, with_windows
 from tiny import (
+    TINY_DEEPMASK,
     TINY_FASTER_RCNN,
     TINY_FASTER_RCNN_C4,
     TINY_MASK_RCNN,
     TINY_MASK_RCNN_C4,
     TINY_RCNN,
     TINY_RETINANET,
+    TINY_SHARPMASK,
     TINY_SSD,
     TINY_YOLO_V1,
     TINY_YOLO_V2,
@@ -38,6 +40,8 @@ DETECTORS = {
     'mask_rcnn': TINY_MASK_RCNN,
     'mask_rcnn_c4': TINY_MASK_RCNN_C4,
     'rcnn': TINY_RCNN,
+    'deepmask': TINY_DEEPMASK | dict(backbone_stride=16),
+    'sharpmask': TINY_SHARPMASK | dict(backbone_stride=16, refine_strides=(8,)),
 }
 OF_C4 = [name for name in BACKBONES if name.startswith('resnet')]  # only a ResNet has a last stage
 PAIRS = [(detector, name) for detector in DETECTORS for name in (OF_C4 if detector.endswith('c4') else BACKBONES)]
@@ -56,6 +60,8 @@ TRAINED = [
     ('faster_rcnn_c4', 'resnet34'),
     ('mask_rcnn', 'darknet19'),
     ('rcnn', 'tiny'),
+    ('deepmask', 'resnet18'),
+    ('sharpmask', 'tiny'),
 ]
 FEW = jax.tree.map(lambda x: x[:2], BLOCKS)
 
@@ -92,7 +98,7 @@ def test_every_pair_is_drawn(detector, name):
     params, model_state = shapes_of(made(detector, name, **changes))
     leaves = jax.tree.leaves((params['backbone'], model_state['batch_stats']['backbone']))
     assert len(leaves) > 10 and all(leaf.size > 0 for leaf in leaves)
-    parts = {'retinanet': 'cls_head', 'ssd': 'cls_head'}
+    parts = {'retinanet': 'cls_head', 'ssd': 'cls_head', 'deepmask': 'mask', 'sharpmask': 'output'}
     assert parts.get(detector, 'head' if detector.startswith('yolo') else 'box_head') in params
 
 
