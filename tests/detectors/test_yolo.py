@@ -224,7 +224,7 @@ def test_yolo_v1_dropout_keeps_the_mean():
         (TINY_YOLO_V3 | dict(anchor_sizes=(((8, 8),), ((8, 8), (9, 9)))), 'equally many sizes'),
         (TINY_YOLO_V3 | dict(backbone_stride=1), 'darknet53.: it has feature maps of .* needs 0 and 1'),
         (TINY_YOLO_V3 | dict(box_loss='iou'), "box_loss is 'iou'"),
-        (TINY_YOLO_V2 | dict(backbone_stride=64), 'the detector needs 32 and 64'),
+        (TINY_YOLO_V2 | dict(backbone_stride=64), 'the model needs 32 and 64'),
     ],
 )
 def test_yolo_refuses_what_cannot_be(arguments, message):
