@@ -281,6 +281,7 @@ def run_script():
             stderr.write(traceback.format_exc())
             code = 1
         finally:
+            signal.set_wakeup_fd(-1)  # a command that listens to signals would go on to end this process
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             for module in COMMANDS.values():  # the next import defines the flags again
