@@ -43,22 +43,24 @@ XLA = Ways('xla', 'xla', 'xla')
 def choose(x: Sequence[int], kernel: Sequence[int], geometry: Geometry) -> Ways:
     """Chooses the fastest formulations for a CPU.
 
-    Milliseconds of one thread of an AMD EPYC, XLA's own and the chosen one, from scripts/dev/benchmark_convolutions.py:
+    Milliseconds on two cores of an AMD EPYC, XLA's own and the chosen one, from scripts/dev/benchmark_convolutions.py:
 
         B x h x w, C -> D, kernel, stride         forward         gradient of x     gradient of the kernel
-        1 x 128 x 128,   64 ->  256, 1x1, 1       6.0    5.6      7.1    5.7       31.3    6.1  dots
-        1 x 128 x 128,  256 ->  512, 1x1, 2      11.1   10.5     11.6   11.0       63.9   11.1  dots
-        1 x 300 x 300,   64 ->   64, 3x3, 1      64.1   43.2     63.9   43.2       91.7   60.6  winograd
-        1 x 128 x 128,   64 ->   64, 3x3, 1      11.6    8.6     11.5    8.7       15.3   13.4  winograd
-        1 x  64 x  64,  256 ->  256, 3x3, 1      44.9   25.7     45.8   25.3       52.7   28.4  winograd
-        1 x  16 x  16,  512 ->  512, 3x3, 1      11.9    8.3     18.0   10.1       13.4    8.0  winograd
-      128 x  14 x  14,  256 ->  256, 3x3, 1     310.6  154.5    312.8  154.0      683.6  176.8  winograd
-       16 x   8 x   8,   64 ->   64, 3x3, 1       0.70   0.43     0.71   0.43       0.76   0.63 winograd
-        1 x  26 x  26,  512 -> 1024, 3x3, 2      20.3   16.2     31.1   18.6       19.4   16.7  columns, dots, columns
-        1 x 128 x 128,  128 ->  128, 3x3, 2      12.3   12.3     14.2   14.1       25.7   17.2  xla, dots, dots
-        1 x 512 x 512,    3 ->   64, 7x7, 2      12.8   12.8     31.1   31.1       17.3   17.3  xla
-        1 x 416 x 416,    3 ->   32, 3x3, 1      15.2    5.5     10.0   10.0        8.8    8.8  padded, xla, xla
-       16 x 128 x 128,    3 ->   16, 7x7, 2      13.3   10.4     37.6   37.6       11.3   11.3  padded, xla, xla
+        1 x 128 x 128,   64 ->  256, 1x1, 1       8.0    2.9      7.8    3.1       21.4    4.6  dots
+        1 x 128 x 128,  256 ->  512, 1x1, 2       6.1    5.5      6.9    6.9       49.9    7.1  dots, xla, dots
+        1 x 300 x 300,   64 ->   64, 3x3, 1      37.5   37.8     37.7   38.9       99.1   65.1  winograd
+        1 x 150 x 150,  128 ->  128, 3x3, 1      32.5   24.6     33.1   24.6       56.7   30.1  winograd
+        1 x 128 x 128,   64 ->   64, 3x3, 1       5.8    6.2      6.3    6.3       14.1    9.1  winograd
+        1 x  64 x  64,  256 ->  256, 3x3, 1      22.9   13.5     23.2   14.0       28.6   16.7  winograd
+        1 x  16 x  16,  512 ->  512, 3x3, 1       6.8    4.9     10.9    6.5        7.1    4.6  winograd
+      128 x  14 x  14,  256 ->  256, 3x3, 1     158.1   89.5    160.5   84.0      319.5  113.8  winograd
+       16 x  16 x  16,   48 ->   48, 3x3, 1       1.66   1.40     1.66   1.31       1.85   1.12 winograd
+       16 x  16 x  16,   32 ->   32, 3x3, 1       0.74   0.74     0.88   0.88       1.01   1.01 xla
+        1 x  26 x  26,  512 -> 1024, 3x3, 2      11.8   10.5     24.2   12.1       14.5    9.8  columns, dots, columns
+        1 x 128 x 128,  128 ->  128, 3x3, 2       7.1    7.1     10.1    7.7       14.8    9.9  xla, dots, dots
+        1 x 512 x 512,    3 ->   64, 7x7, 2      13.4   13.4     32.1   32.1       22.5   22.5  xla
+        1 x 416 x 416,    3 ->   32, 3x3, 1      14.8    5.7      8.0    8.0        8.5    8.5  padded, xla, xla
+       16 x 128 x 128,    3 ->   16, 7x7, 2       6.2    6.2     25.1   25.1        4.4    4.4  xla
 
     Args:
         x: (B, h, w, C).
@@ -72,7 +74,7 @@ def choose(x: Sequence[int], kernel: Sequence[int], geometry: Geometry) -> Ways:
     if work < 3e6:  # XLA compiles its own convolution sooner
         return XLA
     if sides == (1, 1):
-        return Ways('dots', 'dots', 'dots')
+        return Ways('dots', 'dots' if geometry.strides == (1, 1) else 'xla', 'dots')
     if suits_padding(kernel):
         return Ways('padded', 'xla', 'xla')
     patches = x[0] * -(-height // 2) * -(-width // 2)

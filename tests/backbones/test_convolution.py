@@ -123,6 +123,7 @@ def test_choice_has_winograd_for_wide_maps_and_products_for_the_rest():
         return choose((batch, size, size, channels), (side, side, channels, features), geometry(**shape))
 
     assert ways(1, 128, 64, 1, 256) == ('dots', 'dots', 'dots')
+    assert ways(1, 128, 256, 1, 512, stride=2) == ('dots', 'xla', 'dots')
     assert ways(1, 16, 64, 1, 64) == ('xla', 'xla', 'xla')  # too little work to compile more for
     assert ways(1, 64, 256, 3, 256, padding=1) == ('winograd', 'winograd', 'winograd')
     assert ways(16, 32, 32, 3, 64, padding=1) == ('xla', 'xla', 'xla')  # 32 channels
