@@ -5,7 +5,7 @@ to six times as long as a product of matrices for the gradient of a kernel. So o
 is one of
 
     'xla'       jax.lax.conv_general_dilated
-    'padded'    the same after adding a channel of zeros: only forward, for some first layers
+    'padded'    the same after adding channels of zeros: only forward, for the first layer of a narrow network
     'winograd'  `winograd`: 3x3, stride 1
     'dots'      `shifted_dots`: one product of matrices for each place of the kernel
     'columns'   `shifted_dots` with all places side by side, in one product
@@ -26,7 +26,7 @@ from detzoo.backbones.shifted_dots import Geometry
 from detzoo.types import Array
 
 NHWC = 'NHWC', 'HWIO', 'NHWC'  # the axes of x, of the kernel and of the result
-PADDED = 4  # channels of x with which XLA has a faster program than with fewer, where the result has 17 to 32
+PADDED = 4, 32  # channels of x and of the result from which XLA has a faster program for kernels of few channels
 
 
 class Ways(NamedTuple):
@@ -93,8 +93,8 @@ def suits_winograd(kernel: Sequence[int], geometry: Geometry) -> bool:
 
 
 def suits_padding(kernel: Sequence[int]) -> bool:
-    """Whether a channel of zeros makes a convolution faster."""
-    return kernel[2] < PADDED and 16 < kernel[3] <= 32
+    """Whether channels of zeros make a convolution faster: with larger kernels than 3x3 they cost more than they save."""
+    return tuple(kernel[:2]) == (3, 3) and kernel[2] < PADDED[0] and kernel[3] <= PADDED[1]
 
 
 def convolve(
@@ -196,9 +196,11 @@ def _plain(x: Array, kernel: Array, geometry: Geometry) -> Array:
 
 
 def _padded(x: Array, kernel: Array, geometry: Geometry) -> Array:
-    """Convolves with channels of zeros in x, up to PADDED."""
-    more = 0, PADDED - kernel.shape[2]
-    return _plain(jnp.pad(x, ((0, 0), (0, 0), (0, 0), more)), jnp.pad(kernel, ((0, 0), (0, 0), more, (0, 0))), geometry)
+    """Convolves with channels of zeros: at least as many as PADDED has."""
+    more, features = max(0, PADDED[0] - kernel.shape[2]), kernel.shape[3]
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, more)))
+    kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, more), (0, max(0, PADDED[1] - features))))
+    return _plain(x, kernel, geometry)[..., :features]
 
 
 convolve_on_cpu.defvjp(_forward, _backward)
