@@ -78,7 +78,7 @@ def choose(x: Sequence[int], kernel: Sequence[int], geometry: Geometry) -> Ways:
     if suits_padding(kernel):
         return Ways('padded', 'xla', 'xla')
     patches = x[0] * -(-height // 2) * -(-width // 2)
-    pays = few >= 48 and channels * features <= 12_000 * patches and work > 3e7
+    pays = few >= 48 and max(channels, features) <= 4 * few and channels * features <= 12_000 * patches and work > 3e7
     if suits_winograd(kernel, geometry) and pays:
         return Ways('winograd', 'winograd', 'winograd')
     if cells <= 400:

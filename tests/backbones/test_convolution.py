@@ -128,6 +128,7 @@ def test_choice_has_winograd_for_wide_maps_and_products_for_the_rest():
     assert ways(1, 64, 256, 3, 256, padding=1) == ('winograd', 'winograd', 'winograd')
     assert ways(16, 32, 32, 3, 64, padding=1) == ('xla', 'xla', 'xla')  # 32 channels
     assert ways(16, 8, 48, 3, 48, padding=1) == ('xla', 'xla', 'xla')  # little work
+    assert ways(16, 16, 48, 3, 720, padding=1) == ('xla', 'xla', 'xla')  # many more channels on one side
     assert ways(1, 4, 256, 3, 256, padding=1) == ('columns', 'dots', 'columns')  # 4 patches, a large kernel
     assert ways(1, 19, 1024, 3, 24, padding=1) == ('xla', 'dots', 'xla')  # few cells, few channels
     assert ways(1, 128, 128, 3, 128, stride=2, padding=1) == ('xla', 'dots', 'dots')
