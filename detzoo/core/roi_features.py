@@ -297,7 +297,7 @@ def _quantize(rois: Array, stride: Array) -> tuple[Array, Array]:
 
 
 def round_ratio(values: Array, divisor: Array | float) -> Array:
-    """Divides values by a positive divisor and rounds to whole numbers, half away from zero: int32."""
+    """Divides values of any shape by a positive divisor, and rounds half away from zero: int32, of the same shape."""
     whole = jnp.floor(abs(values) / divisor)
     # The remainder decides: a compiled division by a constant is an inexact multiplication.
     whole += 2 * (abs(values) - whole * divisor) >= divisor
