@@ -4,9 +4,9 @@
     detzoo sweep --experiment=family --workdir=runs/family --costs
     detzoo report --workdir=runs/family
 
-No paper compares them all. Held fixed: the data (`shapes`), the canvas, the machine. Each network is trained as its own laptop config
-says: backbones, steps and images a step differ, and none was tuned for this comparison. So the figures describe these networks, and
-do not rank the methods. One seed.
+No paper compares them all. Held fixed: the data (`shapes`), the canvas, the machine. Each network is trained as its own laptop
+config says: backbones, steps and images a step differ, and none was tuned for this comparison. So the figures describe these
+networks, and do not rank the methods. One seed.
 
 All are on the axis of average recall: of the best 100 boxes of an image, whatever their class (object AR100), since DeepMask and
 SharpMask know no classes. The other axis of accuracy is AP: theirs takes all objects as one class. Segmenters take connected
