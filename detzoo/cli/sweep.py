@@ -34,13 +34,18 @@ EXPERIMENT = define_path(
 WORKDIR = define_path('workdir', None, 'The folder for everything; the same again continues a sweep.', required=True)
 JOBS = flags.DEFINE_integer('jobs', 1, 'The number of runs at once.', lower_bound=1)
 COSTS = flags.DEFINE_bool('costs', False, 'Also measure what prediction costs.')
+COST_BATCHES = flags.DEFINE_list('cost_batches', ['1', '8'], 'With --costs: numbers of images to predict at once.')
 TPU = flags.DEFINE_string('tpu', None, 'With --costs: a topology of TPUs to estimate them for, for example v5e:2x4.')
 CLUSTER = flags.DEFINE_enum(
     'cluster', None, ['slurm', 'local'], "Submit runs as jobs; 'local' starts processes here, to try it out."
 )
 OPTIONS = flags.DEFINE_list('cluster_options', [], 'Parameters of submitit, as KEY=VALUE, separated by commas.')
 ERRORS = (ImportError, ValueError)  # an extra that is not installed; a variant that an experiment does not have
-
+flags.register_validator(
+    'cost_batches',
+    lambda sizes: bool(sizes) and all(size.isdecimal() and int(size) > 0 for size in sizes),
+    '--cost_batches takes numbers of images with commas between, for example 1,8',
+)
 
 STOP = StopRequest()
 
@@ -121,7 +126,7 @@ def main(settings: list[str]) -> None:
         print(stopped, file=sys.stderr)
         sys.exit(stopped.exit_code)
     if COSTS.value:
-        measure_costs(Store(folder))
+        measure_costs(Store(folder), [int(size) for size in COST_BATCHES.value])
         if TPU.value:
             estimate_costs(Store(folder), TPU.value)
     failed = [result.run for result in results if result.status == FAILED]

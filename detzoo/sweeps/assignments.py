@@ -10,6 +10,7 @@ from detzoo.data.pipeline import evaluation_batches
 from detzoo.data.proposals import load_proposals
 from detzoo.data.records import Dataset
 from detzoo.inference.predictor import Predictor, canvas_for
+from detzoo.run.parallel import options_to_run_once
 from detzoo.types import Segmenter
 from detzoo.visualize import draw_assignment
 
@@ -45,7 +46,7 @@ def draw_assignments(predictor: Predictor, dataset: Dataset, index: int = 0) -> 
             threads=1,
         )
     )
-    assign = jax.jit(predictor.detector.assign)
+    assign = jax.jit(predictor.detector.assign, compiler_options=options_to_run_once())
     stages = assign(predictor.params, predictor.model_state, batch, jax.random.key(config.seed))
     gt = jax.tree.map(lambda x: np.asarray(x)[0], batch.gt)
     x1, y1, x2, y2 = np.round(batch.inputs.window[0]).astype(int)

@@ -18,7 +18,7 @@ def measure_costs(store: Store, batch_sizes: Sequence[int] = (1, 8)) -> list[dic
     """Measures the costs of prediction of all groups in one pass, and writes costs.json.
 
     A group's first finished run is measured, with its trained weights. Nothing is measured if costs.json already has these
-    groups.
+    groups at these batch sizes.
 
     Returns:
         the rows of `stages.measure`; 'name' is the group.
@@ -31,7 +31,8 @@ def measure_costs(store: Store, batch_sizes: Sequence[int] = (1, 8)) -> list[dic
     from detzoo.inference.predictor import load
 
     groups = store.first_of_groups()
-    if {row['name'] for row in store.costs()} != set(groups):
+    wanted = {(group, size) for group in groups for size in batch_sizes}
+    if {(row['name'], row['batch']) for row in store.costs()} != wanted:
         prepared = {
             group: stages.prepare_trained(load(store.workdir(result.run)), batch_sizes)
             for group, result in tqdm(groups.items(), desc='compiling for costs', unit='group', leave=False)

@@ -19,7 +19,7 @@ from detzoo.run.checkpoint import Checkpoints
 from detzoo.run.metrics import read_metrics
 from detzoo.run.stopping import Stopped, StopRequest
 from detzoo.sweeps import attempt, estimates, runner
-from detzoo.sweeps.costs import estimate_costs
+from detzoo.sweeps.costs import estimate_costs, measure_costs
 from detzoo.sweeps.curves import curves
 from detzoo.sweeps.launchers import Cluster
 from detzoo.sweeps.plan import plan
@@ -251,6 +251,26 @@ def test_estimates_are_made_once_for_each_group_and_topology(experiment, tmp_pat
 def test_estimates_that_fail_are_an_error(tmp_path):
     with pytest.raises(ValueError, match='no estimates for gpu: see above'):
         estimate_costs(Store(tmp_path), 'gpu')
+
+
+class NamedRun(NamedTuple):
+    run: str
+
+
+def test_costs_are_measured_once_for_each_choice_of_batch_sizes(tmp_path, monkeypatch):
+    measured = []
+
+    def measure(prepared):
+        measured.append(prepared)
+        return [{'name': name, 'batch': size} for name, sizes in prepared.items() for size in sizes]
+
+    monkeypatch.setattr(Store, 'first_of_groups', lambda store: {'a': NamedRun('a_seed0')})
+    monkeypatch.setattr('detzoo.inference.predictor.load', lambda workdir: workdir)
+    monkeypatch.setattr('detzoo.costs.stages.prepare_trained', lambda predictor, sizes: sizes)
+    monkeypatch.setattr('detzoo.costs.stages.measure', measure)
+    for sizes in ([1], [1], [1, 8], [8, 1]):
+        assert len(measure_costs(Store(tmp_path), sizes)) == len(sizes)
+    assert measured == [{'a': [1]}, {'a': [1, 8]}]
 
 
 def test_attempt_keeps_runs_apart_whose_names_have_dots(experiment, tmp_path, monkeypatch):
