@@ -3,8 +3,9 @@
     candidates -> sorted by score -> tile by tile: drop the boxes that kept ones of earlier tiles overlap, then settle the tile
       -> until enough are kept, or none is left -> indices into the candidates
 
-Chosen by scripts/dev/benchmark_nms.py, on a CPU, for both uses: about 100 of 1000 candidates, and 1000 of 2000 or more. The
-tiles for GPUs are larger by reasoning; no other size was tried there.
+Chosen by scripts/dev/benchmark_nms.py, on a CPU, for both uses: about 100 of 1000 candidates, and 1000 of 2000 or more. There
+tiles of 256 took 1.0 to 1.4 times as long, tiles of 64 0.8 to 1.3 times. The tiles for GPUs and TPUs are larger by reasoning; no
+other size was tried there.
 """
 
 from functools import partial
@@ -16,7 +17,8 @@ import jax.numpy as jnp
 from detzoo.core import boxes as box_ops
 from detzoo.types import Array
 
-TILE = 256  # candidates decided at once on a CPU
+CPU_TILE = 128  # candidates decided at once on a CPU
+TILE = 256  # on a TPU
 GPU_TILE = 2048  # on a GPU, where a step of a loop costs more than a comparison of many boxes
 GPU_ROUNDS = 4  # rounds of `_settle` between two questions whether it has ended, each of which waits for the GPU
 
@@ -47,6 +49,7 @@ def nms(
     limits = dict(iou_threshold=iou_threshold, max_detections=max_detections)
     kept = jax.lax.platform_dependent(
         *(jnp.asarray(x)[order] for x in (boxes, labels, valid)),
+        cpu=partial(_keep, tile_size=CPU_TILE, rounds=1, **limits),
         cuda=partial(_keep, tile_size=GPU_TILE, rounds=GPU_ROUNDS, **limits),
         default=partial(_keep, tile_size=TILE, rounds=1, **limits),
     )

@@ -6,6 +6,8 @@ All are exactly greedy, and are checked to select the same boxes before they are
 
     tiled      `detzoo.core.nms.nms`: boxes in order of score, tile by tile; boxes that a kept one of an earlier tile overlaps
                are dropped, a fixpoint decides inside the tile, and the loop ends when enough boxes are kept
+    tiles64    the same with tiles of 64 boxes
+    tiles256   the same with tiles of 256 boxes
     argmax     a round for each box that is kept, with one row of IoU per round
     fixpoint   the IoU of all pairs, then "kept unless a better kept box overlaps it" repeated until nothing changes
 
@@ -17,6 +19,7 @@ import argparse
 import functools
 import statistics
 import time
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +93,18 @@ def argmax(boxes, scores, labels, valid, *, iou_threshold, max_detections):
     return indices, jnp.arange(max_detections) < count
 
 
-FORMULATIONS = {'tiled': nms, 'argmax': argmax, 'fixpoint': fixpoint}
+def in_tiles(size):
+    """Makes detzoo's NMS with tiles of another size on a CPU."""
+    return mock.patch('detzoo.core.nms.CPU_TILE', size)(nms)
+
+
+FORMULATIONS = {
+    'tiled': nms,
+    'tiles64': in_tiles(64),
+    'tiles256': in_tiles(256),
+    'argmax': argmax,
+    'fixpoint': fixpoint,
+}
 
 
 def clustered(batch, count, num_classes, seed=0):
