@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from detzoo.core.interpolation import linear_weights
 from detzoo.types import Array
 
 AVERAGED_SAMPLES = 8  # largest number of samples along a side of a cell, in `average_mask_targets`
@@ -121,7 +122,7 @@ def _point_weights(spans: Array, frames: Array, size: int, cells: int) -> Array:
     point = first + (last - first) * (jnp.arange(size) + 0.5) / size  # [R, size]
     inside = (last > first) & (high > low) & (point >= low) & (point <= high)
     place = jnp.clip(_place(point, low, high, cells), 0, cells - 1)  # the border's value goes on to its edge
-    return jnp.where(inside[..., None], _tent(place, cells), 0)
+    return jnp.where(inside[..., None], linear_weights(place, cells), 0)
 
 
 def _average_weights(spans: Array, frames: Array, size: int, cells: int) -> Array:
@@ -132,7 +133,7 @@ def _average_weights(spans: Array, frames: Array, size: int, cells: int) -> Arra
     samples = jnp.arange(AVERAGED_SAMPLES)
     bins = jnp.arange(size)[:, None] + (samples + 0.5) / count  # [R, size, samples]
     point = first[..., None] + extent[..., None] / size * bins + LEGACY_SHIFT
-    tent = _tent(_place(point, low[..., None], high[..., None], cells), cells)  # [R, size, samples, S]
+    tent = linear_weights(_place(point, low[..., None], high[..., None], cells), cells)  # [R, size, samples, S]
     average = jnp.where((samples < count)[..., None], tent, 0).sum(axis=2) / count
     return jnp.where((high > low)[..., None], average, 0)
 
@@ -141,11 +142,6 @@ def _place(point: Array, low: Array, high: Array, cells: int) -> Array:
     """Converts points to cells of a mask that spans low..high; whole numbers are centres of cells."""
     extent = high - low
     return (point - low) / jnp.where(extent > 0, extent, 1) * cells - 0.5
-
-
-def _tent(place: Array, cells: int) -> Array:
-    """Computes the weights of linear interpolation: 1 at a cell's centre, falling to 0 at its neighbours'; adds a last axis [S]."""
-    return jnp.maximum(1 - abs(place[..., None] - jnp.arange(cells)), 0)
 
 
 def resample_masks(masks: Array, frames: Array, boxes: Array, *, size: int) -> Array:

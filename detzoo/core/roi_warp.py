@@ -9,6 +9,7 @@
 import chex
 import jax.numpy as jnp
 
+from detzoo.core.interpolation import linear_weights
 from detzoo.types import Array
 
 
@@ -49,5 +50,4 @@ def _weights(spans: Array, size: int, cells: int) -> Array:
     """
     first, last = spans[:, :1], spans[:, 1:]
     points = first + (last - first) * (jnp.arange(size) + 0.5) / size - 0.5  # whole numbers are centres of cells
-    points = jnp.clip(points, 0, cells - 1)
-    return jnp.maximum(1 - abs(points[..., None] - jnp.arange(cells)), 0)
+    return linear_weights(jnp.clip(points, 0, cells - 1), cells)

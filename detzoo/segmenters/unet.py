@@ -73,10 +73,8 @@ class UNet(nn.Module):
                 for index in (1, 2):
                     x = conv(features, name=f'conv{number}_{index}')(x)
         with jax.named_scope('heads'):
-            init = (
-                nn.initializers.he_normal()
-            )  # as all others: from much smaller weights few features learn hardly anything
-            x = Conv(self.outputs, (1, 1), kernel_init=init, dtype=self.dtype, name='logits')(x)
+            # Drawn as all others are: from much smaller weights few features learn hardly anything.
+            x = Conv(self.outputs, (1, 1), kernel_init=nn.initializers.he_normal(), dtype=self.dtype, name='logits')(x)
             return pixels.enlarge(x.astype(jnp.float32), canvas)[:, :height, :width]
 
 
