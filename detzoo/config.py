@@ -204,8 +204,8 @@ def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
                 check_value(key, value, example(whole, key))
             except ValueError as error:
                 raise ConfigError(str(error)) from error
-        # None alone would leave the key without a type.
-        typed_none = value is None and key in FROM_DATA
+        # None alone would leave the key without a type, and --config.KEY could not set it.
+        typed_none = value is None and known.get(key) is not None
         whole.update_from_flattened_dict(
             {key: config_dict.placeholder(type(known[key])) if typed_none else tuples(value)}
         )

@@ -146,6 +146,7 @@ def test_complete_takes_none_for_what_may_be_none():
     whole = complete(minimal(focal_gamma=0.0, focal_alpha=None))
     assert whole.model.focal_alpha is None
     assert from_json(to_json(whole)).model.focal_alpha is None
+    assert whole.model.get_type('focal_alpha') is float  # so that --config.model.focal_alpha=0.5 can set it
 
 
 def test_complete_takes_whole_numbers_for_real_ones():

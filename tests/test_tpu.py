@@ -79,9 +79,16 @@ CASES = {
     ),
     'yolo_v1': Case('yolo_shapes.py:v1'),
     'yolo_v2': Case('yolo_shapes.py:v2', {'model.head_features': '(64, 64, 64)'}),
+    'yolo9000': Case(
+        'yolo9000_shapes.py',
+        {'model.head_features': '(64, 64, 64)', 'model.tree': '(-1, 0, 0)', 'model.descent': 'paper'},
+    ),
+    'sds': Case('sds_shapes.py', {'model.trunk_features': 32}, stages=('backbone', 'neck', 'roi', 'heads', 'other')),
     'deepmask': Case('deepmask_shapes.py', {'model.windows.scales': '(0.5, 1.0)'}),
     'sharpmask': Case('sharpmask_shapes.py', {'model.windows.scales': '(0.5, 1.0)', 'optimizer.frozen': "''"}),
     'unet': Case('unet_shapes.py', {'model.backbone_strides': '(1, 2)'}, stages=('backbone', 'neck', 'heads', 'other')),
+    'fcn': Case('fcn_shapes.py', stages=('backbone', 'heads', 'other')),
+    'deeplab': Case('deeplab_shapes.py', stages=('backbone', 'heads', 'other')),
 }
 MARKS = {
     name: pytest.mark.full
@@ -93,9 +100,13 @@ MARKS = {
         'mnc',
         'yolo_v1',
         'yolo_v2',
+        'yolo9000',
+        'sds',
         'deepmask',
         'sharpmask',
         'unet',
+        'fcn',
+        'deeplab',
     )
 }
 
