@@ -11,10 +11,10 @@ from detzoo.sweeps.sweep import Axes, Run, Sweep
 
 CONFIGS = {
     'retinanet': 'configs/retinanet_shapes.py',
+    'mask_rcnn': 'configs/mask_rcnn_shapes.py',  # the longest early: two run at once
+    'faster_rcnn': 'configs/faster_rcnn_shapes.py',
     'yolo': 'configs/yolo_shapes.py:v3',
     'ssd': 'configs/ssd_shapes.py',
-    'faster_rcnn': 'configs/faster_rcnn_shapes.py',
-    'mask_rcnn': 'configs/mask_rcnn_shapes.py',
 }
 BUDGET = {
     'training.steps': 500,

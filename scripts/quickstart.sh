@@ -23,8 +23,8 @@ run=runs/quickstart${detectors:+_${detectors//,/_}}
 echo '1/3 installing'
 bash scripts/venv.sh .venv plots
 echo '2/3 training, evaluating, and measuring what prediction costs'
-.venv/bin/detzoo sweep --experiment="quickstart${detectors:+:$detectors}" --workdir="$run" --costs --cost_batches=1 \
-    ${arguments[@]+"${arguments[@]}"}
+.venv/bin/detzoo sweep --experiment="quickstart${detectors:+:$detectors}" --workdir="$run" --jobs=2 --costs \
+    --cost_batches=1 ${arguments[@]+"${arguments[@]}"}
 echo '3/3 comparing'
 .venv/bin/detzoo report --workdir="$run"
 
