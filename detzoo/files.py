@@ -1,6 +1,6 @@
 """Files and folders that are written complete or not at all, on a disk or in a bucket.
 
-as_path                text -> a path, of a disk or of a bucket
+as_path, on_disk       text -> a path, of a disk or of a bucket, or of a disk alone
 new_file, write_text   a file, which may replace another one
 new_folder             a folder that appears when it is complete
 incomplete_folder      a hidden folder, always removed at the end: what is complete is moved out of it
@@ -17,6 +17,7 @@ import contextlib
 import errno
 import os
 import pathlib
+import re
 import shutil
 import signal
 import sys
@@ -40,9 +41,9 @@ def as_path(path: str | os.PathLike) -> AnyPath:
     """
     text = os.fspath(path)
     if not in_bucket(text):
-        if text.partition('://')[0] in ('s3', 'az', 'http', 'https'):
+        if re.match('(gs|s3|az|https?):/', text):  # pathlib makes one slash of two
             raise OSError(
-                f'{text} is neither on a disk nor in a bucket of Google Cloud: give a path, or gs://BUCKET/PATH'
+                f'{text} is neither on a disk nor in a bucket of Google Cloud: give a path, or gs://BUCKET/PATH as text'
             )
         return pathlib.Path(path)
     try:
@@ -51,6 +52,17 @@ def as_path(path: str | os.PathLike) -> AnyPath:
         raise OSError(f"{text} needs the package gcsfs: pip install 'detzoo[gcs]'") from error
     fsspec.config.conf.setdefault('gcs', {})['use_listings_cache'] = False  # others write there too
     return epath.Path(text)
+
+
+def on_disk(path: str | os.PathLike) -> pathlib.Path:
+    """Makes a path of a disk.
+
+    Raises:
+        OSError: it is in a bucket, or a URL of another kind.
+    """
+    if in_bucket(path):
+        raise OSError(f'{path} is in a bucket, where this cannot be written: give a folder on a disk')
+    return as_path(path)
 
 
 def in_bucket(path: str | os.PathLike) -> bool:
@@ -110,8 +122,12 @@ def incomplete_folder(parent: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+def new_folder(path: str | os.PathLike, *, last: str = '') -> Iterator[pathlib.Path]:
     """Yields a folder to write into, which appears at `path` when the block ends, and not at all if it fails.
+
+    Args:
+        path: where it appears.
+        last: see `move_folder`.
 
     Raises:
         ValueError: there is something at the path.
@@ -123,7 +139,7 @@ def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         written = scratch / path.name  # with the user's permissions; those of `scratch` are stricter
         written.mkdir()
         yield written
-        move_folder(written, path)
+        move_folder(written, path, last=last)
 
 
 def move_folder(source: pathlib.Path, target: AnyPath, *, overwrite: bool = False, last: str = '') -> None:
