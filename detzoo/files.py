@@ -5,7 +5,7 @@ new_file, write_text   a file, which may replace another one
 new_folder             a folder that appears when it is complete
 incomplete_folder      a hidden folder, always removed at the end: what is complete is moved out of it
 move_folder            a finished folder to its place; a folder that it replaces stays if that fails
-rename_folder, remove_folder, files_below
+copy_folder, rename_folder, remove_folder, files_below
 check_writable, check_new_folder   errors before the work instead of after it
 
 A bucket (gs://) holds whole objects under long names. An object appears when it is complete, but nothing appends to it or locks
@@ -63,6 +63,11 @@ def on_disk(path: str | os.PathLike) -> pathlib.Path:
     if in_bucket(path):
         raise OSError(f'{path} is in a bucket, where this cannot be written: give a folder on a disk')
     return as_path(path)
+
+
+def absolute(path: AnyPath) -> AnyPath:
+    """Makes a path one from the root; that of a bucket is."""
+    return path if in_bucket(path) else path.absolute()
 
 
 def in_bucket(path: str | os.PathLike) -> bool:
@@ -155,12 +160,9 @@ def move_folder(source: pathlib.Path, target: AnyPath, *, overwrite: bool = Fals
         OSError: there is something in its place, or it cannot be written.
     """
     if in_bucket(target):
-        if target.exists():
-            if not overwrite:
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
-            remove_folder(target, last)
-        for file in sorted(files_below(source), key=lambda file: file == source / last):
-            copy_file(file, target / file.relative_to(source).as_posix())
+        if target.exists() and not overwrite:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+        copy_folder(source, target, last)
         return
     replaced = source.with_name(f'{source.name}.replaced')
     try:
@@ -170,6 +172,26 @@ def move_folder(source: pathlib.Path, target: AnyPath, *, overwrite: bool = Fals
     finally:
         if replaced.exists() and not target.exists():  # cut short between the two
             replaced.rename(target)
+
+
+def copy_folder(source: AnyPath, target: AnyPath, last: str = '') -> None:
+    """Copies a folder, which replaces one in its place: all of it appears at once, or in a bucket file by file.
+
+    Args:
+        source: the folder.
+        target: its copy.
+        last: name of the files that say that others are there: in a bucket they are written after those.
+    """
+    if in_bucket(target):
+        remove_folder(target, last)
+        for file in sorted(files_below(source), key=lambda file: (file.name == last, -len(file.parts))):
+            copy_file(file, target / file.relative_to(source).as_posix())
+        return
+    scratch = target.with_name(f'{target.name}.tmp')
+    shutil.rmtree(scratch, ignore_errors=True)  # of a copy that was cut short
+    shutil.copytree(source, scratch)
+    shutil.rmtree(target, ignore_errors=True)
+    scratch.rename(target)
 
 
 def remove_folder(path: AnyPath, marker: str = '') -> None:
@@ -198,8 +220,7 @@ def rename_folder(path: AnyPath, target: AnyPath, marker: str = '') -> None:
     if not in_bucket(path):
         path.rename(target)
         return
-    for file in files_below(path):
-        copy_file(file, target / file.relative_to(path).as_posix())
+    copy_folder(path, target, marker)
     remove_folder(path, marker)
 
 

@@ -29,7 +29,7 @@ from detzoo.run.storage import failed
 from detzoo.types import ModelState, Params
 
 _SUMS = 'SHA256SUMS'
-_COMMITTED = 'commit_success.txt'  # in a bucket Orbax's last file of a checkpoint, or of one of its items
+COMMITTED = 'commit_success.txt'  # in a bucket Orbax's last file of a checkpoint, or of one of its items
 
 
 class TrainState(NamedTuple):
@@ -108,7 +108,7 @@ class Checkpoints:
                 return
             names = (self.folder / f'{step}.damaged{number}' for number in ('', *range(2, 1000)))
             aside = next(path for path in names if not path.exists())
-            rename_folder(self.folder / str(step), aside, _COMMITTED)
+            rename_folder(self.folder / str(step), aside, COMMITTED)
             tqdm.write(
                 f'WARNING: the checkpoint of step {step} is damaged and set aside as {aside}: {problem}',
                 file=sys.stderr,
@@ -123,7 +123,7 @@ class Checkpoints:
         """Removes the checkpoints beyond a step; call it before anything is saved."""
         for later in self.steps():
             if later > step:
-                remove_folder(self.folder / str(later), _COMMITTED)
+                remove_folder(self.folder / str(later), COMMITTED)
 
     def save(self, state: TrainState) -> None:
         """Starts writing a state of numpy arrays; `close` and the next `save` wait until it is written.
@@ -267,7 +267,7 @@ def is_checkpoint(path: AnyPath) -> bool:
     """
     if not path.name.isdigit():
         return False
-    return (path / _COMMITTED).exists() if in_bucket(path) else any(True for _ in files_below(path))
+    return (path / COMMITTED).exists() if in_bucket(path) else any(True for _ in files_below(path))
 
 
 def damage(checkpoint: AnyPath, item: str = '') -> str | None:

@@ -87,6 +87,17 @@ def held(folder: AnyPath) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def turn(path: AnyPath) -> Iterator[None]:
+    """Locks a file until the block ends, once nobody else has it; in a bucket, where nothing can be locked, nobody waits."""
+    if in_bucket(path):
+        yield
+        return
+    with path.open('w') as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
 def _claimed(path: AnyPath) -> Iterator[None]:
     """Writes the owner of a folder in a bucket into a file, and removes it at the end; it keeps nobody out."""
     before = path.read_text().strip() if path.exists() else ''
