@@ -260,17 +260,26 @@ def check_writable(folder: str | os.PathLike, remedy: str) -> None:
         as_path(folder).mkdir(parents=True, exist_ok=True)
         if in_bucket(folder):
             probe = as_path(folder) / f'.writable-{uuid.uuid4().hex}'
-            probe.write_bytes(b'')
+            write_text(probe, '')
             probe.unlink()
         else:
             tempfile.TemporaryFile(dir=folder).close()
 
 
 def copy_file(source: AnyPath, target: epath.Path) -> None:
-    """Copies a file into a bucket, from a disk or from a bucket; it appears when it is complete."""
+    """Copies a file into a bucket, from a disk or from a bucket; it appears when it is complete.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     system = fsspec.filesystem('gcs')
     copy = system.cp_file if in_bucket(source) else system.put_file
-    copy(str(source), str(target))
+    try:
+        copy(str(source), str(target))
+    except OSError:
+        raise
+    except Exception as error:  # packages for buckets have errors of their own
+        raise OSError(f'{target}: {error}') from error
 
 
 @contextlib.contextmanager
@@ -280,10 +289,6 @@ def _cannot_write(folder: str | os.PathLike, remedy: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(f'cannot write into {folder} ({error.strerror or error}): {remedy}') from error
-    except Exception as error:  # packages for buckets raise errors of their own
-        if not in_bucket(folder):
-            raise
-        raise OSError(f'cannot write into {folder} ({error}): {remedy}') from error
 
 
 @contextlib.contextmanager

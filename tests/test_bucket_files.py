@@ -107,7 +107,7 @@ def test_check_writable_writes_into_the_bucket(root, monkeypatch):
         raise RuntimeError(f'Forbidden: {path}')
 
     monkeypatch.setattr(Bucket, '_open', refused)
-    with pytest.raises(OSError, match=r'cannot write into gs://bucket/a \(Forbidden: .*\): take another'):
+    with pytest.raises(OSError, match=r'cannot write into gs://bucket/a \(gs://.*: Forbidden: .*\): take another'):
         files.check_writable('gs://bucket/a', 'take another')
 
 
@@ -123,8 +123,11 @@ def test_data_prepared_in_a_bucket_are_those_of_a_disk(root, tmp_path, toy, monk
 
     examples = [example(record) for record in toy(3).records]
     splits = {'train': prepare.Split(examples, []), 'validation': prepare.Split(examples[:2], [])}
+    written, put_file = [], Bucket.put_file
+    monkeypatch.setattr(Bucket, 'put_file', lambda self, *paths: (written.append(paths[1]), put_file(self, *paths)))
     for folder in (tmp_path / 'disk', as_path('gs://bucket/data')):
         prepare.write('birds', {3: 'hen', 8: 'egg'}, splits, folder, annotations='toy', overwrite=False)
+    assert written[-1] == 'gs://bucket/data/birds/1.0.0/dataset_info.json'
     files_of = lambda folder: {path.name: path.read_bytes() for path in folder.iterdir()}
     assert files_of(root / 'data/birds/1.0.0') == files_of(tmp_path / 'disk/birds/1.0.0')
     on_disk = catalog.open_dataset('birds', 'validation', tmp_path / 'disk')
