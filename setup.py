@@ -32,8 +32,10 @@ setup(
         'absl-py',
         'array_record',  # the file format of prepared data
         'chex',
+        'etils[epath]',  # paths of buckets; TFDS and Orbax bring it anyway
         'flatbuffers',  # jax.export writes its files with it, and does not ask for it
         'flax>=0.12',
+        'fsspec',
         'grain>=0.2.18',
         'hotcoco>=1.3,<2',  # COCO's metric, and its RLE in files; tested against pycocotools
         'importlib_resources',  # of TFDS, which doesn't ask for it
@@ -63,6 +65,8 @@ setup(
         'dev': ['pre-commit', 'pytest>=8', 'ruff', *PLOTS],
         # Sweeps on a SLURM cluster. Run on one of a single node; the tests run it with submitit's local processes.
         'cluster': CLUSTER,
+        # Workdirs and data in a bucket of Google Cloud (gs://). Run against fake-gcs-server, not against a real bucket.
+        'gcs': ['gcsfs'],
         # To train on TPU, and to compile for one without having one. Compiled for TPU, not run on one.
         'tpu': ['jax[tpu]'],
         # To train on NVIDIA GPUs. Run on an H200 with JAX 0.11.2 and its plugin for CUDA 13; see scripts/dev/gpu_check.sh.

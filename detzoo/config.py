@@ -25,6 +25,7 @@ from detzoo.data.augment import SEVERAL_RECORDS, check_recipe
 from detzoo.detectors import DETECTORS, MOVED
 from detzoo.detectors.network import Arguments
 from detzoo.errors import ConfigError, nearest
+from detzoo.files import as_path
 from detzoo.segmenters import SEGMENTERS
 
 NETWORKS = ChainMap(SEGMENTERS, DETECTORS)  # what model.name may name
@@ -384,9 +385,8 @@ def read_config(path: str | os.PathLike) -> ml_collections.ConfigDict:
         ConfigError: it is none, or not one that this version can read.
         OSError: it cannot be read.
     """
-    text = pathlib.Path(path).read_bytes()
     try:
-        return from_json(text.decode())
+        return from_json(as_path(path).read_bytes().decode())
     except ConfigError as error:
         raise ConfigError(f'{path}: {error}') from error
     except (ValueError, TypeError, AttributeError, RecursionError) as error:

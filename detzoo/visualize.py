@@ -14,14 +14,13 @@ import io
 import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from detzoo.core.matching import IGNORE, NEGATIVE
-from detzoo.files import new_file
+from detzoo.files import as_path, new_file
 
 # Saturated colours, far apart for neighbouring labels, which stand out on photographs and on pink-violet tissue.
 _PALETTE = (
@@ -282,7 +281,7 @@ def plot_pr_curves(curves: dict[str, dict[str, np.ndarray] | None]) -> np.ndarra
 
 def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
     """Writes an [h, w, 3] uint8 RGB image to a .png or .jpg file, complete or not at all."""
-    path = Path(path)
+    path = as_path(path)
     encoded = io.BytesIO()
     Image.fromarray(image).save(encoded, {'.png': 'PNG', '.jpg': 'JPEG'}[path.suffix.lower()], quality=85)
     with new_file(path) as scratch:

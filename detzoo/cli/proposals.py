@@ -13,7 +13,6 @@ pip uninstall opencv-python-headless; pip install 'opencv-contrib-python-headles
 rpn takes the proposals of the first stage of a trained detector, for the data that it was trained on.
 """
 
-import pathlib
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -55,11 +54,12 @@ def main(settings: list[str]) -> None:
     from detzoo.data.proposals import file_name
     from detzoo.data.records import ground_truth
     from detzoo.evaluation import format_recall, object_recall, write_detections
+    from detzoo.files import as_path
     from detzoo.inference.dataset import propose_workdir
     from detzoo.run.parallel import keep_compilations
 
     keep_compilations()
-    folder = pathlib.Path(OUTPUT.value)
+    folder = as_path(OUTPUT.value)
     folder.mkdir(parents=True, exist_ok=True)
     propose = partial(propose_workdir, WORKDIR.value, data_dir=DATA_DIR.value) if by_rpn else _by_image()
     for split in SPLITS.value:

@@ -6,7 +6,6 @@ open_split(settings, split) -> the same, for the group `data` of a config
 """
 
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,8 +13,10 @@ import tensorflow_datasets as tfds
 
 from detzoo.data.classes import with_classes
 from detzoo.data.made import histology, shapes, shapes_spaced, shapes_tree
-from detzoo.data.records import Dataset, Records, data_source, write_dataset
+from detzoo.data.records import DESCRIPTION, Dataset, Records, data_source, write_dataset
+from detzoo.data.truth import Stored, file_name
 from detzoo.errors import DataError
+from detzoo.files import AnyPath, as_path
 
 
 def open_dataset(name: str, split: str, data_dir: str | os.PathLike | None = None) -> Dataset:
@@ -45,7 +46,7 @@ def open_dataset(name: str, split: str, data_dir: str | os.PathLike | None = Non
         split=split,
         class_names=tuple(builder.info.features['objects']['label'].names),
         category_ids=tuple(builder.info.metadata['category_ids']),
-        records=Records(source),
+        records=Records(source, _stored_truth(builder, split)),
         checksum=builder.info.metadata.get('checksum'),
         frequencies=None if frequencies is None else tuple(frequencies),
     )
@@ -67,9 +68,9 @@ def open_split(settings: Mapping[str, Any], split: str, data_dir: str | os.PathL
     return with_classes(dataset, settings['class_names'], dict(settings['renamed']))
 
 
-def data_root(data_dir: str | os.PathLike | None) -> pathlib.Path:
+def data_root(data_dir: str | os.PathLike | None) -> AnyPath:
     """Returns the folder of all data sets: the given one, or TFDS's default."""
-    return pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    return as_path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
 
 
 def builders() -> dict[str, type[tfds.core.DatasetBuilder]]:
@@ -84,19 +85,25 @@ def builders() -> dict[str, type[tfds.core.DatasetBuilder]]:
     }
 
 
-def _prepared_on_first_use(make_builder: type[tfds.core.DatasetBuilder], data_dir: pathlib.Path) -> pathlib.Path:
+def _prepared_on_first_use(make_builder: type[tfds.core.DatasetBuilder], data_dir: AnyPath) -> AnyPath:
     folder = data_dir / make_builder.name / str(make_builder.VERSION)
-    if not folder.exists():
+    if not (folder / DESCRIPTION).exists():
         try:
             write_dataset(make_builder, data_dir)
         except OSError:
-            if not folder.exists():  # otherwise another process was quicker, with the same records
+            if not (folder / DESCRIPTION).exists():  # otherwise another process was quicker, with the same records
                 raise
     return folder
 
 
-def _newest_version(name: str, data_dir: pathlib.Path) -> pathlib.Path:
-    versions = [path.parent for path in data_dir.glob('[!.]*/*/dataset_info.json')]
+def _stored_truth(builder: tfds.core.DatasetBuilder, split: str) -> tuple[AnyPath, Stored] | None:
+    """Finds the file of a split's annotations; None for part of a split, and where an older detzoo prepared the data."""
+    stored = builder.info.metadata.get('truth', {}).get(split)
+    return None if stored is None else (builder.data_path / file_name(split), Stored(*stored))
+
+
+def _newest_version(name: str, data_dir: AnyPath) -> AnyPath:
+    versions = [path.parent for path in data_dir.glob(f'[!.]*/*/{DESCRIPTION}')]
     folders = [folder for folder in versions if folder.parent.name == name]
     if not folders:
         names = sorted({folder.parent.name for folder in versions} | set(builders()))

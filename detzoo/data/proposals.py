@@ -29,6 +29,7 @@ from detzoo.data.geometry import mask_in_frame
 from detzoo.data.readers.segmentation import read_mask
 from detzoo.data.records import Dataset
 from detzoo.errors import DataError
+from detzoo.files import as_path
 
 METHODS = ('sliding_window', 'selective_search', 'rpn')  # of `detzoo proposals`
 ENTRY = 'a proposal is {"image_id": integer, "bbox": [x, y, width, height] in pixels, "score": number}'
@@ -188,7 +189,7 @@ def read_proposals(path: str | os.PathLike, data: str = 'NAME') -> dict[int, Lis
         DataError: it cannot be read, or an entry is malformed; the message names the file and the entry.
     """
     try:
-        data = pathlib.Path(path).read_bytes()
+        data = as_path(path).read_bytes()
     except OSError as error:
         raise DataError(
             f"cannot read the proposals {path}: {error.strerror}; give a file's path, or 'ground_truth'. To write such files: "

@@ -30,17 +30,13 @@ import pycocotools.mask
 import tensorflow_datasets as tfds
 from tqdm.auto import tqdm
 
+from detzoo.data.truth import FEDERATED, Stored, file_name, read_rows, rows_of, write_rows
 from detzoo.errors import DataError
-from detzoo.files import incomplete_folder, move_folder
+from detzoo.files import AnyPath, incomplete_folder, move_folder
 
+DESCRIPTION = 'dataset_info.json'  # TFDS's file, which every data set has
 MAX_PIXELS = 2**27  # 134 megapixels, 400 MB when decoded: larger images are refused unless the caller allows them
 _PILLOWS_LIMIT = threading.Lock()  # held by a thread that has set Pillow's limit aside
-
-
-FEDERATED = (
-    'neg_category_ids',
-    'not_exhaustive_category_ids',
-)  # of images that are annotated for some of the classes only
 
 
 def dataset_info(
@@ -142,9 +138,14 @@ class Records(Sequence):
             those of which only some objects are annotated; missing in data that are annotated for all classes.
     """
 
-    def __init__(self, source: Sequence):
-        """Wraps a TFDS data source whose images are served undecoded."""
-        self._source = source
+    def __init__(self, source: Sequence, truth: tuple[AnyPath, Stored] | None = None):
+        """Wraps a TFDS data source.
+
+        Args:
+            source: the source, whose images are served undecoded.
+            truth: the file of the split's annotations, and what the data set says of it, see `truth`; None if there is none.
+        """
+        self._source, self.truth = source, truth
 
     def __len__(self) -> int:
         return len(self._source)
@@ -214,8 +215,8 @@ def data_source(builder: tfds.core.DatasetBuilder, split: str) -> Sequence:
 
 
 def write_dataset(
-    make_builder: Callable[..., tfds.core.DatasetBuilder], data_dir: pathlib.Path, *, overwrite: bool = False
-) -> pathlib.Path:
+    make_builder: Callable[..., tfds.core.DatasetBuilder], data_dir: AnyPath, *, overwrite: bool = False
+) -> AnyPath:
     """Prepares a data set in a hidden folder beside its place, then moves it there: all of it appears, or nothing.
 
     Args:
@@ -238,13 +239,17 @@ def write_dataset(
                 download_dir=scratch / 'downloads',
                 download_config=tfds.download.DownloadConfig(manual_dir=manual_dir(data_dir)),
             )
-        builder.info.metadata['checksum'] = checksum(
-            {split: Records(data_source(builder, split)) for split in builder.info.splits}
-        )
+        splits = {split: Records(data_source(builder, split)) for split in builder.info.splits}
+        builder.info.metadata['checksum'] = checksum(splits)
+        category_ids = builder.info.metadata['category_ids']
+        builder.info.metadata['truth'] = {
+            split: write_rows(builder.data_path / file_name(split), (rows_of(record, category_ids) for record in own))
+            for split, own in splits.items()
+        }
         builder.info.write_to_directory(builder.data_path)
         folder = data_dir / builder.name / str(builder.version)
         folder.parent.mkdir(exist_ok=True)
-        move_folder(pathlib.Path(builder.data_dir), folder, overwrite=overwrite)
+        move_folder(pathlib.Path(builder.data_dir), folder, overwrite=overwrite, last=DESCRIPTION)
     return folder
 
 
@@ -269,7 +274,7 @@ def checksum(splits: Mapping[str, Records]) -> str:
     return digest.hexdigest()
 
 
-def manual_dir(data_dir: pathlib.Path) -> pathlib.Path:
+def manual_dir(data_dir: AnyPath) -> AnyPath:
     """Returns the folder in which builders look for files that the user has put there: TFDS's usual one."""
     return data_dir / 'downloads' / 'manual'
 
@@ -387,24 +392,19 @@ def with_objects(dataset: Dataset, objects: np.ndarray) -> Dataset:
 
 
 def ground_truth(dataset: Dataset) -> dict[str, list[dict[str, Any]]]:
-    """Collects the annotations of a split in the form of COCO's JSON, or LVIS's, with the data's own ids; decodes no image."""
-    images, annotations = [], []
-    for record in dataset.records:
-        image = {key: record[key] for key in ('file_name', 'height', 'width')}
-        lists = {key: record[key].tolist() for key in FEDERATED if key in record}
-        images.append({'id': record['image_id']} | image | lists)
-        for i, counts in enumerate(record['segmentations']):
-            annotation = {
-                'id': int(record['annotation_ids'][i]),
-                'image_id': record['image_id'],
-                'category_id': dataset.category_ids[record['labels'][i]],
-                'bbox': record['boxes'][i].tolist(),
-                'area': float(record['areas'][i]),
-                'iscrowd': int(record['is_crowd'][i]),
-            }
-            if counts:
-                annotation['segmentation'] = {'size': [record['height'], record['width']], 'counts': counts}
-            annotations.append(annotation)
+    """Collects the annotations of a split in the form of COCO's JSON, or LVIS's, with the data's own ids; decodes no image.
+
+    They come from the file that was written beside the records, or, of part of a split or under other classes, from the records.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    images, annotations, records = [], [], dataset.records
+    stored = records.truth if isinstance(records, Records) else None
+    rows = read_rows(*stored) if stored else (rows_of(record, dataset.category_ids) for record in records)
+    for image, its_annotations in rows:
+        images.append(image)
+        annotations += its_annotations
     categories = [{'id': i, 'name': name} for i, name in zip(dataset.category_ids, dataset.class_names, strict=True)]
     for category, frequency in zip(categories, dataset.frequencies or ()):
         category['frequency'] = frequency

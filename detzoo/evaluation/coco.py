@@ -29,14 +29,13 @@ import math
 import os
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import hotcoco
 import numpy as np
 
 from detzoo.evaluation.federated import FREQUENCIES, is_federated, without_lists
-from detzoo.files import new_file
+from detzoo.files import as_path, new_file
 
 _SECTIONS = {'bbox': 'boxes', 'segm': 'masks'}
 _THRESHOLDS = {'0.50:0.95': slice(None), '0.50': 0, '0.75': 5}  # axis T
@@ -207,7 +206,7 @@ def write_detections(path: str | os.PathLike, detections: list[dict[str, Any]]) 
 
 def read_detections(path: str | os.PathLike) -> list[dict[str, Any]]:
     """Reads what `write_detections` wrote."""
-    return json.loads(gzip.decompress(Path(path).read_bytes()))
+    return json.loads(gzip.decompress(as_path(path).read_bytes()))
 
 
 def precision_recall(

@@ -10,7 +10,6 @@ propose_workdir     a workdir -> the proposals of its first stage
 import json
 import operator
 import os
-import pathlib
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -37,7 +36,7 @@ from detzoo.evaluation.semantic import (
     semantic_metrics,
     without_overlaps,
 )
-from detzoo.files import check_writable, write_text
+from detzoo.files import AnyPath, as_path, check_writable, write_text
 from detzoo.inference.predictor import (
     ImageDetections,
     canvas_for,
@@ -370,7 +369,7 @@ def evaluate_workdir(
     given = load_proposals(source, dataset, config.data.max_proposals, config.data.proposal_mask_size)
     truth = truth_for(predictor.detector, dataset)
     check_truth(truth, evaluated_kinds(config), dataset)
-    folder = pathlib.Path(output or workdir)
+    folder = as_path(output or workdir)
     if output is not None:
         parallel.from_first_process(lambda: check_writable(folder, OTHER_FOLDER))
     variables = parallel.replicate((predictor.params, predictor.model_state))
@@ -435,9 +434,7 @@ def propose_workdir(
     return dataset, predict_dataset(step, *variables, dataset, truth, config, classes=predictor.classes)
 
 
-def _write_evaluation(
-    folder: pathlib.Path, suffix: str, metrics: dict[str, Any], results: list[dict[str, Any]]
-) -> None:
+def _write_evaluation(folder: AnyPath, suffix: str, metrics: dict[str, Any], results: list[dict[str, Any]]) -> None:
     """Writes evaluation.json and detections.json.gz."""
     check_writable(folder, OTHER_FOLDER)
     write_detections(folder / f'detections{suffix}.json.gz', results)

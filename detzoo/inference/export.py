@@ -21,7 +21,7 @@ from jax import export
 import detzoo
 from detzoo.data.geometry import resize_rule
 from detzoo.errors import DataError
-from detzoo.files import check_new_folder, new_folder, write_text
+from detzoo.files import as_path, check_new_folder, new_folder, write_text
 from detzoo.inference import standalone
 from detzoo.inference.predictor import Predictor, evaluation_canvases, load, prediction_of
 from detzoo.types import Array, Inputs
@@ -51,7 +51,7 @@ def export_program(
         DataError: the detector needs proposals from outside.
         ValueError: the folder exists and is not empty.
     """
-    check_new_folder(pathlib.Path(output))
+    check_new_folder(as_path(output))
     predictor = load(workdir, step, exact=False)
     if predictor.detector.needs_proposals:
         raise DataError(

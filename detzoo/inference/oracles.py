@@ -8,7 +8,6 @@ workdir -> its detector and the validation split
 import collections
 import json
 import os
-import pathlib
 from typing import Any
 
 import jax
@@ -19,7 +18,7 @@ from detzoo.data.records import ground_truth
 from detzoo.errors import DataError
 from detzoo.evaluation import coco_metrics
 from detzoo.evaluation.oracles import with_true_masks
-from detzoo.files import check_writable, write_text
+from detzoo.files import as_path, check_writable, write_text
 from detzoo.inference.dataset import (
     OTHER_FOLDER,
     canvases_for,
@@ -77,7 +76,7 @@ def evaluate_oracles(
     check_classes(predictor.classes, dataset, workdir)
     truth, kinds = ground_truth(dataset), evaluated_kinds(config)
     check_truth(truth, kinds, dataset)
-    folder = pathlib.Path(output or workdir)
+    folder = as_path(output or workdir)
     parallel.from_first_process(lambda: check_writable(folder, OTHER_FOLDER))
     objects = collections.Counter(row['image_id'] for row in truth['annotations'])
     config.data.max_boxes = max(config.data.max_boxes, *objects.values())  # so that no object is left out

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from detzoo.data.readers.folders import IMAGE_SUFFIXES
 from detzoo.data.records import MAX_PIXELS, decode_image
 from detzoo.errors import DataError
-from detzoo.files import incomplete_folder, write_text
+from detzoo.files import incomplete_folder, on_disk, write_text
 from detzoo.inference.predictor import Predictor, to_coco
 from detzoo.visualize import draw_boxes, grid, write_image
 
@@ -60,7 +60,7 @@ def predict_files(
         DataError: no image is found, one cannot be read, or a file that no prediction wrote is in the way of a result.
         OSError: the output cannot be written.
     """
-    paths, output = find_images(patterns), pathlib.Path(output)
+    paths, output = find_images(patterns), on_disk(output)
     common = os.path.commonpath([path.parent for path in paths])
     names = [path.relative_to(common) for path in paths]
     sheet, *pictures = picture_names([pathlib.PurePath('overview.png'), *names])

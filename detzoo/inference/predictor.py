@@ -9,7 +9,6 @@ to_coco         ImageDetections -> COCO results; `from_coco` undoes it
 """
 
 import os
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -27,6 +26,7 @@ from detzoo.data.proposals import Proposals
 from detzoo.detectors import make_detector
 from detzoo.errors import DataError
 from detzoo.evaluation.semantic import instances_of
+from detzoo.files import as_path
 from detzoo.run.best import best_step
 from detzoo.run.checkpoint import Checkpoints
 from detzoo.run.classes import OBJECT, Classes, read_classes
@@ -129,7 +129,7 @@ def load(workdir: str | os.PathLike, step: int | str | None = None, *, exact: bo
     Raises:
         FileNotFoundError: the folder is no workdir, or has no such checkpoint.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = as_path(workdir)
     if not (workdir / 'config.json').exists():
         raise FileNotFoundError(
             f'{workdir} is not the workdir of a run: it has no config.json. Give a folder that a training, or an import of '

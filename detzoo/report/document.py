@@ -5,12 +5,13 @@
 Nothing here depends on detectors or sweeps.
 """
 
-import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
+
+from detzoo.files import AnyPath
 
 
 class Paragraph(NamedTuple):
@@ -77,7 +78,7 @@ class Drawing(NamedTuple):
 
 
 class Panel(NamedTuple):
-    path: pathlib.Path
+    path: AnyPath
     caption: str
     alt: str
 

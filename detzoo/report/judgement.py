@@ -9,7 +9,6 @@ The repository keeps judgements in place of detections, see `pack`. A report has
 import json
 import lzma
 import os
-import pathlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +18,7 @@ from detzoo.evaluation.calibration import Reliability, reliability
 from detzoo.evaluation.confusion import Confusion, confuse
 from detzoo.evaluation.statistics import ClassMatches, Matches
 from detzoo.evaluation.tide import error_breakdown
-from detzoo.files import new_file
+from detzoo.files import as_path, new_file
 
 JUDGEMENT = 'judgement.json.xz'
 
@@ -109,7 +108,7 @@ def read_judgement(path: str | os.PathLike, kind: str) -> Judgement:
         ValueError: the file is damaged, or its judgement is of the other kind.
     """
     try:
-        content = json.loads(lzma.decompress(pathlib.Path(path).read_bytes()))
+        content = json.loads(lzma.decompress(as_path(path).read_bytes()))
     except (lzma.LZMAError, ValueError) as error:
         raise ValueError(f'{path} is damaged ({error}): restore it, or pack the sweep again') from error
     if content['kind'] != kind:

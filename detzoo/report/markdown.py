@@ -1,12 +1,12 @@
 """A document as Markdown, with relative links to its figures and pictures."""
 
 import html
-import pathlib
 import re
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
+from detzoo.files import AnyPath
 from detzoo.report.document import (
     Drawing,
     Gallery,
@@ -18,7 +18,7 @@ from detzoo.report.document import (
 )
 
 
-def to_markdown(title: str, written: Sequence[Section], folder: pathlib.Path) -> str:
+def to_markdown(title: str, written: Sequence[Section], folder: AnyPath) -> str:
     """Writes a report as Markdown, with relative links to figures and pictures in the folder where it is to lie."""
     parts = [f'# {_md(title)}', '\n'.join(f'- [{section.title}](#{section.anchor})' for section in written)]
     for section in written:
@@ -27,7 +27,7 @@ def to_markdown(title: str, written: Sequence[Section], folder: pathlib.Path) ->
     return '\n\n'.join(parts) + '\n'
 
 
-def _block_to_markdown(block: Any, folder: pathlib.Path) -> str:
+def _block_to_markdown(block: Any, folder: AnyPath) -> str:
     match block:
         case Paragraph(text):
             return _md(text)

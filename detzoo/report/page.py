@@ -7,9 +7,8 @@ Both files have the same contents. The page is one file, with figures and pictur
 """
 
 import os
-import pathlib
 
-from detzoo.files import write_text
+from detzoo.files import AnyPath, write_text
 from detzoo.report import plots
 from detzoo.report.comparisons import comparison_blocks
 from detzoo.report.confidence import confidence_blocks
@@ -28,7 +27,7 @@ from detzoo.report.webpage import to_html
 from detzoo.visualize import write_image
 
 
-def write_report(folder: str | os.PathLike, resamples: int = 1000) -> list[pathlib.Path]:
+def write_report(folder: str | os.PathLike, resamples: int = 1000) -> list[AnyPath]:
     """Writes report.html, report.md and figures/ into the folder of a sweep.
 
     Args:

@@ -1,6 +1,7 @@
 """A document as one HTML page, with figures and pictures inside: `template.html`, filled in by Jinja, which escapes all text."""
 
 import base64
+import io
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ import jinja2
 from markupsafe import Markup, escape
 from PIL import Image
 
+from detzoo.files import AnyPath
 from detzoo.report import plots
 from detzoo.report.document import Section
 from detzoo.sweeps.store import read_file
@@ -66,7 +68,7 @@ class _Jpeg(NamedTuple):
     height: int
 
 
-def _jpeg(path: pathlib.Path) -> _Jpeg:
+def _jpeg(path: AnyPath) -> _Jpeg:
     """Reads a picture.
 
     Raises:
@@ -74,7 +76,8 @@ def _jpeg(path: pathlib.Path) -> _Jpeg:
     """
 
     def read() -> _Jpeg:
-        with Image.open(path) as image:
-            return _Jpeg(f'data:image/jpeg;base64,{base64.b64encode(path.read_bytes()).decode()}', *image.size)
+        data = path.read_bytes()
+        with Image.open(io.BytesIO(data)) as image:
+            return _Jpeg(f'data:image/jpeg;base64,{base64.b64encode(data).decode()}', *image.size)
 
     return read_file(path, read)

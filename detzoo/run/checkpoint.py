@@ -3,17 +3,16 @@
     checkpoints/STEP/variables, optimizer    the two items that Orbax writes
     checkpoints/STEP/SHA256SUMS              of their files, as `sha256sum` writes them
 
-Orbax writes into a temporary folder and renames it, so that a kill at any moment leaves the last complete checkpoint. The
-position in the data is the step (see data/pipeline.py), so nothing else needs to be kept. Files that differ from their sums
-are never restored; a checkpoint of an older detzoo, which has no sums, is restored as it is.
+Orbax writes into a temporary folder and renames it, so that a kill at any moment leaves the last complete checkpoint. In a
+bucket, where no folder can be renamed, it writes into the folder itself, and the file commit_success.txt last: without it there
+is no checkpoint. The position in the data is the step (see data/pipeline.py), so nothing else needs to be kept. Files that
+differ from their sums are never restored; a checkpoint of an older detzoo, which has no sums, is restored as it is.
 """
 
 import contextlib
 import functools
 import hashlib
 import os
-import pathlib
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -25,10 +24,12 @@ import orbax.checkpoint as ocp
 from tqdm.auto import tqdm
 
 from detzoo.errors import DataError
+from detzoo.files import AnyPath, as_path, files_below, in_bucket, remove_folder, rename_folder
 from detzoo.run.storage import failed
 from detzoo.types import ModelState, Params
 
 _SUMS = 'SHA256SUMS'
+COMMITTED = 'commit_success.txt'  # in a bucket Orbax's last file of a checkpoint, or of one of its items
 
 
 class TrainState(NamedTuple):
@@ -57,7 +58,8 @@ class Checkpoints:
             workdir: folder of the run.
             keep: number of checkpoints to keep, the newest ones.
         """
-        self.folder = pathlib.Path(workdir).resolve() / 'checkpoints'
+        workdir = as_path(workdir)
+        self.folder = (workdir if in_bucket(workdir) else workdir.resolve()) / 'checkpoints'
         self.best = 0  # step of a checkpoint to keep as well; 0 for none
         self._keep, self._saving = keep, None  # step of the last `save`, which may be unfinished
 
@@ -77,8 +79,9 @@ class Checkpoints:
         return ocp.CheckpointManager(self.folder, options=options)
 
     def _write_sums(self) -> None:
-        """Adds the sums to the files of a checkpoint; Orbax calls it before it renames the temporary folder."""
-        (scratch,) = self.folder.glob(f'{self._saving}.orbax-checkpoint-tmp*')
+        """Adds the sums to the files of a checkpoint; Orbax calls it before it renames the temporary folder, or commits it."""
+        pattern = str(self._saving) if in_bucket(self.folder) else f'{self._saving}.orbax-checkpoint-tmp*'
+        (scratch,) = self.folder.glob(pattern)
         (scratch / _SUMS).write_text('\n'.join(_sums(scratch)) + '\n')
 
     def steps(self) -> list[int]:
@@ -97,14 +100,15 @@ class Checkpoints:
         """
         for path in self.folder.glob('*'):
             if path.name.isdigit() and path.is_dir() and not is_checkpoint(path):
-                shutil.rmtree(path)  # an empty folder would be in the way of that step's checkpoint
+                remove_folder(path)  # an empty or unfinished folder would be in the way of that step's checkpoint
         steps = self.steps()
         for step in reversed(steps):
             problem = damage(self.folder / str(step))
             if problem is None:
                 return
             names = (self.folder / f'{step}.damaged{number}' for number in ('', *range(2, 1000)))
-            aside = (self.folder / str(step)).rename(next(path for path in names if not path.exists()))
+            aside = next(path for path in names if not path.exists())
+            rename_folder(self.folder / str(step), aside, COMMITTED)
             tqdm.write(
                 f'WARNING: the checkpoint of step {step} is damaged and set aside as {aside}: {problem}',
                 file=sys.stderr,
@@ -119,7 +123,7 @@ class Checkpoints:
         """Removes the checkpoints beyond a step; call it before anything is saved."""
         for later in self.steps():
             if later > step:
-                shutil.rmtree(self.folder / str(later))
+                remove_folder(self.folder / str(later), COMMITTED)
 
     def save(self, state: TrainState) -> None:
         """Starts writing a state of numpy arrays; `close` and the next `save` wait until it is written.
@@ -256,19 +260,24 @@ class _Kept(NamedTuple):
         return [index >= first or info.step == self.checkpoints.best for index, info in enumerate(checkpoints)]
 
 
-def is_checkpoint(path: pathlib.Path) -> bool:
-    """Tells whether a path is a finished checkpoint: its name is the step, unlike an unfinished one's, and it is not empty."""
-    return path.name.isdigit() and any(file.is_file() for file in path.rglob('*'))
+def is_checkpoint(path: AnyPath) -> bool:
+    """Tells whether a path is a finished checkpoint: its name is the step, unlike an unfinished one's, and it is not empty.
+
+    In a bucket it has been committed.
+    """
+    if not path.name.isdigit():
+        return False
+    return (path / COMMITTED).exists() if in_bucket(path) else any(True for _ in files_below(path))
 
 
-def damage(checkpoint: pathlib.Path, item: str = '') -> str | None:
+def damage(checkpoint: AnyPath, item: str = '') -> str | None:
     """Names the files of a checkpoint, or of one of its items, that are missing or differ from their sums.
 
     Returns:
         a text for messages; None if all files are as written, or if there are no sums. Additional files are ignored.
     """
     try:
-        written = (checkpoint / _SUMS).read_text(errors='replace').rstrip('\n').split('\n')
+        written = (checkpoint / _SUMS).read_bytes().decode(errors='replace').rstrip('\n').split('\n')
     except FileNotFoundError:
         return None
     if not any(written):
@@ -278,11 +287,11 @@ def damage(checkpoint: pathlib.Path, item: str = '') -> str | None:
     return f'not what was written: {", ".join(names[:3])}{", ..." * (len(names) > 3)}' if names else None
 
 
-def _sums(checkpoint: pathlib.Path, item: str = '') -> list[str]:
+def _sums(checkpoint: AnyPath, item: str = '') -> list[str]:
     """Lists a line for each file of an item, or of all: its SHA-256 and its path."""
     lines = []
-    for path in sorted(checkpoint.glob(f'{item or "*"}/**/*')):
-        if path.is_file():
+    for folder in sorted(checkpoint.glob(item or '*')):
+        for path in sorted(files_below(folder)) if folder.is_dir() else ():
             with path.open('rb') as file:
                 lines.append(f'{hashlib.file_digest(file, "sha256").hexdigest()}  {path.relative_to(checkpoint)}')
     return lines

@@ -2,11 +2,11 @@
 
 import json
 import os
-import pathlib
 from typing import NamedTuple
 
 from detzoo.data.records import Dataset
 from detzoo.errors import ConfigError
+from detzoo.files import as_path
 
 
 class Classes(NamedTuple):
@@ -42,7 +42,7 @@ def read_classes(path: str | os.PathLike) -> Classes:
         ConfigError: the file is damaged.
     """
     try:
-        content = json.loads(pathlib.Path(path).read_text('utf-8'))
+        content = json.loads(as_path(path).read_bytes())
         names, ids = (tuple(content[field]) for field in Classes._fields)
     except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise ConfigError(

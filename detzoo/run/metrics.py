@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import pathlib
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
@@ -14,7 +13,8 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from detzoo.errors import DataError, InUseError
-from detzoo.run.storage import lock, writing
+from detzoo.files import AnyPath, as_path
+from detzoo.run.storage import Mirror, lock, open_log, store, writing
 
 
 class MetricsLog:
@@ -25,6 +25,9 @@ class MetricsLog:
 
     The caller's thread writes TensorBoard's file. `tensorboardX.SummaryWriter` would start a thread for that, which dies when the
     disk is full; whatever then hands it an event, or waits for its end, waits for ever.
+
+    In a bucket both files are kept in memory, and written by `flush`: a run that is cut goes on from a checkpoint, before which
+    they were flushed.
     """
 
     def __init__(self, workdir: str | os.PathLike, *, step: int, active: bool):
@@ -47,18 +50,18 @@ class MetricsLog:
         self.skipped = 0  # number of the last steps whose update was skipped, one after the other
         if not active:
             return
-        self._path, self._events = pathlib.Path(workdir) / 'metrics.jsonl', pathlib.Path(workdir) / 'tensorboard'
+        self._path, self._events = as_path(workdir) / 'metrics.jsonl', as_path(workdir) / 'tensorboard'
         with contextlib.ExitStack() as failure:
             with writing(self._path):
-                self._file = failure.enter_context(self._path.open('a+b'))
+                self._file = failure.enter_context(open_log(self._path))
             if not lock(self._file):
                 raise InUseError(f'{self._path} is being written by another process')
             with writing(self._path):
-                for row in _cut_back(self._file, step):
+                for row in _cut_back(self._file, self._path, step):
                     self._count(row)
             with writing(self._events):
-                self._events.mkdir(exist_ok=True)
-                self._board = EventsWriter(str(self._events / 'events'))
+                self._mirror = Mirror(self._events)
+                self._board = EventsWriter(str(self._mirror.path / 'events'))
                 # TensorBoard hides what earlier files hold from this step on.
                 self._board.write_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
             failure.pop_all()
@@ -91,18 +94,21 @@ class MetricsLog:
                 self._write_event(step, summary.image(name, image, dataformats='HWC'))
 
     def flush(self) -> None:
-        """Writes everything to the disk, so that a crash of the machine loses nothing."""
+        """Writes everything to the disk, so that a crash of the machine loses nothing, or to the bucket."""
         if self._active:
             with writing(self._path):
-                self._file.flush()
-                os.fsync(self._file.fileno())
+                store(self._file)
             with writing(self._events):
                 self._board.flush()
+                self._mirror.store()
 
     def close(self) -> None:
         """Closes the files."""
         if self._active:
-            with writing(self._path), contextlib.closing(self._file), contextlib.closing(self._board):
+            with contextlib.ExitStack() as cleanup:
+                cleanup.enter_context(writing(self._path))
+                for each in (self._mirror, self._file, self._board):
+                    cleanup.callback(each.close)
                 self.flush()
 
     def _count(self, row: Mapping[str, Any]) -> None:
@@ -122,22 +128,23 @@ def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
     Raises:
         DataError: a line is damaged.
     """
-    with (pathlib.Path(workdir) / 'metrics.jsonl').open('rb') as file:
-        return [row for _, row in _whole_lines(file)]
+    path = as_path(workdir) / 'metrics.jsonl'
+    with path.open('rb') as file:
+        return [row for _, row in _whole_lines(file, path)]
 
 
 def _is_evaluation(row: Mapping[str, Any]) -> bool:
     return 'validation/loss' in row
 
 
-def _cut_back(file: BinaryIO, step: int) -> Iterator[dict[str, Any]]:
+def _cut_back(file: BinaryIO, path: AnyPath, step: int) -> Iterator[dict[str, Any]]:
     """Yields the lines up to a step, and then removes the others, and a last line that was cut short.
 
     The file is truncated and not replaced, so that `tail -f` goes on.
     """
     file.seek(0)
     end = 0
-    for line_end, row in _whole_lines(file):
+    for line_end, row in _whole_lines(file, path):
         if row['step'] > step:
             break
         end = line_end
@@ -145,7 +152,7 @@ def _cut_back(file: BinaryIO, step: int) -> Iterator[dict[str, Any]]:
     file.truncate(end)
 
 
-def _whole_lines(file: BinaryIO) -> Iterator[tuple[int, dict[str, Any]]]:
+def _whole_lines(file: BinaryIO, path: AnyPath) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields the end of each line in the file, in bytes, and its contents; a last line that was cut short is left out."""
     end = 0
     for number, line in enumerate(file, start=1):
@@ -158,6 +165,6 @@ def _whole_lines(file: BinaryIO) -> Iterator[tuple[int, dict[str, Any]]]:
                 raise TypeError(f'step is {row["step"]!r}')
         except (ValueError, TypeError, LookupError, RecursionError) as error:
             raise DataError(
-                f'line {number} of {file.name} is damaged ({error}): remove that line. Checkpoints do not depend on this file'
+                f'line {number} of {path} is damaged ({error}): remove that line. Checkpoints do not depend on this file'
             ) from error
         yield end, row

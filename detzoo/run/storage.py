@@ -1,20 +1,23 @@
-"""Locks on folders, and errors that say what to do when the disk is full."""
+"""Locks on folders, logs that grow, and errors that say what to do when the disk is full."""
 
 import contextlib
 import datetime
 import errno
 import fcntl
+import io
 import os
 import pathlib
 import re
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, BinaryIO
 
 from tqdm.auto import tqdm
 
 from detzoo.errors import InUseError, StorageError
+from detzoo.files import AnyPath, copy_file, files_below, in_bucket, new_file, write_text
 
 LOCK = 'lock'
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -38,7 +41,7 @@ def failed(what: str | os.PathLike, error: Exception) -> StorageError:
 
 
 @contextlib.contextmanager
-def writing(path: pathlib.Path) -> Iterator[None]:
+def writing(path: AnyPath) -> Iterator[None]:
     """Turns the system's errors while a file is written into a StorageError that names the file."""
     try:
         yield
@@ -47,11 +50,12 @@ def writing(path: pathlib.Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def held(folder: pathlib.Path) -> Iterator[None]:
+def held(folder: AnyPath) -> Iterator[None]:
     """Locks a folder for this process until the block ends; the folder is made if missing.
 
     The kernel's lock (flock) ends with the process, however it ends; the text in the file `lock` only names the owner. Hosts that
-    share the folder by NFS respect it too. On a file system without locks a warning is shown instead.
+    share the folder by NFS respect it too. On a file system without locks a warning is shown instead, and so in a bucket; there it
+    also names an owner that has not said that it ended.
 
     Raises:
         InUseError: another process holds the folder; the message names it.
@@ -61,6 +65,10 @@ def held(folder: pathlib.Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f'cannot make the folder {folder}: {error.strerror}; take another one') from error
+    if in_bucket(folder):
+        with _claimed(folder / LOCK):
+            yield
+        return
     with writing(folder / LOCK):
         file = (folder / LOCK).open('a+')
     with file:
@@ -70,8 +78,7 @@ def held(folder: pathlib.Path) -> Iterator[None]:
             raise InUseError(f'{folder} is in use by {owner}: wait until it ends, stop it, or take another folder')
         with writing(folder / LOCK):
             file.truncate(0)
-            now = datetime.datetime.now().astimezone().isoformat(' ', 'seconds')
-            file.write(f'process {os.getpid()} on {socket.gethostname()} since {now}\n')
+            file.write(_owner())
             file.flush()
         try:
             yield
@@ -79,8 +86,93 @@ def held(folder: pathlib.Path) -> Iterator[None]:
             file.truncate(0)
 
 
+@contextlib.contextmanager
+def turn(path: AnyPath) -> Iterator[None]:
+    """Locks a file until the block ends, once nobody else has it; in a bucket, where nothing can be locked, nobody waits."""
+    if in_bucket(path):
+        yield
+        return
+    with path.open('w') as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _claimed(path: AnyPath) -> Iterator[None]:
+    """Writes the owner of a folder in a bucket into a file, and removes it at the end; it keeps nobody out."""
+    before = path.read_text().strip() if path.exists() else ''
+    warning = f'warning: {path.parent} is in a bucket, where nothing can be locked: make sure that no other process writes there'
+    tqdm.write(warning + (f'; {before} has not said that it ended' if before else ''), file=sys.stderr)
+    with writing(path):
+        write_text(path, _owner())
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _owner() -> str:
+    """Names this process."""
+    now = datetime.datetime.now().astimezone().isoformat(' ', 'seconds')
+    return f'process {os.getpid()} on {socket.gethostname()} since {now}\n'
+
+
+def open_log(path: AnyPath) -> BinaryIO:
+    """Opens a file that grows, at its end; it is made if missing."""
+    return Kept(path) if in_bucket(path) else path.open('a+b')
+
+
+def store(file: BinaryIO) -> None:
+    """Writes what a file of `open_log` holds to the disk, so that a crash of the machine loses nothing, or to the bucket."""
+    if isinstance(file, Kept):
+        file.store()
+    else:
+        file.flush()
+        os.fsync(file.fileno())
+
+
+class Kept(io.BytesIO):
+    """A growing file of a bucket, to which nothing can be appended: it is kept in memory, and each time written whole."""
+
+    def __init__(self, path: AnyPath):
+        """Reads what is there."""
+        super().__init__()
+        self._path = path
+        self.write(path.read_bytes() if path.exists() else b'')
+
+    def store(self) -> None:
+        """Writes the file."""
+        with new_file(self._path) as scratch:
+            scratch.write_bytes(self.getbuffer())
+
+
+class Mirror:
+    """A folder into which packages write that know disks only: itself, or for one in a bucket a folder that is copied there.
+
+    path: where to write.
+    """
+
+    def __init__(self, folder: AnyPath):
+        """Makes the folder, or that which is copied into it."""
+        self._temporary = tempfile.TemporaryDirectory() if in_bucket(folder) else None
+        self._folder, self.path = folder, pathlib.Path(self._temporary.name) if self._temporary else folder
+        self.path.mkdir(exist_ok=True)
+
+    def store(self) -> None:
+        """Copies the files into the bucket, whole."""
+        for file in files_below(self.path) if self._temporary else ():
+            copy_file(file, self._folder / file.relative_to(self.path).as_posix())
+
+    def close(self) -> None:
+        """Removes the folder that was copied."""
+        if self._temporary:
+            self._temporary.cleanup()
+
+
 def lock(file: IO) -> bool:
     """Locks an open file until it is closed; returns False if another open file, of any process, has the lock."""
+    if isinstance(file, Kept):
+        return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

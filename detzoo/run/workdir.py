@@ -9,7 +9,6 @@ A run goes on with the config and the data that it began with; anything else is 
 
 import importlib.metadata
 import json
-import pathlib
 import platform
 import sys
 from typing import Any
@@ -21,13 +20,13 @@ import detzoo
 from detzoo.config import MUTABLE, differences, read_config, to_json
 from detzoo.data.records import Dataset
 from detzoo.errors import ConfigError
-from detzoo.files import write_text
+from detzoo.files import AnyPath, write_text
 from detzoo.run.checkpoint import Checkpoints
 from detzoo.run.classes import classes_of
 from detzoo.run.storage import writing
 
 
-def check_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict, data: Dataset, validation: Dataset) -> None:
+def check_workdir(workdir: AnyPath, config: ml_collections.ConfigDict, data: Dataset, validation: Dataset) -> None:
     """Checks that a workdir's checkpoints are of this config and these data; without checkpoints it may hold anything.
 
     An older detzoo stored less about the data: what is unknown counts as the same.
@@ -69,7 +68,7 @@ def check_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict, data
         )
 
 
-def write_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict, data: Dataset, validation: Dataset) -> None:
+def write_workdir(workdir: AnyPath, config: ml_collections.ConfigDict, data: Dataset, validation: Dataset) -> None:
     """Writes config.json and the files that describe a run's classes, data and environment; call `check_workdir` first.
 
     Raises:
@@ -95,7 +94,7 @@ def describe_data(data: Dataset, validation: Dataset) -> dict[str, Any]:
     return dict(images=len(data.records), validation_images=len(validation.records), checksum=data.checksum)
 
 
-def read_description(path: pathlib.Path) -> dict[str, Any]:
+def read_description(path: AnyPath) -> dict[str, Any]:
     """Reads a workdir's classes.json or data.json; returns an empty dict where there is none.
 
     Raises:
@@ -112,7 +111,7 @@ def read_description(path: pathlib.Path) -> dict[str, Any]:
         ) from error
 
 
-def has_checkpoints(workdir: pathlib.Path) -> bool:
+def has_checkpoints(workdir: AnyPath) -> bool:
     """Tells whether a workdir holds a checkpoint."""
     return bool(Checkpoints(workdir).steps())
 

@@ -6,11 +6,9 @@
 python -m detzoo.sweeps.attempt DIR RUN       the command of a run's process; it stops with its parent
 """
 
-import fcntl
 import json
 import os
 import pathlib
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,9 +17,11 @@ import time
 from typing import Any
 
 from detzoo.config import from_json
-from detzoo.files import write_text
+from detzoo.files import AnyPath, absolute, copy_folder, new_file, write_text
+from detzoo.run.checkpoint import COMMITTED
 from detzoo.run.metrics import read_metrics
 from detzoo.run.stopping import Stopped, StopRequest
+from detzoo.run.storage import turn
 from detzoo.run.workdir import has_checkpoints
 from detzoo.sweeps.curves import curves
 from detzoo.sweeps.store import FAILED, FINISHED, Result, Store, truth_name
@@ -48,8 +48,7 @@ def attempt(folder: str, run: str, stop: StopRequest | None = None) -> bool:
     runs = store.workdir(run).parent
     runs.mkdir(parents=True, exist_ok=True)
     store.results_of(run).mkdir(parents=True, exist_ok=True)
-    with open(runs / f'{run}.lock', 'w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # an earlier attempt may be about to end
+    with turn(runs / f'{run}.lock'):  # an earlier attempt may be about to end
         path = store.results_of(run) / 'result.json'
         path.unlink(missing_ok=True)
         with _Clock(runs / f'{run}.seconds') as clock:
@@ -69,7 +68,7 @@ def attempt(folder: str, run: str, stop: StopRequest | None = None) -> bool:
 class _Clock:
     """Counts the seconds of all attempts at a run, in a file that is written every 5 seconds: the process may be killed."""
 
-    def __init__(self, path: pathlib.Path):
+    def __init__(self, path: AnyPath):
         self.path, self.start, self.end = path, time.monotonic(), threading.Event()
         self.before = float(path.read_text()) if path.exists() else 0.0
         self.thread = threading.Thread(target=self._count, daemon=True)
@@ -110,7 +109,7 @@ def _train(store: Store, planned: Result, stop: StopRequest | None) -> Result:
     if planned.trained:
         _take_training(store.workdir(planned.trained), workdir)
     if planned.initialized:
-        config.initialize_from = str(store.workdir(planned.initialized).absolute())
+        config.initialize_from = str(absolute(store.workdir(planned.initialized)))
     results: list[Any] = []
     train_and_evaluate(config, workdir, stop=stop, on_results=lambda *last: results.extend(last))
     metrics, truth, detections = results
@@ -139,7 +138,7 @@ def _train(store: Store, planned: Result, stop: StopRequest | None) -> Result:
     )
 
 
-def _wanted_recalls(store: Store, workdir: pathlib.Path, metrics: dict[str, Any]) -> dict[str, Any]:
+def _wanted_recalls(store: Store, workdir: AnyPath, metrics: dict[str, Any]) -> dict[str, Any]:
     """Computes the recalls of objects whatever their class, if the sweep names some that the metrics of the training lack."""
     from detzoo.evaluation import is_recall, recall_numbers
     from detzoo.evaluation.recall import RECALLS
@@ -152,17 +151,15 @@ def _wanted_recalls(store: Store, workdir: pathlib.Path, metrics: dict[str, Any]
     return {key: found[key] for key in RECALLS if key in found}
 
 
-def _take_training(source: pathlib.Path, workdir: pathlib.Path) -> None:
+def _take_training(source: AnyPath, workdir: AnyPath) -> None:
     """Copies the checkpoints of another run, unless that run has none or this one has its own."""
     if has_checkpoints(workdir) or not has_checkpoints(source):
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    shutil.copy(source / 'metrics.jsonl', workdir)
-    scratch = workdir / 'checkpoints.tmp'
-    shutil.rmtree(scratch, ignore_errors=True)
-    shutil.copytree(source / 'checkpoints', scratch)
-    shutil.rmtree(workdir / 'checkpoints', ignore_errors=True)  # all checkpoints in it are damaged or unfinished
-    scratch.rename(workdir / 'checkpoints')
+    with new_file(workdir / 'metrics.jsonl') as scratch:
+        scratch.write_bytes((source / 'metrics.jsonl').read_bytes())
+    # It may replace some, which are damaged or unfinished.
+    copy_folder(source / 'checkpoints', workdir / 'checkpoints', COMMITTED)
 
 
 def _draw(store: Store, truth: str, run: str, predictor: Any, detections: Any) -> None:
@@ -191,7 +188,7 @@ def _draw_pixels(store: Store, name: str, run: str, predictor: Any, truth: Any, 
     _write_pictures(store.results_of(run) / 'pixels', draw_labels(dataset, detections, threshold))
 
 
-def _write_pictures(folder: pathlib.Path, pictures: dict[str, Any]) -> None:
+def _write_pictures(folder: AnyPath, pictures: dict[str, Any]) -> None:
     from detzoo.visualize import write_image
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """The progress of a sweep's runs."""
 
 import json
+import os
 import time
 from typing import Any
 
@@ -46,8 +47,8 @@ class Board:
         """Reads the last step of a run, and times it."""
         path = self.store.workdir(run) / 'metrics.jsonl'
         try:
-            with open(path, 'rb') as file:
-                file.seek(max(0, path.stat().st_size - 4096))
+            with path.open('rb') as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
                 step = json.loads(file.read().splitlines()[-1])['step']
         except (OSError, ValueError, IndexError, KeyError):  # the file is missing, or its last line is being written
             return self.first.get(run, (0.0, 0))[1]

@@ -1,14 +1,14 @@
 """Launchers start the runs of a sweep, as processes on this machine or as jobs of a cluster."""
 
 import os
-import pathlib
 import signal
 import subprocess
 import sys
 from typing import Any, Protocol
 
-from detzoo.files import write_text
+from detzoo.files import AnyPath, on_disk, write_text
 from detzoo.run.stopping import EXIT_CODES
+from detzoo.run.storage import Mirror
 from detzoo.sweeps.attempt import ROOT, attempt
 from detzoo.sweeps.store import STOPPED, Store
 
@@ -33,13 +33,13 @@ class Launcher(Protocol):
 class Processes:
     """Runs on this machine; they end with the process of the sweep."""
 
-    def __init__(self, folder: pathlib.Path):
+    def __init__(self, folder: AnyPath):
         self.folder = folder
 
     def start(self, run: str) -> Handle:
         """Starts a process whose output goes to runs/RUN.log."""
-        (self.folder / 'runs').mkdir(exist_ok=True)
-        with open(self.folder / 'runs' / f'{run}.log', 'a') as log:
+        logs = Mirror(self.folder / 'runs')
+        with open(logs.path / f'{run}.log', 'a') as log:
             process = subprocess.Popen(
                 [sys.executable, '-m', 'detzoo.sweeps.attempt', str(self.folder), run],
                 stdin=subprocess.DEVNULL,
@@ -47,17 +47,20 @@ class Processes:
                 stderr=subprocess.STDOUT,
                 env=process_environment(),
             )
-        return _Process(process, self.folder / 'runs' / f'{run}.log')
+        return _Process(process, self.folder / 'runs' / f'{run}.log', logs)
 
 
 class _Process:
-    def __init__(self, process: subprocess.Popen, log: pathlib.Path):
-        self.process, self.log = process, log
+    def __init__(self, process: subprocess.Popen, log: AnyPath, logs: Mirror | None = None):
+        self.process, self.log, self.logs = process, log, logs
 
     def ended(self) -> str | None:
         code = self.process.poll()
         if code is None:
             return None
+        if self.logs:
+            self.logs.store()
+            self.logs.close()
         if code in EXIT_CODES.values() or -code in EXIT_CODES:  # the signal itself ends a process that is just starting
             return STOPPED
         if code < 0:
@@ -73,7 +76,7 @@ class _Process:
 class Cluster:
     """Submits each run as a job of a cluster, with submitit (pip install 'detzoo[cluster]'); jobs outlive the sweep's process."""
 
-    def __init__(self, folder: pathlib.Path, cluster: str, options: dict[str, Any]):
+    def __init__(self, folder: AnyPath, cluster: str, options: dict[str, Any]):
         """Prepares to submit jobs.
 
         Args:
@@ -88,7 +91,7 @@ class Cluster:
             import submitit
         except ImportError as error:
             raise ImportError("a cluster needs submitit: pip install 'detzoo[cluster]'") from error
-        self.folder = folder.resolve()
+        self.folder = on_disk(folder).resolve()
         self.executor = submitit.AutoExecutor(folder=self.folder / 'jobs', cluster=cluster)
         self.executor.update_parameters(**options)
         self.job = {'slurm': submitit.SlurmJob, 'local': submitit.LocalJob}[cluster]
@@ -106,7 +109,7 @@ class Cluster:
 
 
 class _Job:
-    def __init__(self, job: Any, result: pathlib.Path):
+    def __init__(self, job: Any, result: AnyPath):
         self.job, self.result = job, result
 
     def ended(self) -> str | None:

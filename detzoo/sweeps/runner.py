@@ -11,7 +11,6 @@ is started again.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import time
@@ -19,9 +18,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from detzoo.config import MUTABLE, differences, from_json
-from detzoo.errors import ConfigError
+from detzoo.errors import ConfigError, InUseError
 from detzoo.files import write_text
 from detzoo.run.stopping import Stopped, StopRequest
+from detzoo.run.storage import held
 from detzoo.sweeps.board import Board
 from detzoo.sweeps.launchers import Handle, Launcher, Processes
 from detzoo.sweeps.store import FAILED, STOPPED, Result, Store, read_file
@@ -94,11 +94,10 @@ def run_sweep(
 @contextlib.contextmanager
 def _only_one(store: Store) -> Iterator[None]:
     """Locks the folder of a sweep; the system releases the lock when the process ends."""
-    store.folder.mkdir(parents=True, exist_ok=True)
-    with open(store.folder / 'lock', 'w') as file:
+    with contextlib.ExitStack() as locked:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            locked.enter_context(held(store.folder))
+        except InUseError as error:
             raise ConfigError(f'a sweep is running in {store.folder}: wait for it, or take another folder') from error
         yield
 

@@ -15,13 +15,12 @@ results/RUN/judgement.json.xz in place of detections and pictures, and truth/NAM
 import gzip
 import json
 import os
-import pathlib
 import re
 import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from detzoo.files import new_file, write_text
+from detzoo.files import AnyPath, as_path, new_file, write_text
 
 WAITING, FINISHED, FAILED = 'waiting', 'finished', 'failed'
 STOPPED = 'stopped'  # how a run ended that was asked to stop: it waits again
@@ -73,17 +72,17 @@ class Store:
     """The folder of a sweep."""
 
     def __init__(self, folder: str | os.PathLike):
-        self.folder = pathlib.Path(folder)
+        self.folder = as_path(folder)
 
-    def workdir(self, run: str) -> pathlib.Path:
+    def workdir(self, run: str) -> AnyPath:
         """Returns the folder in which a run is trained."""
         return self.folder / 'runs' / run
 
-    def results_of(self, run: str) -> pathlib.Path:
+    def results_of(self, run: str) -> AnyPath:
         """Returns the folder of the files that the report of a run needs."""
         return self.folder / 'results' / run
 
-    def truth(self, name: str) -> pathlib.Path:
+    def truth(self, name: str) -> AnyPath:
         """Returns the folder of a validation split's ground truth."""
         return self.folder / 'truth' / name
 
@@ -157,7 +156,7 @@ def truth_name(data: str, split: str) -> str:
     return re.sub(r'[^A-Za-z0-9_.]+', '-', f'{data}-{split}').strip('-')
 
 
-def read_file(path: pathlib.Path, read: Callable[[], Any]) -> Any:
+def read_file(path: AnyPath, read: Callable[[], Any]) -> Any:
     """Calls `read`; an error caused by the contents of a file becomes a ValueError that names the file."""
     try:
         return read()

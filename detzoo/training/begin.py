@@ -5,7 +5,6 @@ training_images   what there is to learn from, and lines about it
 announce          a line about the program
 """
 
-import pathlib
 import sys
 
 import jax
@@ -17,6 +16,7 @@ from detzoo.data.catalog import open_split
 from detzoo.data.classes import with_labelled
 from detzoo.data.records import Dataset, with_objects
 from detzoo.data.statistics import Annotations, read_annotations
+from detzoo.files import AnyPath
 from detzoo.run.checkpoint import TrainState
 from detzoo.training.data_checks import summary, warnings
 from detzoo.training.finetune import Learnt
@@ -25,8 +25,8 @@ from detzoo.training.replicas import split
 
 
 def settle(
-    config: ml_collections.ConfigDict, workdir: pathlib.Path, data: Dataset
-) -> tuple[ml_collections.ConfigDict, list[tuple[ml_collections.ConfigDict, pathlib.Path]], Annotations | None]:
+    config: ml_collections.ConfigDict, workdir: AnyPath, data: Dataset
+) -> tuple[ml_collections.ConfigDict, list[tuple[ml_collections.ConfigDict, AnyPath]], Annotations | None]:
     """Fills in the keys that a config leaves to its data: from the workdir of a run that goes on, or from the annotations.
 
     Returns:
@@ -50,9 +50,11 @@ def training_images(
         data, validation: the splits.
         annotations: annotations of the training split, if they were read before the config was checked.
     """
-    annotations = annotations or read_annotations(data)
-    kept = data if config.data.empty_images else with_objects(data, annotations.objects)
-    if jax.process_index() == 0:
+    first, everything = jax.process_index() == 0, config.data.empty_images
+    if annotations is None and (first or not everything):  # all records: only who needs them reads them
+        annotations = read_annotations(data)
+    kept = data if everything else with_objects(data, annotations.objects)
+    if first:
         others = read_annotations(validation)
         lines = [f'{data.name} {line}' for line in summary(annotations, others)]
         lines += [f'WARNING: {line}' for line in warnings(config, annotations, others)]

@@ -10,7 +10,6 @@ Which variables depend on the classes is known from the detector itself: their s
 """
 
 import os
-import pathlib
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -25,6 +24,7 @@ import optax
 
 from detzoo.config import differences, read_config
 from detzoo.errors import ConfigError
+from detzoo.files import as_path
 from detzoo.inference.predictor import detector_of
 from detzoo.run import parallel
 from detzoo.run.checkpoint import Checkpoints, TrainState
@@ -96,7 +96,7 @@ def read_run(
     `model.backbone.norm` may change between 'batch_norm' and 'frozen_batch_norm': the variables of one fit the other. Of a run of
     the detector that this one extends, the variables that both have are taken. Arguments and errors are those of `read_learnt`.
     """
-    workdir = pathlib.Path(workdir).expanduser()
+    workdir = as_path(workdir).expanduser()
     if not (workdir / 'config.json').exists():
         raise ConfigError(f'initialize_from is {workdir}, which is not the workdir of a run: it has no config.json')
     try:

@@ -14,7 +14,6 @@ steps          EPOCHS times over the images
 """
 
 import math
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,6 +25,7 @@ from detzoo.core.anchors import kmeans_anchors
 from detzoo.data.compose import images_of_sample
 from detzoo.data.statistics import Annotations, sizes_on_canvas
 from detzoo.errors import DataError
+from detzoo.files import AnyPath
 from detzoo.inference.predictor import detector_of, evaluation_canvases
 from detzoo.run.workdir import has_checkpoints
 from detzoo.training.checks import check_canvases
@@ -39,7 +39,7 @@ ROWS = 8
 EPOCHS, STEPS = 40, (1000, 20000)  # the smallest and the largest number of steps
 
 
-def take_stored(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> ml_collections.ConfigDict:
+def take_stored(config: ml_collections.ConfigDict, workdir: AnyPath) -> ml_collections.ConfigDict:
     """Fills in missing keys with those of the run in a workdir, if it has checkpoints."""
     keys = missing(config)
     if not keys or not has_checkpoints(workdir) or not (workdir / 'config.json').exists():

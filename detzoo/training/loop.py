@@ -15,7 +15,6 @@ axis of replicas after that of devices. What is written is what each would have 
 import collections
 import contextlib
 import os
-import pathlib
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +32,7 @@ from detzoo.data.catalog import open_split
 from detzoo.data.pipeline import shard, train_batches
 from detzoo.data.proposals import Proposals, load_proposals
 from detzoo.data.records import Dataset
+from detzoo.files import as_path
 from detzoo.run import parallel
 from detzoo.run.best import find_best
 from detzoo.run.checkpoint import Checkpoints, TrainState
@@ -82,7 +82,7 @@ def train_and_evaluate(
     config, stop = complete(config), stop or StopRequest()
     largest = parallel.LargestNumber()
     data, validation = open_split(config.data, 'train'), open_split(config.data, 'validation')
-    config, runs, annotations = settle(config, pathlib.Path(workdir), data)
+    config, runs, annotations = settle(config, as_path(workdir), data)
     detector, template, learnt = check(config, data, begun=all(has_checkpoints(folder) for _, folder in runs))
     data = training_images(config, data, validation, annotations)
     limits = config.data.max_proposals, config.data.proposal_mask_size

@@ -24,6 +24,7 @@ from detzoo.config import from_json, to_json
 from detzoo.data.pipeline import shard
 from detzoo.data.records import Dataset
 from detzoo.errors import DataError
+from detzoo.files import AnyPath
 from detzoo.inference.predictor import detector_of
 from detzoo.run import parallel
 from detzoo.run.checkpoint import TrainState
@@ -88,7 +89,7 @@ class Findings(NamedTuple):
 
 
 def write_record(
-    path: pathlib.Path, config: ml_collections.ConfigDict, data: Dataset, step: int, state: TrainState, batch: Batch
+    path: AnyPath, config: ml_collections.ConfigDict, data: Dataset, step: int, state: TrainState, batch: Batch
 ) -> None:
     """Writes what leads to a step.
 

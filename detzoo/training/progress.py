@@ -1,6 +1,5 @@
 """A progress bar with the speed of a run, and a profile of a few steps."""
 
-import pathlib
 import resource
 import sys
 import time
@@ -10,6 +9,9 @@ from typing import Any
 import jax
 import ml_collections
 from tqdm.auto import tqdm
+
+from detzoo.files import AnyPath
+from detzoo.run.storage import Mirror
 
 
 class Progress:
@@ -81,7 +83,7 @@ def memory_in_use() -> float:
 class Profiler:
     """Records a few steps with JAX's profiler, after those that compile."""
 
-    def __init__(self, workdir: pathlib.Path, start: int, steps: int):
+    def __init__(self, workdir: AnyPath, start: int, steps: int):
         """Plans the recording.
 
         Args:
@@ -89,7 +91,7 @@ class Profiler:
             start: step from which the run goes on.
             steps: number of steps to record.
         """
-        self._folder, self._first, self._last = str(workdir / 'tensorboard'), start + 4, start + 3 + steps
+        self._folder, self._first, self._last = workdir / 'tensorboard', start + 4, start + 3 + steps
         self._steps, self._running = steps, False
 
     def __enter__(self) -> 'Profiler':
@@ -101,7 +103,8 @@ class Profiler:
     def at(self, step: int) -> None:
         """Starts or stops the recording; call it before each step."""
         if self._steps and step == self._first:
-            jax.profiler.start_trace(self._folder)
+            self._mirror = Mirror(self._folder)
+            jax.profiler.start_trace(str(self._mirror.path))
             self._running = True
         if step > self._last:
             self._stop()
@@ -109,4 +112,6 @@ class Profiler:
     def _stop(self) -> None:
         if self._running:
             jax.profiler.stop_trace()
+            self._mirror.store()
+            self._mirror.close()
             self._running = False

@@ -7,7 +7,6 @@ stack       their trees of arrays -> one tree with an axis of replicas; `unstack
 
 import contextlib
 import operator
-import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ import numpy as np
 
 from detzoo.data.records import Dataset
 from detzoo.errors import ConfigError
+from detzoo.files import AnyPath
 from detzoo.run import parallel
 from detzoo.run.best import find_best
 from detzoo.run.checkpoint import Checkpoints
@@ -35,14 +35,12 @@ class Replica(NamedTuple):
     """
 
     config: ml_collections.ConfigDict
-    workdir: pathlib.Path
+    workdir: AnyPath
     checkpoints: Checkpoints
     log: MetricsLog
 
 
-def split(
-    config: ml_collections.ConfigDict, workdir: pathlib.Path
-) -> list[tuple[ml_collections.ConfigDict, pathlib.Path]]:
+def split(config: ml_collections.ConfigDict, workdir: AnyPath) -> list[tuple[ml_collections.ConfigDict, AnyPath]]:
     """Makes the config and the workdir of each replica, as if each was trained alone, with the next seed.
 
     Raises:
@@ -63,7 +61,7 @@ def split(
 
 def take_over(
     config: ml_collections.ConfigDict,
-    runs: Sequence[tuple[ml_collections.ConfigDict, pathlib.Path]],
+    runs: Sequence[tuple[ml_collections.ConfigDict, AnyPath]],
     data: Dataset,
     validation: Dataset,
     cleanup: contextlib.ExitStack,
@@ -100,7 +98,7 @@ def take_over(
     return start
 
 
-def common_start(config: ml_collections.ConfigDict, folders: Sequence[pathlib.Path]) -> int:
+def common_start(config: ml_collections.ConfigDict, folders: Sequence[AnyPath]) -> int:
     """Finds the step from which all replicas go on: the lowest, since a kill may leave some a checkpoint behind.
 
     Raises:
@@ -116,7 +114,7 @@ def common_start(config: ml_collections.ConfigDict, folders: Sequence[pathlib.Pa
 
 
 def open_replica(
-    config: ml_collections.ConfigDict, workdir: pathlib.Path, start: int, cleanup: contextlib.ExitStack
+    config: ml_collections.ConfigDict, workdir: AnyPath, start: int, cleanup: contextlib.ExitStack
 ) -> Replica:
     """Opens a replica at the step from which it goes on; its log is cut back to that step, and `cleanup` closes it."""
     log = MetricsLog(workdir, step=start, active=jax.process_index() == 0)

@@ -24,7 +24,7 @@ from absl import logging
 from detzoo.config import complete, read_config, to_json
 from detzoo.config import flatten as flatten_config
 from detzoo.errors import nearest
-from detzoo.files import check_new_folder, new_folder, write_text
+from detzoo.files import AnyPath, as_path, check_new_folder, new_folder, write_text
 from detzoo.inference.predictor import detector_of, evaluation_canvases, load
 from detzoo.run.checkpoint import Checkpoints
 from detzoo.run.classes import Classes, read_classes
@@ -94,7 +94,7 @@ def import_weights(
         ValueError: the file is damaged, holds something else, or belongs to another model; or the workdir exists. Nothing
             is left behind.
     """
-    source, workdir = pathlib.Path(source), pathlib.Path(workdir)
+    source, workdir = pathlib.Path(source), as_path(workdir)
     check_new_folder(workdir)
     if not source.exists():
         raise FileNotFoundError(f'{source}: there is no such file or folder')
@@ -206,9 +206,9 @@ def shapes_of(config: ml_collections.ConfigDict, num_classes: int) -> Template:
     return jax.eval_shape(lambda rng: detector.init(rng, evaluation_canvases(config)[0]), jax.random.key(0))
 
 
-def write_workdir(workdir: pathlib.Path, imported: Imported, **details: Any) -> None:
+def write_workdir(workdir: AnyPath, imported: Imported, **details: Any) -> None:
     """Writes a workdir, whole or not at all; details go to environment.json."""
-    with new_folder(workdir) as folder:
+    with new_folder(workdir, last='config.json') as folder:
         checkpoints = Checkpoints(folder)
         checkpoints.save_variables(imported.params, imported.model_state)
         checkpoints.close()

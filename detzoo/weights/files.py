@@ -11,7 +11,6 @@ both. Safetensors are read here, pickles in `pickles`.
 import json
 import operator
 import os
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,7 +20,7 @@ import safetensors
 import safetensors.numpy
 
 from detzoo.errors import listed
-from detzoo.files import new_file
+from detzoo.files import as_path, new_file
 from detzoo.weights.pickles import DAMAGE, FETCH_AGAIN, Refusal, read_pickle, read_zip
 
 Path = str | os.PathLike[str]
@@ -59,9 +58,10 @@ def read_bytes(path: Path) -> bytes:
         FileNotFoundError: there is no such file.
         ValueError: it is a folder.
     """
-    if os.path.isdir(path):
+    path = as_path(path)
+    if path.is_dir():
         raise ValueError(f'{path}: a folder: give the file of weights in it')
-    return pathlib.Path(path).read_bytes()
+    return path.read_bytes()
 
 
 def parse_entries(content: bytes, source: Path) -> dict[str, np.ndarray]:

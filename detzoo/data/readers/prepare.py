@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from detzoo.data import catalog, records
 from detzoo.errors import DataError
+from detzoo.files import AnyPath
 
 TOLERANCE = (
     2.0  # pixels by which a box or polygon may leave its image, as rounding does in COCO; it is stored unchanged
@@ -57,7 +58,7 @@ class Prepared(NamedTuple):
     splits: the splits by name.
     """
 
-    folder: pathlib.Path
+    folder: AnyPath
     class_names: tuple[str, ...]
     splits: dict[str, Split]
 
@@ -161,7 +162,7 @@ class FilesBelow:
         return paths
 
 
-def check_request(name: str, data_dir: pathlib.Path, on_bad_record: str, overwrite: bool) -> None:
+def check_request(name: str, data_dir: AnyPath, on_bad_record: str, overwrite: bool) -> None:
     """Refuses a name that a new data set cannot have, and an unknown policy."""
     if on_bad_record not in ('error', 'skip'):
         raise DataError(f"on_bad_record must be 'error' or 'skip', not {on_bad_record!r}")
@@ -337,7 +338,7 @@ def write(
     name: str,
     categories: dict[int, str],
     splits: dict[str, Split],
-    data_dir: pathlib.Path,
+    data_dir: AnyPath,
     *,
     annotations: str,
     overwrite: bool,
