@@ -5,15 +5,19 @@ new_folder             a folder that appears when it is complete
 incomplete_folder      a hidden folder, always removed at the end: what is complete is moved out of it
 move_folder            a finished folder to its place; a folder that it replaces stays if that fails
 check_writable, check_new_folder   errors before the work instead of after it
+unpacked               a gzipped file, whose size is bounded
 """
 
 import contextlib
+import gzip
+import io
 import os
 import pathlib
 import signal
 import sys
 import tempfile
 import threading
+import zlib
 from collections.abc import Iterator
 
 
@@ -122,6 +126,24 @@ def check_writable(folder: str | os.PathLike, remedy: str) -> None:
     with _cannot_write(folder, remedy):
         pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
+
+
+def unpacked(data: bytes) -> bytes:
+    """Unpacks gzip, to at most 200 times its size, or 64 MiB: a small file may unpack to more than memory holds.
+
+    Raises:
+        ValueError: it is no gzip, was cut short, or unpacks to more.
+    """
+    most, text = max(2**26, 200 * len(data)), io.BytesIO()  # JSON needs a tenth
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+            while chunk := file.read(2**20):
+                text.write(chunk)
+                if text.tell() > most:
+                    raise ValueError(f'it unpacks to more than {most} bytes')
+    except (EOFError, OSError, zlib.error) as error:
+        raise ValueError(f'no whole gzip file: {error}') from error
+    return text.getvalue()
 
 
 @contextlib.contextmanager
