@@ -67,8 +67,9 @@ def play(training: Training, workdir: pathlib.Path, names: Sequence[str], draw: 
         for name in names:
             faults.append({'fault': name, 'place': '-', 'outcome': 'failure'})
             faults[-1] |= {'outcome': (FAULTS | OF_HOSTS)[name](run), 'place': run.place}
-        run.start()
-        run.end([0])
+        if run.trainer is not None or not run.finished:
+            run.start()
+            run.end([0])
         if different := difference(workdir, training.reference):
             raise Failure(different)
     except Failure as failure:

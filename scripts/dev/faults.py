@@ -24,6 +24,7 @@ import ml_collections
 
 from detzoo.config import to_json
 from detzoo.run.checkpoint import damage, is_checkpoint
+from detzoo.run.hosts import LOST
 from detzoo.run.stopping import EXIT_CODES
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -81,7 +82,7 @@ class Trainer:
             with socket.socket() as free:
                 free.bind(('localhost', 0))
                 address = f'localhost:{free.getsockname()[1]}'
-            command += [f'--coordinator_address={address}', f'--num_processes={training.hosts}']
+            command += [f'--coordinator_address={address}', f'--num_processes={training.hosts}', '--start_timeout=90']
             own = [[f'--process_id={index}'] for index in range(training.hosts)]
         self.began = time.monotonic()
         self.processes = [
@@ -132,14 +133,14 @@ def describe(code: int, output: str, codes: Collection[int]) -> str:
     """Names how a process ended.
 
     Raises:
-        Failure: its exit code is not promised, or it wrote a traceback, or ended with exit code 1 without one clear error.
+        Failure: its exit code is not promised, or it wrote a traceback, or failed without one clear error.
     """
     errors = [line for line in output.splitlines() if line.startswith('error: ')]
-    if code not in codes or 'Traceback' in output or len(errors) != (code == 1):
+    if code not in codes or 'Traceback' in output or len(errors) != (code in (1, LOST)):
         raise Failure(f'exit code {code}, of {sorted(codes)} promised: {output[-3000:]}')
     if code < 0:
         return signal.Signals(-code).name
-    return {0: 'done', 1: 'one clear error'}.get(code, f'exit code {code}')
+    return {0: 'done', 1: 'one clear error', LOST: f'one clear error ({LOST})'}.get(code, f'exit code {code}')
 
 
 def catches(process: subprocess.Popen, number: int) -> bool:
@@ -159,6 +160,7 @@ class Run:
         self.training, self.workdir, self.draw = training, workdir, draw
         self.trainer: Trainer | None = None  # what runs
         self.safe = 0  # step of the newest checkpoint, which must not be lost
+        self.finished = False  # whether the training came to its end, and nothing was changed since
         self.place = '-'  # where the last fault came
 
     def start(self) -> Trainer:
@@ -174,7 +176,7 @@ class Run:
         how, newest = trainer.end(codes, patience), self.newest()
         if newest < self.safe:
             raise Failure(f'the checkpoint of step {self.safe} is lost: that of step {newest} is the newest')
-        self.safe = newest
+        self.safe, self.finished = newest, how == 'done'
         return how
 
     def await_moment(self) -> bool:
@@ -195,13 +197,14 @@ class Run:
             time.sleep(0.003)
         return True
 
-    def stop_at_checkpoint(self) -> None:
-        """Kills the training once it has a checkpoint."""
-        if self.trainer is not None or not self.newest():
+    def stop_at_checkpoint(self, number: int = 1) -> None:
+        """Kills the training once it has so many checkpoints; something will be damaged."""
+        if self.trainer is not None or len(self.whole()) < number:
             self.start()
-            self.until(self.newest)
+            self.until(lambda: len(self.whole()) >= number)
             self.trainer.kill()
             self.end((0, 1, -signal.SIGKILL))
+        self.place, self.finished = '-', False
 
     def is_open(self) -> bool:
         """Tells whether the training has opened its log, and cut it back to where it goes on."""
@@ -221,10 +224,14 @@ class Run:
         """Returns the last step in metrics.jsonl."""
         return max((row['step'] for row in self.rows()), default=0)
 
+    def whole(self) -> list[int]:
+        """Lists the steps of the checkpoints that are whole."""
+        folders = list((self.workdir / 'checkpoints').glob('*'))
+        return sorted(int(path.name) for path in folders if is_checkpoint(path) and not damage(path))
+
     def newest(self) -> int:
         """Returns the step of the newest whole checkpoint; 0 if there is none."""
-        found = [path for path in (self.workdir / 'checkpoints').glob('*') if is_checkpoint(path) and not damage(path)]
-        return max((int(path.name) for path in found), default=0)
+        return max(self.whole(), default=0)
 
     def _logs(self) -> int:
         return len(list((self.workdir / 'tensorboard').glob('*')))
@@ -283,10 +290,10 @@ def send(run: Run, *numbers: int) -> str:
         codes |= set() if catches(victim, number) else {-number}  # Python itself still starts
         victim.send_signal(number)
         time.sleep(0.3 * run.draw.random())
-    alone = run.training.hosts == 1
-    how = run.end(
-        codes if alone or signal.SIGKILL not in numbers else codes | {1}, PATIENCE if alone else HOST_PATIENCE
-    )
+    if run.training.hosts > 1:
+        how = run.end(codes | {LOST}, HOST_PATIENCE)
+    else:
+        how = run.end(codes)
     saves = len(numbers) == 1 and how in ('exit code 42', 'exit code 130')
     if saves and first < seen and run.newest() < seen:
         raise Failure(
@@ -318,33 +325,30 @@ def fill_disk(run: Run) -> str:
 def damage_checkpoint(run: Run) -> str:
     """Damages the newest checkpoint, or all, between two starts."""
     run.stop_at_checkpoint()
-    run.place = '-'
     folders = sorted(filter(is_checkpoint, (run.workdir / 'checkpoints').glob('*')), key=lambda path: int(path.name))
     for folder in folders if run.draw.random() < 0.25 else folders[-1:]:
-        file = run.draw.choice(sorted(path for path in folder.glob('*/**/*') if path.is_file()))
-        content, place = file.read_bytes(), run.draw.randrange(max(1, file.stat().st_size))
-        flipped = (
-            content[:place] + bytes([content[place] ^ 1 << run.draw.randrange(8)]) + content[place + 1 :]
-            if content
-            else b'x'
-        )
-        kind = run.draw.choice(['flipped', 'cut', 'missing'])
-        if kind == 'missing' or (kind == 'cut' and not content):
-            file.unlink()
-        else:
-            file.write_bytes(flipped if kind == 'flipped' else content[:place])
+        damage_file(run.draw.choice(sorted(path for path in folder.glob('*/**/*') if path.is_file())), run.draw)
     run.safe = run.newest()
     if run.safe:
         return 'set aside'
     run.start()
-    how = run.end([1])
-    return f'all: {how}'
+    return f'all: {run.end([1])}'
+
+
+def damage_file(path: pathlib.Path, draw: random.Random) -> None:
+    """Removes a file, cuts it short, or flips one of its bits."""
+    content, kind = bytearray(path.read_bytes()), draw.choice(['missing', 'cut', 'flipped'])
+    if kind == 'missing' or not content:
+        path.unlink()
+        return
+    place = draw.randrange(len(content))
+    content[place] ^= 1 << draw.randrange(8)
+    path.write_bytes(content[:place] if kind == 'cut' else content)
 
 
 def cut_line(run: Run) -> str:
     """Cuts the last line of metrics.jsonl between two starts."""
-    run.stop_at_checkpoint()
-    run.place = '-'
+    run.stop_at_checkpoint(2)  # the lines up to the first one stay
     path = run.workdir / 'metrics.jsonl'
     content = path.read_bytes()
     last = content.splitlines(keepends=True)[-1]
@@ -354,12 +358,10 @@ def cut_line(run: Run) -> str:
 
 
 def start_another(run: Run) -> str:
-    """Starts the training twice at the same time: one of the two goes on, the other is refused."""
-    first = run.start()
-    if run.draw.random() < 0.3:
-        run.place = 'start-up'  # both at once
-    elif not run.await_moment():
-        return f'too late: {run.end([0])}'
+    """Starts the training a second time, at once or while the first one starts: one goes on, the other is refused."""
+    first, lag = run.start(), run.draw.choice([0.0, run.draw.random()])
+    run.place = 'start-up'
+    run.until(lambda: in_startup(run, lag))
     second = Trainer(run.training, run.workdir)
     try:
         run.until(lambda: not second.running())
