@@ -11,7 +11,20 @@ from detzoo.data.proposals import read_proposals
 from detzoo.evaluation import read_detections
 
 COUNTS = dict(
-    pickles=300, safetensors=300, weights=40, cfg=30, proposals=100, images=150, annotations=60, descriptions=100
+    pickles=300,
+    safetensors=300,
+    weights=40,
+    cfg=30,
+    proposals=100,
+    images=150,
+    annotations=60,
+    lvis_annotations=60,
+    voc_objects=60,
+    yolo_labels=60,
+    yolo_lists=60,
+    openimages_boxes=60,
+    openimages_classes=100,
+    descriptions=100,
 )
 
 
