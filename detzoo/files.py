@@ -7,6 +7,7 @@ incomplete_folder      a hidden folder, always removed at the end: what is compl
 move_folder            a finished folder to its place; a folder that it replaces stays if that fails
 copy_folder, rename_folder, remove_folder, files_below
 check_writable, check_new_folder   errors before the work instead of after it
+unpacked               a gzipped file, whose size is bounded
 
 A bucket (gs://) holds whole objects under long names. An object appears when it is complete, but nothing appends to it or locks
 it, and what looks like a folder cannot be renamed. So files are written on this machine's disk and copied whole. A folder in a
@@ -15,6 +16,8 @@ bucket appears file by file; one of them, which the caller names, comes last and
 
 import contextlib
 import errno
+import gzip
+import io
 import os
 import pathlib
 import re
@@ -24,6 +27,7 @@ import sys
 import tempfile
 import threading
 import uuid
+import zlib
 from collections.abc import Iterator
 
 import fsspec
@@ -280,6 +284,24 @@ def copy_file(source: AnyPath, target: epath.Path) -> None:
         raise
     except Exception as error:  # packages for buckets have errors of their own
         raise OSError(f'{target}: {error}') from error
+
+
+def unpacked(data: bytes) -> bytes:
+    """Unpacks gzip, to at most 200 times its size, or 64 MiB: a small file may unpack to more than memory holds.
+
+    Raises:
+        ValueError: it is no gzip, was cut short, or unpacks to more.
+    """
+    most, text = max(2**26, 200 * len(data)), io.BytesIO()  # JSON needs a tenth
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+            while chunk := file.read(2**20):
+                text.write(chunk)
+                if text.tell() > most:
+                    raise ValueError(f'it unpacks to more than {most} bytes')
+    except (EOFError, OSError, zlib.error) as error:
+        raise ValueError(f'no whole gzip file: {error}') from error
+    return text.getvalue()
 
 
 @contextlib.contextmanager

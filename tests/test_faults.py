@@ -287,6 +287,25 @@ def test_train_and_evaluate_goes_on_before_a_damaged_checkpoint(tmp_path, tiny_c
     assert_same(saved(tmp_path), before[1])
 
 
+@pytest.mark.parametrize('lines, start', [(6, 6), (5, 4), (3, 2), (1, 6)])
+def test_train_and_evaluate_makes_the_steps_again_that_a_cut_log_lacks(
+    tmp_path, tiny_config, linear, capsys, lines, start
+):
+    config = tiny_config(training__steps=6, training__checkpoint_every=2)
+    metrics = loop.train_and_evaluate(config, tmp_path)
+    path, before = tmp_path / 'metrics.jsonl', saved(tmp_path)
+    whole = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b''.join(whole[:lines]) + whole[lines][:-1])
+    capsys.readouterr()
+    assert loop.train_and_evaluate(config, tmp_path) == metrics
+    assert path.read_bytes().splitlines(keepends=True) == (whole if lines > 1 else [whole[0], whole[-1]])
+    assert_same(saved(tmp_path), before)
+    shown = capsys.readouterr().err
+    assert f'steps {start} to 6' in shown
+    assert (f'was cut: it ends at step {lines}, ' in shown) == (lines < 6)
+    assert ('it stays without the steps' in shown) == (lines == 1)
+
+
 # Data that cannot be evaluated
 
 

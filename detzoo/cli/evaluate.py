@@ -4,7 +4,8 @@
 
 Prints COCO's table. Writes evaluation.json (step, images, the 12 numbers, AP of each class; null where there is no number) and
 detections.json.gz (COCO's results format) into the workdir, or into --output=FOLDER. With --output the workdir may be read-only.
-Every image counts once, on any number of devices. Where the run keeps an average of its parameters, that is evaluated.
+Every image counts once, on any number of devices, and of processes (--multihost, see detzoo train --help). Where the run keeps
+an average of its parameters, that is evaluated.
 
 --proposals=ground_truth gives the second stage of a two-stage detector the objects as proposals: what it still gets wrong is
 not the fault of its RPN. The files are then called evaluation_given_proposals.json and detections_given_proposals.json.gz.
@@ -22,6 +23,7 @@ from typing import Any
 from absl import flags, logging
 
 from detzoo.cli.checkpoint_flag import define_checkpoint
+from detzoo.cli.host_flags import define_hosts
 from detzoo.cli.paths import define_path
 from detzoo.errors import ConfigError
 
@@ -61,11 +63,20 @@ ORACLES = flags.DEFINE_bool(
     False,
     'Print only what each stage would be worth if it never erred: a table of AP with its results given.',
 )
+HOSTS = define_hosts()
 
 
 def main(settings: list[str]) -> None:
     del settings
     logging.set_verbosity(logging.WARNING)
+    with HOSTS.joined():
+        evaluate()
+
+
+def evaluate() -> None:
+    """Evaluates a checkpoint, and prints tables."""
+    import jax
+
     from detzoo.evaluation import (
         class_agnostic,
         coco_metrics,
@@ -82,6 +93,8 @@ def main(settings: list[str]) -> None:
     from detzoo.run.parallel import keep_compilations
 
     def show(metrics: dict[str, Any], truth: dict[str, Any], results: list[dict[str, Any]]) -> None:
+        if jax.process_index() > 0:
+            return
         print(format_table(metrics))
         if CLASS_AGNOSTIC.value:
             print('\nall classes as one')
@@ -115,7 +128,8 @@ def main(settings: list[str]) -> None:
         oracles = evaluate_oracles(
             WORKDIR.value, CHECKPOINT.value, DATA_DIR.value, exact=EXACT.value, output=OUTPUT.value
         )
-        print(format_oracles(oracles))
+        if jax.process_index() == 0:
+            print(format_oracles(oracles))
         return
     checkpoint = WORKDIR.value, CHECKPOINT.value, DATA_DIR.value, PROPOSALS.value
     options = dict(

@@ -3,7 +3,13 @@
     detzoo train --config=retinanet_shapes --workdir=runs/shapes
 
 Each key of the config can be set: --config.training.steps=500 --config.data.name=NAME. An interrupted run goes on with the same
-command on the same workdir. On a pod, start the command on every host.
+command on the same workdir. On a pod, start the command with --multihost on every host. Where JAX finds no cluster by itself,
+say which process each one is:
+
+    detzoo train ... --coordinator_address=HOST:PORT --num_processes=2 --process_id=0      on HOST
+    detzoo train ... --coordinator_address=HOST:PORT --num_processes=2 --process_id=1      on the other one
+
+If one of them is gone, the others end with exit code 242; start all of them again.
 
 A run whose loss or gradient is not finite ends, and writes the batch and the state before it into nonfinite/ of its workdir.
 This repeats the step, and says which losses, images and gradients are not finite:
@@ -20,6 +26,7 @@ from typing import Any
 from absl import flags, logging
 
 from detzoo.cli.config_flag import define_config
+from detzoo.cli.host_flags import define_hosts
 from detzoo.cli.paths import define_path
 from detzoo.run.stopping import GRACE as DEFAULT_GRACE
 from detzoo.run.stopping import Stopped, StopRequest
@@ -29,7 +36,7 @@ WORKDIR = define_path('workdir', None, 'The folder for checkpoints, metrics and 
 PROFILE = flags.DEFINE_integer(
     'profile', 0, 'The number of steps to record with the profiler, for TensorBoard.', lower_bound=0
 )
-MULTIHOST = flags.DEFINE_bool('multihost', False, 'Whether this is one of several processes of a run (TPU pod, SLURM).')
+HOSTS = define_hosts()
 GRACE = flags.DEFINE_float(
     'grace',
     DEFAULT_GRACE,
@@ -58,11 +65,14 @@ def main(settings: list[str]) -> None:
     del settings
     logging.set_verbosity(logging.FATAL)  # libraries log every step of a checkpoint, and errors that are raised as well
     sys.unraisablehook = show_unraisable
+    with HOSTS.joined():
+        train()
+
+
+def train() -> None:
+    """Trains, or replays a step, and prints what came out."""
     import jax
 
-    if MULTIHOST.value:
-        jax.config.update('jax_enable_preemption_service', False)  # it would take SIGTERM for itself
-        jax.distributed.initialize()
     from detzoo.evaluation.coco import format_table
     from detzoo.run.parallel import keep_compilations
     from detzoo.training.loop import train_and_evaluate

@@ -14,7 +14,6 @@ import os
 import pathlib
 import re
 import sys
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -29,7 +28,7 @@ from detzoo.data.geometry import mask_in_frame
 from detzoo.data.readers.segmentation import read_mask
 from detzoo.data.records import Dataset
 from detzoo.errors import DataError
-from detzoo.files import as_path
+from detzoo.files import as_path, unpacked
 
 METHODS = ('sliding_window', 'selective_search', 'rpn')  # of `detzoo proposals`
 ENTRY = 'a proposal is {"image_id": integer, "bbox": [x, y, width, height] in pixels, "score": number}'
@@ -196,14 +195,8 @@ def read_proposals(path: str | os.PathLike, data: str = 'NAME') -> dict[int, Lis
             f'{_command(pathlib.Path(path), data)}'
         ) from error
     try:
-        entries = json.loads(_unpacked(data) if data.startswith(b'\x1f\x8b') else data)
-    except (
-        ValueError,
-        RecursionError,
-        OSError,
-        EOFError,
-        zlib.error,
-    ) as error:  # JSON's and UTF-8's errors, then gzip's
+        entries = json.loads(unpacked(data) if data.startswith(b'\x1f\x8b') else data)
+    except (ValueError, RecursionError) as error:  # gzip's, JSON's and UTF-8's errors
         raise DataError(f'{path} is not JSON, or was cut short ({error}); copy or export it again') from error
     if not isinstance(entries, list):
         raise DataError(f'{path} is not a list of proposals: export it in the format of COCO results, where {ENTRY}')
@@ -218,20 +211,6 @@ def read_proposals(path: str | os.PathLike, data: str = 'NAME') -> dict[int, Lis
         boxes = np.array([entries[i]['bbox'] for i in rows], np.float64)
         listed[image_id] = Listed(boxes, [entries[i].get('segmentation') for i in rows], rows)
     return listed
-
-
-def _unpacked(data: bytes) -> bytes:
-    """Unpacks gzip. A small file may unpack to more than memory holds, so it stops at 200 times the size; JSON needs a tenth."""
-    most, text = max(2**26, 200 * len(data)), b''
-    while data:  # one file after the other
-        unpacker = zlib.decompressobj(wbits=31)
-        text += unpacker.decompress(data, most + 1 - len(text))
-        if len(text) > most:
-            raise ValueError(f'it unpacks to more than {most} bytes')
-        if not unpacker.eof:
-            raise EOFError('the gzip file ends early')
-        data = unpacker.unused_data.lstrip(b'\0')  # padding
-    return text
 
 
 def file_name(data: str, method: str, split: str) -> str:

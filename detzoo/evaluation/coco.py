@@ -35,7 +35,7 @@ import hotcoco
 import numpy as np
 
 from detzoo.evaluation.federated import FREQUENCIES, is_federated, without_lists
-from detzoo.files import as_path, new_file
+from detzoo.files import as_path, new_file, unpacked
 
 _SECTIONS = {'bbox': 'boxes', 'segm': 'masks'}
 _THRESHOLDS = {'0.50:0.95': slice(None), '0.50': 0, '0.75': 5}  # axis T
@@ -205,8 +205,12 @@ def write_detections(path: str | os.PathLike, detections: list[dict[str, Any]]) 
 
 
 def read_detections(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Reads what `write_detections` wrote."""
-    return json.loads(gzip.decompress(as_path(path).read_bytes()))
+    """Reads what `write_detections` wrote.
+
+    Raises:
+      ValueError: it is no gzipped JSON, was cut short, or would take too much memory.
+    """
+    return json.loads(unpacked(as_path(path).read_bytes()))
 
 
 def precision_recall(

@@ -16,11 +16,10 @@ import gzip
 import json
 import os
 import re
-import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from detzoo.files import AnyPath, as_path, new_file, write_text
+from detzoo.files import AnyPath, as_path, new_file, unpacked, write_text
 
 WAITING, FINISHED, FAILED = 'waiting', 'finished', 'failed'
 STOPPED = 'stopped'  # how a run ended that was asked to stop: it waits again
@@ -141,7 +140,7 @@ class Store:
 
     def ground_truth(self, name: str) -> dict[str, Any]:
         """Reads the COCO dict of a validation split."""
-        return json.loads(gzip.decompress((self.truth(name) / 'ground_truth.json.gz').read_bytes()))
+        return json.loads(unpacked((self.truth(name) / 'ground_truth.json.gz').read_bytes()))
 
     def write_ground_truth(self, name: str, ground_truth: dict[str, Any]) -> None:
         """Writes the COCO dict of a validation split."""
@@ -162,6 +161,6 @@ def read_file(path: AnyPath, read: Callable[[], Any]) -> Any:
         return read()
     except FileNotFoundError:
         raise
-    except (OSError, EOFError, KeyError, TypeError, ValueError, RecursionError, zlib.error) as error:
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         known = str(path) in str(error)
         raise ValueError(str(error) if known else f'{path} cannot be read: {type(error).__name__}: {error}') from error

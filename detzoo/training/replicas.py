@@ -7,12 +7,14 @@ stack       their trees of arrays -> one tree with an axis of replicas; `unstack
 
 import contextlib
 import operator
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import ml_collections
 import numpy as np
+from tqdm.auto import tqdm
 
 from detzoo.data.records import Dataset
 from detzoo.errors import ConfigError
@@ -20,7 +22,7 @@ from detzoo.files import AnyPath
 from detzoo.run import parallel
 from detzoo.run.best import find_best
 from detzoo.run.checkpoint import Checkpoints
-from detzoo.run.metrics import MetricsLog
+from detzoo.run.metrics import MetricsLog, read_metrics
 from detzoo.run.storage import held
 from detzoo.run.workdir import check_workdir, has_checkpoints, write_workdir
 
@@ -103,6 +105,7 @@ def common_start(config: ml_collections.ConfigDict, folders: Sequence[AnyPath]) 
 
     Raises:
         ConfigError: they are further apart, so were not trained together; cutting them back would lose training.
+        DataError: a line of a log is damaged.
     """
     steps = [Checkpoints(folder).latest_step() or 0 for folder in folders]
     if max(steps) - min(steps) > config.training.checkpoint_every:
@@ -110,7 +113,32 @@ def common_start(config: ml_collections.ConfigDict, folders: Sequence[AnyPath]) 
         raise ConfigError(
             f'the replicas in {folders[0].parent} were not trained together ({standing}): take a new workdir'
         )
-    return min(steps)
+    return min(map(logged_step, folders))
+
+
+def logged_step(folder: AnyPath) -> int:
+    """Finds the newest checkpoint of a workdir up to which its log has all lines; a warning says if that is not the newest.
+
+    The steps after it are made again, and logged. Where the log reaches none, or is missing, it is the newest: lines stay missing.
+
+    Returns:
+        its step; 0 if there is no checkpoint.
+
+    Raises:
+        DataError: a line of the log is damaged.
+    """
+    steps, path = [0, *Checkpoints(folder).steps()], folder / 'metrics.jsonl'
+    last = max((row['step'] for row in read_metrics(folder)), default=0) if path.exists() else steps[-1]
+    if last >= steps[-1]:
+        return steps[-1]
+    start = max((step for step in steps[1:] if step <= last), default=steps[-1])
+    what = 'steps that it lacks are made again' if start <= last else 'it stays without the steps before that'
+    tqdm.write(
+        f'WARNING: {path} was cut: it ends at step {last}, and the newest checkpoint is that of step {steps[-1]}. The run goes on '
+        f'from step {start}; {what}',
+        file=sys.stderr,
+    )
+    return start
 
 
 def open_replica(

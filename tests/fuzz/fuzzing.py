@@ -11,6 +11,7 @@ import argparse
 import collections
 import gzip
 import io
+import itertools
 import json
 import pathlib
 import pickle
@@ -30,7 +31,7 @@ from darknet_models import CANVAS, model_of, template_of
 from weight_files import ARRAYS, FIXTURES, dict_of, legacy, tensor, zipped
 
 from detzoo.data.proposals import read_proposals
-from detzoo.data.readers import coco
+from detzoo.data.readers import coco, lvis, openimages, voc, yolo
 from detzoo.data.readers.data_yaml import read_description
 from detzoo.data.readers.prepare import BadRecords
 from detzoo.data.records import decode_image
@@ -97,16 +98,32 @@ def damage(seeds: Sequence[bytes], random: np.random.RandomState) -> bytes:
     return bytes(data)
 
 
-def _through_a_file(read: Callable[[pathlib.Path], object]) -> Callable[[bytes], object]:
-    """Makes a function of bytes of one of a path."""
+def _through_a_file(
+    read: Callable[[pathlib.Path], object], name: str = 'file', **others: bytes
+) -> Callable[[bytes], object]:
+    """Makes a function of bytes of one of a path.
+
+    Args:
+        read: the function.
+        name: name of the file, in a folder of its own.
+        others: contents of the other files in the folder; __ in a name stands for a dot.
+    """
 
     def write_and_read(content: bytes) -> object:
         with tempfile.TemporaryDirectory() as folder:
-            path = pathlib.Path(folder, 'file')
+            for other, data in others.items():
+                pathlib.Path(folder, other.replace('__', '.')).write_bytes(data)
+            path = pathlib.Path(folder, name)
             path.write_bytes(content)
             return read(path)
 
     return write_and_read
+
+
+def _picture() -> bytes:
+    """Makes an image file, 30 x 20 pixels."""
+    PIL.Image.new('RGB', (30, 20)).save(buffer := io.BytesIO(), 'PNG')
+    return buffer.getvalue()
 
 
 def pickles() -> Target:
@@ -161,9 +178,8 @@ def images() -> Target:
     return Target(seeds, lambda content: decode_image(content, name=NAME, max_pixels=2**20, strict=True))
 
 
-def annotations() -> Target:
-    """COCO's JSON, of two images with boxes and masks of all kinds."""
-    PIL.Image.new('RGB', (30, 20)).save(picture := io.BytesIO(), 'PNG')
+def _coco_document(**lists: list[int]) -> bytes:
+    """Writes COCO's JSON, of the images 0.png and 1.png with boxes and masks of all kinds; `lists` are LVIS's lists of an image."""
     encoded = pycocotools.mask.encode(np.asfortranarray(np.eye(20, 30, dtype=np.uint8)))
     masks = [[[1, 1, 9, 1, 9, 9]], [[1, 1], [9, 1], [9, 9]], {'size': [20, 30], 'counts': [100, 60, 440]}, None]
     masks.append({'size': [20, 30], 'counts': encoded['counts'].decode()})
@@ -171,17 +187,92 @@ def annotations() -> Target:
         dict(id=i, image_id=i % 2, category_id=3, bbox=[1, 1, 8, 8.5], area=64, iscrowd=i % 2, segmentation=mask)
         for i, mask in enumerate(masks)
     ]
-    listed = [dict(id=i, file_name=f'{i}.png', height=20, width=30) for i in range(2)]
-    text = json.dumps(dict(images=listed, annotations=rows, categories=[dict(id=3, name='a'), dict(id=5, name='b')]))
+    images = [dict(id=i, file_name=f'{i}.png', height=20, width=30) | lists for i in range(2)]
+    categories = [dict(id=3, name='a', frequency='r'), dict(id=5, name='b', frequency='f')]
+    return json.dumps(dict(images=images, annotations=rows, categories=categories)).encode()
+
+
+def annotations() -> Target:
+    """COCO's JSON."""
 
     def read(path: pathlib.Path) -> object:
-        for image in listed:
-            (path.parent / image['file_name']).write_bytes(picture.getvalue())
         document = coco.read_document(path)
         categories = list(coco.read_categories(path, document))
         return coco.check_split(path, document, categories, path.parent, BadRecords(skip=True), max_pixels=2**20)
 
-    return Target([text.encode()], _through_a_file(read))
+    return Target([_coco_document()], _through_a_file(read, **{'0__png': _picture(), '1__png': _picture()}))
+
+
+def lvis_annotations() -> Target:
+    """LVIS's JSON."""
+    text = _coco_document(neg_category_ids=[5], not_exhaustive_category_ids=[3])
+    seeds = [text, text.replace(b'"file_name": "', b'"coco_url": "http://images.cocodataset.org/val2017/')]
+
+    def read(path: pathlib.Path) -> object:
+        document = lvis.read_document(path)
+        categories = coco.read_categories(path, document)
+        lvis.read_frequencies(path, document)
+        return lvis.check_split(path, document, categories, path.parent, BadRecords(skip=True), max_pixels=2**20)
+
+    return Target(seeds, _through_a_file(read, **{'0__png': _picture(), '1__png': _picture()}))
+
+
+def voc_objects() -> Target:
+    """PASCAL VOC's XML of an image."""
+    box = '<bndbox><xmin>2</xmin><ymin>3.5</ymin><xmax>20</xmax><ymax>18</ymax></bndbox>'
+    things = (
+        f'<object><name>wren</name><difficult>1</difficult>{box}</object><object><name>a robin</name>{box}</object>'
+    )
+    size = '<size><width>30</width><height>20</height><depth>3</depth></size>'
+    text = f'<annotation><filename>a.png</filename>{size}{things}</annotation>'
+    seeds = [text, f'<?xml version="1.0" encoding="utf-8"?>\n{text.replace(size, "")}', text.replace('>', '>\n')]
+    seeds.append('<!DOCTYPE a [<!ENTITY b "wren"><!ENTITY c "&b;&b;&b;">]>' + text.replace('a robin', '&c;'))
+
+    def read(path: pathlib.Path) -> object:
+        rules = voc.Rules(None, 'pixels', inside=True, max_pixels=2**20)
+        split = voc.check_split(voc.list_tree(path.parent, None), itertools.count(1), rules, skip=True)
+        return voc.number_classes({'train': split}, None)
+
+    return Target([seed.encode() for seed in seeds], _through_a_file(read, 'a.xml', a__png=_picture()))
+
+
+def _read_yolo(listed: yolo.Listed) -> object:
+    yolo.report_unused({'train': listed})
+    return yolo.check_split(listed, itertools.count(1), yolo.Rules(3, 2, max_pixels=2**20), skip=True)
+
+
+def yolo_labels() -> Target:
+    """YOLO's label file of an image."""
+    text = '0 0.5 0.5 0.25 0.5\n2 .1 .1 .9 .1 .9 9e-1\n\n1 0.5 0.5 1 1 0.25 0.75\n'
+    read = _through_a_file(lambda path: _read_yolo(yolo.list_place(path.parent, None)), 'a.txt', a__png=_picture())
+    return Target([text.encode(), text.replace('\n', '\r\n').encode()], read)
+
+
+def yolo_lists() -> Target:
+    """A file that lists YOLO's images."""
+    others = dict(a__png=_picture(), b__png=_picture(), a__txt=b'0 0.5 0.5 0.25 0.5\n')
+    read = _through_a_file(lambda path: _read_yolo(yolo.list_place(path, None)), 'train.list', **others)
+    return Target([b'a.png\nb.png\n', b'./a.png\r\n\r\ndata\\b.png'], read)
+
+
+def openimages_boxes() -> Target:
+    """Open Images' CSV of boxes."""
+    text = (
+        'ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsGroupOf\n'
+        'a,xclick,/m/01,1,0.1,0.75,0.25,1,0,1\nb,xclick,/m/02,1,0,1,0,1,0,0\nc,"x,y",/m/02,1,0,1,0,1,0,0\n'
+    )
+
+    def read(path: pathlib.Path) -> object:
+        split = openimages.check_split(path, path.parent, None, itertools.count(1), True, 2**20)
+        return openimages.number_classes({'train': split}, None)
+
+    return Target([text.encode()], _through_a_file(read, a__png=_picture(), b__png=_picture()))
+
+
+def openimages_classes() -> Target:
+    """Open Images' CSV of codes and names."""
+    seeds = [b'/m/01,Wren\n/m/02,"Robin, red"\n', b'LabelName,DisplayName\n/m/01,Wren\n']
+    return Target(seeds, _through_a_file(openimages.read_descriptions))
 
 
 def descriptions() -> Target:
@@ -201,6 +292,12 @@ TARGETS = dict(
     proposals=proposals,
     images=images,
     annotations=annotations,
+    lvis_annotations=lvis_annotations,
+    voc_objects=voc_objects,
+    yolo_labels=yolo_labels,
+    yolo_lists=yolo_lists,
+    openimages_boxes=openimages_boxes,
+    openimages_classes=openimages_classes,
     descriptions=descriptions,
 )
 
@@ -234,7 +331,7 @@ def main() -> None:
     used = int(pathlib.Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + 2**31, resource.RLIM_INFINITY))
     signal.signal(signal.SIGPROF, _too_long)
-    counts, slowest, end = collections.Counter(), 0.0, time.monotonic() + arguments.seconds
+    counts, slowest, end, begun = collections.Counter(), 0.0, time.monotonic() + arguments.seconds, time.process_time()
     while time.monotonic() < end:
         content, start = damage(target.seeds, random), time.process_time()
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
@@ -250,7 +347,10 @@ def main() -> None:
             signal.setitimer(signal.ITIMER_PROF, 0)
         slowest = max(slowest, time.process_time() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    print(f'{arguments.target}: {dict(counts)}, slowest {slowest:.2f} s, peak {peak:.0f} MiB of memory')
+    print(
+        f'{arguments.target}: {dict(counts)} in {arguments.seconds:g} s, {time.process_time() - begun:.0f} s of a processor; '
+        f'slowest {slowest:.2f} s, peak {peak:.0f} MiB of memory'
+    )
 
 
 if __name__ == '__main__':

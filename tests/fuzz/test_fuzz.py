@@ -8,10 +8,23 @@ import pytest
 from fuzzing import TARGETS, damage, read_or_refuse
 
 from detzoo.data.proposals import read_proposals
-from detzoo.errors import DataError
+from detzoo.evaluation import read_detections
 
 COUNTS = dict(
-    pickles=300, safetensors=300, weights=40, cfg=30, proposals=100, images=150, annotations=60, descriptions=100
+    pickles=300,
+    safetensors=300,
+    weights=40,
+    cfg=30,
+    proposals=100,
+    images=150,
+    annotations=60,
+    lvis_annotations=60,
+    voc_objects=60,
+    yolo_labels=60,
+    yolo_lists=60,
+    openimages_boxes=60,
+    openimages_classes=100,
+    descriptions=100,
 )
 
 
@@ -38,8 +51,9 @@ def test_a_reader_that_breaks_is_found():
         [read_or_refuse(target, damage(target.seeds, random)) for _ in range(100)]
 
 
-def test_proposals_that_unpack_to_more_than_memory_are_refused(tmp_path):
+@pytest.mark.parametrize('read', [read_proposals, read_detections])
+def test_files_that_unpack_to_more_than_memory_are_refused(tmp_path, read):
     path = tmp_path / 'proposals.json.gz'
-    path.write_bytes(gzip.compress(b' ' * (2**26 + 1)))
-    with pytest.raises(DataError, match=r'proposals\.json\.gz .*it unpacks to more than 67108864 bytes'):
-        read_proposals(path)
+    path.write_bytes(gzip.compress(b' ' * (2**26 + 1), 1))
+    with pytest.raises(ValueError, match='it unpacks to more than 67108864 bytes'):
+        read(path)

@@ -128,7 +128,7 @@ def test_scripts_report_says_what_is_wrong_in_one_line(copy, run_script, tmp_pat
     path.write_bytes(whole[:100])
     assert f'{path} cannot be read' in error_of(copy.folder)
     path.write_bytes(b'[]')
-    assert f'{path} cannot be read: BadGzipFile' in error_of(copy.folder)
+    assert f'{path} cannot be read: ValueError: no whole gzip file' in error_of(copy.folder)
     path.unlink()
     assert str(path) in error_of(copy.folder)
     path.write_bytes(whole)

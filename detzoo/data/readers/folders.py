@@ -124,14 +124,17 @@ def read_bytes(path: pathlib.Path, limit: int = LARGEST) -> bytes:
     Raises:
         DataError: it cannot be read, or is larger.
     """
+    parts, size = [], 0
     try:
         with open(path, 'rb') as file:
-            data = file.read(limit + 1)
+            while size <= limit and (part := file.read(2**20)):  # read(limit) would take memory for the limit
+                parts.append(part)
+                size += len(part)
     except OSError as error:
         raise DataError(f'{path}: cannot read the annotations: {error.strerror}; check the path') from error
-    if len(data) > limit:
+    if size > limit:
         raise DataError(f'{path}: more than {limit} bytes; this is not a file of annotations, or it must be split')
-    return data
+    return b''.join(parts)
 
 
 def read_text(path: pathlib.Path, limit: int = LARGEST) -> str:
