@@ -78,19 +78,15 @@ def joined(place: Place | None = None, *, start_timeout: int = START_TIMEOUT) ->
 
 
 def _initialize(place: Place | None, others: '_Others', start_timeout: int) -> None:
-    """Starts JAX's distributed runtime, without its own reactions to SIGTERM and to a missing process."""
+    """Starts JAX's distributed runtime, without its reactions to SIGTERM, and to a missing process by a stack trace and abort."""
     if place is not None:
         _check(place)
     jax.config.update('jax_enable_preemption_service', False)  # it would take SIGTERM for itself
-    # JAX would print a stack trace and abort the process. It calls a callback instead, with a status that JAX 0.10 cannot make an
-    # object of Python's, so that C++ ends the process: by std::terminate, whose handler is set too.
     make_client = distributed._jax.get_distributed_runtime_client
 
     def make_own_client(*arguments: object, **options: object) -> object:
         return make_client(*arguments, **options, missed_heartbeat_callback=others.missing)
 
-    with contextlib.suppress(AttributeError, OSError):  # another library of C++: JAX aborts the process
-        ctypes.CDLL('libstdc++.so.6')['_ZSt13set_terminatePFvvE'](others.missing_in_c)
     try:
         with mock.patch.object(distributed._jax, 'get_distributed_runtime_client', make_own_client):
             jax.distributed.initialize(
@@ -102,6 +98,8 @@ def _initialize(place: Place | None, others: '_Others', start_timeout: int) -> N
         ) from error
     except RuntimeError:
         state = distributed.global_state
+        if state.client is None:  # JAX was in use before
+            raise
         _leave(
             f'not all {state.num_processes} processes came within {start_timeout} s. This is process {state.process_id}; the '
             f'first one is expected at {state.coordinator_address}'
@@ -126,12 +124,16 @@ class _Others:
     """
 
     def __init__(self) -> None:
-        self.missing_in_c = ctypes.CFUNCTYPE(None)(self.missing)
+        self._terminate = ctypes.CFUNCTYPE(None)(self.missing)
         self._connections: list[socket.socket] = []
         self._ending, self._leaving = threading.Event(), threading.Lock()
 
     def connect(self) -> None:
         """Connects this process to the first one, or the first one to all that call, and watches the connections."""
+        # JAX 0.10 calls `missing` with a status that it cannot make an object of Python's. So C++ ends the process by
+        # std::terminate, of which the handler is set here. Where C++'s library is another one, JAX aborts the process.
+        with contextlib.suppress(AttributeError, OSError):
+            ctypes.CDLL('libstdc++.so.6')['_ZSt13set_terminatePFvvE'](self._terminate)
         state = distributed.global_state
         self._process_id, self._num_processes = state.process_id, state.num_processes
         if self._process_id == 0:
