@@ -27,6 +27,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         name='unet',
         backbone=dict(width=0.125, norm='batch_norm'),  # 8 channels at the finest stride
         dropout=0.1,
+        class_weights=(4.0, 1.0),  # most pixels are background
     )
     c.training = dict(steps=250, batch_size=8, checkpoint_every=125, evaluate_every=125)
     c.optimizer = dict(name='adamw', learning_rate=3e-3, warmup_steps=50, weight_decay=1e-2, ema_decay=0.99)

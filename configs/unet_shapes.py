@@ -24,6 +24,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         # 8 channels at the finest stride, the paper's 64 times width. With 16 a step takes thrice the time.
         backbone=dict(width=0.125, norm='batch_norm'),
         dropout=0.1,
+        class_weights=(4.0, 1.0),  # most pixels are background
     )
     c.training = dict(steps=600, batch_size=16, checkpoint_every=300, evaluate_every=300)
     c.optimizer = dict(name='adamw', learning_rate=3e-3, warmup_steps=50, weight_decay=1e-4, ema_decay=0.995)

@@ -184,7 +184,7 @@ MODEL: Mapping[str, Allowed] = {
     'auxiliary_features': COUNT,
     'auxiliary_dropout': DECAY,
     'class_weights': Allowed(
-        'positive numbers, one a class and one for background, or none', lambda x: all(y > 0 for y in x)
+        'positive numbers, one a class or one for all, and one for background, or none', lambda x: all(y > 0 for y in x)
     ),
     'border_sigma': Allowed('above 0 and at most 22', lambda x: 0 < x <= 22),
     **dict.fromkeys(('auxiliary_loss_weight', 'border_weight'), AMOUNT),

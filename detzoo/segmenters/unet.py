@@ -101,7 +101,8 @@ def make(
         backbone_strides: strides of its feature maps, pixels, finest first, each twice the one before.
         dropout: share of the last map that is zeroed in training.
         separate_objects: whether a line of background is put between objects that touch, see `semantic.separate`.
-        class_weights: the weight of each class's pixels, K + 1 numbers, background last (the paper's w_c); empty: all 1.
+        class_weights: the weight of each class's pixels (the paper's w_c), K + 1 numbers, background last, or two: one for all
+            classes, and background's; empty: all 1.
         border_weight: weight of a pixel of background between two objects that touch it both, on top of its class's (the
             paper's w_0); 0: none.
         border_sigma: deviation of that weight over distance, pixels of the canvas.
@@ -112,10 +113,13 @@ def make(
     Returns:
         a Segmenter. The metrics of its loss are 'cls_loss' and 'pixel_accuracy'.
     """
-    if len(class_weights) not in (0, num_classes + 1):
+    if len(class_weights) not in (0, 2, num_classes + 1):
         raise ValueError(
-            f'class_weights is {class_weights}: it must have {num_classes + 1} numbers, one a class and one for background, or none'
+            f'class_weights is {class_weights}: it must have {num_classes + 1} numbers, one a class and one for background, or '
+            'two, one for all classes and one for background, or none'
         )
+    if len(class_weights) == 2:
+        class_weights = (class_weights[0],) * num_classes + (class_weights[1],)
     strides, backbone = tuple(backbone_strides), {**BACKBONE, **backbone}
     pixels.check_doubling(strides)
     network = UNet(

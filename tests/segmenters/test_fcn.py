@@ -118,6 +118,9 @@ def test_unet_loss_by_hand(between):
     weighted = sum(n * e * w for n, e, w in zip(columns, entropy, (1, 2, 3))) / 15
     found = unet_loss(border_weight=0.0, class_weights=(1.0, 2.0, 3.0))(two_blocks(between))
     assert found == pytest.approx(weighted, rel=1e-5)
+    of_two = unet_loss(border_weight=0.0, class_weights=(2.0, 3.0))(two_blocks(between))
+    alike = sum(n * e * w for n, e, w in zip(columns, entropy, (2, 2, 3))) / 15
+    assert of_two == pytest.approx(alike, rel=1e-5)
 
 
 def test_unet_keeps_objects_together_if_asked():

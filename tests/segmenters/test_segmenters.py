@@ -297,7 +297,7 @@ def test_every_number_has_a_range_that_holds_its_default(name):
         ),
         ('fcn', dict(backbone_strides=(8, 32)), ValueError, r'backbone_strides is \(8, 32\): each must be twice'),
         ('unet', dict(backbone_strides=()), ValueError, r'backbone_strides is \(\): each must be twice'),
-        ('unet', dict(class_weights=(1.0, 2.0)), ValueError, 'class_weights is .*: it must have 4 numbers'),
+        ('unet', dict(class_weights=(1.0, 2.0, 3.0)), ValueError, 'class_weights is .*: it must have 4 numbers'),
         ('deeplab', dict(head='psp'), ValueError, "head is 'psp': use one of 'aspp', 'fcn'"),
         ('deeplab', dict(head_norm='batchnorm'), ValueError, "head_norm is 'batchnorm': use one of 'batch_norm'"),
         (
