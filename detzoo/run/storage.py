@@ -140,6 +140,11 @@ class Kept(io.BytesIO):
         self._path = path
         self.write(path.read_bytes() if path.exists() else b'')
 
+    def write(self, data: bytes) -> int:
+        """Adds to the end, wherever was read before."""
+        self.seek(0, io.SEEK_END)
+        return super().write(data)
+
     def store(self) -> None:
         """Writes the file."""
         with new_file(self._path) as scratch:

@@ -84,8 +84,10 @@ def test_metrics_log_in_a_bucket_is_there_when_it_is_flushed(place, monkeypatch)
     monkeypatch.setattr(log, 'flush', lambda: None)
     log.close()  # as if it was killed
     assert read_metrics(RUN) == kept
-    MetricsLog(RUN, step=1, active=True).close()
-    assert read_metrics(RUN) == kept[:1]
+    log = MetricsLog(RUN, step=1, active=True)
+    log.write(2, {'loss': 0.25})
+    log.close()
+    assert read_metrics(RUN) == [kept[0], {'step': 2, 'loss': 0.25}]
 
 
 def test_held_names_an_owner_that_has_not_said_that_it_ended(place, capsys):
