@@ -161,7 +161,7 @@ class Mirror:
         """Makes the folder, or that which is copied into it."""
         self._temporary = tempfile.TemporaryDirectory() if in_bucket(folder) else None
         self._folder, self.path = folder, pathlib.Path(self._temporary.name) if self._temporary else folder
-        self.path.mkdir(exist_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
 
     def store(self) -> None:
         """Copies the files into the bucket, whole."""
