@@ -5,7 +5,7 @@ new_file, write_text   a file, which may replace another one
 new_folder             a folder that appears when it is complete
 incomplete_folder      a hidden folder, always removed at the end: what is complete is moved out of it
 move_folder            a finished folder to its place; a folder that it replaces stays if that fails
-copy_folder, rename_folder, remove_folder, files_below
+copy_folder, rename_folder, remove_folder, entries, files_below
 check_writable, check_new_folder   errors before the work instead of after it
 unpacked               a gzipped file, whose size is bounded
 
@@ -226,6 +226,15 @@ def rename_folder(path: AnyPath, target: AnyPath, marker: str = '') -> None:
         return
     copy_folder(path, target, marker)
     remove_folder(path, marker)
+
+
+def entries(folder: AnyPath) -> list[AnyPath]:
+    """Lists what is in a folder, in no order; nothing if the folder, or its bucket, is missing."""
+    if not in_bucket(folder):
+        return list(folder.glob('*'))
+    with contextlib.suppress(FileNotFoundError):
+        return list(folder.iterdir())
+    return []
 
 
 def files_below(folder: AnyPath) -> Iterator[AnyPath]:

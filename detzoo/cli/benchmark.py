@@ -14,7 +14,6 @@ memory and FLOPs of a chip, and the compiler's estimate of the time by stage. No
 
 import json
 import os
-import pathlib
 import sys
 import time
 
@@ -157,14 +156,14 @@ def main(settings: list[str]) -> None:
     from detzoo.costs.counts import parameter_count
     from detzoo.costs.latency import device_name
     from detzoo.costs.programs import state_shapes
-    from detzoo.files import check_writable, new_file
+    from detzoo.files import absolute, as_path, check_writable, new_file
     from detzoo.inference.predictor import evaluation_canvases
 
     CONFIG.value.initialize_backbone = ''  # may be required, but no weights are read here
     config, num_classes = complete(CONFIG.value), NUM_CLASSES.value
     check_whole(config)
     if OUTPUT.value:
-        check_writable(pathlib.Path(OUTPUT.value).absolute().parent, 'give another --output')
+        check_writable(absolute(as_path(OUTPUT.value)).parent, 'give another --output')
     canvases = config.data.canvases[0], evaluation_canvases(config)[0]
     sizes = ' and '.join(f'{height}x{width}' for height, width in dict.fromkeys(canvases))
     parameters = parameter_count(state_shapes(config, num_classes).params)

@@ -13,7 +13,6 @@ writes the .weights, .cfg and .names that darknet and OpenCV run, and says what 
 network. The fourth writes the images of a data set as they are stored.
 """
 
-import pathlib
 import sys
 
 from absl import flags, logging
@@ -76,10 +75,12 @@ def export_images() -> None:
     from tqdm import tqdm
 
     from detzoo.data.catalog import open_dataset
+    from detzoo.files import on_disk
 
+    folder = on_disk(OUTPUT.value)
     dataset = open_dataset(NAME.value, SPLIT.value, DATA_DIR.value)
     for record in tqdm(dataset.records, desc='export', unit='image'):
-        path = pathlib.Path(OUTPUT.value, record['file_name'])
+        path = folder / record['file_name']
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(record['image'])
     print(f'{len(dataset.records)} images -> {OUTPUT.value}')

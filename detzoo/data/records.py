@@ -241,16 +241,19 @@ def write_dataset(
             )
         splits = {split: Records(data_source(builder, split)) for split in builder.info.splits}
         builder.info.metadata['checksum'] = checksum(splits)
-        category_ids = builder.info.metadata['category_ids']
-        builder.info.metadata['truth'] = {
-            split: write_rows(builder.data_path / file_name(split), (rows_of(record, category_ids) for record in own))
-            for split, own in splits.items()
-        }
+        builder.info.metadata['truth'] = {split: _write_truth(builder, split, own) for split, own in splits.items()}
         builder.info.write_to_directory(builder.data_path)
         folder = data_dir / builder.name / str(builder.version)
         folder.parent.mkdir(exist_ok=True)
         move_folder(pathlib.Path(builder.data_dir), folder, overwrite=overwrite, last=DESCRIPTION)
     return folder
+
+
+def _write_truth(builder: tfds.core.DatasetBuilder, split: str, records: Records) -> Stored:
+    """Writes the file of a split's annotations beside its records."""
+    shown = tqdm(records, desc=f'annotations of {split}', unit='image', leave=False)
+    rows = (rows_of(record, builder.info.metadata['category_ids']) for record in shown)
+    return write_rows(builder.data_path / file_name(split), rows)
 
 
 def checksum(splits: Mapping[str, Records]) -> str:

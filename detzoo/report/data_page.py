@@ -14,7 +14,7 @@ from typing import Any
 import ml_collections
 
 from detzoo.config import FROM_DATA, flatten
-from detzoo.files import write_text
+from detzoo.files import AnyPath, as_path, write_text
 from detzoo.report import plots
 from detzoo.report.data_counts import class_blocks, duplicate_blocks, kept_blocks, size_blocks, split_blocks
 from detzoo.report.data_pictures import anchor_blocks, image_blocks, sample_blocks
@@ -25,7 +25,7 @@ from detzoo.report.webpage import to_html
 from detzoo.training.data_checks import summary, warnings
 
 
-def write_page(config: ml_collections.ConfigDict, folder: str | os.PathLike, command: Sequence[str]) -> pathlib.Path:
+def write_page(config: ml_collections.ConfigDict, folder: str | os.PathLike, command: Sequence[str]) -> AnyPath:
     """Writes index.html into a folder.
 
     Args:
@@ -40,7 +40,7 @@ def write_page(config: ml_collections.ConfigDict, folder: str | os.PathLike, com
         ConfigError, DataError: the config or the data cannot be used.
     """
     look = look_at(config)
-    path = pathlib.Path(folder) / 'index.html'
+    path = as_path(folder) / 'index.html'
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as pictures:  # which the page takes in
         written = sections(look, command, pathlib.Path(pictures))

@@ -9,10 +9,8 @@ asks for. `detzoo report` renders the same tables from either folder.
 
 import json
 import os
-import pathlib
-import shutil
 
-from detzoo.files import new_folder, write_text
+from detzoo.files import AnyPath, as_path, new_folder, write_text
 from detzoo.report.findings import SIZE, Group, judged_metric, judgements_of, kind_of, read_groups, truth_size
 from detzoo.report.judgement import JUDGEMENT, write_judgement
 from detzoo.report.page import write_report
@@ -21,7 +19,7 @@ from detzoo.sweeps.store import Store
 COPIED = 'sweep.json', 'results.jsonl', 'costs.json', 'estimates.json'
 
 
-def pack(folder: str | os.PathLike, output: str | os.PathLike, resamples: int = 1000) -> pathlib.Path:
+def pack(folder: str | os.PathLike, output: str | os.PathLike, resamples: int = 1000) -> AnyPath:
     """Packs the results of a sweep into a new folder, and renders its report there.
 
     Args:
@@ -47,7 +45,7 @@ def pack(folder: str | os.PathLike, output: str | os.PathLike, resamples: int = 
         for path in (scratch / 'figures').glob('*.png'):
             if not path.name.startswith('figure-'):
                 path.unlink()
-    return pathlib.Path(output)
+    return as_path(output)
 
 
 def _pack_group(store: Store, packed: Store, group: Group, judged: str) -> None:
@@ -62,7 +60,7 @@ def _pack_group(store: Store, packed: Store, group: Group, judged: str) -> None:
             write_judgement(packed.results_of(run.run) / JUDGEMENT, judgement)
 
 
-def _copy(source: pathlib.Path, target: pathlib.Path) -> None:
+def _copy(source: AnyPath, target: AnyPath) -> None:
     """Copies a file, if it exists."""
     if source.exists():
-        shutil.copyfile(source, target)
+        target.write_bytes(source.read_bytes())

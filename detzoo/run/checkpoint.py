@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 from tqdm.auto import tqdm
 
 from detzoo.errors import DataError
-from detzoo.files import AnyPath, as_path, files_below, in_bucket, remove_folder, rename_folder
+from detzoo.files import AnyPath, as_path, entries, files_below, in_bucket, remove_folder, rename_folder
 from detzoo.run.storage import failed
 from detzoo.types import ModelState, Params
 
@@ -86,7 +86,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Lists the steps of the finished checkpoints, in order, damaged ones too."""
-        return sorted(int(path.name) for path in self.folder.glob('*') if is_checkpoint(path))
+        return sorted(int(path.name) for path in entries(self.folder) if is_checkpoint(path))
 
     def latest_step(self) -> int | None:
         """Returns the step of the newest checkpoint, which may still be being written; None if there is none."""
@@ -98,7 +98,7 @@ class Checkpoints:
         Raises:
             DataError: all are damaged.
         """
-        for path in self.folder.glob('*'):
+        for path in entries(self.folder):
             if path.name.isdigit() and path.is_dir() and not is_checkpoint(path):
                 remove_folder(path)  # an empty or unfinished folder would be in the way of that step's checkpoint
         steps = self.steps()

@@ -61,6 +61,7 @@ class MetricsLog:
                     self._count(row)
             with writing(self._events):
                 self._mirror = Mirror(self._events)
+                failure.callback(self._mirror.close)
                 self._board = EventsWriter(str(self._mirror.path / 'events'))
                 # TensorBoard hides what earlier files hold from this step on.
                 self._board.write_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))

@@ -140,6 +140,11 @@ class Kept(io.BytesIO):
         self._path = path
         self.write(path.read_bytes() if path.exists() else b'')
 
+    def write(self, data: bytes) -> int:
+        """Adds to the end, wherever was read before."""
+        self.seek(0, io.SEEK_END)
+        return super().write(data)
+
     def store(self) -> None:
         """Writes the file."""
         with new_file(self._path) as scratch:
@@ -156,7 +161,7 @@ class Mirror:
         """Makes the folder, or that which is copied into it."""
         self._temporary = tempfile.TemporaryDirectory() if in_bucket(folder) else None
         self._folder, self.path = folder, pathlib.Path(self._temporary.name) if self._temporary else folder
-        self.path.mkdir(exist_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
 
     def store(self) -> None:
         """Copies the files into the bucket, whole."""

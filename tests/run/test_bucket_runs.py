@@ -34,6 +34,8 @@ def test_train_and_evaluate_in_a_bucket_ends_with_the_bits_of_a_disk(place, tmp_
     assert [row['step'] for row in read_metrics(RUN)] == [1, 2, 3] and Checkpoints(RUN).steps() == [2, 3]
     (place / 'checkpoints' / '4' / 'variables').mkdir(parents=True)  # a checkpoint that was not committed
     (place / 'checkpoints' / '4' / 'variables' / 'half').write_text('half')
+    with (place / 'metrics.jsonl').open('a') as file:
+        file.write('{"step": 4, "loss": 9.0}\n{"step"')  # which was flushed before
     assert train_and_evaluate(config, RUN) == metrics
     said = capsys.readouterr().err
     assert said.count('gs://bucket/runs/one is in a bucket, where nothing can be locked') == 2
@@ -84,8 +86,10 @@ def test_metrics_log_in_a_bucket_is_there_when_it_is_flushed(place, monkeypatch)
     monkeypatch.setattr(log, 'flush', lambda: None)
     log.close()  # as if it was killed
     assert read_metrics(RUN) == kept
-    MetricsLog(RUN, step=1, active=True).close()
-    assert read_metrics(RUN) == kept[:1]
+    log = MetricsLog(RUN, step=1, active=True)
+    log.write(2, {'loss': 0.25})
+    log.close()
+    assert read_metrics(RUN) == [kept[0], {'step': 2, 'loss': 0.25}]
 
 
 def test_held_names_an_owner_that_has_not_said_that_it_ended(place, capsys):

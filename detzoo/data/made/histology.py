@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from detzoo.data import records
 from detzoo.errors import DataError
+from detzoo.files import as_path
 
 PACKAGE = 'histolytics==0.3.0'
 WHEEL = 'histolytics-0.3.0-py3-none-any.whl'
@@ -97,7 +98,7 @@ class Histology(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
         try:
-            wheel = pathlib.Path(dl_manager.manual_dir) / WHEEL
+            wheel = as_path(dl_manager.manual_dir) / WHEEL
         except AssertionError:  # how TFDS says that the folder is missing or empty
             wheel = None
         section = read_wheel(wheel.read_bytes() if wheel and wheel.exists() else download_wheel())
