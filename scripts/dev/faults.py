@@ -361,7 +361,7 @@ def cut_line(run: Run) -> str:
     content = path.read_bytes()
     last = content.splitlines(keepends=True)[-1]
     path.write_bytes(content[: -run.draw.randint(1, len(last))])
-    run.safe = min(run.safe, run.logged())  # a checkpoint beyond the log is made again
+    run.safe = max(step for step in run.whole() if step <= run.logged())  # those beyond the log are made again
     return 'made again'
 
 
