@@ -10,7 +10,8 @@ The seed of a run draws its family, its one to three faults (FAULTS), and the mo
 
 After each end the newest whole checkpoint must still be there, and the output has no traceback: a process may end by a signal's
 own exit code, or with exit code 1 and one line `error: ...`. Anything else is a failure. It is printed with its seed, and the
-run's folder stays; --seed=S --runs=1 repeats it. A campaign that was cut goes on with the same command.
+run's folder stays; --seed=S --runs=1 repeats it. A campaign that was cut goes on with the same command. Several may share a
+workdir at the same time, with other seeds, and disks of their own.
 
 With --disk=DIR, a small file system (`mount -t tmpfs -o size=300m tmpfs DIR`), a full disk is one that is filled. Without it, no
 file may grow beyond a few kilobytes.
@@ -19,6 +20,7 @@ file may grow beyond a few kilobytes.
 import argparse
 import collections
 import contextlib
+import fcntl
 import functools
 import json
 import pathlib
@@ -105,15 +107,26 @@ class Campaign:
     """The runs of a workdir."""
 
     def __init__(self, workdir: pathlib.Path, disk: pathlib.Path | None):
-        """Reads the runs so far; prepares the data if they are missing."""
+        """Prepares the data if they are missing."""
         self.workdir, self.disk = workdir, disk or workdir / 'runs'
         self.disk.mkdir(parents=True, exist_ok=True)
-        if not (workdir / 'data' / 'toy').exists():
-            (workdir / 'data').mkdir(parents=True, exist_ok=True)
-            prepare_toy(workdir / 'data', with_masks, range(8), range(30, 34))
+        (workdir / 'data').mkdir(parents=True, exist_ok=True)
+        with self._alone():
+            if not (workdir / 'data' / 'toy').exists():
+                prepare_toy(workdir / 'data', with_masks, range(8), range(30, 34))
         self._file = workdir / 'runs.jsonl'
+
+    def rows(self) -> dict[int, dict[str, Any]]:
+        """Reads the runs so far, by their seeds."""
         lines = self._file.read_text().splitlines() if self._file.exists() else []
-        self.rows = {row['seed']: row for row in map(json.loads, lines)}
+        return {row['seed']: row for row in map(json.loads, lines)}
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Waits until no other campaign makes what all share."""
+        with (self.workdir / 'lock').open('w') as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     @functools.lru_cache  # noqa: B019, there is one campaign
     def training(self, family: str, hosts: int) -> Training:
@@ -134,11 +147,11 @@ class Campaign:
         reference = self.workdir / 'undisturbed' / name
         training = make_training(config, self.workdir / f'{name}.py', reference, hosts)
         startup = reference.with_suffix('.seconds')
-        if not startup.exists():
-            shutil.rmtree(reference, ignore_errors=True)
-            play(training, reference, (), random.Random(0))
-            seconds = self._time_startup(training)
-            startup.write_text(str(seconds))
+        with self._alone():
+            if not startup.exists():
+                shutil.rmtree(reference, ignore_errors=True)
+                play(training, reference, (), random.Random(0))
+                startup.write_text(str(self._time_startup(training)))
         return training._replace(startup=float(startup.read_text()))
 
     def _time_startup(self, training: Training) -> float:
@@ -185,10 +198,9 @@ class Campaign:
             faults=faults,
             failure=failure,
         )
-        self.rows[seed] = row
         with self._file.open('a') as file:
             file.write(json.dumps(row) + '\n')
-        (self.workdir / 'table.md').write_text(table(list(self.rows.values())))
+        (self.workdir / 'table.md').write_text(table(list(self.rows().values())))
         return row
 
 
@@ -239,15 +251,17 @@ def main() -> None:
     logging.set_verbosity(logging.FATAL)  # Orbax's advice
     campaign = Campaign(arguments.workdir.resolve(), arguments.disk)
     seeds = range(arguments.seed, arguments.seed + arguments.runs)
-    left = [seed for seed in seeds if campaign.rows.get(seed, {'failure': 'missing'})['failure']]
+    rows = campaign.rows()
+    left = [seed for seed in seeds if rows.get(seed, {'failure': 'missing'})['failure']]
     for seed in tqdm(left, unit='run', initial=len(seeds) - len(left), total=len(seeds)):
         row = campaign.run(seed, arguments.families.split(','), arguments.of_two)
         if row['failure']:
             tqdm.write(
                 f'seed {seed}, {row["family"]}, {row["faults"]}: {row["failure"]}\nagain: --seed={seed} --runs=1'
             )
-    print(table([campaign.rows[seed] for seed in seeds]))
-    sys.exit(any(campaign.rows[seed]['failure'] for seed in seeds))
+    rows = campaign.rows()
+    print(table([rows[seed] for seed in seeds]))
+    sys.exit(any(rows[seed]['failure'] for seed in seeds))
 
 
 if __name__ == '__main__':

@@ -311,15 +311,23 @@ def fill_disk(run: Run) -> str:
     filler = disk / 'filler'
     try:
         if os.path.ismount(disk):
-            with filler.open('wb') as file:
-                state = os.statvfs(disk)
-                os.posix_fallocate(file.fileno(), 0, max(1, state.f_bavail * state.f_frsize - size))
+            allocate(filler, size)
         else:
             for process in trainer.processes:
                 resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
         return run.end((0, 1))
     finally:
         filler.unlink(missing_ok=True)
+
+
+def allocate(filler: pathlib.Path, left: int) -> None:
+    """Makes a file that takes the whole disk but for so many bytes."""
+    with filler.open('wb') as file:
+        for _ in range(1000):
+            with contextlib.suppress(OSError):  # something else was written in the meantime
+                disk = os.statvfs(filler)
+                os.posix_fallocate(file.fileno(), 0, max(1, disk.f_bavail * disk.f_frsize - left))
+                return
 
 
 def damage_checkpoint(run: Run) -> str:
@@ -353,7 +361,7 @@ def cut_line(run: Run) -> str:
     content = path.read_bytes()
     last = content.splitlines(keepends=True)[-1]
     path.write_bytes(content[: -run.draw.randint(1, len(last))])
-    run.safe = min(run.safe, run.logged())  # a checkpoint beyond the log is made again
+    run.safe = max(step for step in run.whole() if step <= run.logged())  # those beyond the log are made again
     return 'made again'
 
 

@@ -134,6 +134,10 @@ BAD_IMAGES = {
         r"there is no file '000005\.xml' in",
     ),
     'cut short': (rewrite(annotation()[:-9]), 'not XML, or cut short'),
+    'entities': (
+        rewrite('<!DOCTYPE a [<!ENTITY b "wren">]><annotation/>'),
+        "not XML, .*document type, 'a', is not read: remove <!DOCTYPE",
+    ),
     'unknown encoding': (rewrite('<?xml version="1.0" encoding="klingon"?><annotation/>'), 'not XML'),
     'other root': (rewrite('<html/>'), "its root is 'html'"),
     'size is text': (rewrite(annotation(width='wide')), "size/width must be a finite number, not 'wide'"),

@@ -305,8 +305,9 @@ def read_objects(
 
 def read_annotation(path: pathlib.Path) -> xml.etree.ElementTree.Element:
     """Reads an XML file whose root is VOC's `annotation`."""
+    parser = xml.etree.ElementTree.XMLParser(target=_Tree())
     try:
-        annotation = xml.etree.ElementTree.fromstring(folders.read_bytes(path))
+        annotation = xml.etree.ElementTree.fromstring(folders.read_bytes(path), parser)
     except (xml.etree.ElementTree.ParseError, LookupError, ValueError) as error:  # broken; an encoding nobody knows
         raise DataError(f'{path}: not XML, or cut short ({error}); unpack or export it again') from error
     if annotation.tag != 'annotation':
@@ -402,6 +403,13 @@ def number_classes(splits: dict[str, Split], classes: Sequence[str] | None) -> t
     for thing in things:
         thing['label'] = labels[thing['label']]
     return tuple(classes)
+
+
+class _Tree(xml.etree.ElementTree.TreeBuilder):
+    """Builds the elements of an XML file without entities, which would make a large text of a small one."""
+
+    def doctype(self, name: str, public_id: str | None, system: str | None) -> None:
+        raise ValueError(f'a document type, {name[:40]!r}, is not read: remove <!DOCTYPE ...>')
 
 
 def _has_lists(root: pathlib.Path) -> bool:
