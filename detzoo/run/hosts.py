@@ -32,6 +32,7 @@ LOST = 242  # exit code; XPK starts a workload again after 42 and after 127 to 2
 START_TIMEOUT = 300  # seconds
 HEARTBEAT = 100  # seconds without a sign of life after which JAX takes a process for lost
 SILENCE = 60  # seconds without an answer after which the system takes a connection for broken
+END_TIMEOUT = 3600  # seconds that the processes wait for each other at their end
 GRACE = 5  # seconds in which a process may end with an error of its own, or learn which other one is gone
 _KEY = 'detzoo/hosts'  # of the first process's port and token, in JAX's store
 _LINE = 200  # bytes of a line at most
@@ -85,12 +86,17 @@ def _initialize(place: Place | None, others: '_Others', start_timeout: int) -> N
     make_client = distributed._jax.get_distributed_runtime_client
 
     def make_own_client(*arguments: object, **options: object) -> object:
-        return make_client(*arguments, **options, missed_heartbeat_callback=others.missing)
+        return make_client(
+            *arguments, **options, shutdown_timeout=END_TIMEOUT, missed_heartbeat_callback=others.missing
+        )
 
     try:
         with mock.patch.object(distributed._jax, 'get_distributed_runtime_client', make_own_client):
             jax.distributed.initialize(
-                *(place or ()), initialization_timeout=start_timeout, heartbeat_timeout_seconds=HEARTBEAT
+                *(place or ()),
+                initialization_timeout=start_timeout,
+                heartbeat_timeout_seconds=HEARTBEAT,
+                shutdown_timeout_seconds=END_TIMEOUT,
             )
     except ValueError as error:
         raise ConfigError(

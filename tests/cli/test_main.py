@@ -142,3 +142,11 @@ def test_train_shows_where_a_config_fails(run_script, tmp_path):
     finished = run_script('train', f'--config={path}', '--workdir=w')
     assert finished.code == 1 and "return int('one')" in finished.stderr
     assert finished.stderr.splitlines()[-1] == f'RuntimeError: {path} is a config with an error'
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='/proc is of Linux')
+def test_read_flags_names_the_process_without_a_space(run_script):
+    before = pathlib.Path('/proc/self/comm').read_text()
+    run_script('train', '--workdir=w')
+    assert pathlib.Path('/proc/self/comm').read_text() == 'detzoo-train\n'
+    pathlib.Path('/proc/self/comm').write_text(before)
