@@ -147,11 +147,12 @@ class Campaign:
         reference = self.workdir / 'undisturbed' / name
         training = make_training(config, self.workdir / f'{name}.py', reference, hosts)
         startup = reference.with_suffix('.seconds')
-        with self._alone():
-            if not startup.exists():
-                shutil.rmtree(reference, ignore_errors=True)
-                play(training, reference, (), random.Random(0))
-                startup.write_text(str(self._time_startup(training)))
+        if not startup.exists():
+            with self._alone():
+                if not startup.exists():  # another campaign may have made it
+                    shutil.rmtree(reference, ignore_errors=True)
+                    play(training, reference, (), random.Random(0))
+                    startup.write_text(str(self._time_startup(training)))
         return training._replace(startup=float(startup.read_text()))
 
     def _time_startup(self, training: Training) -> float:
