@@ -171,6 +171,8 @@ class _Others:
         """Tells the others that this process ends with an error, unless it comes of another one that is gone."""
         if _is_of_jax(error):
             time.sleep(GRACE)  # in which news of another process ends this one
+            if 'Gloo' in str(error):  # which connects CPUs, and waits for 30 s
+                self._leave(f'another process of the run does not answer any more ({str(error)[:200]})')
         self._ending.set()
         self._send('error 0' if self._process_id == 0 else 'error')
         atexit.register(_exit_with_error)  # JAX would wait for the others
