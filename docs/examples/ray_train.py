@@ -1,4 +1,4 @@
-"""A training as workers of Ray Train: python docs/examples/ray_train.py (pip install 'detzoo[ray]').
+"""A training as workers of Ray Train: python docs/examples/ray_train.py (pip install -e '.[ray]').
 
 Ray sets up JAX's distributed runtime in each worker. What is left is to call `train_and_evaluate`.
 """
