@@ -61,8 +61,10 @@ setup(
         'test': ['ipykernel', 'nbclient', 'pytest>=8', 'ruff', 'setuptools>=77', *PLOTS, *CLUSTER],
         # For working on the code: the hooks of .pre-commit-config.yaml. Installed on Python 3.12; the hooks run on 3.11.
         'dev': ['pre-commit', 'pytest>=8', 'ruff', *PLOTS],
-        # Sweeps on a SLURM cluster. Run on one of a single node; the tests run it with submitit's local processes.
+        # Sweeps on a SLURM cluster. Run on one of two nodes; the tests run it with submitit's local processes.
         'cluster': CLUSTER,
+        # Trainings as workers of Ray Train: docs/examples/ray_train.py. Run with Ray 2.60 and two workers on CPUs.
+        'ray': ['ray[train]>=2.60'],
         # To train on TPU, and to compile for one without having one. Compiled for TPU, not run on one.
         'tpu': ['jax[tpu]'],
         # To train on NVIDIA GPUs. Run on an H200 with JAX 0.11.2 and its plugin for CUDA 13; see scripts/dev/gpu_check.sh.

@@ -1,7 +1,9 @@
 """Detectors that compile in no time, and what tests of runs look at."""
 
 import itertools
+import json
 import signal
+import time
 
 import flax.linen as nn
 import jax
@@ -103,6 +105,20 @@ def state_of(step, value=1.0, ema=None):
 def losses_of(workdir):
     """The training losses in the log of a run."""
     return [line['loss'] for line in read_metrics(workdir) if 'loss' in line]
+
+
+def wait_for_step(process, workdir, step, seconds=300):
+    """Waits until the log of a process's run shows a step; returns the last one that it shows then."""
+    path, end = workdir / 'metrics.jsonl', time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < end:
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        done = [json.loads(line)['step'] for line in lines if line.endswith('\n')]
+        if done and done[-1] >= step:
+            return done[-1]
+        time.sleep(0.002)
+    process.kill()
+    output = ''.join(filter(None, process.communicate()))
+    raise AssertionError(f'the run ended before step {step}: {output[-3000:]}')
 
 
 def saved(workdir):

@@ -23,7 +23,7 @@ from typing import Any
 from absl import flags, logging
 
 from detzoo.cli.checkpoint_flag import define_checkpoint
-from detzoo.cli.host_flags import define_hosts
+from detzoo.cli.host_flags import define_hosts, quieten
 from detzoo.cli.paths import define_path
 from detzoo.errors import ConfigError
 
@@ -64,6 +64,7 @@ ORACLES = flags.DEFINE_bool(
     'Print only what each stage would be worth if it never erred: a table of AP with its results given.',
 )
 HOSTS = define_hosts()
+before_flags = quieten
 
 
 def main(settings: list[str]) -> None:

@@ -25,7 +25,6 @@ class HostFlags(NamedTuple):
         place = self._place()
         if place is None and not self.multihost.value:
             return contextlib.nullcontext()
-        os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # or JAX logs each loss of a process as well
         from detzoo.run.hosts import Place, joined
 
         return joined(None if place is None else Place(*place), start_timeout=self.start_timeout.value)
@@ -40,6 +39,12 @@ class HostFlags(NamedTuple):
                 f'--coordinator_address, --num_processes and --process_id go together: {listed(missing)} must be given too'
             )
         return tuple(flag.value for flag in given)
+
+
+def quieten(argv: list[str]) -> None:
+    """Keeps JAX's C++ from logging what `run.hosts.joined` tells of in one line; call it before JAX is imported."""
+    if any(argument.startswith(('--multihost', '--num_processes')) for argument in argv):
+        os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # fatal errors are still logged
 
 
 def define_hosts() -> HostFlags:

@@ -20,7 +20,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 
-from absl import app, flags
+from absl import app, command_name, flags
 
 import detzoo
 from detzoo.errors import ConfigError, DataError, FirstProcessError, InUseError, RecompilationError, nearest
@@ -91,6 +91,8 @@ def one_line_errors(more: Sequence[type[Exception]] = ()) -> Iterator[None]:
 
 def read_flags(command: str, argv: Sequence[str]) -> list[str]:
     """Sets the flags of a command, and returns the settings that it hands on; see the top of this file."""
+    # absl has named the process 'detzoo train'. SLURM (proctrack/linuxproc) sends no signals to a name with a space.
+    command_name.set_kernel_process_name(f'detzoo-{command}')
     hands_on = command in HANDS_ON
     try:
         rest = flags.FLAGS(argv, known_only=hands_on)[1:]

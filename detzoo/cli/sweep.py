@@ -16,6 +16,8 @@ not be there (pip install 'detzoo[tpu]').
 
     detzoo sweep --experiment=focal_loss --workdir=/shared/focal_loss --cluster=slurm --jobs=100 \\
         --cluster_options='slurm_partition=gpu,gpus_per_node=1,timeout_min=600'
+
+With nodes=2,tasks_per_node=8,gpus_per_node=8 among these options a run has 16 processes, each with a GPU of its own.
 """
 
 import sys

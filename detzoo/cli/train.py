@@ -26,7 +26,7 @@ from typing import Any
 from absl import flags, logging
 
 from detzoo.cli.config_flag import define_config
-from detzoo.cli.host_flags import define_hosts
+from detzoo.cli.host_flags import define_hosts, quieten
 from detzoo.cli.paths import define_path
 from detzoo.run.stopping import GRACE as DEFAULT_GRACE
 from detzoo.run.stopping import Stopped, StopRequest
@@ -57,7 +57,7 @@ STOP = StopRequest()
 
 def before_flags(argv: list[str]) -> None:
     """Takes SIGTERM and SIGINT from the beginning; libraries swallow KeyboardInterrupt."""
-    del argv
+    quieten(argv)
     STOP.listen()
 
 

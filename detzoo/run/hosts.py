@@ -32,7 +32,9 @@ LOST = 242  # exit code; XPK starts a workload again after 42 and after 127 to 2
 START_TIMEOUT = 300  # seconds
 HEARTBEAT = 100  # seconds without a sign of life after which JAX takes a process for lost
 SILENCE = 60  # seconds without an answer after which the system takes a connection for broken
+END_TIMEOUT = 3600  # seconds that the processes wait for each other at their end
 GRACE = 5  # seconds in which a process may end with an error of its own, or learn which other one is gone
+_KILLED = 'is gone: it was killed, or its machine or network failed'
 _KEY = 'detzoo/hosts'  # of the first process's port and token, in JAX's store
 _LINE = 200  # bytes of a line at most
 
@@ -62,11 +64,12 @@ def joined(place: Place | None = None, *, start_timeout: int = START_TIMEOUT) ->
 
     Raises:
         ConfigError: the place is none, or JAX finds no cluster.
+        OSError: the first process cannot open its port.
     """
     others = _Others()
     _initialize(place, others, start_timeout)
-    others.connect()
     try:
+        others.connect()
         yield
     except Exception as error:
         others.end_with(error)
@@ -78,23 +81,24 @@ def joined(place: Place | None = None, *, start_timeout: int = START_TIMEOUT) ->
 
 
 def _initialize(place: Place | None, others: '_Others', start_timeout: int) -> None:
-    """Starts JAX's distributed runtime, without its own reactions to SIGTERM and to a missing process."""
+    """Starts JAX's distributed runtime, without its reactions to SIGTERM, and to a missing process by a stack trace and abort."""
     if place is not None:
         _check(place)
     jax.config.update('jax_enable_preemption_service', False)  # it would take SIGTERM for itself
-    # JAX would print a stack trace and abort the process. It calls a callback instead, with a status that JAX 0.10 cannot make an
-    # object of Python's, so that C++ ends the process: by std::terminate, whose handler is set too.
     make_client = distributed._jax.get_distributed_runtime_client
 
     def make_own_client(*arguments: object, **options: object) -> object:
-        return make_client(*arguments, **options, missed_heartbeat_callback=others.missing)
+        return make_client(
+            *arguments, **options, shutdown_timeout=END_TIMEOUT, missed_heartbeat_callback=others.missing
+        )
 
-    with contextlib.suppress(AttributeError, OSError):  # another library of C++: JAX aborts the process
-        ctypes.CDLL('libstdc++.so.6')['_ZSt13set_terminatePFvvE'](others.missing_in_c)
     try:
         with mock.patch.object(distributed._jax, 'get_distributed_runtime_client', make_own_client):
             jax.distributed.initialize(
-                *(place or ()), initialization_timeout=start_timeout, heartbeat_timeout_seconds=HEARTBEAT
+                *(place or ()),
+                initialization_timeout=start_timeout,
+                heartbeat_timeout_seconds=HEARTBEAT,
+                shutdown_timeout_seconds=END_TIMEOUT,
             )
     except ValueError as error:
         raise ConfigError(
@@ -102,13 +106,16 @@ def _initialize(place: Place | None, others: '_Others', start_timeout: int) -> N
         ) from error
     except RuntimeError:
         state = distributed.global_state
-        _leave(
-            f'not all {state.num_processes} processes came within {start_timeout} s. This is process {state.process_id}; the '
-            f'first one is expected at {state.coordinator_address}'
-        )
+        if state.client is not None:
+            _leave(
+                f'not all {state.num_processes} processes came within {start_timeout} s. This is process {state.process_id}; '
+                f'the first one is expected at {state.coordinator_address}'
+            )
+        raise  # JAX was in use before
 
 
 def _check(place: Place) -> None:
+    """Checks a place, and the port of the first process: JAX crashes where it cannot open it."""
     host, _, port = place.coordinator_address.rpartition(':')
     if not host or not port.isdecimal():
         raise ConfigError(f'the address of the first process is {place.coordinator_address!r}: write HOST:PORT')
@@ -116,6 +123,11 @@ def _check(place: Place) -> None:
         raise ConfigError(
             f'there is no process {place.process_id} of {place.num_processes}: their numbers are 0 to {place.num_processes - 1}'
         )
+    if place.process_id == 0:
+        try:
+            _listen(int(port)).close()
+        except (OSError, OverflowError) as error:
+            raise OSError(f'port {port} cannot be opened here ({error}): take another one') from error
 
 
 class _Others:
@@ -126,12 +138,16 @@ class _Others:
     """
 
     def __init__(self) -> None:
-        self.missing_in_c = ctypes.CFUNCTYPE(None)(self.missing)
+        self._terminate = ctypes.CFUNCTYPE(None)(self.missing)
         self._connections: list[socket.socket] = []
         self._ending, self._leaving = threading.Event(), threading.Lock()
 
     def connect(self) -> None:
         """Connects this process to the first one, or the first one to all that call, and watches the connections."""
+        # JAX 0.10 calls `missing` with a status that it cannot make an object of Python's. So C++ ends the process by
+        # std::terminate, of which the handler is set here. Where C++'s library is another one, JAX aborts the process.
+        with contextlib.suppress(AttributeError, OSError):
+            ctypes.CDLL('libstdc++.so.6')['_ZSt13set_terminatePFvvE'](self._terminate)
         state = distributed.global_state
         self._process_id, self._num_processes = state.process_id, state.num_processes
         if self._process_id == 0:
@@ -163,6 +179,8 @@ class _Others:
         """Tells the others that this process ends with an error, unless it comes of another one that is gone."""
         if _is_of_jax(error):
             time.sleep(GRACE)  # in which news of another process ends this one
+            if 'Gloo' in str(error):  # which connects CPUs, and waits for 30 s
+                self._leave(f'another process of the run does not answer any more ({str(error)[:200]})')
         self._ending.set()
         self._send('error 0' if self._process_id == 0 else 'error')
         atexit.register(_exit_with_error)  # JAX would wait for the others
@@ -184,7 +202,7 @@ class _Others:
         """Listens to another process, in the first one."""
         lines = _lines(connection)
         sent, _, process_id = next(lines, '').partition(' ')
-        if not secrets.compare_digest(sent, token):  # no process of this run
+        if sent != token:  # no process of this run
             connection.close()
             return
         self._keep(connection)
@@ -203,13 +221,10 @@ class _Others:
 
     def _gone(self, how: str, process_id: str) -> None:
         """Ends this process since another one is gone."""
-        if how == 'error':
-            if self._ending.wait(GRACE):  # this one has an error of its own
-                return
-            self._leave(f'process {process_id} of {self._num_processes} ended with an error, see its output')
-        self._leave(
-            f'process {process_id} of {self._num_processes} is gone: it was killed, or its machine or network failed'
-        )
+        if how == 'error' and self._ending.wait(GRACE):  # this one has an error of its own
+            return
+        what = 'ended with an error, see its output' if how == 'error' else _KILLED
+        self._leave(f'process {process_id} of {self._num_processes} {what}')
 
     def _leave(self, reason: str) -> None:
         """Ends this process, unless it is at its end already."""
@@ -234,11 +249,11 @@ class _Others:
                 connection.sendall(f'{line}\n'.encode())
 
 
-def _listen() -> socket.socket:
-    """Opens a port for the other processes."""
+def _listen(port: int = 0) -> socket.socket:
+    """Opens a port for the other processes: one that is free by default."""
     if socket.has_dualstack_ipv6():
-        return socket.create_server(('', 0), family=socket.AF_INET6, dualstack_ipv6=True)
-    return socket.create_server(('', 0))
+        return socket.create_server(('', port), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(('', port))
 
 
 def _lines(connection: socket.socket) -> Iterator[str]:

@@ -4,6 +4,7 @@
   -> result.json, at the end, even if the run failed
 
 python -m detzoo.sweeps.attempt DIR RUN       the command of a run's process; it stops with its parent
+attempt_in_job                                the same in a job of a cluster, which may have several processes
 """
 
 import fcntl
@@ -29,22 +30,36 @@ from detzoo.sweeps.store import FAILED, FINISHED, Result, Store, truth_name
 ROOT = pathlib.Path(__file__).parents[2]  # the checkout, or the folder of installed packages
 
 
-def attempt(folder: str, run: str, stop: StopRequest | None = None) -> bool:
+def attempt_in_job(folder: str, run: str) -> bool:
+    """Makes an attempt in a job of a cluster: in one process, or in as many as SLURM has tasks in the job."""
+    if int(os.environ.get('SLURM_NTASKS', 1)) == 1:
+        return attempt(folder, run)
+    from detzoo.run.hosts import joined
+
+    with joined():
+        return attempt(folder, run, first=os.environ['SLURM_PROCID'] == '0')
+
+
+def attempt(folder: str, run: str, stop: StopRequest | None = None, *, first: bool = True) -> bool:
     """Trains, evaluates and draws a run of a sweep, and writes its result.json, unless the process is killed.
 
     Args:
         folder: the folder of the sweep.
         run: its name.
         stop: may ask the run to stop.
+        first: whether this is the first of the run's processes, or the only one. The others write nothing.
 
     Returns:
         whether it is finished.
 
     Raises:
         Stopped: the run was asked to stop; there is no result.json.
+        Exception: what ended the run, in a process that is not the first.
     """
     store = Store(folder)
     planned = next(Result(**row) for row in store.sweep()['runs'] if row['run'] == run)
+    if not first:
+        return _train(store, planned, stop).status == FINISHED
     runs = store.workdir(run).parent
     runs.mkdir(parents=True, exist_ok=True)
     store.results_of(run).mkdir(parents=True, exist_ok=True)
@@ -93,14 +108,16 @@ class _Clock:
 
 
 def _train(store: Store, planned: Result, stop: StopRequest | None) -> Result:
-    """Trains a run, and writes the files that its report needs."""
+    """Trains a run; the first process writes the files that its report needs."""
+    import jax
+
     from detzoo.costs.counts import parameter_count
     from detzoo.costs.latency import device_name
     from detzoo.evaluation import write_detections
     from detzoo.inference.dataset import further_numbers
     from detzoo.inference.predictor import load
     from detzoo.run.memory import keep_memory
-    from detzoo.run.parallel import keep_compilations
+    from detzoo.run.parallel import from_first_process, keep_compilations
     from detzoo.training.loop import train_and_evaluate
 
     keep_memory()
@@ -108,20 +125,22 @@ def _train(store: Store, planned: Result, stop: StopRequest | None) -> Result:
     config = from_json(json.dumps(planned.config))
     workdir, folder = store.workdir(planned.run), store.results_of(planned.run)
     if planned.trained:
-        _take_training(store.workdir(planned.trained), workdir)
+        from_first_process(lambda: _take_training(store.workdir(planned.trained), workdir))
     if planned.initialized:
         config.initialize_from = str(store.workdir(planned.initialized).absolute())
     results: list[Any] = []
     train_and_evaluate(config, workdir, stop=stop, on_results=lambda *last: results.extend(last))
     metrics, truth, detections = results
     predictor = load(workdir)
+    metrics |= _wanted_recalls(store, workdir, metrics)
+    if jax.process_index() > 0:
+        return planned._replace(status=FINISHED)
 
     whole = '-objects' if predictor.detector.class_agnostic else ''  # another ground truth: all classes are one
     name = truth_name(config.data.name, config.data.validation_split + whole)
     store.write_ground_truth(name, truth)
     write_detections(folder / 'detections.json.gz', detections)
     write_text(folder / 'curves.json', json.dumps(curves(read_metrics(workdir))) + '\n')
-    metrics |= _wanted_recalls(store, workdir, metrics)
     _draw(store, name, planned.run, predictor, detections)
     if 'panoptic' in metrics:
         _draw_pixels(store, name, planned.run, predictor, truth, detections)

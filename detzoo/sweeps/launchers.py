@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from detzoo.files import write_text
 from detzoo.run.stopping import EXIT_CODES
-from detzoo.sweeps.attempt import ROOT, attempt
+from detzoo.sweeps.attempt import ROOT, attempt_in_job
 from detzoo.sweeps.store import STOPPED, Store
 
 
@@ -79,7 +79,8 @@ class Cluster:
         Args:
             folder: the folder of the sweep, which all nodes must see.
             cluster: 'slurm', or 'local' for processes on this machine.
-            options: parameters of submitit, for example {'slurm_partition': 'gpu', 'gpus_per_node': 1, 'timeout_min': 600}.
+            options: parameters of submitit, for example {'slurm_partition': 'gpu', 'gpus_per_node': 1, 'timeout_min': 600}. With
+                'nodes' or 'tasks_per_node' above 1 a run has a process for each task of its job.
 
         Raises:
             ImportError: submitit is not installed.
@@ -100,7 +101,7 @@ class Cluster:
         job = self.job(self.folder / 'jobs', path.read_text()) if path.exists() else None
         if job is None or job.done(force_check=True):
             result.unlink(missing_ok=True)  # left by an earlier job
-            job = self.executor.submit(attempt, str(self.folder), run)
+            job = self.executor.submit(attempt_in_job, str(self.folder), run)
             write_text(path, job.job_id)
         return _Job(job, result)
 

@@ -51,7 +51,10 @@ def test_scripts_are_commands_that_explain_themselves(run_script, script):
     assert f'`python scripts/{script.name}` is `detzoo {command}`' in script.read_text()
     finished = run_script(script.stem, '--help')
     assert finished.code == 0 and f'\n    detzoo {command} --' in finished.stdout, finished.stderr
-    source = (ROOT / 'detzoo' / 'cli' / f'{main.COMMANDS[command]}.py').read_text()
+    folder = ROOT / 'detzoo' / 'cli'
+    source = (folder / f'{main.COMMANDS[command]}.py').read_text()
+    if 'define_hosts()' in source:
+        source += (folder / 'host_flags.py').read_text()
     defined = re.findall(r"(?:DEFINE_\w+|define_path)\(\s*'(\w+)'", source)
     defined += [name for name in ('config', 'checkpoint') if f'define_{name}' in source]
     listed = re.findall(r'^  --(?:\[no\])?(\w+) ', finished.stdout, re.MULTILINE)
@@ -78,6 +81,11 @@ def test_help_imports_no_jax():
     assert finished.stdout == '[]\n', finished.stderr
 
 
+def place(address, num_processes, process_id):
+    """The flags that say which of several processes one is."""
+    return f'--coordinator_address={address}', f'--num_processes={num_processes}', f'--process_id={process_id}'
+
+
 @pytest.mark.parametrize(
     'arguments, words',
     [
@@ -90,6 +98,12 @@ def test_help_imports_no_jax():
             "no config 'retinanet_shape'.*nearest is 'retinanet_shapes'",
         ),
         (['train', '--config=ssd_shapes:c4', '--workdir=w'], "ssd_shapes.py has no variant 'c4'"),
+        (
+            ['evaluate', '--workdir=w', '--process_id=1'],
+            'go together: --coordinator_address and --num_processes must be',
+        ),
+        (['evaluate', '--workdir=w', *place('one', 2, 1)], "is 'one': write HOST:PORT"),
+        (['evaluate', '--workdir=w', *place('one:1', 2, 2)], 'no process 2 of 2: their numbers are 0 to 1'),
         (['export', '--output=w'], 'give either --workdir'),
         (['export', '--output=w', '--workdir=w', '--name=shapes'], 'give either --workdir'),
     ],
@@ -128,3 +142,11 @@ def test_train_shows_where_a_config_fails(run_script, tmp_path):
     finished = run_script('train', f'--config={path}', '--workdir=w')
     assert finished.code == 1 and "return int('one')" in finished.stderr
     assert finished.stderr.splitlines()[-1] == f'RuntimeError: {path} is a config with an error'
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='/proc is of Linux')
+def test_read_flags_names_the_process_without_a_space(run_script):
+    before = pathlib.Path('/proc/self/comm').read_text()
+    run_script('train', '--workdir=w')
+    assert pathlib.Path('/proc/self/comm').read_text() == 'detzoo-train\n'
+    pathlib.Path('/proc/self/comm').write_text(before)

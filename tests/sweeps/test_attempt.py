@@ -1,5 +1,6 @@
 """One run of a sweep: in this process, and how its process ends."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import pytest
 
 from detzoo.evaluation import read_detections
 from detzoo.inference import dataset
+from detzoo.run import hosts
+from detzoo.sweeps import attempt as module
 from detzoo.sweeps.attempt import attempt
 from detzoo.sweeps.launchers import _Job, _Process
 from detzoo.sweeps.store import FINISHED, STOPPED, Result, Store
@@ -34,6 +37,30 @@ def test_attempt_predicts_its_validation_split_once(tiny_config, tiny_run, tmp_p
     assert read_detections(store.results_of('again') / 'detections.json.gz') == detections
     assert store.ground_truth(result['truth']) == json.loads(json.dumps(truth))
     assert (metrics['step'], metrics['boxes'], metrics['per_class']) == (16, result['metrics'], result['per_class'])
+
+
+@pytest.mark.parametrize('task, first', [('0', True), ('1', False)])
+def test_attempt_in_job_joins_the_other_tasks_of_a_job(monkeypatch, tmp_path, task, first):
+    made = []
+    monkeypatch.setattr(module, 'attempt', lambda *arguments, **options: made.append(([*joined], arguments, options)))
+    joined = []
+    monkeypatch.setattr(hosts, 'joined', lambda: contextlib.nullcontext(joined.append('joined')))
+    monkeypatch.setenv('SLURM_NTASKS', '1')
+    module.attempt_in_job('folder', 'run')
+    assert made == [([], ('folder', 'run'), {})]
+    monkeypatch.setenv('SLURM_NTASKS', '2')
+    monkeypatch.setenv('SLURM_PROCID', task)
+    module.attempt_in_job('folder', 'run')
+    assert made[1:] == [(['joined'], ('folder', 'run'), {'first': first})]
+
+
+def test_attempt_of_another_process_than_the_first_writes_nothing_and_raises(monkeypatch, tmp_path):
+    run = Result('a', 'a', 'a', 'waiting', '', {}, {}, 0, {})
+    (tmp_path / 'sweep.json').write_text(json.dumps({'runs': [run._asdict()], 'metrics': ['AP']}))
+    monkeypatch.setattr(module, '_train', lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        attempt(str(tmp_path), 'a', first=False)
+    assert [path.name for path in tmp_path.rglob('*')] == ['sweep.json']
 
 
 @pytest.mark.parametrize(

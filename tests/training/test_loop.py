@@ -1,4 +1,4 @@
-"""A run from its first step to its last: interrupted, refused, diverged, and in several processes.
+"""A run from its first step to its last: interrupted, refused, diverged, and in a process of its own.
 
 Most of it trains `linear_detector`, which compiles at once.
 """
@@ -8,21 +8,18 @@ import json
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
 import pytest
-from linear import assert_close, assert_same, first_batches, losses_of, saved
+from linear import assert_same, first_batches, losses_of, saved, wait_for_step
 
 from detzoo.config import to_json
 from detzoo.errors import ConfigError
 from detzoo.inference.dataset import Tally
 from detzoo.run.metrics import read_metrics
-from detzoo.run.storage import held
 from detzoo.training import loop
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -147,7 +144,7 @@ def test_train_and_evaluate_writes_what_the_run_is(tiny_run, tiny_config):
     assert list((tiny_run / 'tensorboard').iterdir())
 
 
-# Processes
+# A process of its own
 
 
 def train_script(tiny_config, tmp_path, workdir):
@@ -160,20 +157,13 @@ def train_script(tiny_config, tmp_path, workdir):
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def ended_after(process, workdir, step, signal=signal.SIGKILL, code=-signal.SIGKILL, seconds=300):
+def ended_after(process, workdir, step, signal=signal.SIGKILL, code=-signal.SIGKILL):
     """Ends a run by a signal, with an exit code, once its metrics show a step; returns the last step they show then."""
-    path, end = workdir / 'metrics.jsonl', time.monotonic() + seconds
-    while process.poll() is None and time.monotonic() < end:
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        done = [json.loads(line)['step'] for line in lines if line.endswith('\n')]
-        if done and done[-1] >= step:
-            process.send_signal(signal)
-            process.communicate(timeout=30)
-            assert process.returncode == code
-            return done[-1]
-        time.sleep(0.002)
-    process.kill()
-    raise AssertionError(f'the run ended before step {step}: {process.communicate()[0][-3000:]}')
+    step = wait_for_step(process, workdir, step)
+    process.send_signal(signal)
+    process.communicate(timeout=30)
+    assert process.returncode == code
+    return step
 
 
 def test_train_script_stopped_killed_and_started_again_ends_with_the_same_bits(tiny_run, tiny_config, tmp_path):
@@ -189,64 +179,3 @@ def test_train_script_stopped_killed_and_started_again_ends_with_the_same_bits(t
     assert (workdir / 'metrics.jsonl').read_bytes() == (tiny_run / 'metrics.jsonl').read_bytes()
     assert saved(workdir)[0] == 16
     assert_same(saved(workdir), saved(tiny_run))
-
-
-PROCESS = """
-import sys
-import jax
-rank, port, tests, workdir, config = sys.argv[1:]
-jax.config.update('jax_num_cpu_devices', 4)
-jax.distributed.initialize(f'localhost:{port}', 2, int(rank))
-sys.path.insert(0, tests)
-from linear import AskedAt, linear_detector
-from detzoo.config import from_json
-from detzoo.run.stopping import Stopped
-from detzoo.training import checks, loop
-checks.detector_of = lambda config, num_classes, axis_name=None: linear_detector(axis_name)
-assert jax.device_count() == 8 and jax.local_device_count() == 4
-config = from_json(open(config).read())
-try:
-    loop.train_and_evaluate(config, workdir + '_in_use')
-except RuntimeError as error:
-    print(type(error).__name__)
-try:
-    loop.train_and_evaluate(config, workdir, stop=AskedAt(3 if rank == '1' else 99))
-except Stopped as stopped:
-    print(stopped.exit_code, stopped)
-print(loop.train_and_evaluate(config, workdir))
-"""
-
-
-def test_train_and_evaluate_of_two_processes_equals_that_of_one(tmp_path, tiny_config, linear):
-    config = tiny_config(training__steps=6)
-    metrics = loop.train_and_evaluate(config, tmp_path / 'one')
-    (tmp_path / 'config.json').write_text(to_json(config))
-    with socket.socket() as free:
-        free.bind(('localhost', 0))
-        port = free.getsockname()[1]
-    environment = {key: value for key, value in os.environ.items() if key != 'XLA_FLAGS'} | {'PYTHONPATH': str(ROOT)}
-    arguments = [str(port), str(ROOT / 'tests'), str(tmp_path / 'two'), str(tmp_path / 'config.json')]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, '-c', PROCESS, str(rank), *arguments],
-            env=environment,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(2)
-    ]
-    try:
-        with held(tmp_path / 'two_in_use'):
-            outputs = [process.communicate(timeout=200) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for process, (stdout, stderr), refused in zip(processes, outputs, ('InUseError', 'FirstProcessError')):
-        assert process.returncode == 0, stderr[-3000:]
-        lines = stdout.strip().splitlines()
-        assert refused in lines and lines[-1] == str(metrics)
-        # One process was asked after step 3; all know it one step later.
-        assert any(line.startswith('42 stopped by SIGTERM after step 4, whose checkpoint') for line in lines), lines
-    np.testing.assert_allclose(losses_of(tmp_path / 'two'), losses_of(tmp_path / 'one'), rtol=1e-5)
-    assert_close(saved(tmp_path / 'two')[1], saved(tmp_path / 'one')[1], 1e-5)
