@@ -22,7 +22,7 @@ def test_play_ends_with_the_same_bits(tiny_run, tiny_config, tmp_path):
     environment = os.environ | {'PYTHONPATH': str(ROOT)}
     training = Training(tiny_config(), file, tiny_run, environment, startup=4.0)  # the signal comes after one second
     faults = play(training, tmp_path / 'run', ['SIGTERM', 'cut metrics.jsonl', 'damaged checkpoint'], random.Random(1))
-    assert [fault['place'] for fault in faults] == ['start-up', '-', '-']
+    assert [fault['place'] for fault in faults] == ['start-up', 'between starts', 'between starts']
     assert faults[0]['outcome'] in ('exit code 42', 'SIGTERM')  # SIGTERM: Python itself was starting
     assert [fault['outcome'] for fault in faults[1:]] == ['made again', 'set aside']
     (aside,) = (tmp_path / 'run' / 'checkpoints').glob('*.damaged')

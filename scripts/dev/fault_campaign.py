@@ -34,7 +34,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
-from faults import FAULTS, OF_HOSTS, Failure, Run, Training, make_training
+from faults import BETWEEN, FAULTS, OF_HOSTS, Failure, Run, Training, make_training
 from linear import saved
 from tiny import TINY_FASTER_RCNN_C4, TINY_MASK_RCNN_C4, TINY_RETINANET, TINY_SSD, TINY_YOLO_V1
 from toy import prepare_toy, toy_config, with_masks
@@ -67,7 +67,7 @@ def play(training: Training, workdir: pathlib.Path, names: Sequence[str], draw: 
     run, faults = Run(training, workdir, draw), []
     try:
         for name in names:
-            faults.append({'fault': name, 'place': '-', 'outcome': 'failure'})
+            faults.append({'fault': name, 'place': BETWEEN, 'outcome': 'failure'})
             faults[-1] |= {'outcome': (FAULTS | OF_HOSTS)[name](run), 'place': run.place}
         if run.trainer is not None or not run.finished:
             run.start()

@@ -29,6 +29,7 @@ from detzoo.run.stopping import EXIT_CODES
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PATIENCE = 600.0  # seconds after which a training counts as hanging
+BETWEEN = 'between starts'  # where a fault came to no process
 HOST_PATIENCE = 120.0  # seconds that a process may outlive the other one of its run
 
 
@@ -161,7 +162,7 @@ class Run:
         self.trainer: Trainer | None = None  # what runs
         self.safe = 0  # step of the newest checkpoint, which must not be lost
         self.finished = False  # whether the training came to its end, and nothing was changed since
-        self.place = '-'  # where the last fault came
+        self.place = BETWEEN  # where the last fault came
 
     def start(self) -> Trainer:
         """Starts the training, unless it runs."""
@@ -204,7 +205,7 @@ class Run:
             self.until(lambda: len(self.whole()) >= number)
             self.trainer.kill()
             self.end((0, 1, -signal.SIGKILL))
-        self.place, self.finished = '-', False
+        self.place, self.finished = BETWEEN, False
 
     def is_open(self) -> bool:
         """Tells whether the training has opened its log, and cut it back to where it goes on."""
