@@ -62,7 +62,8 @@ class MetricsLog:
             with writing(self._events):
                 self._mirror = Mirror(self._events)
                 failure.callback(self._mirror.close)
-                self._board = EventsWriter(str(self._mirror.path / 'events'))
+                # The name has the second, in which the run may go on again; a file of the same name would be replaced.
+                self._board = EventsWriter(str(self._mirror.path / 'events'), f'.{step}')
                 # TensorBoard hides what earlier files hold from this step on.
                 self._board.write_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
             failure.pop_all()
