@@ -8,9 +8,9 @@ All commands want the same current folder, in which the files of proposals lie. 
 feature map without a pyramid, with RoIPool or a pyramid of bins. SPP-net's backbone does not learn from RoIs. Here it starts from
 nothing, so its features stay as they were drawn; `initialize_backbone` or `initialize_from` give it better ones.
 
-Measured, seed 0: Fast R-CNN, AP 0.358, AP50 0.588 after 400 steps (`--config.training.steps=400`) with the proposals of
-`detzoo proposals --data=shapes --output=proposals --method=selective_search --width=128`, named by `data.train_proposals` and
-`data.validation_proposals`. The 1000 steps of this config, and SPP-net, are not measured yet.
+Measured, seed 0, after 1000 steps: Fast R-CNN AP 0.452, AP50 0.709, SPP-net AP 0.212, AP50 0.371, in 2.9 and 2.4 minutes on two
+cores of an AMD EPYC, beside other work. The proposals were those of `detzoo proposals --data=shapes --output=proposals
+--method=selective_search --width=128`, named by `data.train_proposals` and `data.validation_proposals`. Not measured with windows.
 """
 
 import ml_collections

