@@ -118,10 +118,9 @@ def test_train_in_processes_that_are_stopped_and_killed_ends_as_on_one(
     results = ended(group)
     (code, _, error), left = results[killed], results[1 - killed]
     assert code == -signal.SIGKILL and left[0] == LOST, left
-    (line,) = errors_in(left[2])
-    assert line.startswith(f'error: process {killed} of 2 is gone') and line.endswith(
-        'goes on from its newest checkpoint'
-    )
+    # JAX, which notices it too, may have written lines of its own before the process ended.
+    (line,) = [line for line in errors_in(left[2]) if line.startswith(f'error: process {killed} of 2 is gone')]
+    assert line.endswith('goes on from its newest checkpoint')
 
     # On two devices, in one process.
     ((code, _, error),) = ended(start('train', *flags, devices=2))
