@@ -12,18 +12,14 @@ import gzip
 import hashlib
 import io
 import json
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from detzoo.errors import DataError
-from detzoo.files import AnyPath
+from detzoo.files import AnyPath, unpacked
 
-FEDERATED = (
-    'neg_category_ids',
-    'not_exhaustive_category_ids',
-)  # of images that are annotated for some of the classes only
-_RATIO = 200  # of the text to its file at most, where the text has more than 64 MiB; annotations pack to a tenth
+# Keys of images that are annotated for some of the classes only.
+FEDERATED = ('neg_category_ids', 'not_exhaustive_category_ids')
 
 Row = tuple[dict[str, Any], list[dict[str, Any]]]
 
@@ -91,13 +87,10 @@ def read_rows(path: AnyPath, stored: Stored) -> Iterator[Row]:
         DataError: the file is not there, is damaged, or belongs to other records.
     """
     try:
-        data = path.read_bytes()
-        if stored.size > max(2**26, _RATIO * len(data)):
-            raise ValueError(f'{len(data)} bytes cannot hold the {stored.size} bytes that were written')
-        text = zlib.decompressobj(wbits=31).decompress(data, stored.size + 1)
+        text = unpacked(path.read_bytes())
         if (len(text), hashlib.sha256(text).hexdigest()) != stored:
             raise ValueError('it is not what was written')
-    except (OSError, ValueError, zlib.error) as error:
+    except (OSError, ValueError) as error:
         raise DataError(
             f'{path} does not belong to the records beside it ({error}): prepare the data again; or take "truth" out of '
             'metadata.json in that folder, and the annotations are read from the records'
